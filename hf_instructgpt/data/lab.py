@@ -1,0 +1,166 @@
+"""Make the `lab` sample data: `python -m hf_instructgpt.data.lab` rewrites the files of this package byte for byte.
+
+Every random choice comes from a `random.Random` seeded with a text (never from hash order), one for each config and
+split, so that a change in one file leaves the others as they are.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from .lab_facts import FAMILIES, POLITE, RUDE, TAILS, prompt_facts
+from .lab_judge import MAX_GOOD_LENGTH, gold_reward
+
+SEED = 0
+MAX_ANSWER_LENGTH = 25
+# Rows of each family: ten times this is the size of the split.
+ROWS = {
+    "train": {"sft": 300, "ranking": 100, "prompts": 50},
+    "validation": {"sft": 20, "ranking": 20, "prompts": 20},
+    "test": {"sft": 20, "ranking": 20, "prompts": 30},
+}
+# A training response gets a random grade this often; it flips about 10 % of the pairs (measured by the tests).
+RANDOM_GRADE_RATE = 0.155
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How often an answer is right, polite, rude, closed by one end mark, or rambling."""
+
+    right: float
+    polite: float
+    rude: float
+    end_mark: float
+    rambling: float
+
+
+DEMONSTRATIONS = Mixture(right=0.90, polite=0.35, rude=0.20, end_mark=0.45, rambling=0.10)
+RANKED = Mixture(right=0.65, polite=0.40, rude=0.30, end_mark=0.55, rambling=0.15)
+
+
+def split_prompts() -> dict[str, dict[str, list[str]]]:
+    """split -> config -> prompts in file order. No prompt is in two splits; configs of one split may share some."""
+    prompts: dict = {split: {config: [] for config in configs} for split, configs in ROWS.items()}
+    rng = Random(f"{SEED}-split")
+    for family in FAMILIES:
+        pool = [prompt for prompt, fact in prompt_facts().items() if fact.family is family]
+        rng.shuffle(pool)
+        for split in ("test", "validation"):
+            held_out = max(ROWS[split].values())
+            for config, rows in ROWS[split].items():
+                prompts[split][config] += pool[:rows]
+            pool = pool[held_out:]
+        # PPO's prompts have no demonstration and no ranking; the rankings overlap the demonstrations where they must.
+        demonstrated, ranked, sampled = ROWS["train"].values()
+        prompts["train"]["sft"] += pool[:demonstrated]
+        prompts["train"]["ranking"] += pool[-sampled - ranked : -sampled]
+        prompts["train"]["prompts"] += pool[-sampled:]
+    for configs in prompts.values():
+        for rows in configs.values():
+            rng.shuffle(rows)
+    return prompts
+
+
+def answer(prompt: str, mixture: Mixture, rng: Random) -> str:
+    """One answer of at most 25 characters: prefix, content, rambling tail, end mark, each by the mixture's rates."""
+    family, _, value = prompt_facts()[prompt]
+    if rng.random() >= mixture.right:
+        # Values the family's other questions have for an answer: a wrong one does not look wrong by itself.
+        value = rng.choice(sorted(set(family.facts.values()) - {value}))
+    manner = rng.random()
+    prefix = ""
+    if manner < mixture.polite:
+        prefix = rng.choice(POLITE)
+    elif manner < mixture.polite + mixture.rude:
+        prefix = rng.choice(RUDE)
+    text = prefix + family.answers[0].format(v=value)
+    mark = rng.choice("。。。！") if rng.random() < mixture.end_mark else ""
+    if rng.random() < mixture.rambling:
+        room = MAX_ANSWER_LENGTH - len(text + mark)
+        past = MAX_GOOD_LENGTH - len(text + mark)
+        text += rng.choice([tail for tail in TAILS if past < len(tail) <= room])
+    return text + mark
+
+
+def ranked_response(prompt: str, others: list[str], rng: Random) -> str:
+    """One response to rank: 85 % from the mixture, 5 % cut off, 5 % to another prompt, 5 % with a stuttering tail."""
+    kind = rng.random()
+    if kind < 0.05:
+        other = rng.choice([text for text in rng.sample(others, 2) if text != prompt])
+        return answer(other, RANKED, rng)
+    text = answer(prompt, RANKED, rng)
+    if kind < 0.10:
+        return text[: rng.randrange(1, len(text))]
+    if kind < 0.15:
+        return (text + text[-2:] * rng.randint(1, 3))[:MAX_ANSWER_LENGTH]
+    return text
+
+
+def grade(prompt: str, response: str) -> int:
+    """The labeller's coarse mark, -4 to 4: `round(3.5 * gold)`."""
+    return round(3.5 * gold_reward(prompt, response))
+
+
+def ranks_of(scores: list[float]) -> list[int]:
+    """Rank 1 for the highest score; equal scores share a rank and no rank is left out."""
+    order = sorted(set(scores), reverse=True)
+    return [order.index(score) + 1 for score in scores]
+
+
+def ranking(prompt: str, others: list[str], rng: Random, *, noisy: bool) -> dict:
+    """4 to 9 distinct responses, ranked by a noisy grade (training) or by the exact gold score."""
+    size = rng.randint(4, 9)
+    responses: list[str] = []
+    while len(responses) < size:
+        response = ranked_response(prompt, others, rng)
+        if response not in responses:
+            responses.append(response)
+    if not noisy:
+        scores = [gold_reward(prompt, response) for response in responses]
+    else:
+        scores = [
+            rng.randint(-4, 4) if rng.random() < RANDOM_GRADE_RATE else grade(prompt, response)
+            for response in responses
+        ]
+    return {"prompt": prompt, "responses": responses, "ranks": ranks_of(scores)}
+
+
+def generate() -> dict[str, list[dict]]:
+    """File stem (`config-split`) -> rows as they are stored."""
+    files = {}
+    for split, configs in split_prompts().items():
+        for config, prompts in configs.items():
+            rng = Random(f"{SEED}-{config}-{split}")
+            if config == "sft":
+                rows = [{"prompt": prompt, "answer": answer(prompt, DEMONSTRATIONS, rng)} for prompt in prompts]
+            elif config == "ranking":
+                rows = [ranking(prompt, prompts, rng, noisy=split == "train") for prompt in prompts]
+            else:
+                rows = [{"prompt": prompt} for prompt in prompts]
+            files[f"{config}-{split}"] = rows
+    return files
+
+
+def write(output_dir: Path) -> None:
+    """Write one JSONL file for each config and split into `output_dir`."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    for stem, rows in generate().items():
+        lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows]
+        (output_dir / f"{stem}.jsonl").write_bytes("".join(lines).encode("utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the JSONL files of the `lab` sample data.")
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path(__file__).parent / "samples" / "lab",
+        help="where the files go (default: the package's own copy)",
+    )
+    write(parser.parse_args().output_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -124,6 +124,8 @@ def ranking(prompt: str, others: list[str], rng: Random, *, noisy: bool) -> dict
             rng.randint(-4, 4) if rng.random() < RANDOM_GRADE_RATE else grade(prompt, response)
             for response in responses
         ]
+    if len(set(scores)) == 1:  # nothing is preferred to anything: draw again
+        return ranking(prompt, others, rng, noisy=noisy)
     return {"prompt": prompt, "responses": responses, "ranks": ranks_of(scores)}
 
 

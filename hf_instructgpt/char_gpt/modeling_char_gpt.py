@@ -108,7 +108,6 @@ class CharGPTAttention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.is_causal = config.is_causal
         self.qkv_proj = CharGPTInProjection(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = CharGPTOutProjection(config.hidden_size, config.hidden_size)
         # A module and not a float: trainers turn dropout off by zeroing the nn.Dropout modules.

@@ -1,0 +1,120 @@
+"""PPOConfig: the options of [`PPOTrainer`]. Each option's meaning stands once, in its `help`."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from transformers import TrainingArguments
+
+RANGES = (
+    *((name, lambda x: x >= 1, "be 1 or more") for name in ("max_completion_length", "num_generations")),
+    *((name, lambda x: x >= 1, "be 1 or more") for name in ("num_ppo_epochs", "num_mini_batches")),
+    *((name, lambda x: x >= 0, "be 0 or more") for name in ("kl_coef", "vf_coef", "log_tokens")),
+    *((name, lambda x: x > 0, "be above 0") for name in ("temperature", "cliprange", "cliprange_value")),
+    *((name, lambda x: 0 <= x <= 1, "lie in [0, 1]") for name in ("gamma", "lam")),
+    ("advantage_estimator", lambda x: x in ("gae", "reward"), "be 'gae' or 'reward'"),
+)
+
+
+@dataclass
+class PPOConfig(TrainingArguments):
+    """Configuration of [`PPOTrainer`]: `transformers.TrainingArguments` and the fields below.
+
+    One batch algebra: a rollout holds `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches`
+    responses a process, that many divided by `num_generations` prompts, and gives `num_ppo_epochs * num_mini_batches`
+    optimizer steps. `num_train_epochs` counts passes over the prompts.
+
+    Raises:
+        ValueError: An option is out of its range; the message names it.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    learning_rate: float = field(default=3e-6, metadata={"help": "Learning rate of the policy."})
+    critic_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the critic. None: the policy's."}
+    )
+    logging_steps: float | None = field(
+        default=None,
+        metadata={"help": "Log every so many optimizer steps. None: once a rollout, after its last step."},
+    )
+    model_init_kwargs: dict | str | None = field(
+        default=None,
+        metadata={"help": "Keyword arguments of `from_pretrained` when `model` is a Hub id or a path."},
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether models and tokenizers may bring and run their own code."}
+    )
+    max_completion_length: int = field(default=64, metadata={"help": "Most tokens a response may have."})
+    temperature: float = field(
+        default=1.0, metadata={"help": "Sampling temperature; the log-probs are those of the same distribution."}
+    )
+    num_generations: int = field(default=1, metadata={"help": "Responses sampled for each prompt of a rollout."})
+    advantage_estimator: str = field(
+        default="gae",
+        metadata={
+            "help": "`gae`: per-token rewards and a critic (Schulman et al. 2016). `reward`: every token's advantage "
+            "is the response's score less `kl_coef` times its summed KL; there is no critic.",
+            "choices": ["gae", "reward"],
+        },
+    )
+    subtract_group_mean: bool = field(
+        default=False,
+        metadata={
+            "help": "With the estimator `reward`: subtract the mean over the `num_generations` responses of the same "
+            "prompt, so that only better-than-usual responses are reinforced."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward function. None: 1 for all."}
+    )
+    missing_eos_penalty: float = field(
+        default=0.0, metadata={"help": "Subtracted from the score of a response that was cut off at the limit."}
+    )
+    kl_coef: float = field(
+        default=0.05, metadata={"help": "Reward taken away for each nat of KL from the reference model."}
+    )
+    num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
+    num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in one pass over a rollout."})
+    whiten_advantages: bool = field(
+        default=True,
+        metadata={
+            "help": "With the estimator `gae`: scale the advantages of a mini-batch to mean 0 and variance 1 over its "
+            "real tokens on all processes."
+        },
+    )
+    cliprange: float = field(default=0.2, metadata={"help": "Half-width of the interval of the probability ratio."})
+    cliprange_value: float = field(
+        default=0.2, metadata={"help": "Half-width of the interval around the critic's old value."}
+    )
+    vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss in the total loss."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount of later rewards."})
+    lam: float = field(default=0.95, metadata={"help": "GAE's lambda: 1 is reward-to-go, 0 one step."})
+    log_tokens: int = field(
+        default=0,
+        metadata={
+            "help": "Follow this many prompts (of the evaluation set, else of the training set) token by token in "
+            "`output_dir/tokens.jsonl`, at each log step. 0: off."
+        },
+    )
+
+    def __post_init__(self):
+        for name, holds, rule in RANGES:
+            if not holds(getattr(self, name)):
+                raise ValueError(f"`{name}` must {rule}, not {getattr(self, name)!r}.")
+        if self.subtract_group_mean and (self.advantage_estimator != "reward" or self.num_generations < 2):
+            raise ValueError(
+                "`subtract_group_mean` needs `advantage_estimator='reward'` and `num_generations` of 2 or more."
+            )
+        if self.rollout_size % self.num_generations:
+            raise ValueError(
+                f"a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "
+                f"{self.rollout_size} responses, which `num_generations` = {self.num_generations} does not divide."
+            )
+        if self.logging_steps is None:
+            self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
+        super().__post_init__()
+
+    @property
+    def rollout_size(self) -> int:
+        """Responses in one rollout of one process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches

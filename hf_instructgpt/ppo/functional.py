@@ -1,0 +1,162 @@
+"""The maths of PPO as pure functions on tensors: torch only, one job each.
+
+Shapes: **B** batch, **R** response tokens, **V** vocabulary. Every ``mask`` is boolean, `True` on real response tokens
+(the end-of-text token included), and what stands behind it never reaches a result, NaN and inf included.
+
+Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347), Schulman et al. 2016 (GAE, arXiv 1506.02438), Stiennon et al.
+2020 (arXiv 2009.01325), Ouyang et al. 2022 (InstructGPT, arXiv 2203.02155).
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+def response_mask(response_ids: torch.Tensor, *, stop_token_ids: list[int]) -> torch.Tensor:
+    """Real tokens of sampled responses: everything up to and including the first stop token.
+
+    Args:
+        response_ids (`torch.Tensor` of shape `(B, R)`): Sampled ids, filled with anything after the first stop token.
+        stop_token_ids (`list[int]`): Ids that end a response. Empty: nothing does.
+
+    Returns:
+        `torch.Tensor` of shape `(B, R)`, boolean.
+    """
+    is_stop = torch.isin(response_ids, torch.tensor(stop_token_ids, device=response_ids.device, dtype=torch.long))
+    stops_before = is_stop.long().cumsum(-1) - is_stop.long()
+    return stops_before == 0
+
+
+def ends_with_stop(response_ids: torch.Tensor, *, mask: torch.Tensor, stop_token_ids: list[int]) -> torch.Tensor:
+    """Whether each response ended by itself, with a stop token, rather than being cut off: `(B,)`, boolean."""
+    stop = torch.tensor(stop_token_ids, device=response_ids.device, dtype=torch.long)
+    return (torch.isin(response_ids, stop) & mask).any(-1)
+
+
+def token_logprobs(logits: torch.Tensor, *, token_ids: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probability of each token under the distribution it was sampled from, in float32.
+
+    `log softmax(logits / temperature)[token]`.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, R, V)`): Logits that predict `token_ids`.
+        token_ids (`torch.Tensor` of shape `(B, R)`): The tokens.
+        temperature (`float`): Sampling temperature.
+
+    Returns:
+        `torch.Tensor` of shape `(B, R)`, nats.
+    """
+    logits = logits.float() / temperature
+    return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def masked_whiten(
+    values: torch.Tensor, *, mask: torch.Tensor, global_sum: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
+) -> torch.Tensor:
+    """Shift and scale to mean 0 and variance 1 over the real tokens of all processes.
+
+    `(x - mean) / sqrt(var + 1e-8)` with the population variance; a single token becomes 0.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, R)`): What to whiten.
+        mask (`torch.Tensor` of shape `(B, R)`): Real tokens.
+        global_sum (`Callable`): Sum of a tensor over all processes; the identity for one process.
+
+    Returns:
+        `torch.Tensor` of shape `(B, R)`, 0 behind the mask.
+    """
+    values = torch.where(mask, values, 0)
+    count, total = global_sum(torch.stack([mask.sum().to(values), values.sum()]))
+    mean = total / count.clamp(min=1)
+    centred = torch.where(mask, values - mean, 0)
+    variance = global_sum(centred.square().sum()) / count.clamp(min=1)
+    return centred * torch.rsqrt(variance + 1e-8)
+
+
+def token_rewards(scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
+    """Reward of each token: minus the KL penalty everywhere, plus the score on the last real token.
+
+    `r_t = -kl_coef * kl_t + [t is last] * score` (Ouyang et al. 2022, section 3.5; Stiennon et al. 2020, section 3.4).
+    The score lands on the end-of-text token itself (not on the padding after it); a response without any real token
+    gets none.
+
+    Args:
+        scores (`torch.Tensor` of shape `(B,)`): One score a response.
+        kl (`torch.Tensor` of shape `(B, R)`): `log pi(token) - log pi_ref(token)`, nats.
+        mask (`torch.Tensor` of shape `(B, R)`): Real tokens.
+        kl_coef (`float`): Reward units a nat.
+
+    Returns:
+        `torch.Tensor` of shape `(B, R)`, 0 behind the mask.
+    """
+    last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    return torch.where(mask, -kl_coef * kl, 0) + torch.where(last, scores.unsqueeze(-1), 0)
+
+
+def generalized_advantage_estimation(
+    rewards: torch.Tensor, *, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and value targets by GAE (Schulman et al. 2016, eq. 16).
+
+    `delta_t = r_t + gamma * V_{t+1} - V_t`, `A_t = delta_t + gamma * lam * A_{t+1}`, `G_t = A_t + V_t`. Every response
+    ends after its last real token: the value there is 0, cut-off responses included (the paper's bandit episode).
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B, R)`): Rewards after each token.
+        values (`torch.Tensor` of shape `(B, R)`): Critic's value of the state before each token.
+        mask (`torch.Tensor` of shape `(B, R)`): Real tokens.
+        gamma (`float`): Discount. lam (`float`): GAE's lambda.
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shape `(B, R)`: advantages and returns, 0 behind the mask.
+    """
+    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
+    advantages = torch.zeros_like(values)
+    advantage = next_value = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        # Behind the mask rewards and values are 0, and so are delta and the advantage: nothing to undo there.
+        advantage = delta + gamma * lam * advantage
+        advantages[:, t], next_value = advantage, values[:, t]
+    return advantages, torch.where(mask, advantages + values, 0)
+
+
+def policy_loss(
+    logprobs: torch.Tensor, *, old_logprobs: torch.Tensor, advantages: torch.Tensor, cliprange: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PPO's clipped objective for each token, negated (Schulman et al. 2017, eq. 7).
+
+    `-min(ratio * A, clip(ratio, 1 - cliprange, 1 + cliprange) * A)` with `ratio = exp(logprob - old_logprob)`.
+
+    Args:
+        logprobs, old_logprobs, advantages (`torch.Tensor` of shape `(B, R)`): Log-probs in nats; behind the mask the
+            caller puts equal numbers (ratio 1) and drops the result.
+        cliprange (`float`): Half-width of the interval.
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shape `(B, R)`: the loss and, boolean, where clipping took the gradient away.
+    """
+    ratio = torch.exp(logprobs - old_logprobs)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.maximum(unclipped, clipped), clipped > unclipped
+
+
+def value_loss(
+    values: torch.Tensor, *, old_values: torch.Tensor, returns: torch.Tensor, cliprange_value: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squared error of the critic for each token, its step from the old value clipped.
+
+    `0.5 * max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)`: the form of OpenAI's RLHF code (Ziegler et al. 2019,
+    arXiv 1909.08593).
+
+    Args:
+        values, old_values, returns (`torch.Tensor` of shape `(B, R)`): In units of reward.
+        cliprange_value (`float`): Half-width of the interval, in units of reward.
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shape `(B, R)`: the loss and, boolean, where clipping took the gradient away.
+    """
+    clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
+    unclipped, clipped = (values - returns).square(), (clipped_values - returns).square()
+    return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped

@@ -1,0 +1,225 @@
+"""What a rollout is made of: prompts in, sampled responses, masks, log-probs and scores out. Knows no model family."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .functional import response_mask, token_logprobs
+
+
+@dataclass
+class Rollout:
+    """Sampled responses and what was measured on them before any update. Selecting rows gives a smaller rollout.
+
+    Prompts are padded on the left, responses on the right, so that prompt and response meet at one column.
+    """
+
+    prompt_ids: torch.Tensor  # (B, P)
+    prompt_mask: torch.Tensor  # (B, P), boolean
+    response_ids: torch.Tensor  # (B, R)
+    response_mask: torch.Tensor  # (B, R), boolean, end-of-text token included
+    old_logprobs: torch.Tensor  # (B, R), nats
+    ref_logprobs: torch.Tensor  # (B, R), nats
+    scores: torch.Tensor  # (B,), reward functions' weighted sum less the penalty for a missing end
+    rewards: torch.Tensor  # (B, R)
+    values: torch.Tensor  # (B, R), 0 without a critic
+    advantages: torch.Tensor  # (B, R)
+    returns: torch.Tensor  # (B, R)
+
+    def __getitem__(self, rows) -> "Rollout":
+        return Rollout(**{name: tensor[rows] for name, tensor in self.state_dict().items()})
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def to(self, device: torch.device | str) -> "Rollout":
+        """The same rollout on another device."""
+        return Rollout(**{name: tensor.to(device) for name, tensor in self.state_dict().items()})
+
+    @property
+    def sequences(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Prompt ids and mask, response ids and mask: what the models are called with."""
+        return self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask
+
+    @property
+    def kl(self) -> torch.Tensor:
+        """Log-ratio `log pi(token) - log pi_ref(token)` of each sampled token, `(B, R)`, 0 behind the mask, nats."""
+        return torch.where(self.response_mask, self.old_logprobs - self.ref_logprobs, 0)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict]) -> list[int]:
+    """Ids of a prompt, ready to be answered: messages go through the chat template, text is taken as it is."""
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+
+
+def decode_responses(
+    tokenizer: PreTrainedTokenizerBase, response_ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[list[str], list[list[int]]]:
+    """Texts (special tokens left out) and ids of the real tokens of each response."""
+    ids = [row[row_mask].tolist() for row, row_mask in zip(response_ids, mask, strict=True)]
+    return tokenizer.batch_decode(ids, skip_special_tokens=True), ids
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], *, pad_token_id: int, side: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as one `(B, L)` tensor and its boolean mask, padded on `side` ("left" or "right")."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(length - len(row), None) if side == "left" else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.tensor(row, dtype=torch.long), True
+    return ids.to(device), mask.to(device)
+
+
+def sampling_config(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    do_sample: bool = True,
+) -> GenerationConfig:
+    """Generation settings under which the sampled tokens follow the model's own distribution.
+
+    Nothing but the temperature may bend it: the log-probs that PPO compares would be of another distribution. Of the
+    model's own generation settings only the stop tokens are kept, joined with the tokenizer's.
+    """
+    stop = model.generation_config.eos_token_id
+    stop = {*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id} - {None}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=do_sample,
+        eos_token_id=sorted(stop),
+        pad_token_id=pad,
+        use_cache=True,  # by hand: Trainer writes use_cache=False into the configuration of the model it trains
+        **sampling,
+    )
+
+
+@torch.no_grad()
+def generate_responses(
+    model: nn.Module, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, *, generation_config: GenerationConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample one response a row.
+
+    Args:
+        model (`nn.Module`): Anything with the `generate` of `transformers`.
+        prompt_ids, prompt_mask (`torch.Tensor` of shape `(B, P)`): Left-padded prompts.
+        generation_config ([`~transformers.GenerationConfig`]): See [`sampling_config`].
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shape `(B, R)`: response ids and the mask of their real tokens.
+    """
+    sequences = model.generate(
+        input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=generation_config
+    )
+    response_ids = sequences[:, prompt_ids.shape[1] :]
+    return response_ids, response_mask(response_ids, stop_token_ids=generation_config.eos_token_id)
+
+
+def model_inputs(
+    model: nn.Module,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    response_ids: torch.Tensor,
+    mask: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Keyword arguments of a forward over prompt and response, `(B, T)` each.
+
+    Positions count real tokens from 0, so that left padding moves none of them; models whose `forward` takes no
+    `position_ids` work them out from the mask themselves.
+    """
+    attention_mask = torch.cat([prompt_mask, mask], dim=1).long()
+    inputs = {"input_ids": torch.cat([prompt_ids, response_ids], dim=1), "attention_mask": attention_mask}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    return inputs
+
+
+def response_logits(model: PreTrainedModel, *, response_length: int, **inputs: torch.Tensor) -> torch.Tensor:
+    """Logits that predict the last `response_length` tokens of each row, `(B, R, V)`."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        inputs["logits_to_keep"] = response_length + 1
+    return model(**inputs, use_cache=False).logits[:, -response_length - 1 : -1]
+
+
+@torch.no_grad()
+def response_logprobs(
+    model: PreTrainedModel,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    response_ids: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Log-probs of given responses under `model`, without gradient: `(B, R)`, 0 behind the mask, nats."""
+    inputs = model_inputs(model, prompt_ids, prompt_mask, response_ids, mask)
+    logits = response_logits(model, response_length=response_ids.shape[1], **inputs)
+    return torch.where(mask, token_logprobs(logits, token_ids=response_ids, temperature=temperature), 0)
+
+
+@torch.no_grad()
+def reward_model_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> torch.Tensor:
+    """Scores of whole texts (prompt and response as ids) by a sequence-classification model with one label, `(B,)`.
+
+    The rows are padded on the right with the model's own padding id; which token is scored is the model's rule, the
+    one it was trained with.
+    """
+    pad_token_id = model.config.get_text_config().pad_token_id
+    scores = []
+    for start in range(0, len(rows), batch_size):
+        chunk = rows[start : start + batch_size]
+        ids, mask = pad_rows(chunk, pad_token_id=pad_token_id, side="right", device=model.device)
+        scores.append(model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1).float())
+    return torch.cat(scores)
+
+
+def score_responses(
+    reward_funcs: Sequence[PreTrainedModel | Callable],
+    *,
+    weights: Sequence[float],
+    prompts: list,
+    columns: dict[str, list],
+    prompt_rows: list[list[int]],
+    completions: list,
+    completion_ids: list[list[int]],
+    batch_size: int,
+) -> torch.Tensor:
+    """Weighted sum of all reward functions, one score a response, `(B,)` on the CPU.
+
+    A model reads the ids themselves, prompt and response in one row: it must share the policy's vocabulary. A function
+    is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float]`.
+
+    Raises:
+        ValueError: A function returned another number of scores than there are completions.
+    """
+    total = torch.zeros(len(completions))
+    for weight, func in zip(weights, reward_funcs, strict=True):
+        if isinstance(func, nn.Module):
+            rows = [prompt + response for prompt, response in zip(prompt_rows, completion_ids, strict=True)]
+            scores = reward_model_scores(func, rows, batch_size=batch_size).cpu()
+        else:
+            scores = func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+            if len(scores) != len(completions):
+                raise ValueError(
+                    f"the reward function {getattr(func, '__name__', func)} returned {len(scores)} scores for "
+                    f"{len(completions)} completions."
+                )
+            scores = torch.tensor(scores, dtype=torch.float32)
+        total += weight * scores
+    return total

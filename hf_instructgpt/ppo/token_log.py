@@ -1,0 +1,56 @@
+"""The token log: a few fixed prompts, token by token, at each log step."""
+
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .rollout import Rollout
+
+
+def token_rows(
+    rollout: Rollout,
+    *,
+    new_logprobs: torch.Tensor,
+    cliprange: float,
+    tokenizer: PreTrainedTokenizerBase,
+    step: int,
+) -> Iterator[dict]:
+    """One record a response: its prompt, its score, and for each real token what PPO saw of it.
+
+    Args:
+        rollout ([`Rollout`]): Responses sampled before the updates since the last log.
+        new_logprobs (`torch.Tensor` of shape `(B, R)`): The same tokens under the policy after these updates.
+        cliprange (`float`): PPO's; a token is `clipped` when its ratio has left the interval on the side where its
+            advantage no longer pushes it.
+
+    Yields:
+        `dict`: `step`, `prompt`, `score`, `kl` (nats), and `tokens`, a list of `token`, `logprob`, `new_logprob`,
+        `ref_logprob`, `kl`, `reward`, `value`, `advantage`, `clipped`.
+    """
+    ratio = torch.exp(new_logprobs - rollout.old_logprobs)
+    advantages = rollout.advantages
+    clipped = ((ratio > 1 + cliprange) & (advantages > 0)) | ((ratio < 1 - cliprange) & (advantages < 0))
+    columns = {
+        "logprob": rollout.old_logprobs,
+        "new_logprob": new_logprobs,
+        "ref_logprob": rollout.ref_logprobs,
+        "kl": rollout.kl,
+        "reward": rollout.rewards,
+        "value": rollout.values,
+        "advantage": advantages,
+    }
+    for i, mask in enumerate(rollout.response_mask):
+        ids = rollout.response_ids[i][mask].tolist()
+        numbers = {name: [round(x, 6) for x in column[i][mask].tolist()] for name, column in columns.items()}
+        yield {
+            "step": step,
+            "prompt": tokenizer.decode(rollout.prompt_ids[i][rollout.prompt_mask[i]]),
+            "score": round(rollout.scores[i].item(), 6),
+            "kl": round(rollout.kl[i].sum().item(), 6),
+            "tokens": [
+                {"token": tokenizer.decode([token]), **{name: column[t] for name, column in numbers.items()}}
+                | {"clipped": bool(clipped[i][mask][t])}
+                for t, token in enumerate(ids)
+            ],
+        }

@@ -1,0 +1,568 @@
+"""PPOTrainer: InstructGPT's third stage for any causal language model, a thin `transformers.Trainer`.
+
+The steps, in the order of the methods below (Ouyang et al. 2022, section 3.5):
+
+1. `_prepare_inputs` takes the prompts of a rollout; `_roll_out` samples responses with the policy, scores them, and
+   works out log-probs, KL, rewards, values, advantages and returns, all before any update.
+2. `_take_mini_batch` picks the rows of one optimizer step; `compute_loss` is the clipped objective plus the value
+   loss. A rollout is used `num_ppo_epochs` times.
+3. Everything else (optimizer, schedule, clipping, logging, callbacks, processes) is Trainer's.
+
+Shapes: **B** batch, **P** prompt, **R** response, **V** vocabulary; nats for log-probs and KL.
+
+Where it departs from the document and the paper, and why:
+
+- Dropout is off in rollouts and in updates, so that the first ratio is exactly 1 (the document leaves it on).
+- The advantage comes from a critic by GAE; the document's own (every token's advantage is the score) is
+  `advantage_estimator="reward"`, with the KL penalty, several samples a prompt and their mean as options.
+- Losses are averaged over the mini-batch's real tokens, on all processes. For one response that is the document's mean
+  over the response; and the gradient does not depend on how a mini-batch is split up.
+- The score lands on the last real token, the end-of-text token itself when there is one.
+- lambda 0.95, the value loss's clip and weight, and whitening are not printed in the paper: they are Stiennon et al.
+  2020's and OpenAI's code's. KL coefficient, clip range, temperature and discount are the paper's kind.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+
+from ..errors import InputError
+from .actor_critic import ActorCritic, ValueModel, disable_dropout, independent_copy, load_value_model
+from .config import PPOConfig
+from .functional import (
+    ends_with_stop,
+    generalized_advantage_estimation,
+    masked_whiten,
+    policy_loss,
+    token_logprobs,
+    token_rewards,
+    value_loss,
+)
+from .rollout import (
+    Rollout,
+    decode_responses,
+    encode_prompt,
+    generate_responses,
+    model_inputs,
+    pad_rows,
+    response_logprobs,
+    sampling_config,
+    score_responses,
+)
+from .token_log import token_rows
+
+TOKEN_LOG_FILE = "tokens.jsonl"
+PPO_STATE_FILE = "ppo_state_{rank}.pt"
+EVAL_METRICS = ("score", "reward", "kl", "completion_length", "eos_fraction")
+
+
+class RolloutSampler(Sampler[int]):
+    """Indices in blocks of one rollout, each block repeated for every micro-batch made from it.
+
+    A block's permutation depends on the seed and the epoch alone. The last block is filled from the start of the same
+    permutation, data sets smaller than a block included.
+
+    Args:
+        num_rows (`int`): Rows of the data set.
+        block_size (`int`): Prompts of one rollout on all processes.
+        repeats (`int`): Micro-batches made from one rollout.
+        seed (`int`): Seed of the permutations.
+        epoch_fn (`Callable`): The current epoch. Asked at each start, since `set_epoch` does not reach a sampler under
+            several processes when a run is resumed.
+    """
+
+    def __init__(self, num_rows: int, *, block_size: int, repeats: int, seed: int, epoch_fn: Callable[[], int]):
+        self.num_rows, self.block_size, self.repeats = num_rows, block_size, repeats
+        self.seed, self.epoch_fn = seed, epoch_fn
+        self.num_blocks = -(-num_rows // block_size)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch_fn())
+        order = torch.randperm(self.num_rows, generator=generator).tolist()
+        for block in range(self.num_blocks):
+            start = block * self.block_size
+            indices = [order[i % self.num_rows] for i in range(start, start + self.block_size)]
+            for _ in range(self.repeats):
+                yield from indices
+
+    def __len__(self) -> int:
+        return self.num_blocks * self.block_size * self.repeats
+
+
+class PPOTrainer(Trainer):
+    """PPO against one or more reward functions, with a per-token KL penalty to a reference model.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]): The policy: a causal LM, or its Hub id or path. It is
+            trained in place.
+        reward_funcs (`str`, `PreTrainedModel`, `Callable` or a list of these): A sequence-classification model with
+            one label and the policy's vocabulary (or its id or path), or a Python function
+            `f(prompts, completions, completion_ids, **columns) -> list[float]` that gets the data set's other columns.
+        args ([`PPOConfig`], *optional*): The options.
+        train_dataset ([`~datasets.Dataset`]): Rows with a column `prompt`, text or messages.
+        eval_dataset ([`~datasets.Dataset`], *optional*): The same, for `evaluate` and the token log.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): The policy's tokenizer; from the
+            model's path by default.
+        ref_model (`PreTrainedModel`, *optional*): What the KL is measured from; a frozen copy of the policy as it
+            comes in, by default.
+        value_model (`PreTrainedModel` or [`ValueModel`], *optional*): What the critic starts from: a base model, which
+            is copied and gets a head, or a whole critic. By default the first reward model's body, if there is one (as
+            in the paper), else the policy's. An error with `advantage_estimator="reward"`.
+        callbacks (`list` of [`~transformers.TrainerCallback`], *optional*): As in `Trainer`.
+        optimizers (`tuple`, *optional*): Optimizer and schedule, as in `Trainer`.
+
+    Raises:
+        InputError: The data, the tokenizer or a reward model does not fit; the message names it and the way out.
+    """
+
+    # Each micro-batch's loss already carries its share of the whole mini-batch; see `compute_loss`.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        reward_funcs,
+        args: PPOConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        ref_model: PreTrainedModel | None = None,
+        value_model: PreTrainedModel | ValueModel | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+    ):
+        args = args or PPOConfig(output_dir="ppo")
+        # A new value head and a reward model's missing head are drawn at random.
+        set_seed(args.seed)
+        trust = {"trust_remote_code": args.trust_remote_code}
+        if isinstance(model, str):
+            load_kwargs = {"dtype": torch.float32, **trust, **(args.model_init_kwargs or {})}
+            model = AutoModelForCausalLM.from_pretrained(model, **load_kwargs)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path, **trust)
+        # TRL's SFTTrainer leaves a `forward` on the instance that returns no logits.
+        model.__dict__.pop("forward", None)
+
+        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        self.reward_funcs = [
+            AutoModelForSequenceClassification.from_pretrained(func, dtype=torch.float32, **trust)
+            if isinstance(func, str)
+            else func
+            for func in reward_funcs
+        ]
+        self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
+        _check_models(model, processing_class, self.reward_funcs, self.reward_weights)
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            _check_prompts(name, dataset, model, processing_class, args)
+
+        if args.advantage_estimator == "reward" and value_model is not None:
+            raise InputError("`advantage_estimator='reward'` has no critic: leave `value_model` out, or use 'gae'.")
+        critic = self._make_critic(model, value_model) if args.advantage_estimator == "gae" else None
+        actor_critic = ActorCritic(model, critic)
+        self.ref_model = ref_model if ref_model is not None else independent_copy(model)
+        disable_dropout(actor_critic)
+
+        super().__init__(
+            model=actor_critic,
+            args=args,
+            data_collator=lambda rows: rows,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        frozen = [self.ref_model, *(func for func in self.reward_funcs if isinstance(func, nn.Module))]
+        for module in frozen:
+            module.requires_grad_(False).eval().to(self.accelerator.device)
+        self.generation_config = sampling_config(
+            model, processing_class, max_new_tokens=args.max_completion_length, temperature=args.temperature
+        )
+        self._micro_step = 0
+        self._rollout: Rollout | None = None
+        self._token_log_prompts = list(eval_dataset or train_dataset or [])[: args.log_tokens]
+        self._token_log_rollout: Rollout | None = None
+        self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
+        # From here on each process samples for itself.
+        set_seed(args.seed, device_specific=True)
+
+    # ---- Data: one block of prompts is one rollout -----------------------------------------------------------------
+
+    def _micro_batches_per_rollout(self) -> int:
+        return self.args.num_ppo_epochs * self.args.num_mini_batches * self.args.gradient_accumulation_steps
+
+    def _set_signature_columns_if_needed(self):
+        # The collator hands whole rows on: reward functions may read any column.
+        self._signature_columns = list(self.train_dataset.column_names) if self.train_dataset is not None else []
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return RolloutSampler(
+            len(train_dataset),
+            block_size=self.args.rollout_size // self.args.num_generations * self.args.world_size,
+            repeats=self._micro_batches_per_rollout(),
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            epoch_fn=lambda: int((self.state.epoch or 0) + 1e-6),
+        )
+
+    def get_train_dataloader(self):
+        if self.train_dataset is None:
+            raise InputError("PPOTrainer.train needs a `train_dataset`.")
+        return self._get_dataloader(
+            self.train_dataset,
+            description="Training",
+            batch_size=self.args.rollout_size // self.args.num_generations,
+            sampler_fn=self._get_train_sampler,
+            is_training=True,
+        )
+
+    # ---- The main path: prompts -> rollout -> reward -> advantage -> loss ------------------------------------------
+
+    def _prepare_inputs(self, rows: list[dict]) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
+        """The next micro-batch, its whitened advantages, and the real tokens in its whole mini-batch."""
+        accumulation = self.args.gradient_accumulation_steps
+        mini_batch, micro_batch = divmod(self._micro_step % self._micro_batches_per_rollout(), accumulation)
+        if mini_batch == micro_batch == 0:
+            self._rollout = self._roll_out(rows, num_generations=self.args.num_generations)
+            for name, values in self._summarize(self._rollout).items():
+                self._record(name, values)
+            if self._token_log_prompts:
+                rollout = self._roll_out(self._token_log_prompts, num_generations=self.args.num_generations)
+                self._token_log_rollout = rollout[:: self.args.num_generations]
+        if micro_batch == 0:
+            self._mini_batch = self._take_mini_batch(mini_batch)
+        self._micro_step += 1
+        batch, advantages, num_tokens = self._mini_batch
+        share = slice(micro_batch, None, accumulation)
+        return batch[share], advantages[share], num_tokens
+
+    @torch.no_grad()
+    def _roll_out(self, rows: list[dict], *, num_generations: int) -> Rollout:
+        """Sample responses to each row's prompt and measure them, with every model in evaluation mode."""
+        args, device = self.args, self.accelerator.device
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        was_training = model.training
+        model.eval()
+        rows = [row for row in rows for _ in range(num_generations)]
+        prompt_rows = [encode_prompt(self.processing_class, row["prompt"]) for row in rows]
+        pad_token_id = self.generation_config.pad_token_id
+        prompt_ids, prompt_mask = pad_rows(prompt_rows, pad_token_id=pad_token_id, side="left", device=device)
+        response_ids, mask = generate_responses(
+            model, prompt_ids, prompt_mask, generation_config=self.generation_config
+        )
+        scores = self._score(rows, prompt_rows, response_ids, mask)
+
+        old_logprobs, ref_logprobs, values = [], [], []
+        # Recomputed in the layout of the update rather than kept from sampling: the first ratio is then exactly 1.
+        for chunk in torch.arange(len(rows), device=device).split(args.per_device_train_batch_size):
+            batch = prompt_ids[chunk], prompt_mask[chunk], response_ids[chunk], mask[chunk]
+            logprobs = partial(response_logprobs, temperature=args.temperature)
+            old_logprobs.append(logprobs(model.policy, *batch))
+            ref_logprobs.append(logprobs(self.ref_model, *batch))
+            values.append(self._values(model.value_model, *batch))
+        old_logprobs, ref_logprobs, values = map(torch.cat, (old_logprobs, ref_logprobs, values))
+        model.train(was_training)
+
+        rewards = token_rewards(scores, kl=old_logprobs - ref_logprobs, mask=mask, kl_coef=args.kl_coef)
+        if args.advantage_estimator == "gae":
+            advantages, returns = generalized_advantage_estimation(
+                rewards, values=values, mask=mask, gamma=args.gamma, lam=args.lam
+            )
+        else:
+            totals = rewards.sum(-1).view(-1, num_generations)
+            if args.subtract_group_mean and num_generations > 1:
+                totals = totals - totals.mean(-1, keepdim=True)
+            advantages = returns = torch.where(mask, totals.view(-1, 1), 0)
+        return Rollout(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            response_ids=response_ids,
+            response_mask=mask,
+            old_logprobs=old_logprobs,
+            ref_logprobs=ref_logprobs,
+            scores=scores,
+            rewards=rewards,
+            values=values,
+            advantages=advantages,
+            returns=returns,
+        )
+
+    def _score(
+        self, rows: list[dict], prompt_rows: list[list[int]], response_ids: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores `(B,)`: the reward functions' weighted sum less the penalty for responses without an end."""
+        texts, completion_ids = decode_responses(self.processing_class, response_ids, mask)
+        prompts = [row["prompt"] for row in rows]
+        messages = isinstance(prompts[0], list)
+        scores = score_responses(
+            self.reward_funcs,
+            weights=self.reward_weights,
+            prompts=prompts,
+            columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
+            prompt_rows=prompt_rows,
+            completions=[[{"role": "assistant", "content": text}] for text in texts] if messages else texts,
+            completion_ids=completion_ids,
+            batch_size=self.args.per_device_train_batch_size,
+        )
+        ended = ends_with_stop(response_ids, mask=mask, stop_token_ids=self.generation_config.eos_token_id)
+        return scores.to(ended.device) - self.args.missing_eos_penalty * ~ended
+
+    @staticmethod
+    def _values(critic: ValueModel | None, *batch: torch.Tensor) -> torch.Tensor:
+        *_, mask = batch
+        if critic is None:
+            return torch.zeros(mask.shape, device=mask.device)
+        values = critic(response_length=mask.shape[1], **model_inputs(critic.backbone, *batch))
+        return torch.where(mask, values, 0)
+
+    def _take_mini_batch(self, mini_batch: int) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
+        """Rows of one optimizer step, their advantages (whitened, for GAE), and their real tokens on all processes."""
+        epoch, part = divmod(mini_batch, self.args.num_mini_batches)
+        rollout_number = self._micro_step // self._micro_batches_per_rollout()
+        # Stateless: which rows a step takes follows from the seed and the step alone.
+        generator = torch.Generator().manual_seed((self.args.seed * 1_000_003 + rollout_number) * 1_009 + epoch)
+        order = torch.randperm(len(self._rollout), generator=generator).chunk(self.args.num_mini_batches)[part]
+        batch = self._rollout[order.to(self.accelerator.device)]
+        advantages = batch.advantages
+        if self.args.advantage_estimator == "gae" and self.args.whiten_advantages:
+            advantages = masked_whiten(advantages, mask=batch.response_mask, global_sum=self._global_sum)
+        return batch, advantages, self._global_sum(batch.response_mask.sum())
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None) -> torch.Tensor:
+        """Policy loss plus `vf_coef` times value loss, over the micro-batch's tokens, by the mini-batch's count."""
+        batch, advantages, num_tokens = inputs
+        mask = batch.response_mask
+        logits, values = model(*batch.sequences)
+        logprobs = token_logprobs(logits, token_ids=batch.response_ids, temperature=self.args.temperature)
+        logprobs = torch.where(mask, logprobs, batch.old_logprobs)
+        loss, clipped = policy_loss(
+            logprobs, old_logprobs=batch.old_logprobs, advantages=advantages, cliprange=self.args.cliprange
+        )
+        self._record("policy_loss", loss[mask])
+        self._record("clip_fraction", clipped[mask])
+        # k3 of Schulman's note "Approximating KL divergence" (2020): unbiased and never negative.
+        log_ratio = (logprobs - batch.old_logprobs).detach()
+        self._record("approx_kl", (log_ratio.exp() - 1 - log_ratio)[mask])
+        total = torch.where(mask, loss, 0).sum()
+        if values is not None:
+            loss, clipped = value_loss(
+                torch.where(mask, values, batch.values),
+                old_values=batch.values,
+                returns=batch.returns,
+                cliprange_value=self.args.cliprange_value,
+            )
+            self._record("value_loss", loss[mask])
+            self._record("value_clip_fraction", clipped[mask])
+            total = total + self.args.vf_coef * torch.where(mask, loss, 0).sum()
+        # DDP averages gradients over processes: undo it, the count is already the global one.
+        return total / num_tokens.clamp(min=1) * self.args.world_size
+
+    # ---- Optimizer, evaluation, logs, saving -----------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's optimizer; the critic's parameters get their own learning rate."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        critic = self.accelerator.unwrap_model(self.model).value_model
+        if given or critic is None or self.args.critic_learning_rate is None:
+            return optimizer
+        critic_params = {id(p) for p in critic.parameters()}
+        for group in list(optimizer.param_groups):
+            mine = [p for p in group["params"] if id(p) in critic_params]
+            group["params"] = [p for p in group["params"] if id(p) not in critic_params]
+            optimizer.add_param_group({**group, "params": mine, "lr": self.args.critic_learning_rate})
+        return optimizer
+
+    def evaluate(self, eval_dataset: Dataset | None = None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        """Sample one response to each evaluation prompt and report its mean score, KL and length.
+
+        Returns:
+            `dict[str, float]`: `eval_score`, `eval_reward` (score less the KL penalty), `eval_kl` (nats a response),
+            `eval_completion_length` (tokens), `eval_eos_fraction`.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise InputError("PPOTrainer.evaluate needs an `eval_dataset`.")
+        sums = {name: torch.zeros((), dtype=torch.float64) for name in EVAL_METRICS}
+        mine = range(self.args.process_index, len(dataset), self.args.world_size)
+        for start in range(0, len(mine), self.args.per_device_eval_batch_size):
+            rows = [dataset[i] for i in mine[start : start + self.args.per_device_eval_batch_size]]
+            for name, values in self._summarize(self._roll_out(rows, num_generations=1)).items():
+                sums[name] += values.sum().double()
+        metrics = {
+            f"{metric_key_prefix}_{name}": self._global_sum(total.to(self.accelerator.device)).item() / len(dataset)
+            for name, total in sums.items()
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _summarize(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        """What is reported of a rollout, one number a response."""
+        stop = self.generation_config.eos_token_id
+        mask = rollout.response_mask
+        return {
+            "score": rollout.scores,
+            "reward": rollout.rewards.sum(-1),
+            "kl": rollout.kl.sum(-1),
+            "completion_length": mask.sum(-1),
+            "eos_fraction": ends_with_stop(rollout.response_ids, mask=mask, stop_token_ids=stop),
+        }
+
+    def _record(self, name: str, values: torch.Tensor) -> None:
+        """Remember the numbers of a metric until the next log, as their sum and count."""
+        values = values.detach().float()
+        self._sums[name].append(torch.stack([values.sum(), torch.tensor(float(values.numel()), device=values.device)]))
+
+    def _global_sum(self, x: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(x, reduction="sum")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log, with the means of all metrics since the last one over real tokens and all processes."""
+        if "loss" in logs:  # a log of training, not of an evaluation or the summary at the end
+            for name, sums in self._sums.items():
+                total, count = self._global_sum(torch.stack(sums).sum(0)).tolist()
+                logs[name] = total / max(count, 1)
+            self._sums.clear()
+            if self._token_log_rollout is not None:
+                self._write_token_log(self._token_log_rollout)
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def _write_token_log(self, rollout: Rollout) -> None:
+        if not self.is_world_process_zero():
+            return
+        policy = self.accelerator.unwrap_model(self.model_wrapped).policy
+        new_logprobs = response_logprobs(policy, *rollout.sequences, temperature=self.args.temperature)
+        with open(Path(self.args.output_dir) / TOKEN_LOG_FILE, "a", encoding="utf-8") as file:
+            for row in token_rows(
+                rollout,
+                new_logprobs=new_logprobs,
+                cliprange=self.args.cliprange,
+                tokenizer=self.processing_class,
+                step=self.state.global_step,
+            ):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Policy and tokenizer at the root, so that the Auto classes load it; the critic in `value_model/`."""
+        if not self.args.should_save:
+            return
+        output_dir = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        model.policy.save_pretrained(output_dir)
+        if model.value_model is not None:
+            model.value_model.save_pretrained(output_dir / "value_model")
+        self.processing_class.save_pretrained(output_dir)
+        torch.save(self.args, output_dir / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        actor_critic, checkpoint = self.model, Path(resume_from_checkpoint)
+        policy = type(actor_critic.policy).from_pretrained(checkpoint, dtype=actor_critic.policy.dtype)
+        actor_critic.policy.load_state_dict(policy.state_dict())
+        if actor_critic.value_model is not None:
+            critic = load_value_model(checkpoint / "value_model", dtype=actor_critic.value_model.backbone.dtype)
+            actor_critic.value_model.load_state_dict(critic.state_dict())
+
+    # Trainer calls these two on every process, the second right before the first resumed step.
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Beside the random states: where in its rollout this process stands, and the rollout itself."""
+        super()._save_rng_state(output_dir)
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        state = {
+            "micro_step": self._micro_step,
+            "rollout": None if self._rollout is None else self._rollout.to("cpu").state_dict(),
+            "sums": {name: torch.stack(sums).cpu() for name, sums in self._sums.items()},
+        }
+        torch.save(state, Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / PPO_STATE_FILE.format(rank=self.args.process_index)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        device = self.accelerator.device
+        self._micro_step = state["micro_step"]
+        self._rollout = None if state["rollout"] is None else Rollout(**state["rollout"]).to(device)
+        self._sums.update({name: list(sums.to(device)) for name, sums in state["sums"].items()})
+
+    def _make_critic(self, policy: PreTrainedModel, value_model: PreTrainedModel | ValueModel | None) -> ValueModel:
+        if isinstance(value_model, ValueModel):
+            return value_model
+        reward_models = [func for func in self.reward_funcs if isinstance(func, PreTrainedModel)]
+        source = value_model or next(iter(reward_models), policy)
+        return ValueModel(independent_copy(source.base_model))
+
+
+def _check_models(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reward_funcs: list[PreTrainedModel | Callable],
+    reward_weights: list[float],
+) -> None:
+    """Raise an `InputError` for a tokenizer or a reward model that does not fit the policy."""
+    vocab_size = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {vocab_size}: they do not belong together. "
+            "Pass the model's own tokenizer, or resize the model's embeddings."
+        )
+    if len(reward_weights) != len(reward_funcs):
+        raise InputError(
+            f"`reward_weights` has {len(reward_weights)} entries for {len(reward_funcs)} reward functions."
+        )
+    for func in (func for func in reward_funcs if isinstance(func, PreTrainedModel)):
+        name = func.config._name_or_path or type(func).__name__
+        if func.config.num_labels != 1:
+            raise InputError(
+                f"the reward model {name} has num_labels = {func.config.num_labels}; a reward model has 1. "
+                "Train it with num_labels=1."
+            )
+        if func.get_input_embeddings().num_embeddings != vocab_size:
+            raise InputError(
+                f"the reward model {name} knows {func.get_input_embeddings().num_embeddings} tokens and the policy "
+                f"{vocab_size}: it must share the policy's vocabulary, since it scores the policy's token ids."
+            )
+
+
+def _check_prompts(
+    name: str,
+    dataset: Dataset | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: PPOConfig,
+) -> None:
+    """Raise an `InputError` for data without prompts, or for a prompt that leaves no room to answer."""
+    if dataset is None:
+        return
+    if "prompt" not in dataset.column_names:
+        raise InputError(f"`{name}` has no column `prompt`; its columns are {', '.join(dataset.column_names)}.")
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for row, prompt in enumerate(dataset["prompt"]):
+        length = len(encode_prompt(tokenizer, prompt))
+        if length == 0:
+            raise InputError(f"`{name}`, row {row}: the prompt is empty.")
+        if context is not None and length + args.max_completion_length > context:
+            raise InputError(
+                f"`{name}`, row {row}: a prompt of {length} tokens and `max_completion_length` = "
+                f"{args.max_completion_length} do not fit into the model's context of {context}. Shorten the prompt "
+                "or lower `max_completion_length`."
+            )

@@ -1,0 +1,49 @@
+"""The curves of the three stages as PNG files, labelled in English so that no font lacks a glyph."""
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+matplotlib.use("Agg")
+
+
+def draw_plots(metrics: dict, histories: dict[str, list[dict]], folder: Path) -> None:
+    """Write `sft_loss.png`, `reward_model.png` and `ppo.png`.
+
+    Args:
+        metrics (`dict`): The run's `metrics.json`.
+        histories (`dict`): Trainer's `log_history` of each stage.
+        folder (`Path`): Where the files go; it exists.
+    """
+    _draw(folder / "sft_loss.png", "Supervised fine-tuning", "epoch", [("loss", _losses(metrics["sft"]))])
+    accuracy = [(x["epoch"], x[key]) for x in histories["reward"] for key in ("accuracy",) if key in x]
+    held_out = [(x["epoch"], x["eval_accuracy"]) for x in histories["reward"] if "eval_accuracy" in x]
+    panels = [("loss", _losses(metrics["reward"])), ("pair accuracy", {"training": accuracy, "validation": held_out})]
+    _draw(folder / "reward_model.png", "Reward model", "epoch", panels)
+    panels = [
+        ("reward-model score", {"sampled responses": list(enumerate(metrics["ppo"]["score"], start=1))}),
+        ("KL to SFT, nats a response", {"sampled responses": list(enumerate(metrics["ppo"]["kl"], start=1))}),
+    ]
+    _draw(folder / "ppo.png", "PPO", "rollout", panels)
+
+
+def _losses(stage: dict) -> dict[str, list[tuple[float, float]]]:
+    return {
+        "training": list(enumerate(stage["train_loss"], start=1)),
+        "validation": list(enumerate(stage.get("eval_loss", []), start=1)),
+    }
+
+
+def _draw(path: Path, title: str, xlabel: str, panels: list[tuple[str, dict[str, list[tuple[float, float]]]]]) -> None:
+    figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
+    figure.suptitle(title)
+    for axes, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for label, points in lines.items():
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,78 @@
+"""The words of a run: its card (`README.md`), the samples, and the summary printed at the end."""
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..evaluation.comparison import Answers
+from ..resources import resource
+
+NUM_SAMPLES = 16
+
+
+def findings(metrics: dict) -> list[str]:
+    """What the numbers say, one sentence each; a reward that rises while the judge falls is said first."""
+    lines = []
+    for how, name in (("sampled", "comparison"), ("greedy", "comparison_greedy")):
+        c = metrics[name]
+        rise = c["score_ppo"] - c["score_sft"]
+        spread = f" ({rise / c['score_sft_std']:+.2f} standard deviations of SFT's scores)" if c["score_sft_std"] else ""
+        line = f"{how}: the reward model's mean score goes from {c['score_sft']:.2f} to {c['score_ppo']:.2f}{spread}"
+        if c["gold_win_rate"] is not None:
+            low, high = c["gold_win_rate_ci95"]
+            line += (
+                f"; the judge prefers PPO to SFT in {c['gold_win_rate']:.0%} (95 % interval {low:.0%} to {high:.0%}), its "
+                f"mean goes from {c['gold_sft']:+.2f} to {c['gold_ppo']:+.2f} (control, SFT for longer: "
+                f"{c['gold_more_sft']:+.2f}), exactly correct answers from {c['correct_sft']:.0%} to "
+                f"{c['correct_ppo']:.0%}"
+            )
+            worse = [
+                what for what, a, b in (("the judge's mean", "gold_sft", "gold_ppo"), ("correctness", "correct_sft", "correct_ppo"))
+                if c[b] < c[a]
+            ]
+            if rise > 0 and worse:
+                lines.insert(0, f"WARNING, {how}: the reward rises while {' and '.join(worse)} falls. PPO found what "
+                             "the reward model cannot see; mend the reward model, not the judge.")
+        lines.append(line + ".")
+    return lines
+
+
+def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) -> str:
+    """The same held-out prompts answered by SFT and by PPO, with scores, as a Markdown table.
+
+    Args:
+        prompts (`list`): Message lists. sft, ppo ([`Answers`]): `step` answers to each. step (`int`): see there.
+    """
+    lines = [
+        "# The same held-out prompts, answered by SFT and by PPO",
+        "",
+        "Greedy answers; behind each the reward model's score and, where there is one, the judge's.",
+        "",
+        "| prompt | SFT | PPO |",
+        "| --- | --- | --- |",
+    ]
+    for i in range(0, len(prompts), max(1, len(prompts) // NUM_SAMPLES)):
+        cells = [_cell(prompts[i][-1]["content"]), *(_answer(answers, i * step) for answers in (sft, ppo))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def run_card(metrics: dict, config: dict, *, name: str) -> ModelCard:
+    """The card of a run, from the template `model_cards/run.md`."""
+    data = ModelCardData(library_name="hf-instructgpt", tags=["rlhf", "ppo", "instructgpt"])
+    return ModelCard.from_template(
+        data,
+        template_path=str(resource("model_cards", "run.md")),
+        name=name,
+        seed=metrics["seed"],
+        datasets={stage: config[stage].get("dataset_name") for stage in ("sft", "reward", "ppo")},
+        metrics=metrics,
+        findings=findings(metrics),
+    )
+
+
+def _answer(answers: Answers, i: int) -> str:
+    gold = f", judge {answers.gold[i]:+.2f}" if answers.gold is not None else ""
+    return f"{_cell(answers.texts[i])} (score {answers.scores[i]:.2f}{gold})"
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")

@@ -1,0 +1,1 @@
+"""Reward models trained on rankings of several responses."""

@@ -14,23 +14,32 @@ def findings(metrics: dict) -> list[str]:
     for how, name in (("sampled", "comparison"), ("greedy", "comparison_greedy")):
         c = metrics[name]
         rise = c["score_ppo"] - c["score_sft"]
-        spread = f" ({rise / c['score_sft_std']:+.2f} standard deviations of SFT's scores)" if c["score_sft_std"] else ""
+        spread = (
+            f" ({rise / c['score_sft_std']:+.2f} standard deviations of SFT's scores)" if c["score_sft_std"] else ""
+        )
         line = f"{how}: the reward model's mean score goes from {c['score_sft']:.2f} to {c['score_ppo']:.2f}{spread}"
         if c["gold_win_rate"] is not None:
             low, high = c["gold_win_rate_ci95"]
             line += (
-                f"; the judge prefers PPO to SFT in {c['gold_win_rate']:.0%} (95 % interval {low:.0%} to {high:.0%}), its "
-                f"mean goes from {c['gold_sft']:+.2f} to {c['gold_ppo']:+.2f} (control, SFT for longer: "
+                f"; the judge prefers PPO to SFT in {c['gold_win_rate']:.0%} (95 % interval {low:.0%} to {high:.0%}), "
+                f"its mean goes from {c['gold_sft']:+.2f} to {c['gold_ppo']:+.2f} (control, SFT for longer: "
                 f"{c['gold_more_sft']:+.2f}), exactly correct answers from {c['correct_sft']:.0%} to "
                 f"{c['correct_ppo']:.0%}"
             )
             worse = [
-                what for what, a, b in (("the judge's mean", "gold_sft", "gold_ppo"), ("correctness", "correct_sft", "correct_ppo"))
+                what
+                for what, a, b in (
+                    ("the judge's mean", "gold_sft", "gold_ppo"),
+                    ("correctness", "correct_sft", "correct_ppo"),
+                )
                 if c[b] < c[a]
             ]
             if rise > 0 and worse:
-                lines.insert(0, f"WARNING, {how}: the reward rises while {' and '.join(worse)} falls. PPO found what "
-                             "the reward model cannot see; mend the reward model, not the judge.")
+                lines.insert(
+                    0,
+                    f"WARNING, {how}: the reward rises while {' and '.join(worse)} falls. PPO found what "
+                    "the reward model cannot see; mend the reward model, not the judge.",
+                )
         lines.append(line + ".")
     return lines
 

@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..data.formats import check_columns
 from ..errors import InputError

@@ -1,6 +1,7 @@
 """All three stages in one go, and the proof that each worked: what `hf-instructgpt run` does."""
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -123,8 +124,8 @@ class Pipeline:
             for key, value in self._identity().items():
                 if known.get(key) != value:
                     raise InputError(
-                        f"{folder} holds a run with other options (`{key}` differs): resume it with the options it was "
-                        "started with, or pass --overwrite_output_dir to start anew."
+                        f"{folder} holds a run with other options (`{key}` differs): resume it with the options it "
+                        "was started with, or pass --overwrite_output_dir to start anew."
                     )
             return known["seconds"]
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -194,7 +195,10 @@ class Pipeline:
             ]
         metrics = {
             "seed": self.seed,
-            "sft": {"train_loss": _by_epoch(histories["sft"], "loss"), "eval_loss": _by_epoch(histories["sft"], "eval_loss")},
+            "sft": {
+                "train_loss": _by_epoch(histories["sft"], "loss"),
+                "eval_loss": _by_epoch(histories["sft"], "eval_loss"),
+            },
             "reward": {
                 "train_loss": _by_epoch(histories["reward"], "loss"),
                 **preference_accuracy(
@@ -212,3 +216,95 @@ class Pipeline:
         metrics["seconds"] = seconds
         self._write_report(metrics, histories, prompts, answers["comparison_greedy"])
         return metrics
+
+    def _train_control(self, ppo_config, *, num_rollouts: int) -> PreTrainedModel:
+        """SFT trained for as long as PPO was: from `sft`, with its own recipe again.
+
+        The budget is counted in forward passes over a text (a backward pass counts as two), so that a repeated run
+        gives the same numbers; `seconds` in `metrics.json` shows both times. A PPO response costs one pass to sample,
+        one each for policy, reference, reward model and critic, and three for each model trained, every epoch.
+        """
+        args, training_args, model_args = self._parse("sft")
+        trained = 2 if ppo_config.advantage_estimator == "gae" else 1
+        passes = num_rollouts * ppo_config.rollout_size * (3 + trained + 3 * trained * ppo_config.num_ppo_epochs)
+        rows_a_step = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+        training_args.max_steps = max(1, round(passes / 3 / rows_a_step))
+        training_args.output_dir = str(partial_directory(self.output_dir / "control"))
+        for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+            setattr(training_args, name, "no")
+        train_dataset, _ = load_stage_datasets(args, "sft", needs_eval=False)
+        model = AutoModelForCausalLM.from_pretrained(self.output_dir / "sft")
+        tokenizer = AutoTokenizer.from_pretrained(self.output_dir / "sft")
+        make_sft_trainer(model, tokenizer, training_args, train_dataset, None, model_args).train()
+        shutil.rmtree(training_args.output_dir, ignore_errors=True)
+        return model
+
+    def _history(self, stage: str) -> list[dict]:
+        state = self.output_dir / stage / "trainer_state.json"
+        return json.loads(state.read_text(encoding="utf-8"))["log_history"]
+
+    def _held_out(self, stage: str, column: str | None = None):
+        """The `test` split of a stage's data, else its training split; one column of it, or all."""
+        options = self.config[stage]
+        dataset = load_rows(options["dataset_name"], options.get("dataset_config"), DATA_KINDS[stage])
+        rows = dataset["test"] if "test" in dataset else dataset[options.get("dataset_train_split", "train")]
+        return rows if column is None else list(rows[column])
+
+    def _write_report(
+        self, metrics: dict, histories: dict[str, list[dict]], prompts: list, greedy: list[Answers]
+    ) -> None:
+        """Everything aside first, then moved in, `metrics.json` last: it says that the run is whole."""
+        aside = partial_directory(self.output_dir / "report")
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / "plots").mkdir(parents=True)
+        draw_plots(metrics, histories, aside / "plots")
+        sft, ppo, _ = greedy
+        (aside / "samples.md").write_text(samples_markdown(prompts, sft, ppo, step=self.num_samples), encoding="utf-8")
+        run_card(metrics, self.config, name=self.output_dir.name).save(aside / "README.md")
+        (aside / METRICS_FILE).write_text(_json(metrics), encoding="utf-8")
+        for name in REPORT_FILES:
+            if (self.output_dir / name).is_dir():
+                shutil.rmtree(self.output_dir / name)
+            (aside / name).replace(self.output_dir / name)
+        aside.rmdir()
+
+
+def print_summary(metrics: dict, output_dir: Path) -> None:
+    """Tell the person at the terminal what came out."""
+    print(f"\nSFT loss by epoch           {_numbers(metrics['sft']['train_loss'])}")
+    print(f"reward-model loss by epoch  {_numbers(metrics['reward']['train_loss'])}")
+    print(f"reward-model accuracy       {metrics['reward']['eval_accuracy']:.3f} of held-out pairs")
+    print(f"PPO score by rollout        {_numbers(metrics['ppo']['score'])}")
+    for line in findings(metrics):
+        print(line)
+    print(
+        f"\nDone in {metrics['seconds']['total']:.0f} s. See {output_dir / 'samples.md'} and {output_dir / 'plots'}."
+    )
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def _by_epoch(history: list[dict], key: str) -> list[float]:
+    """Mean of a logged number in each epoch; a log at an epoch's end belongs to that epoch."""
+    epochs: dict[int, list[float]] = {}
+    for entry in history:
+        if key in entry:
+            epochs.setdefault(math.ceil(entry["epoch"] - 1e-6), []).append(entry[key])
+    return [sum(values) / len(values) for _, values in sorted(epochs.items())]
+
+
+def _logged(history: list[dict], key: str) -> list[float]:
+    return [entry[key] for entry in history if key in entry]
+
+
+def _json(content: dict) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader finds the old text or the new one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

@@ -1,0 +1,70 @@
+"""InstructGPT on the Hugging Face stack: supervised fine-tuning, a reward model and PPO for any causal LM.
+
+The public names are loaded at first use: importing the package imports neither torch nor transformers. The first use
+of any of them registers the tiny model with the Auto classes, as `import hf_instructgpt.char_gpt` does.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .char_gpt import (
+        CharGPTConfig,
+        CharGPTForCausalLM,
+        CharGPTForSequenceClassification,
+        CharGPTModel,
+        CharGPTTokenizer,
+        convert_document_state_dict,
+    )
+    from .data import gold_reward, judge, load_sample_dataset
+    from .ppo.actor_critic import load_value_model
+    from .ppo.config import PPOConfig
+    from .ppo.trainer import PPOTrainer
+    from .reward.ranking_trainer import RankingRewardTrainer
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "CharGPTConfig": "char_gpt",
+    "CharGPTForCausalLM": "char_gpt",
+    "CharGPTForSequenceClassification": "char_gpt",
+    "CharGPTModel": "char_gpt",
+    "CharGPTTokenizer": "char_gpt",
+    "PPOConfig": "ppo.config",
+    "PPOTrainer": "ppo.trainer",
+    "RankingRewardTrainer": "reward.ranking_trainer",
+    "convert_document_state_dict": "char_gpt",
+    "gold_reward": "data",
+    "judge": "data",
+    "load_sample_dataset": "data",
+    "load_value_model": "ppo.actor_critic",
+}
+
+__all__ = [
+    "CharGPTConfig",
+    "CharGPTForCausalLM",
+    "CharGPTForSequenceClassification",
+    "CharGPTModel",
+    "CharGPTTokenizer",
+    "PPOConfig",
+    "PPOTrainer",
+    "RankingRewardTrainer",
+    "convert_document_state_dict",
+    "gold_reward",
+    "judge",
+    "load_sample_dataset",
+    "load_value_model",
+]
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    importlib.import_module(f"{__name__}.char_gpt")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

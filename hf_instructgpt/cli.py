@@ -1,0 +1,95 @@
+"""`hf-instructgpt VERB`: a thin dispatcher. Nothing heavy is imported before the verb is known."""
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+from .errors import InputError
+
+VERBS = {
+    "run": "all three stages on the tiny model, and the proof that each worked",
+    "sft": "stage 1: supervised fine-tuning on demonstrations",
+    "reward": "stage 2: the reward model, from preferences or rankings",
+    "ppo": "stage 3: PPO against the reward model",
+    "generate": "answer a prompt with a trained model",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        `int`: 0, or 2 for bad input, 130 for Ctrl-C, 1 for a failure of ours.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="hf-instructgpt",
+        usage="hf-instructgpt VERB [--help] [options]",
+        description=f"InstructGPT on the Hugging Face stack.\n\nverbs:\n{verbs}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="what to do; `VERB --help` lists its options")
+    verb = parser.parse_args(argv[:1]).verb
+    try:
+        {"run": run, "generate": generate}.get(verb, stage)(verb, argv[1:])
+    except InputError as error:
+        print(f"hf-instructgpt {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"hf-instructgpt {verb}: interrupted; what is finished is whole, --resume goes on.", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def run(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt run`: the pipeline."""
+    parser = argparse.ArgumentParser(prog=f"hf-instructgpt {verb}", description=VERBS[verb])
+    parser.add_argument("--config", type=Path, help="a pipeline file; default: the recipe char_gpt")
+    parser.add_argument("--output_dir", help="where the run goes; default: the config's")
+    parser.add_argument("--seed", type=int, help="default: the config's")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace another run in the folder")
+    parser.add_argument("--resume", action="store_true", help="go on at the first stage that is not whole")
+    args = parser.parse_args(argv)
+
+    from .resources import resource
+    from .stages.pipeline import Pipeline, print_summary
+
+    config = args.config or resource("recipes", "char_gpt", "pipeline.yaml")
+    pipeline = Pipeline(config, output_dir=args.output_dir, seed=args.seed)
+    metrics = pipeline.run(overwrite=args.overwrite_output_dir, resume=args.resume)
+    if metrics:  # the main process has them
+        print_summary(metrics, pipeline.output_dir)
+
+
+def stage(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt sft|reward|ppo`: one stage."""
+    from .stages.arguments import parse_stage
+    from .stages.pipeline import STAGES
+
+    output_dir = STAGES[verb](*parse_stage(verb, argv))
+    print(f"Done: {output_dir}")
+
+
+def generate(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt generate`: answer one prompt."""
+    parser = argparse.ArgumentParser(prog=f"hf-instructgpt {verb}", description=VERBS[verb])
+    parser.add_argument("model", help="a Hub id or a folder")
+    parser.add_argument("--prompt", required=True, help="what to answer")
+    parser.add_argument("--max_new_tokens", type=int, default=26, help="most tokens of the answer (default: 26)")
+    parser.add_argument("--do_sample", action="store_true", help="sample at temperature 1 rather than greedily")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow the model to bring its own code")
+    args = parser.parse_args(argv)
+
+    from .stages.generate import answer
+
+    print(answer(**vars(args)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

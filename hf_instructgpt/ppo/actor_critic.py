@@ -100,6 +100,14 @@ class ActorCritic(nn.Module):
     def config(self):
         return self.policy.config
 
+    @property
+    def generation_config(self):
+        return self.policy.generation_config
+
+    @generation_config.setter
+    def generation_config(self, generation_config):
+        self.policy.generation_config = generation_config
+
     def generate(self, *args, **kwargs):
         return self.policy.generate(*args, **kwargs)
 

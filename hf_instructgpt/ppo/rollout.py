@@ -97,13 +97,14 @@ def sampling_config(
     model's own generation settings only the stop tokens are kept, joined with the tokenizer's.
     """
     stop = model.generation_config.eos_token_id
-    stop = {*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id} - {None}
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    stop = sorted({*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id} - {None})
+    # Masks tell what is real: any id can fill the rest.
+    pad = next(id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id, *stop, 0) if id_ is not None)
     sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=do_sample,
-        eos_token_id=sorted(stop),
+        eos_token_id=stop,
         pad_token_id=pad,
         use_cache=True,  # by hand: Trainer writes use_cache=False into the configuration of the model it trains
         **sampling,
@@ -117,16 +118,21 @@ def generate_responses(
     """Sample one response a row.
 
     Args:
-        model (`nn.Module`): Anything with the `generate` of `transformers`.
+        model (`nn.Module`): Anything with the `generate` and the `generation_config` of `transformers`.
         prompt_ids, prompt_mask (`torch.Tensor` of shape `(B, P)`): Left-padded prompts.
         generation_config ([`~transformers.GenerationConfig`]): See [`sampling_config`].
 
     Returns:
         `tuple` of two `torch.Tensor` of shape `(B, R)`: response ids and the mask of their real tokens.
     """
-    sequences = model.generate(
-        input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=generation_config
-    )
+    # `generate` fills what is None here from the model's own settings: its repetition penalty, for one, would apply.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        sequences = model.generate(
+            input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=generation_config
+        )
+    finally:
+        model.generation_config = own
     response_ids = sequences[:, prompt_ids.shape[1] :]
     return response_ids, response_mask(response_ids, stop_token_ids=generation_config.eos_token_id)
 
@@ -206,7 +212,7 @@ def score_responses(
     is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float]`.
 
     Raises:
-        ValueError: A function returned another number of scores than there are completions.
+        ValueError: A function returned another number of scores than there are completions, or one that is not finite.
     """
     total = torch.zeros(len(completions))
     for weight, func in zip(weights, reward_funcs, strict=True):
@@ -221,5 +227,8 @@ def score_responses(
                     f"{len(completions)} completions."
                 )
             scores = torch.tensor(scores, dtype=torch.float32)
+        if not scores.isfinite().all():
+            name = getattr(func, "__name__", type(func).__name__)
+            raise ValueError(f"the reward function {name} gave a score that is NaN or infinite.")
         total += weight * scores
     return total

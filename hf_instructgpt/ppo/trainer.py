@@ -169,6 +169,8 @@ class PPOTrainer(Trainer):
         ]
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
         _check_models(model, processing_class, self.reward_funcs, self.reward_weights)
+        if ref_model is model:
+            raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             _check_prompts(name, dataset, model, processing_class, args)
 
@@ -195,6 +197,7 @@ class PPOTrainer(Trainer):
         self.generation_config = sampling_config(
             model, processing_class, max_new_tokens=args.max_completion_length, temperature=args.temperature
         )
+        self._epoch = 0
         self._micro_step = 0
         self._rollout: Rollout | None = None
         self._token_log_prompts = list(eval_dataset or train_dataset or [])[: args.log_tokens]
@@ -218,7 +221,7 @@ class PPOTrainer(Trainer):
             block_size=self.args.rollout_size // self.args.num_generations * self.args.world_size,
             repeats=self._micro_batches_per_rollout(),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            epoch_fn=lambda: int((self.state.epoch or 0) + 1e-6),
+            epoch_fn=lambda: self._epoch,
         )
 
     def get_train_dataloader(self):
@@ -231,6 +234,16 @@ class PPOTrainer(Trainer):
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
+
+    def _run_epoch(self, *, epoch: int, epochs_trained: int, **kwargs) -> None:
+        """Trainer's pass over the prompts, which always begins with a new rollout."""
+        self._epoch = epoch
+        # A callback may have ended the last epoch, or a `max_steps` the last training, in the middle of a rollout.
+        self._micro_step += -self._micro_step % self._micro_batches_per_rollout()
+        if epoch == epochs_trained:
+            self._sums.clear()
+            self._rewind_token_log()
+        super()._run_epoch(epoch=epoch, epochs_trained=epochs_trained, **kwargs)
 
     # ---- The main path: prompts -> rollout -> reward -> advantage -> loss ------------------------------------------
 
@@ -263,19 +276,22 @@ class PPOTrainer(Trainer):
         prompt_rows = [encode_prompt(self.processing_class, row["prompt"]) for row in rows]
         pad_token_id = self.generation_config.pad_token_id
         prompt_ids, prompt_mask = pad_rows(prompt_rows, pad_token_id=pad_token_id, side="left", device=device)
-        response_ids, mask = generate_responses(
-            model, prompt_ids, prompt_mask, generation_config=self.generation_config
-        )
+        with self.accelerator.autocast():
+            response_ids, mask = generate_responses(
+                model, prompt_ids, prompt_mask, generation_config=self.generation_config
+            )
         scores = self._score(rows, prompt_rows, response_ids, mask)
 
         old_logprobs, ref_logprobs, values = [], [], []
-        # Recomputed in the layout of the update rather than kept from sampling: the first ratio is then exactly 1.
+        # Recomputed in the layout and the precision of the update rather than kept from sampling: the first ratio is
+        # then exactly 1.
         for chunk in torch.arange(len(rows), device=device).split(args.per_device_train_batch_size):
             batch = prompt_ids[chunk], prompt_mask[chunk], response_ids[chunk], mask[chunk]
             logprobs = partial(response_logprobs, temperature=args.temperature)
-            old_logprobs.append(logprobs(model.policy, *batch))
-            ref_logprobs.append(logprobs(self.ref_model, *batch))
-            values.append(self._values(model.value_model, *batch))
+            with self.accelerator.autocast():
+                old_logprobs.append(logprobs(model.policy, *batch))
+                ref_logprobs.append(logprobs(self.ref_model, *batch))
+                values.append(self._values(model.value_model, *batch))
         old_logprobs, ref_logprobs, values = map(torch.cat, (old_logprobs, ref_logprobs, values))
         model.train(was_training)
 
@@ -444,12 +460,21 @@ class PPOTrainer(Trainer):
                 self._write_token_log(self._token_log_rollout)
         super().log(logs, start_time)
 
+    def _rewind_token_log(self) -> None:
+        """Drop what another run, or this one after the checkpoint it is resumed from, has written."""
+        path = Path(self.args.output_dir) / TOKEN_LOG_FILE
+        if self.is_world_process_zero() and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= self.state.global_step]
+            path.write_text("".join(kept), encoding="utf-8")
+
     @torch.no_grad()
     def _write_token_log(self, rollout: Rollout) -> None:
         if not self.is_world_process_zero():
             return
         policy = self.accelerator.unwrap_model(self.model_wrapped).policy
-        new_logprobs = response_logprobs(policy, *rollout.sequences, temperature=self.args.temperature)
+        with self.accelerator.autocast():
+            new_logprobs = response_logprobs(policy, *rollout.sequences, temperature=self.args.temperature)
         with open(Path(self.args.output_dir) / TOKEN_LOG_FILE, "a", encoding="utf-8") as file:
             for row in token_rows(
                 rollout,
@@ -477,8 +502,15 @@ class PPOTrainer(Trainer):
         policy = type(actor_critic.policy).from_pretrained(checkpoint, dtype=actor_critic.policy.dtype)
         actor_critic.policy.load_state_dict(policy.state_dict())
         if actor_critic.value_model is not None:
-            critic = load_value_model(checkpoint / "value_model", dtype=actor_critic.value_model.backbone.dtype)
+            critic = load_value_model(
+                checkpoint / "value_model",
+                dtype=actor_critic.value_model.backbone.dtype,
+                trust_remote_code=self.args.trust_remote_code,
+            )
             actor_critic.value_model.load_state_dict(critic.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     # Trainer calls these two on every process, the second right before the first resumed step.
 
@@ -486,9 +518,10 @@ class PPOTrainer(Trainer):
         """Beside the random states: where in its rollout this process stands, and the rollout itself."""
         super()._save_rng_state(output_dir)
         Path(output_dir).mkdir(parents=True, exist_ok=True)
+        rollouts = {"rollout": self._rollout, "token_log_rollout": self._token_log_rollout}
         state = {
             "micro_step": self._micro_step,
-            "rollout": None if self._rollout is None else self._rollout.to("cpu").state_dict(),
+            "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": {name: torch.stack(sums).cpu() for name, sums in self._sums.items()},
         }
         torch.save(state, Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index))
@@ -501,7 +534,8 @@ class PPOTrainer(Trainer):
         state = torch.load(path, map_location="cpu", weights_only=True)
         device = self.accelerator.device
         self._micro_step = state["micro_step"]
-        self._rollout = None if state["rollout"] is None else Rollout(**state["rollout"]).to(device)
+        rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
+        self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self._sums.update({name: list(sums.to(device)) for name, sums in state["sums"].items()})
 
     def _make_critic(self, policy: PreTrainedModel, value_model: PreTrainedModel | ValueModel | None) -> ValueModel:
@@ -509,7 +543,8 @@ class PPOTrainer(Trainer):
             return value_model
         reward_models = [func for func in self.reward_funcs if isinstance(func, PreTrainedModel)]
         source = value_model or next(iter(reward_models), policy)
-        return ValueModel(independent_copy(source.base_model))
+        # A reward model that scored for another trainer comes frozen.
+        return ValueModel(independent_copy(source.base_model).requires_grad_(True))
 
 
 def _check_models(
@@ -536,6 +571,11 @@ def _check_models(
                 f"the reward model {name} has num_labels = {func.config.num_labels}; a reward model has 1. "
                 "Train it with num_labels=1."
             )
+        if func.config.get_text_config().pad_token_id is None:
+            raise InputError(
+                f"the reward model {name} has no `pad_token_id` in its config and cannot score texts of unequal "
+                "length. Set the one it was trained with."
+            )
         if func.get_input_embeddings().num_embeddings != vocab_size:
             raise InputError(
                 f"the reward model {name} knows {func.get_input_embeddings().num_embeddings} tokens and the policy "
@@ -555,6 +595,8 @@ def _check_prompts(
         return
     if "prompt" not in dataset.column_names:
         raise InputError(f"`{name}` has no column `prompt`; its columns are {', '.join(dataset.column_names)}.")
+    if len(dataset) == 0:
+        raise InputError(f"`{name}` has no rows.")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for row, prompt in enumerate(dataset["prompt"]):
         length = len(encode_prompt(tokenizer, prompt))

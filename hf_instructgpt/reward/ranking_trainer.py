@@ -48,7 +48,7 @@ class RankingCollator:
         for row in rows:
             mine = ranked_pairs(row["response_ids"], row["ranks"])
             pairs += [(offset + better, offset + worse) for better, worse in mine]
-            weights += [1 / len(mine)] * len(mine)
+            weights += [1 / len(mine) for _ in mine]
             offset += len(row["ranks"])
         with_pairs = max(1, sum(bool(ranked_pairs(row["response_ids"], row["ranks"])) for row in rows))
         better, worse = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(-1)

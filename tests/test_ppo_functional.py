@@ -1,0 +1,273 @@
+"""The maths of PPO: numbers by hand on a 2x3 batch, an independent oracle of loops, equivalences, invariances."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from hf_instructgpt.ppo.functional import (
+    ends_with_stop,
+    generalized_advantage_estimation,
+    masked_whiten,
+    policy_loss,
+    response_mask,
+    token_logprobs,
+    token_rewards,
+    value_loss,
+)
+
+NAN, INF = math.nan, math.inf
+# The 2x3 batch: the first response has two real tokens, the second three.
+MASK = torch.tensor([[True, True, False], [True, True, True]])
+
+
+def same(actual, expected, **kwargs):
+    torch.testing.assert_close(actual, torch.tensor(expected), **({"atol": 1e-6, "rtol": 1e-5} | kwargs))
+
+
+# ---- Masks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ([9], [[1, 1, 0], [1, 1, 1]]),  # the first stop token is kept, the second response has none
+        ([9, 5], [[1, 0, 0], [1, 1, 0]]),  # whichever comes first
+        ([], [[1, 1, 1], [1, 1, 1]]),
+        ([0], [[1, 1, 1], [1, 1, 1]]),  # id 0 is an id like any other: here it is the last token
+    ],
+)
+def test_response_mask(stop, expected):
+    ids = torch.tensor([[5, 9, 0], [7, 5, 8]])
+    assert response_mask(ids, stop_token_ids=stop).tolist() == torch.tensor(expected).bool().tolist()
+
+
+def test_a_stop_token_on_the_first_and_the_last_place():
+    ids = torch.tensor([[9, 9, 9], [7, 5, 9]])
+    assert response_mask(ids, stop_token_ids=[9]).tolist() == [[True, False, False], [True, True, True]]
+
+
+def test_stop_token_zero_ends_a_response():
+    assert response_mask(torch.tensor([[3, 0, 0]]), stop_token_ids=[0]).tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"), [([9], [True, False]), ([8, 9], [True, True]), ([0], [False, False]), ([], [False, False])]
+)
+def test_ends_with_stop_looks_at_real_tokens_only(stop, expected):
+    # The 0 of the first row stands behind the mask.
+    ids = torch.tensor([[5, 9, 0], [7, 5, 8]])
+    assert ends_with_stop(ids, mask=MASK, stop_token_ids=stop).tolist() == expected
+
+
+# ---- Log-probs ---------------------------------------------------------------------------------------------------
+
+
+def test_token_logprobs_by_hand():
+    # Two tokens whose logits differ by log 3: probabilities 3/4 and 1/4.
+    logits = torch.tensor([[[math.log(3.0), 0.0], [0.0, math.log(3.0)], [0.0, 0.0]]])
+    expected = [[math.log(0.75), math.log(0.25), math.log(0.5)]]
+    same(token_logprobs(logits, token_ids=torch.tensor([[0, 0, 1]])), expected)
+
+
+def test_temperature_divides_the_logits():
+    # At temperature 1/2 the odds 3 become 9.
+    logits = torch.tensor([[[math.log(3.0), 0.0]]])
+    same(token_logprobs(logits, token_ids=torch.tensor([[0]]), temperature=0.5), [[math.log(0.9)]])
+
+
+def test_bf16_logits_are_worked_out_in_float32():
+    logits = torch.randn(2, 3, 500, generator=torch.Generator().manual_seed(0)).bfloat16()
+    ids = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    actual = token_logprobs(logits, token_ids=ids, temperature=0.7)
+    assert actual.dtype == torch.float32
+    exact = (logits.double() / 0.7).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+    torch.testing.assert_close(actual.double(), exact, atol=1e-5, rtol=0)
+
+
+# ---- Whitening ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1e6, NAN, INF, -INF])
+def test_masked_whiten_by_hand(garbage):
+    # Real tokens 1, 3, 1, 3, 2: mean 2, population variance 4/5.
+    values = torch.tensor([[1.0, 3.0, garbage], [1.0, 3.0, 2.0]])
+    unit = 1 / math.sqrt(0.8)
+    same(masked_whiten(values, mask=MASK), [[-unit, unit, 0.0], [-unit, unit, 0.0]])
+
+
+def test_masked_whiten_of_one_token_and_of_none_is_zero():
+    values = torch.tensor([[5.0, NAN, 7.0]])
+    assert masked_whiten(values, mask=torch.tensor([[True, False, False]])).tolist() == [[0, 0, 0]]
+    assert masked_whiten(values, mask=torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0, 0, 0]]
+
+
+def test_masked_whiten_over_processes_is_whitening_of_the_whole():
+    values = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0], [1, 1, 1]]).bool()
+    whole = masked_whiten(values, mask=mask)
+    # The sums a reduce over two processes would give, in the order in which the function asks for them.
+    real = values[mask]
+    sums = [torch.stack([mask.sum().float(), real.sum()]), (real - real.mean()).square().sum()]
+    for half in (slice(0, 2), slice(2, 4)):
+        answers = iter(sums)
+        part = masked_whiten(values[half], mask=mask[half], global_sum=lambda x, answers=answers: next(answers))
+        torch.testing.assert_close(part, whole[half])
+
+
+# ---- Rewards -----------------------------------------------------------------------------------------------------
+
+
+def test_token_rewards_by_hand():
+    kl = torch.tensor([[0.5, -1.0, NAN], [1.0, 2.0, 3.0]])
+    rewards = token_rewards(torch.tensor([10.0, 20.0]), kl=kl, mask=MASK, kl_coef=0.1)
+    # Score on the last real token: index 1 in the first row (with end-of-text), index 2 in the second (without).
+    same(rewards, [[-0.05, 10.1, 0.0], [-0.1, -0.2, 19.7]])
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4])
+def test_the_score_lands_on_the_last_real_token(length):
+    mask = torch.arange(4)[None] < length
+    rewards = token_rewards(torch.tensor([7.0]), kl=torch.where(mask, 0.0, INF), mask=mask, kl_coef=0.3)
+    assert rewards.tolist() == [[7.0 * (t == length - 1) for t in range(4)]]
+
+
+# ---- GAE ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("garbage", [0.0, 99.0, NAN, INF])
+def test_gae_by_hand(garbage):
+    rewards = torch.tensor([[1.0, 2.0, garbage], [0.0, 0.0, 4.0]])
+    values = torch.tensor([[0.5, 1.0, garbage], [1.0, 2.0, 3.0]])
+    advantages, returns = generalized_advantage_estimation(rewards, values=values, mask=MASK, gamma=0.5, lam=0.5)
+    # Row 1: A_1 = 2 - 1 = 1; A_0 = (1 + .5 * 1 - .5) + .25 * 1 = 1.25.
+    # Row 2: A_2 = 4 - 3 = 1; A_1 = (0 + .5 * 3 - 2) + .25 * 1 = -.25; A_0 = (0 + .5 * 2 - 1) + .25 * -.25 = -.0625.
+    same(advantages, [[1.25, 1.0, 0.0], [-0.0625, -0.25, 1.0]])
+    same(returns, [[1.75, 2.0, 0.0], [0.9375, 1.75, 4.0]])
+
+
+def test_gae_at_lambda_one_is_reward_to_go_minus_value():
+    rewards, values = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0)).unbind()
+    advantages, returns = generalized_advantage_estimation(rewards, values=values, mask=MASK, gamma=1.0, lam=1.0)
+    to_go = torch.where(MASK, rewards, 0).flip(-1).cumsum(-1).flip(-1)
+    torch.testing.assert_close(advantages, torch.where(MASK, to_go - values, 0))
+    torch.testing.assert_close(returns, torch.where(MASK, to_go, 0))
+
+
+def test_gae_at_lambda_zero_is_the_one_step_error():
+    rewards, values = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0)).unbind()
+    advantages, _ = generalized_advantage_estimation(rewards, values=values, mask=MASK, gamma=0.9, lam=0.0)
+    following = torch.where(MASK, values, 0)[:, 1:]
+    delta = rewards + 0.9 * torch.nn.functional.pad(following, (0, 1)) - values
+    torch.testing.assert_close(advantages, torch.where(MASK, delta, 0))
+
+
+# ---- Losses ------------------------------------------------------------------------------------------------------
+
+
+def test_policy_loss_by_hand():
+    ratio = torch.tensor([[1.5, 0.5, 1.0], [1.5, 0.5, 1.1]])
+    advantages = torch.tensor([[2.0, 2.0, 2.0], [-2.0, -2.0, -2.0]])
+    logprobs = ratio.log().requires_grad_()
+    loss, clipped = policy_loss(logprobs, old_logprobs=torch.zeros(2, 3), advantages=advantages, cliprange=0.2)
+    # -min(ratio * A, clip(ratio, .8, 1.2) * A)
+    same(loss, [[-2.4, -1.0, -2.0], [3.0, 1.6, 2.2]])
+    assert clipped.tolist() == [[True, False, False], [False, True, False]]
+    loss.sum().backward()
+    # d loss / d logprob = -ratio * A where it is not clipped, 0 where it is.
+    same(logprobs.grad, [[0.0, -1.0, -2.0], [3.0, 0.0, 2.2]])
+
+
+def test_at_ratio_one_the_gradient_is_that_of_reinforce():
+    torch.manual_seed(0)
+    logits, ids, advantages = torch.randn(2, 3, 5), torch.randint(5, (2, 3)), torch.randn(2, 3)
+
+    def gradient(loss_of):
+        leaf = logits.clone().requires_grad_()
+        loss_of(token_logprobs(leaf, token_ids=ids)).sum().backward()
+        return leaf.grad
+
+    old = token_logprobs(logits, token_ids=ids)
+    ppo = gradient(lambda x: policy_loss(x, old_logprobs=old, advantages=advantages, cliprange=0.2)[0])
+    reinforce = gradient(lambda x: -advantages * x)
+    torch.testing.assert_close(ppo, reinforce)
+
+
+def test_value_loss_by_hand():
+    old = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    values = torch.tensor([[1.0, 1.0, 0.1], [0.0, 3.0, 1.0]], requires_grad=True)
+    returns = torch.tensor([[2.0, 0.0, 1.0], [2.0, 1.0, 5.0]])
+    loss, clipped = value_loss(values, old_values=old, returns=returns, cliprange_value=0.5)
+    # Clipped values .5, .5, .1 and .5, 1.5, 1: the larger of the two errors counts.
+    same(loss, [[1.125, 0.5, 0.405], [2.0, 2.0, 8.0]])
+    assert clipped.tolist() == [[True, False, False], [False, False, False]]
+    loss.sum().backward()
+    same(values.grad, [[0.0, 1.0, -0.9], [-2.0, 2.0, -4.0]])
+
+
+# ---- The whole rollout against an oracle of loops in float64 -------------------------------------------------------
+
+
+def oracle(case):
+    """Rewards, advantages, returns, whitened advantages and the mean losses, from the papers, number by number."""
+    lengths, old, ref, new = case["lengths"], case["old"], case["ref"], case["new"]
+    values, new_values = case["values"], case["new_values"]
+    rewards, advantages, returns = [], [], []
+    for i, n in enumerate(lengths):
+        row = [-case["beta"] * (old[i][t] - ref[i][t]) for t in range(n)]
+        row[-1] += case["scores"][i]
+        rewards.append(row)
+        delta = [row[t] + case["gamma"] * (values[i][t + 1] if t + 1 < n else 0.0) - values[i][t] for t in range(n)]
+        # Schulman et al. 2016, eq. 16: the sum itself rather than the recursion.
+        decay = case["gamma"] * case["lam"]
+        advantages.append([sum(decay ** (k - t) * delta[k] for k in range(t, n)) for t in range(n)])
+        returns.append([a + v for a, v in zip(advantages[-1], values[i], strict=False)])
+    flat = [a for row in advantages for a in row]
+    mean = sum(flat) / len(flat)
+    deviation = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat) + 1e-8)
+    whitened = [[(a - mean) / deviation for a in row] for row in advantages]
+    policy = value = 0.0
+    for i, n in enumerate(lengths):
+        for t in range(n):
+            ratio = math.exp(new[i][t] - old[i][t])
+            bounded = min(max(ratio, 1 - case["clip"]), 1 + case["clip"])
+            policy -= min(ratio * whitened[i][t], bounded * whitened[i][t])
+            near = min(max(new_values[i][t], values[i][t] - case["clip"]), values[i][t] + case["clip"])
+            value += 0.5 * max((new_values[i][t] - returns[i][t]) ** 2, (near - returns[i][t]) ** 2)
+    return rewards, advantages, returns, whitened, policy / len(flat), value / len(flat)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_whole_rollout_equals_the_oracle(seed):
+    rng = random.Random(seed)
+    lengths = [rng.randint(1, 6) for _ in range(5)]
+    width = 6
+    case = {name: [[rng.gauss(0, 1) for _ in range(width)] for _ in lengths] for name in ("values", "new_values")}
+    case |= {name: [[rng.gauss(-2, 0.3) for _ in range(width)] for _ in lengths] for name in ("old", "ref", "new")}
+    case |= {"lengths": lengths, "scores": [rng.gauss(0, 2) for _ in lengths]}
+    case |= {"beta": rng.random(), "gamma": rng.random(), "lam": rng.random(), "clip": 0.2}
+
+    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+    ids = torch.where(torch.arange(width)[None] == torch.tensor(lengths)[:, None] - 1, 9, 5)
+    assert response_mask(ids, stop_token_ids=[9]).equal(mask)
+    old, ref, new, values, new_values = (
+        torch.where(mask, torch.tensor(case[name], dtype=torch.double), NAN)
+        for name in ("old", "ref", "new", "values", "new_values")
+    )
+    scores = torch.tensor(case["scores"], dtype=torch.double)
+    rewards = token_rewards(scores, kl=old - ref, mask=mask, kl_coef=case["beta"])
+    advantages, returns = generalized_advantage_estimation(
+        rewards, values=values, mask=mask, gamma=case["gamma"], lam=case["lam"]
+    )
+    whitened = masked_whiten(advantages, mask=mask)
+    policy, _ = policy_loss(new, old_logprobs=old, advantages=whitened, cliprange=case["clip"])
+    value, _ = value_loss(new_values, old_values=values, returns=returns, cliprange_value=case["clip"])
+
+    *tensors, policy_mean, value_mean = oracle(case)
+    for actual, expected in zip((rewards, advantages, returns, whitened), tensors, strict=True):
+        assert actual[~mask].eq(0).all()
+        for row, length, numbers in zip(actual, lengths, expected, strict=True):
+            assert row[:length].tolist() == pytest.approx(numbers, abs=1e-9)
+    assert policy[mask].mean().item() == pytest.approx(policy_mean, abs=1e-9)
+    assert value[mask].mean().item() == pytest.approx(value_mean, abs=1e-9)

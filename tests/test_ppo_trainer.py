@@ -1,0 +1,799 @@
+"""PPOTrainer as a whole: what moves, what a step is made of, resume, saving, logs, and what is refused."""
+
+import copy
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TrainerCallback,
+)
+
+from hf_instructgpt.char_gpt import (
+    CharGPTConfig,
+    CharGPTForCausalLM,
+    CharGPTForSequenceClassification,
+    CharGPTTokenizer,
+)
+from hf_instructgpt.errors import InputError
+from hf_instructgpt.ppo import trainer as trainer_module
+from hf_instructgpt.ppo.actor_critic import load_value_model
+from hf_instructgpt.ppo.config import PPOConfig
+from hf_instructgpt.ppo.rollout import response_logprobs
+from hf_instructgpt.ppo.trainer import PPOTrainer, RolloutSampler
+
+EOS = 66
+TOKENIZER = CharGPTTokenizer.from_document()
+PROMPTS = Dataset.from_list([{"prompt": text} for text in ("a", "bcd", "ef", "ghij", "klm", "no")])
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+
+
+def policy(seed=0, eos_bias=3.0, **config):
+    """A tiny policy whose responses often end early: their lengths are uneven."""
+    torch.manual_seed(seed)
+    model = CharGPTForCausalLM(CharGPTConfig(**{**SIZES, "dropout": 0.3, **config}))
+    with torch.no_grad():
+        model.lm_head.bias[EOS] += eos_bias
+    return model
+
+
+def reward_model(seed=1, **config):
+    torch.manual_seed(seed)
+    return CharGPTForSequenceClassification(CharGPTConfig(**{**SIZES, "num_labels": 1, **config}))
+
+
+def gpt2(**config):
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32, "vocab_size": 68}
+    return GPT2LMHeadModel(GPT2Config(**sizes, eos_token_id=EOS, bos_token_id=None, **config))
+
+
+def lengths(completion_ids, **_):
+    """A reward function: longer is better."""
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def make(tmp_path, model=None, reward_funcs=lengths, train_dataset=PROMPTS, processing_class=TOKENIZER, **options):
+    names = ("eval_dataset", "ref_model", "value_model", "callbacks")
+    arguments = {name: options.pop(name) for name in names if name in options}
+    defaults = {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "report_to": [],
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 4,
+        "num_ppo_epochs": 2,
+        "max_completion_length": 6,
+    }
+    return PPOTrainer(
+        model or policy(),
+        reward_funcs,
+        args=PPOConfig(**{**defaults, **options}),
+        train_dataset=train_dataset,
+        processing_class=processing_class,
+        **arguments,
+    )
+
+
+def weights(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert different == []
+
+
+def logged(trainer, name):
+    return [logs[name] for logs in trainer.state.log_history if name in logs]
+
+
+# ---- The first step ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("temperature", "bf16"), [(0.7, False), (1.3, False), (1.0, True)])
+def test_the_first_ratio_is_exactly_one_whatever_the_dropout(tmp_path, monkeypatch, temperature, bf16):
+    ratios = []
+
+    def spy(logprobs, *, old_logprobs, **kwargs):
+        ratios.append((logprobs - old_logprobs).abs().max().item())
+        return policy_loss(logprobs, old_logprobs=old_logprobs, **kwargs)
+
+    policy_loss = trainer_module.policy_loss
+    monkeypatch.setattr(trainer_module, "policy_loss", spy)
+    options = {"gradient_accumulation_steps": 2, "num_mini_batches": 2, "per_device_train_batch_size": 2}
+    trainer = make(tmp_path, policy(dropout=0.5), temperature=temperature, bf16=bf16, max_steps=2, **options)
+    trainer.train()
+    assert ratios[:2] == [0.0, 0.0]  # both micro-batches of the first step
+    assert ratios[2] > 0
+    assert logged(trainer, "approx_kl")[0] == logged(trainer, "clip_fraction")[0] == 0.0
+    assert logged(trainer, "kl")[0] == 0.0
+    assert trainer._rollout.old_logprobs.equal(trainer._rollout.ref_logprobs)
+    assert not trainer._rollout.response_mask.all()
+
+
+def test_old_logprobs_are_those_of_the_sampling_temperature(tmp_path):
+    trainer = make(tmp_path, temperature=0.5)
+    rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    expected = response_logprobs(trainer.model.policy.eval(), *rollout.sequences, temperature=0.5)
+    torch.testing.assert_close(rollout.old_logprobs, expected)
+
+
+# ---- What moves ----------------------------------------------------------------------------------------------------
+
+
+def test_policy_and_critic_move_reference_and_reward_model_do_not_and_nothing_is_shared(tmp_path):
+    reward = reward_model()
+    trainer = make(tmp_path, reward_funcs=reward, max_steps=3)
+    modules = [trainer.model.policy, trainer.model.value_model, trainer.ref_model, reward]
+    storages = [{t.untyped_storage().data_ptr() for t in m.state_dict().values()} for m in modules]
+    for left, right in itertools.combinations(storages, 2):
+        assert not left & right
+    before = [weights(module) for module in modules]
+    trainer.train()
+    for module, old in zip(modules[:2], before[:2], strict=True):
+        names = [name for name, _ in module.named_parameters()]
+        assert [name for name in names if module.state_dict()[name].equal(old[name])] == []
+    for module, old in zip(modules[2:], before[2:], strict=True):
+        assert_equal(module.state_dict(), old)
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_the_critic_starts_from_the_reward_model_and_learns_though_that_one_is_frozen(tmp_path):
+    reward = reward_model().requires_grad_(False)
+    trainer = make(tmp_path, reward_funcs=[lengths, reward], max_steps=2)
+    critic = trainer.model.value_model
+    assert_equal(critic.backbone.state_dict(), reward.model.state_dict())
+    trainer.train()
+    for name, tensor in critic.backbone.named_parameters():
+        assert not tensor.equal(reward.model.state_dict()[name])
+
+
+def test_the_critic_starts_from_the_policy_or_from_a_given_model_otherwise(tmp_path):
+    model, other = policy(), policy(seed=5)
+    assert_equal(make(tmp_path, model).model.value_model.backbone.state_dict(), model.model.state_dict())
+    trainer = make(tmp_path, model, reward_funcs=reward_model(), value_model=other)
+    assert_equal(trainer.model.value_model.backbone.state_dict(), other.model.state_dict())
+    critic = trainer.model.value_model
+    assert make(tmp_path, model, value_model=critic).model.value_model is critic
+
+
+def test_the_critic_has_its_own_learning_rate(tmp_path):
+    trainer = make(tmp_path, critic_learning_rate=0.0, max_steps=2)
+    critic, actor = weights(trainer.model.value_model), weights(trainer.model.policy)
+    trainer.train()
+    assert_equal(trainer.model.value_model.state_dict(), critic)
+    assert not trainer.model.policy.lm_head.weight.equal(actor["lm_head.weight"])
+    trainer = make(tmp_path, critic_learning_rate=0.5, learning_rate=0.25, weight_decay=0.1)
+    rates = {id(p): group["lr"] for group in trainer.create_optimizer().param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in trainer.model.value_model.parameters()} == {0.5}
+    assert {rates[id(p)] for p in trainer.model.policy.parameters()} == {0.25}
+
+
+def test_max_grad_norm_bounds_the_step(tmp_path):
+    options = {"optim": "sgd", "learning_rate": 1.0, "max_grad_norm": 1e-3, "max_steps": 1}
+    trainer = make(tmp_path, reward_funcs=lambda completions, **_: [1e6] * len(completions), **options)
+    before = weights(trainer.model)
+    trainer.train()
+    step = sum((t - before[name]).double().square().sum() for name, t in trainer.model.state_dict().items()).sqrt()
+    assert step.item() == pytest.approx(1e-3, rel=1e-3)
+    assert logged(trainer, "grad_norm")[0] > 1e3
+
+
+# ---- What one step is made of --------------------------------------------------------------------------------------
+
+
+def test_the_gradient_does_not_depend_on_the_split_into_micro_batches(tmp_path):
+    results = []
+    for size, accumulation in ((8, 1), (2, 4), (1, 8)):
+        trainer = make(
+            tmp_path,
+            reward_funcs=reward_model(),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            optim="sgd",
+            max_steps=1,
+        )
+        before = weights(trainer.model)
+        trainer.train()
+        assert len(set(trainer._rollout.response_mask.sum(-1).tolist())) > 2  # uneven lengths
+        moved = {name: tensor - before[name] for name, tensor in trainer.model.state_dict().items()}
+        results.append((moved, logged(trainer, "loss")[0]))
+    for moved, loss in results[1:]:
+        assert loss == pytest.approx(results[0][1], abs=1e-4)
+        for name, tensor in moved.items():
+            torch.testing.assert_close(tensor, results[0][0][name], rtol=1e-3, atol=1e-8)
+
+
+def test_counting_tokens_across_devices_does_not_rescale_the_loss(tmp_path):
+    results = []
+    for flag in (True, False):
+        trainer = make(tmp_path, average_tokens_across_devices=flag, max_steps=2, gradient_accumulation_steps=2)
+        trainer.train()
+        results.append(weights(trainer.model))
+    assert_equal(*results)
+
+
+def test_padding_with_the_end_of_text_token_changes_nothing(tmp_path):
+    results = []
+    for tokenizer in (TOKENIZER, CharGPTTokenizer.from_document(pad_token="<eos>")):
+        trainer = make(tmp_path, processing_class=tokenizer, max_steps=4, optim="sgd")
+        trainer.train()
+        results.append((trainer.generation_config.pad_token_id, logged(trainer, "loss"), weights(trainer.model)))
+    assert [pad for pad, *_ in results] == [0, EOS]
+    assert results[0][1] == pytest.approx(results[1][1], abs=1e-5)
+    for name, tensor in results[0][2].items():
+        torch.testing.assert_close(tensor, results[1][2][name], atol=1e-6, rtol=1e-4)
+
+
+def test_rollout_sampler_by_hand():
+    epoch = 0
+    sampler = RolloutSampler(5, block_size=3, repeats=2, seed=4, epoch_fn=lambda: epoch)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(4)).tolist()
+    first, second = order[:3], [*order[3:], order[0]]  # the last block is filled from the start
+    assert list(sampler) == first * 2 + second * 2
+    assert len(sampler) == 12
+    epoch = 1
+    assert list(sampler)[:3] == torch.randperm(5, generator=torch.Generator().manual_seed(5)).tolist()[:3]
+    tiny = list(RolloutSampler(2, block_size=5, repeats=1, seed=0, epoch_fn=lambda: 0))
+    assert tiny == [tiny[0], tiny[1], tiny[0], tiny[1], tiny[0]]
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulation", "mini_batches", "ppo_epochs", "generations", "rollouts"),
+    [(4, 1, 1, 2, 1, 2), (1, 2, 2, 3, 1, 2), (2, 1, 4, 1, 1, 1), (2, 2, 2, 1, 4, 3), (16, 1, 1, 1, 1, 1)],
+)
+def test_batch_algebra(tmp_path, size, accumulation, mini_batches, ppo_epochs, generations, rollouts):
+    seen = []
+
+    def reward(prompts, completions, **_):
+        seen.append(prompts)
+        return [0.0] * len(completions)
+
+    trainer = make(
+        tmp_path,
+        reward_funcs=reward,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        num_mini_batches=mini_batches,
+        num_ppo_epochs=ppo_epochs,
+        num_generations=generations,
+        num_train_epochs=2,
+        max_completion_length=2,
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2 * rollouts * ppo_epochs * mini_batches
+    assert len(seen) == 2 * rollouts
+    assert {len(prompts) for prompts in seen} == {size * accumulation * mini_batches}
+    for epoch in (seen[:rollouts], seen[rollouts:]):
+        assert {prompt for prompts in epoch for prompt in prompts} == set(PROMPTS["prompt"])
+    for prompts in seen:  # the responses of one prompt stand side by side
+        assert [prompts[i - i % generations] for i in range(len(prompts))] == prompts
+
+
+def test_max_steps_is_exact(tmp_path):
+    trainer = make(tmp_path, max_steps=7, num_ppo_epochs=4)
+    trainer.train()
+    assert trainer.state.global_step == len(logged(trainer, "loss")) == 7
+
+
+def test_mini_batches_divide_a_rollout_and_are_drawn_anew_each_pass(tmp_path):
+    options = {"per_device_train_batch_size": 2, "num_mini_batches": 4, "num_ppo_epochs": 2}
+    trainer = make(tmp_path, **options)
+    seen = []
+    trainer._micro_step = 0
+    for _ in range(8):
+        batch, *_ = trainer._prepare_inputs(list(PROMPTS)[:4] * 2)
+        seen.append([tuple(row) for row in batch.old_logprobs.tolist()])
+    whole = sorted(tuple(row) for row in trainer._rollout.old_logprobs.tolist())
+    first, second = (sorted(itertools.chain(*half)) for half in (seen[:4], seen[4:]))
+    assert first == second == whole
+    assert seen[:4] != seen[4:]
+
+
+def test_advantages_are_whitened_in_the_mini_batch_unless_told_not_to(tmp_path):
+    for whiten in (True, False):
+        trainer = make(tmp_path, whiten_advantages=whiten)
+        batch, advantages, num_tokens = trainer._prepare_inputs(list(PROMPTS)[:4])
+        real = advantages[batch.response_mask]
+        assert num_tokens == batch.response_mask.sum()
+        assert torch.allclose(real.mean(), torch.zeros(()), atol=1e-6) == whiten
+        assert torch.allclose(real.var(correction=0), torch.ones(()), atol=1e-4) == whiten
+        assert advantages.equal(batch.advantages) != whiten
+
+
+def test_the_penalty_for_a_missing_end_is_taken_from_cut_off_responses_only(tmp_path):
+    trainer = make(tmp_path, reward_funcs=lambda completions, **_: [0.0] * len(completions), missing_eos_penalty=2.5)
+    rollout = trainer._roll_out(list(PROMPTS) * 4, num_generations=1)
+    ended = (rollout.response_ids.eq(EOS) & rollout.response_mask).any(-1)
+    assert 0 < ended.sum() < len(ended)
+    assert rollout.scores.equal(torch.where(ended, 0.0, -2.5))
+
+
+def test_reward_functions_get_the_columns_of_their_own_prompts(tmp_path):
+    def reward(prompts, completions, tag, number, **_):
+        assert [f"<{p}>" for p in prompts] == tag
+        return [float(n) for n in number]
+
+    rows = [{"prompt": p, "tag": f"<{p}>", "number": i} for i, p in enumerate(PROMPTS["prompt"])]
+    trainer = make(tmp_path, reward_funcs=reward, train_dataset=Dataset.from_list(rows), num_generations=2)
+    trainer.train()
+    rollout = trainer._roll_out(rows, num_generations=2)
+    assert rollout.scores.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_messages_are_answered_by_messages(tmp_path):
+    def reward(prompts, completions, **_):
+        assert prompts[0] == [{"role": "user", "content": "ab"}]
+        assert [message["role"] for completion in completions for message in completion] == ["assistant"] * 4
+        return [0.0] * len(completions)
+
+    tokenizer = CharGPTTokenizer.from_texts(["ab"])
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": "ab"}]}])
+    trainer = make(tmp_path, reward_funcs=reward, train_dataset=data, processing_class=tokenizer, max_steps=1)
+    trainer.train()
+    prompt = trainer._rollout.prompt_ids[0]
+    assert tokenizer.decode(prompt) == "指令：ab 回答："
+
+
+# ---- The document's estimator --------------------------------------------------------------------------------------
+
+
+def test_the_reward_estimator_gives_every_token_the_score_less_the_kl(tmp_path):
+    trainer = make(
+        tmp_path, reward_funcs=reward_model(), ref_model=policy(seed=3), advantage_estimator="reward", kl_coef=0.3
+    )
+    assert trainer.model.value_model is None
+    rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    for i, mask in enumerate(rollout.response_mask):
+        kl = (rollout.old_logprobs[i] - rollout.ref_logprobs[i])[mask].sum()
+        assert kl.abs() > 1e-3
+        expected = torch.where(mask, rollout.scores[i] - 0.3 * kl, 0)
+        torch.testing.assert_close(rollout.advantages[i], expected)
+
+
+def test_the_group_mean_is_subtracted_among_responses_of_the_same_prompt(tmp_path):
+    numbers = itertools.count(1)
+    options = {"advantage_estimator": "reward", "num_generations": 2, "subtract_group_mean": True, "kl_coef": 0.0}
+    trainer = make(
+        tmp_path, reward_funcs=lambda completions, **_: [float(next(numbers)) ** 2 for _ in completions], **options
+    )
+    rollout = trainer._roll_out(list(PROMPTS)[:2], num_generations=2)
+    # Scores 1, 4 | 9, 16: means 2.5 and 12.5.
+    assert rollout.advantages[:, 0].tolist() == [-1.5, 1.5, -3.5, 3.5]
+
+
+def test_the_reward_estimator_is_the_documents_loop(tmp_path):
+    model = policy(dropout=0.0)
+    mine = copy.deepcopy(model)
+    trainer = make(
+        tmp_path,
+        model,
+        train_dataset=PROMPTS.select([1]),
+        advantage_estimator="reward",
+        per_device_train_batch_size=1,
+        num_ppo_epochs=4,
+        max_steps=4,
+        optim="sgd",
+        learning_rate=0.1,
+        max_grad_norm=0.0,
+        kl_coef=0.0,
+        seed=3,
+    )
+    trainer.train()
+    rollout = trainer._rollout
+    prompt = TOKENIZER("bcd")["input_ids"]
+    response = rollout.response_ids[0].tolist()
+    reward, n = float(len(response)), len(prompt)
+    assert len(response) > 2
+
+    def logprobs():
+        logits = mine(input_ids=torch.tensor([prompt + response])).logits[0, n - 1 : -1]
+        return logits.log_softmax(-1)[torch.arange(len(response)), response]
+
+    # The document: one response, its reward as every token's advantage, the mean of the clipped objective.
+    old = logprobs().detach()
+    optimizer = torch.optim.SGD(mine.parameters(), lr=0.1)
+    clipped = []
+    for _ in range(4):
+        ratio = (logprobs() - old).exp()
+        bounded = ratio.clamp(0.8, 1.2)
+        clipped.append((ratio > 1.2).any().item())
+        loss = -torch.min(ratio * reward, bounded * reward).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert clipped == sorted(clipped)
+    assert clipped[-1]  # the clip did matter
+    for name, tensor in mine.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+# ---- It learns -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seed", "estimator"), [(0, "gae"), (1, "gae"), (2, "gae"), (0, "reward")])
+def test_a_bandits_best_token_is_found(tmp_path, seed, estimator):
+    group = {"num_generations": 32, "subtract_group_mean": True} if estimator == "reward" else {}
+    trainer = make(
+        tmp_path,
+        policy(seed, eos_bias=0.0),
+        reward_funcs=lambda completions, **_: [float(text == "b") + 0.5 * (text == "c") for text in completions],
+        train_dataset=Dataset.from_list([{"prompt": "a"}]),
+        advantage_estimator=estimator,
+        per_device_train_batch_size=64,
+        max_completion_length=1,
+        num_ppo_epochs=4,
+        kl_coef=0.0,
+        max_steps=160,
+        logging_steps=40,
+        seed=seed,
+        **group,
+    )
+    trainer.train()
+    with torch.no_grad():
+        logits = trainer.model.policy.eval()(input_ids=torch.tensor([TOKENIZER("a")["input_ids"]])).logits[0, -1]
+    assert logits.softmax(-1)[TOKENIZER("b")["input_ids"][0]] > 0.9
+
+
+def test_the_critic_learns_the_expected_return(tmp_path):
+    trainer = make(
+        tmp_path,
+        reward_funcs=lambda prompts, **_: [1.0 if prompt == "a" else -1.0 for prompt in prompts],
+        train_dataset=PROMPTS.select([0, 1]),
+        kl_coef=0.0,
+        learning_rate=0.0,
+        critic_learning_rate=1e-2,
+        max_steps=60,
+        logging_steps=20,
+        max_completion_length=2,
+    )
+    trainer.train()
+    values = trainer._roll_out(list(PROMPTS.select([0, 1])), num_generations=1).values[:, 0]
+    assert values.tolist() == pytest.approx([1.0, -1.0], abs=0.2)
+
+
+def test_the_kl_penalty_holds_the_policy_near_the_reference(tmp_path):
+    kl = []
+    for coefficient in (0.0, 5.0):
+        options = {
+            "max_steps": 40,
+            "kl_coef": coefficient,
+            "advantage_estimator": "reward",
+            "whiten_advantages": False,
+        }
+        trainer = make(tmp_path, learning_rate=3e-3, per_device_train_batch_size=16, **options)
+        trainer.train()
+        kl.append(trainer.evaluate(PROMPTS)["eval_kl"])
+    assert kl[0] > 1
+    assert kl[1] < 0.3 * kl[0]
+
+
+# ---- Other models --------------------------------------------------------------------------------------------------
+
+
+class PlainGPT2(GPT2LMHeadModel):
+    """Neither `position_ids` nor `logits_to_keep`."""
+
+    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, use_cache=None, return_dict=None):
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+
+
+def llama():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=68, attention_dropout=0.3, eos_token_id=EOS))
+
+
+@pytest.mark.parametrize("build", [gpt2, llama, lambda: PlainGPT2(gpt2().config)], ids=["gpt2", "llama", "plain"])
+def test_other_families_train_from_a_ratio_of_one(tmp_path, build):
+    trainer = make(tmp_path, build(), max_steps=2)
+    before = weights(trainer.model)
+    trainer.train()
+    assert logged(trainer, "approx_kl")[0] == logged(trainer, "kl")[0] == 0.0
+    moved = [not tensor.equal(before[name]) for name, tensor in trainer.model.named_parameters()]
+    assert sum(moved) > 0.9 * len(moved)
+
+
+def test_activation_checkpointing_gives_the_same_weights(tmp_path):
+    results = []
+    for flag in (False, True):
+        trainer = make(tmp_path, gpt2(), activation_checkpointing=flag, max_steps=3, optim="sgd")
+        trainer.train()
+        models = (trainer.model.policy, trainer.model.value_model.backbone)
+        assert all(model.is_activation_checkpointing == flag for model in models)
+        results.append(weights(trainer.model))
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][name], atol=1e-7, rtol=1e-6)
+
+
+def test_responses_that_all_end_at_once(tmp_path):
+    trainer = make(tmp_path, policy(eos_bias=100.0), max_steps=2)
+    trainer.train()
+    assert trainer._rollout.response_ids.tolist() == [[EOS]] * 4
+    assert logged(trainer, "completion_length") == [1.0]
+    assert logged(trainer, "eos_fraction") == [1.0]
+
+
+# ---- Resume, save, stop --------------------------------------------------------------------------------------------
+
+
+def resumable(tmp_path):
+    # Rollouts of 4, two an epoch, 4 steps each: 16 steps. Checkpoint 8 ends the first epoch.
+    return make(
+        tmp_path,
+        reward_funcs=[reward_model(), lengths],
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        num_mini_batches=2,
+        num_train_epochs=2,
+        lr_scheduler_type="linear",
+        logging_steps=3,
+        log_tokens=2,
+        num_generations=2,
+        save_strategy="steps",
+        save_steps=1,
+        train_dataset=PROMPTS.select(range(4)),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = resumable(folder)
+    trainer.train()
+    assert trainer.state.global_step == 16
+    return folder, trainer
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 8, 11])
+def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, whole_run, step):
+    folder, whole = whole_run
+    Path(tmp_path, "tokens.jsonl").write_bytes((folder / "tokens.jsonl").read_bytes())
+    trainer = resumable(tmp_path)
+    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+    assert trainer.state.global_step == 16
+    assert_equal(trainer.model.state_dict(), whole.model.state_dict())
+    for left, right in zip(trainer.state.log_history[:-1], whole.state.log_history[:-1], strict=True):
+        # Trainer itself averages `loss` over the steps since the resume.
+        assert left | {"loss": 0} == right | {"loss": 0}
+    # The broken run had written further than its last checkpoint: nothing stands there twice.
+    assert (tmp_path / "tokens.jsonl").read_text() == (folder / "tokens.jsonl").read_text()
+
+
+def test_an_epoch_stopped_in_mid_rollout_is_followed_by_a_new_rollout(tmp_path):
+    rollouts = []
+
+    class StopEpoch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = state.global_step == 1
+
+    def reward(prompts, completions, **_):
+        rollouts.append((trainer.state.global_step, tuple(prompts)))
+        return [0.0] * len(completions)
+
+    options = {"num_ppo_epochs": 4, "num_train_epochs": 2, "callbacks": [StopEpoch()]}
+    trainer = make(tmp_path, reward_funcs=reward, train_dataset=PROMPTS.select(range(4)), **options)
+    trainer.train()
+    assert [step for step, _ in rollouts] == [0, 1]
+    assert rollouts[0][1] != rollouts[1][1]  # the second epoch's own order
+    assert trainer.state.global_step == 5
+
+
+def test_training_again_begins_with_a_new_rollout(tmp_path):
+    steps = []
+
+    def reward(completions, **_):
+        steps.append(trainer.state.global_step)
+        return [0.0] * len(completions)
+
+    trainer = make(tmp_path, reward_funcs=reward, max_steps=3, num_ppo_epochs=2)
+    trainer.train()
+    trainer.train()
+    assert steps == [0, 2, 0, 2]
+
+
+def test_the_best_model_is_loaded_at_the_end(tmp_path):
+    falling = itertools.count(0, -1)
+    trainer = make(
+        tmp_path,
+        reward_funcs=lambda completions, **_: [float(next(falling))] * len(completions),
+        eval_dataset=PROMPTS,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        metric_for_best_model="score",
+        load_best_model_at_end=True,
+        max_steps=3,
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    best = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-1")
+    last = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-3")
+    assert not best.lm_head.weight.equal(last.lm_head.weight)
+    assert_equal(trainer.model.policy.state_dict(), best.state_dict())
+    assert_equal(
+        trainer.model.value_model.state_dict(), load_value_model(tmp_path / "checkpoint-1/value_model").state_dict()
+    )
+
+
+@pytest.mark.parametrize("build", [policy, gpt2])
+def test_a_saved_run_loads_with_the_auto_classes_bit_for_bit(tmp_path, build):
+    trainer = make(tmp_path, build(), max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_equal(model.state_dict(), trainer.model.policy.state_dict())
+    critic = load_value_model(tmp_path / "value_model")
+    assert_equal(critic.state_dict(), trainer.model.value_model.state_dict())
+    assert critic.value_head.weight.abs().sum() > 0
+    assert AutoTokenizer.from_pretrained(tmp_path)("abc")["input_ids"] == TOKENIZER("abc")["input_ids"]
+    # Dropout is off in training only: the configuration keeps its rates.
+    rates = {k: v for k, v in build().config.to_dict().items() if "drop" in k}
+    assert rates == {k: v for k, v in model.config.to_dict().items() if "drop" in k}
+
+
+# ---- Evaluation and logs -------------------------------------------------------------------------------------------
+
+
+def test_evaluate_reports_means_and_leaves_training_alone(tmp_path):
+    data = Dataset.from_list([{"prompt": "a", "other": 1}, {"prompt": "bc", "other": 2}, {"prompt": "d", "other": 6}])
+
+    def reward(completions, other=None, **_):
+        return [float(x) for x in other or [0.0] * len(completions)]
+
+    trainer = make(tmp_path, reward_funcs=reward, eval_dataset=data, per_device_eval_batch_size=2, max_steps=1)
+    trainer.train()
+    trainer._record("score", torch.tensor([5.0]))
+    rollout, state = trainer._rollout, (trainer._micro_step, trainer.model.training)
+    metrics = trainer.evaluate()
+    assert trainer._rollout is rollout
+    assert (trainer._micro_step, trainer.model.training) == state
+    assert {name: torch.stack(sums).tolist() for name, sums in trainer._sums.items()} == {"score": [[5.0, 1.0]]}
+    assert metrics["eval_score"] == 3.0
+    assert set(metrics) - {"epoch"} == {
+        f"eval_{n}" for n in ("score", "reward", "kl", "completion_length", "eos_fraction")
+    }
+    assert metrics["eval_reward"] == pytest.approx(3.0 - 0.05 * metrics["eval_kl"], abs=1e-5)
+    assert 1 <= metrics["eval_completion_length"] <= 6
+    assert "eval_score" in trainer.state.log_history[-1]
+    assert not any("policy_loss" in logs for logs in trainer.state.log_history if "eval_score" in logs)
+
+
+def test_logged_means_are_over_responses_and_real_tokens(tmp_path):
+    trainer = make(tmp_path, max_steps=2, num_ppo_epochs=2, logging_steps=2, kl_coef=0.0, vf_coef=0.0)
+    trainer.train()
+    mask = trainer._rollout.response_mask
+    assert logged(trainer, "completion_length") == [pytest.approx(mask.sum(-1).float().mean().item())]
+    assert logged(trainer, "score") == logged(trainer, "reward") == logged(trainer, "completion_length")
+    # Whitened advantages sum to 0, and so does the first step's policy loss: half the mean is the second's.
+    assert logged(trainer, "loss")[0] == pytest.approx(logged(trainer, "policy_loss")[0], abs=1e-6)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_token_log_is_consistent(tmp_path):
+    options = {"log_tokens": 2, "max_steps": 6, "kl_coef": 0.2, "learning_rate": 0.03}
+    trainer = make(tmp_path, ref_model=policy(seed=3), eval_dataset=PROMPTS.select([2, 1, 0]), **options)
+    trainer.train()
+    rows = read(tmp_path / "tokens.jsonl")
+    assert [(row["step"], row["prompt"]) for row in rows] == [(s, p) for s in range(1, 7) for p in ("ef", "bcd")]
+    clipped = 0
+    for row in rows:
+        tokens = row["tokens"]
+        assert row["score"] == len(tokens)
+        for t in tokens:
+            assert t["kl"] == pytest.approx(t["logprob"] - t["ref_logprob"], abs=2e-6)
+            left = t["new_logprob"] - t["logprob"]
+            ratio = torch.tensor(left).exp().item()
+            assert t["clipped"] == (ratio > 1.2 if t["advantage"] > 0 else ratio < 0.8)
+            clipped += t["clipped"]
+        assert row["kl"] == pytest.approx(sum(t["kl"] for t in tokens), abs=1e-4)
+        assert sum(t["reward"] for t in tokens) == pytest.approx(row["score"] - 0.2 * row["kl"], abs=1e-4)
+        assert tokens[-1]["reward"] == pytest.approx(row["score"] - 0.2 * tokens[-1]["kl"], abs=1e-5)
+    assert clipped > 0
+
+
+def test_the_token_log_of_a_second_run_does_not_mix_with_the_first(tmp_path):
+    for _ in range(2):
+        make(tmp_path, log_tokens=1, max_steps=3).train()
+    assert [row["step"] for row in read(tmp_path / "tokens.jsonl")] == [1, 2, 3]
+
+
+# ---- What is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"train_dataset": Dataset.from_list([{"text": "a"}])}, "`train_dataset` has no column `prompt`.*text"),
+        ({"eval_dataset": Dataset.from_list([{"text": "a"}])}, "`eval_dataset` has no column `prompt`"),
+        ({"train_dataset": PROMPTS.select([])}, "`train_dataset` has no rows"),
+        ({"train_dataset": Dataset.from_list([{"prompt": "a"}, {"prompt": ""}])}, "row 1: the prompt is empty"),
+        ({"train_dataset": Dataset.from_list([{"prompt": "a" * 45}])}, "row 0: a prompt of 45 tokens.*context of 50"),
+        ({"model": policy(vocab_size=67)}, "tokenizer has 68 tokens and the model 67"),
+        ({"reward_funcs": reward_model(num_labels=2)}, "num_labels = 2"),
+        ({"reward_funcs": reward_model(vocab_size=70)}, "knows 70 tokens and the policy 68"),
+        ({"reward_funcs": reward_model(pad_token_id=None)}, "no `pad_token_id`"),
+        ({"reward_weights": [1.0, 2.0]}, "2 entries for 1 reward functions"),
+        ({"advantage_estimator": "reward", "value_model": policy()}, "no critic"),
+    ],
+)
+def test_bad_input_is_named(tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        make(tmp_path, **arguments)
+
+
+def test_the_policy_itself_is_no_reference(tmp_path):
+    model = policy()
+    with pytest.raises(InputError, match="`ref_model` is the policy itself"):
+        make(tmp_path, model, ref_model=model)
+
+
+def test_training_needs_prompts_and_evaluation_too(tmp_path):
+    trainer = make(tmp_path, train_dataset=None)
+    with pytest.raises(InputError, match="train_dataset"):
+        trainer.train()
+    with pytest.raises(InputError, match="eval_dataset"):
+        trainer.evaluate()
+
+
+def test_a_longest_prompt_that_just_fits(tmp_path):
+    data = Dataset.from_list([{"prompt": "a" * 44}])
+    trainer = make(tmp_path, policy(eos_bias=-100.0), train_dataset=data, max_steps=1)
+    trainer.train()
+    assert trainer._rollout.response_mask.sum(-1).tolist() == [6] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_completion_length", 0),
+        ("num_generations", 0),
+        ("num_ppo_epochs", 0),
+        ("num_mini_batches", 0),
+        ("kl_coef", -0.1),
+        ("vf_coef", -1.0),
+        ("log_tokens", -1),
+        ("temperature", 0.0),
+        ("cliprange", 0.0),
+        ("cliprange_value", -0.2),
+        ("gamma", 1.1),
+        ("lam", -0.1),
+        ("advantage_estimator", "grpo"),
+        ("num_generations", 3),  # does not divide 4
+        ("subtract_group_mean", True),
+    ],
+)
+def test_options_out_of_range_are_named(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        PPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, **{name: value})
+
+
+def test_one_log_a_rollout_by_default(tmp_path):
+    args = PPOConfig(output_dir=str(tmp_path), num_ppo_epochs=3, num_mini_batches=2)
+    assert (args.logging_steps, args.rollout_size) == (6, 16)

@@ -16,6 +16,16 @@ VERBS = {
 }
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are `InputError`s: one line, no usage."""
+
+    def __init__(self, verb: str, **kwargs):
+        super().__init__(prog=f"hf-instructgpt {verb}".strip(), allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        raise InputError(f"{message}. See `{self.prog} --help`.")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command.
 
@@ -24,21 +34,23 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
-    parser = argparse.ArgumentParser(
-        prog="hf-instructgpt",
+    parser = Parser(
+        "",
         usage="hf-instructgpt VERB [--help] [options]",
         description=f"InstructGPT on the Hugging Face stack.\n\nverbs:\n{verbs}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="what to do; `VERB --help` lists its options")
-    verb = parser.parse_args(argv[:1]).verb
+    name = "hf-instructgpt"
     try:
+        verb = parser.parse_args(argv[:1]).verb
+        name = f"hf-instructgpt {verb}"
         {"run": run, "generate": generate}.get(verb, stage)(verb, argv[1:])
     except InputError as error:
-        print(f"hf-instructgpt {verb}: {error}", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"hf-instructgpt {verb}: interrupted; what is finished is whole, --resume goes on.", file=sys.stderr)
+        print(f"{name}: interrupted. What is finished is whole; --resume goes on from there.", file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()
@@ -48,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(verb: str, argv: list[str]) -> None:
     """`hf-instructgpt run`: the pipeline."""
-    parser = argparse.ArgumentParser(prog=f"hf-instructgpt {verb}", description=VERBS[verb])
+    parser = Parser(verb, description=VERBS[verb])
     parser.add_argument("--config", type=Path, help="a pipeline file; default: the recipe char_gpt")
     parser.add_argument("--output_dir", help="where the run goes; default: the config's")
     parser.add_argument("--seed", type=int, help="default: the config's")
@@ -77,7 +89,7 @@ def stage(verb: str, argv: list[str]) -> None:
 
 def generate(verb: str, argv: list[str]) -> None:
     """`hf-instructgpt generate`: answer one prompt."""
-    parser = argparse.ArgumentParser(prog=f"hf-instructgpt {verb}", description=VERBS[verb])
+    parser = Parser(verb, description=VERBS[verb])
     parser.add_argument("model", help="a Hub id or a folder")
     parser.add_argument("--prompt", required=True, help="what to answer")
     parser.add_argument("--max_new_tokens", type=int, default=26, help="most tokens of the answer (default: 26)")

@@ -49,7 +49,7 @@ def answer_prompts(
 
     Args:
         policy, tokenizer: Who answers. Models are put into evaluation mode.
-        prompts (`list`): Message lists.
+        prompts (`list`): Texts or message lists.
         reward_model (`PreTrainedModel`): Scores prompt and answer; it shares the policy's vocabulary.
         judge (`Callable`, *optional*): `judge(prompt_text, answer_text)` with `score` and `correct`.
         max_completion_length (`int`): Most tokens of an answer.
@@ -77,7 +77,7 @@ def answer_prompts(
             sequences = prompt_ids, prompt_mask, response_ids, mask
             ratio = response_logprobs(policy, *sequences) - response_logprobs(reference, *sequences)
             kl += ratio.sum(-1).tolist()
-    verdicts = [judge(p[-1]["content"], text) for p, text in zip(prompts, texts, strict=True)] if judge else None
+    verdicts = [judge(question(p), text) for p, text in zip(prompts, texts, strict=True)] if judge else None
     return Answers(
         texts=texts,
         scores=scores,
@@ -85,6 +85,11 @@ def answer_prompts(
         correct=[verdict.correct for verdict in verdicts] if verdicts else None,
         kl=kl or None,
     )
+
+
+def question(prompt: str | list[dict]) -> str:
+    """What a prompt asks: its text, or that of its last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples: int = 1) -> dict:

@@ -22,7 +22,7 @@ def preference_accuracy(
         model (`PreTrainedModel`): A sequence-classification model with one label.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         dataset ([`~datasets.Dataset`]): Rankings (`prompt`, `responses`, `ranks`) or preferences (`prompt`, `chosen`,
-            `rejected`), conversational.
+            `rejected`), text or messages. What the model's context cannot hold is cut off at the end.
         judged (`bool`): Whether the prompts are of the sample data `lab`, whose judge tells kinds of pairs apart.
 
     Returns:
@@ -33,7 +33,8 @@ def preference_accuracy(
     hits: dict[str, list[bool]] = {"eval_accuracy": [], "eval_accuracy_clear": [], "eval_accuracy_content": []}
     rankings = list(_as_rankings(dataset))
     texts = [prompt + response for prompt, responses, _ in rankings for response in responses]
-    rows = [tokenizer.apply_chat_template(text, return_dict=False) for text in texts]
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    rows = [_encode(tokenizer, text)[:context] for text in texts]
     scores = iter(reward_model_scores(model, rows, batch_size=batch_size).tolist())
     for prompt, responses, ranks in rankings:
         mine = [next(scores) for _ in responses]
@@ -51,6 +52,13 @@ def preference_accuracy(
             if _form(a) == _form(b):
                 hits["eval_accuracy_content"].append(hit)
     return {name: sum(values) / len(values) if values else None for name, values in hits.items()}
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str | list[dict]) -> list[int]:
+    """As the reward trainers do: text gets an end-of-text token, messages get what the chat template gives them."""
+    if isinstance(text, str):
+        return tokenizer(text + tokenizer.eos_token)["input_ids"]
+    return tokenizer.apply_chat_template(text, return_dict=False)
 
 
 def _form(judgement: Judgement) -> tuple[int, int, int]:

@@ -2,10 +2,15 @@
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..evaluation.comparison import Answers
+from ..evaluation.comparison import Answers, question
 from ..resources import resource
 
 NUM_SAMPLES = 16
+ACCURACIES = {
+    "eval_accuracy": "reward model, held-out pairs right",
+    "eval_accuracy_clear": "the same where the judge is clear",
+    "eval_accuracy_content": "the same where content alone differs",
+}
 
 
 def findings(metrics: dict) -> list[str]:
@@ -48,7 +53,9 @@ def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) ->
     """The same held-out prompts answered by SFT and by PPO, with scores, as a Markdown table.
 
     Args:
-        prompts (`list`): Message lists. sft, ppo ([`Answers`]): `step` answers to each. step (`int`): see there.
+        prompts (`list`): Texts or message lists.
+        sft, ppo ([`Answers`]): `step` answers to each.
+        step (`int`): See there.
     """
     lines = [
         "# The same held-out prompts, answered by SFT and by PPO",
@@ -58,14 +65,14 @@ def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) ->
         "| prompt | SFT | PPO |",
         "| --- | --- | --- |",
     ]
-    for i in range(0, len(prompts), max(1, len(prompts) // NUM_SAMPLES)):
-        cells = [_cell(prompts[i][-1]["content"]), *(_answer(answers, i * step) for answers in (sft, ppo))]
+    for i in range(0, len(prompts), -(-len(prompts) // NUM_SAMPLES)):
+        cells = [_cell(question(prompts[i])), *(_answer(answers, i * step) for answers in (sft, ppo))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def run_card(metrics: dict, config: dict, *, name: str) -> ModelCard:
-    """The card of a run, from the template `model_cards/run.md`."""
+def run_card(metrics: dict, config: dict, *, name: str, notes: list[str]) -> ModelCard:
+    """The card of a run, from the template `model_cards/run.md`; `notes` stand before what was found."""
     data = ModelCardData(library_name="hf-instructgpt", tags=["rlhf", "ppo", "instructgpt"])
     return ModelCard.from_template(
         data,
@@ -74,7 +81,8 @@ def run_card(metrics: dict, config: dict, *, name: str) -> ModelCard:
         seed=metrics["seed"],
         datasets={stage: config[stage].get("dataset_name") for stage in ("sft", "reward", "ppo")},
         metrics=metrics,
-        findings=findings(metrics),
+        accuracies=[(what, metrics["reward"][name]) for name, what in ACCURACIES.items()],
+        findings=[*notes, *findings(metrics)],
     )
 
 
@@ -84,4 +92,5 @@ def _answer(answers: Answers, i: int) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    text = " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace("\\", "\\\\").replace("|", "\\|")

@@ -1,24 +1,43 @@
 """Arguments of the stage commands: a YAML file and flags, through TRL's parser, with errors a user can act on."""
 
+import argparse
 import difflib
 import json
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import torch
 import yaml
-from trl import ModelConfig, RewardConfig, ScriptArguments, SFTConfig, TrlParser
+from transformers.integrations import get_available_reporting_integrations
+from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 
+# Options of every trainer that fail late, or not at all, outside these bounds.
+BOUNDS = {
+    "seed": (0, 2**32 - 1),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, float("inf"))),
+    **dict.fromkeys(("gradient_accumulation_steps", "max_length"), (1, float("inf"))),
+    **dict.fromkeys(("learning_rate", "num_train_epochs", "warmup_steps", "weight_decay"), (0, float("inf"))),
+}
+
 
 @dataclass
-class StageArguments(ScriptArguments):
+class StageArguments:
     """Arguments that every stage has beside its trainer's and the model's."""
 
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "A Hub id, a folder, a JSON Lines file, or the sample data `document` or `lab`."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "The rows to train on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "The rows to evaluate on while training."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace what stands in `output_dir`. Without it, that is an error."}
+        default=False, metadata={"help": "Replace an earlier result in `output_dir`. Without it, that is an error."}
     )
     resume: bool = field(
         default=False,
@@ -62,9 +81,7 @@ class StageParser(TrlParser):
     """TrlParser whose errors are `InputError`s."""
 
     def error(self, message: str):
-        raise InputError(
-            message.replace("argument --", "`", 1).replace(": ", "`: ", 1) if "argument" in message else message
-        )
+        raise InputError(re.sub(r"^argument --(\w+)\S*:", r"`\1`:", message))
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -85,16 +102,9 @@ def parse_stage(
     stage: str, argv: list[str]
 ) -> tuple[StageArguments, SFTConfig | RewardConfig | PPOConfig, ModelConfig]:
     """Arguments of a stage, its trainer and its model, from flags and `--config FILE`; flags win over the file."""
-    argv = list(argv)
-    options, source = {}, ""
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 == len(argv):
-            raise InputError("`--config` needs a file.")
-        source = argv[at + 1]
-        options = read_yaml(source)
-        del argv[at : at + 2]
-    return parse_options(stage, options, source=source, argv=argv)
+    config, argv = _ConfigParser(add_help=False, allow_abbrev=False).parse_known_args(argv)
+    options = read_yaml(config.config) if config.config is not None else {}
+    return parse_options(stage, options, source=config.config or "", argv=argv)
 
 
 def parse_options(stage: str, options: dict, *, source: str, argv: list[str] = ()):
@@ -103,46 +113,100 @@ def parse_options(stage: str, options: dict, *, source: str, argv: list[str] = (
     Raises:
         InputError: An unknown key or flag, a value of the wrong type, or options that contradict each other.
     """
-    parser = StageParser(STAGES[stage])
+    parser = StageParser(
+        STAGES[stage],
+        prog=f"hf-instructgpt {stage}",
+        usage=f"hf-instructgpt {stage} [--config FILE] [--field value ...]",
+        description="FILE is a YAML file of the fields below; flags win over it.",
+        allow_abbrev=False,
+    )
     if not torch.accelerator.is_available():
         # TRL trains in bfloat16 unless told otherwise, and refuses to on a machine without an accelerator.
         parser.set_defaults(**({"bf16": False} if stage != "ppo" else {}), use_cpu=True)
-    known = {name for cls in STAGES[stage] for name in (f.name for f in fields(cls) if f.init)}
-    for key in options:
-        if key not in known:
-            raise InputError(f"{source}: unknown key `{key}`. {_suggest(stage, key, known)}")
+    hints = {name: hint for cls in STAGES[stage] for name, hint in get_type_hints(cls).items()}
+    known = {f.name for cls in STAGES[stage] for f in fields(cls) if f.init}
+    flags, defaults = [], {}
     try:
-        flags = [flag for key, value in options.items() for flag in _as_flags(parser, key, value)]
-        parser.set_defaults(**{key: None for key, value in options.items() if value is None})
+        for key, value in options.items():
+            if key not in known:
+                raise InputError(f"unknown key `{key}`. {_suggest(stage, str(key), known)}")
+            if value is None or (isinstance(value, list) and _takes(list, hints[key])):
+                defaults[key] = value
+            flags += _as_flags(key, value, hints[key])
+        parser.set_defaults(**defaults)
         parser.parse_known_args(flags)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    for flag in (flag for flag in argv if flag.startswith("--")):
-        name = flag[2:].split("=")[0]
-        if name not in known:
-            raise InputError(f"unknown flag `--{name}`. {_suggest(stage, name, known)}")
+    unknown = parser.parse_known_args([*flags, *argv])[1]
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
+        raise InputError(f"unknown argument `{unknown[0]}`. {_suggest(stage, name, known)}")
     try:
-        return parser.parse_args_and_config([*flags, *argv])
-    except (ValueError, TypeError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{source or stage}: {error}") from error
+        parsed = parser.parse_args_and_config([*flags, *argv])
+        _check_values(*parsed[1:])
+    except (ValueError, TypeError, ImportError) as error:
+        where = " and ".join(filter(None, (source, "flags" if argv else "")))
+        raise InputError(f"{where or stage}: {error}") from error
+    return parsed
 
 
-def _as_flags(parser: TrlParser, key: str, value) -> list[str]:
-    """A YAML value as the flag that argparse will check."""
-    action = next(action for action in parser._actions if action.dest == key)
+class _ConfigParser(argparse.ArgumentParser):
+    """Takes `--config FILE` or `--config=FILE` out of the flags."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.add_argument("--config")
+
+    def error(self, message: str):
+        raise InputError("`--config` needs a file.")
+
+
+def _takes(kind: type, hint) -> bool:
+    """Whether a field's type, such as `list[str] | str | None`, allows a value of this kind."""
+    return any(kind in (option, get_origin(option)) for option in (hint, *get_args(hint)))
+
+
+def _as_flags(key: str, value, hint) -> list[str]:
+    """A YAML value as the flag that argparse will check; none for what argparse cannot take (None, lists)."""
+    if value is None and not _takes(type(None), hint):
+        raise InputError(f"`{key}` needs a value: it cannot be null.")
+    for kind, name in ((list, "a list"), (dict, "a mapping")):
+        if isinstance(value, kind) and not _takes(kind, hint):
+            raise InputError(f"`{key}` takes one value, not {name}.")
     if value is None:
         return []
-    if isinstance(value, dict):
-        return [f"--{key}", json.dumps(value)]
     if isinstance(value, list):
-        if action.nargs not in ("+", "*"):
-            raise InputError(f"`{key}` takes one value, not a list.")
-        return [f"--{key}", *map(str, value)]
-    return [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]
+        return [f"--{key}", *map(str, value)] if get_origin(hint) is list or not _takes(str, hint) else []
+    if isinstance(value, dict):
+        value = json.dumps(value)
+    return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def _check_values(training_args: SFTConfig | RewardConfig | PPOConfig, model_args: ModelConfig) -> None:
+    """Raise an `InputError` for a value that would only fail, or be passed over, later."""
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(training_args, name, None)
+        if value is not None and not low <= value <= high:
+            raise InputError(
+                f"`{name}` must be {low} or more{f', at most {high}' if name == 'seed' else ''}, not {value}."
+            )
+    for name in ("model_init_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
+        value = getattr(training_args, name)
+        if value is not None and not isinstance(value, dict):
+            raise InputError(f"`{name}` must be a mapping, not {value!r}.")
+    missing = set(training_args.report_to) - set(get_available_reporting_integrations())
+    if missing:
+        raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
+    if training_args.resume_from_checkpoint is not None:
+        raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
+    if model_args.load_in_8bit or model_args.load_in_4bit:
+        raise InputError("`load_in_8bit` and `load_in_4bit` are not supported.")
+    if Path(training_args.output_dir).name in ("", ".."):
+        raise InputError(f"`output_dir` must name a folder, not {training_args.output_dir!r}.")
 
 
 def _suggest(stage: str, key: str, known: set[str]) -> str:
-    if key in ("sft", "reward", "ppo"):
+    if key in STAGES:
         return "This looks like a config for `hf-instructgpt run`."
     for other, classes in STAGES.items():
         if other != stage and any(key == f.name for cls in classes for f in fields(cls)):

@@ -1,10 +1,10 @@
 """Answer one prompt with a trained model."""
 
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 from ..errors import InputError
 from ..ppo.rollout import decode_responses, encode_prompt, generate_responses, pad_rows, sampling_config
-from .inputs import load_tokenizer
+from .inputs import load_causal_lm, load_tokenizer
 
 
 def answer(
@@ -25,8 +25,10 @@ def answer(
         raise InputError("`--prompt` is empty.")
     if max_new_tokens < 1:
         raise InputError(f"`--max_new_tokens` must be 1 or more, not {max_new_tokens}.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"`--seed` must lie between 0 and {2**32 - 1}, not {seed}.")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    policy = AutoModelForCausalLM.from_pretrained(model, trust_remote_code=trust_remote_code).eval()
+    policy = load_causal_lm(model, tokenizer, trust_remote_code=trust_remote_code).eval()
     ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt)
     context = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and len(ids) >= context:

@@ -3,17 +3,35 @@
 import importlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetGenerationError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from datasets.exceptions import DatasetsError
+from jinja2 import TemplateError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+from trl import ModelConfig, RewardConfig, SFTConfig
 
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..data.formats import check_columns
 from ..errors import InputError
+from ..ppo.config import PPOConfig
+from ..ppo.rollout import encode_prompt
 from .arguments import StageArguments
+
+# ---- Data ----------------------------------------------------------------------------------------------------------
 
 
 def load_stage_datasets(args: StageArguments, kind: str, *, needs_eval: bool) -> tuple[Dataset, Dataset | None]:
@@ -27,64 +45,216 @@ def load_stage_datasets(args: StageArguments, kind: str, *, needs_eval: bool) ->
     Raises:
         InputError: No such data, a broken file, a missing split, or columns that do not fit.
     """
-    if args.dataset_name is None:
-        raise InputError("`dataset_name` is missing: a Hub id, a folder, a JSON Lines file, `document` or `lab`.")
-    dataset = load_rows(args.dataset_name, args.dataset_config, kind)
-    splits = {"dataset_train_split": args.dataset_train_split, "dataset_test_split": args.dataset_test_split}
+    dataset = load_rows(args, kind)
     rows = []
-    for option, split in splits.items():
-        if split not in dataset:
-            if option == "dataset_train_split" or needs_eval:
-                raise InputError(
-                    f"`{option}`: {args.dataset_name} has no split `{split}`; it has {', '.join(dataset)}."
-                )
+    for option in ("dataset_train_split", "dataset_test_split"):
+        split = getattr(args, option)
+        if split in dataset:
+            rows.append(checked_split(dataset, split, kind, source=args.dataset_name))
+        elif needs_eval or option == "dataset_train_split":
+            raise InputError(f"`{option}`: {args.dataset_name} has no split `{split}`; it has {', '.join(dataset)}.")
+        else:
             rows.append(None)
-            continue
-        columns = "ranking" if kind == "reward" and "ranks" in dataset[split].column_names else kind
-        columns = "preference" if columns == "reward" else columns
-        check_columns(dataset[split], columns, source=f"{args.dataset_name} ({split})")
-        rows.append(dataset[split])
     return tuple(rows)
 
 
-def load_rows(name: str, config: str | None, kind: str) -> DatasetDict:
-    """All splits of a data set; see [`load_stage_datasets`]."""
-    if name in SAMPLE_DATASETS:
-        if kind == "reward":
-            kind = "ranking" if "ranking" in SAMPLE_DATASETS[name] else "preference"
-        return load_sample_dataset(name, config or kind)
+def load_rows(args: StageArguments, kind: str) -> DatasetDict:
+    """All splits of a data set, unchecked; see [`load_stage_datasets`]."""
+    name = args.dataset_name
+    if name is None:
+        raise InputError("`dataset_name` is missing: a Hub id, a folder, a JSON Lines file, `document` or `lab`.")
+    if name not in SAMPLE_DATASETS:
+        return _load_own_rows(name, args.dataset_config)
+    if kind == "reward":
+        kind = "ranking" if "ranking" in SAMPLE_DATASETS[name] else "preference"
+    return load_sample_dataset(name, args.dataset_config or kind)
+
+
+def checked_split(dataset: DatasetDict, split: str, kind: str, *, source: str) -> Dataset:
+    """One split, its columns checked."""
+    check_columns(dataset[split], data_form(dataset[split], kind), source=f"{source} ({split})")
+    return dataset[split]
+
+
+def data_form(rows: Dataset, kind: str) -> str:
+    """What `reward` data is, "ranking" or "preference"; other kinds as they are."""
+    if kind != "reward":
+        return kind
+    return "ranking" if "ranks" in rows.column_names else "preference"
+
+
+def _load_own_rows(name: str, config: str | None) -> DatasetDict:
     path = Path(name)
-    if path.suffix in (".jsonl", ".json"):
-        if not path.is_file():
-            raise InputError(f"`dataset_name`: the file {name} does not exist.")
-        _check_json_lines(path)
-        return load_dataset("json", data_files=name)
+    is_file = path.suffix in (".jsonl", ".json")
+    if is_file and not path.is_file():
+        raise InputError(f"`dataset_name`: the file {name} does not exist.")
+    for file in [path] if is_file else sorted(path.rglob("*.jsonl")):
+        _check_json_lines(file)
     try:
-        return load_dataset(name, name=config)
-    except (FileNotFoundError, ConnectionError, ValueError, DatasetGenerationError) as error:
-        raise InputError(f"`dataset_name`: {name} cannot be loaded: {error}") from error
+        return load_dataset("json", data_files=name) if is_file else load_dataset(name, name=config)
+    except (OSError, ValueError, DatasetsError) as error:
+        text = " ".join(str(error.__cause__ or error).split())
+        samples = " and ".join(f"`{sample}`" for sample in SAMPLE_DATASETS)
+        raise InputError(
+            f"`dataset_name`: {name} cannot be loaded: {text} (There is the sample data {samples}.)"
+        ) from error
 
 
 def _check_json_lines(path: Path) -> None:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: a row must be a JSON object, not {type(row).__name__}.")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not valid JSON in UTF-8 ({error}).") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: a row must be a JSON object, not {type(row).__name__}.")
+
+
+def check_fits(
+    rows: Dataset,
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    training_args: SFTConfig | RewardConfig | PPOConfig,
+    *,
+    source: str,
+) -> None:
+    """Check that the chat template can render every row, and that the model's context holds it.
+
+    A prompt must leave room for an answer (of `max_completion_length` tokens, for PPO); of preferences both whole
+    texts must fit, because RewardTrainer would drop the pair without a word.
+
+    Raises:
+        InputError: It names `source`, the row and the column.
+    """
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    max_length = min(filter(None, (context, getattr(training_args, "max_length", None))), default=float("inf"))
+    room = getattr(training_args, "max_completion_length", 1)
+    for number, row in enumerate(rows, start=1):
+        for column, text, is_prompt in _texts(row, data_form(rows, kind)):
+            try:
+                length = _num_tokens(tokenizer, text, is_prompt) + room * is_prompt
+            except (TemplateError, InputError) as error:
+                raise InputError(f"{source}, row {number}, column {column!r}: {error}") from error
+            if length > max_length and column in ("prompt", "chosen", "rejected"):
+                what = f"{length - room} tokens and an answer of {room}" if is_prompt else f"{length} tokens"
+                raise InputError(
+                    f"{source}, row {number}, column {column!r}: {what} do not fit into the {max_length} tokens "
+                    "that the model's context and the options allow. Shorten or drop the row."
+                )
+
+
+def _texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:
+    """Column, text and whether it is a prompt; of everything else, the text stands behind its prompt."""
+    if "prompt" not in row or ("completion" not in row and form == "sft"):
+        column = "messages" if "messages" in row else "text"
+        yield column, row[column], False
+        return
+    yield "prompt", row["prompt"], True
+    columns = {"sft": ["completion"], "preference": ["chosen", "rejected"], "ranking": ["responses"]}.get(form, [])
+    for column in columns:
+        for text in row[column] if column == "responses" else [row[column]]:
+            if isinstance(text, str) is not isinstance(row["prompt"], str):
+                raise InputError(
+                    f"prompt {row['prompt']!r}, column {column!r}: prompt and response must both be text or both be "
+                    "messages."
+                )
+            yield column, row["prompt"] + text, False
+
+
+def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt: bool) -> int:
+    if isinstance(text, list) and tokenizer.chat_template is None:
+        raise InputError("messages need a chat template, which this model's tokenizer lacks. Use text columns.")
+    if is_prompt:
+        return len(encode_prompt(tokenizer, text))
+    if isinstance(text, str):
+        return len(tokenizer(text + (tokenizer.eos_token or ""))["input_ids"])
+    return len(tokenizer.apply_chat_template(text, return_dict=False))
+
+
+# ---- Models and reward functions -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """What goes wrong while a model is loaded is an `InputError` that names it."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the model {name} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a padding token. Raises `InputError` if there is none."""
     check_model_path(name)
-    try:
+    with _loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"`model_name_or_path`: no tokenizer can be loaded from {name}: {error}") from error
+    if tokenizer.eos_token is None:
+        raise InputError(f"the tokenizer of {name} has no end-of-text token (`eos_token`): answers could never end.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a model. Raises `InputError` if there is none."""
+    check_model_path(name)
+    with _loading(name):
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
+    """A causal language model that fits its tokenizer. Raises `InputError` for anything else at that place."""
+    check_model_path(name)
+    with _loading(name), _quiet():
+        model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
+    if info["missing_keys"]:
+        raise InputError(f"{name} holds no causal language model: {sorted(info['missing_keys'])[0]} is missing.")
+    _check_tokenizer(tokenizer, model)
+    return model
+
+
+def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
+    """A model with one score, its head new where it had none. Raises `InputError` if it does not fit its tokenizer."""
+    with _loading(name), _quiet():
+        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+    _check_tokenizer(tokenizer, model)
+    return model
+
+
+def load_options(training_args: SFTConfig | RewardConfig | PPOConfig, model_args: ModelConfig) -> dict:
+    """Keyword arguments of `from_pretrained` that the options ask for. `model_init_kwargs` is used up by it."""
+    init_kwargs, training_args.model_init_kwargs = training_args.model_init_kwargs or {}, None
+    return {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "dtype": model_args.dtype,
+        "attn_implementation": model_args.attn_implementation,
+        **init_kwargs,
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the table of weights that a checkpoint lacks: a new head is what we ask for."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"the tokenizer of {model.config._name_or_path} has {len(tokenizer)} tokens and the model {rows}: they do "
+            "not belong together. Put the model's own tokenizer there, or resize the model's embeddings."
+        )
 
 
 def check_model_path(name: str | None) -> None:
@@ -92,27 +262,38 @@ def check_model_path(name: str | None) -> None:
     if name is None:
         raise InputError("`model_name_or_path` is missing: a Hub id or a folder.")
     path = Path(name)
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise InputError(f"{name} holds no model: it has no config.json.")
-    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
         raise InputError(f"there is no model at {name}: no such folder, and it is no Hub id (user/name).")
 
 
-def load_reward_func(name: str):
+def load_reward_func(name: str, *, trust_remote_code: bool = False):
     """A reward model's name as it is, or the Python function behind a dotted path.
 
     The current folder is importable, so that a file beside the config can hold the function.
+
+    Raises:
+        InputError: No model with one label and no function of that name.
     """
     if Path(name).is_dir() or "/" in name:
-        check_model_path(name)
+        num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
+        if num_labels != 1:
+            raise InputError(
+                f"`reward_funcs`: {name} has num_labels = {num_labels}; a reward model has 1, such as "
+                "`hf-instructgpt reward` makes it."
+            )
         return name
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
         raise InputError(f"`reward_funcs`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
     sys.path.insert(0, "")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        func = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise InputError(f"`reward_funcs`: {name} cannot be imported: {error}") from error
     finally:
         sys.path.remove("")
+    if not callable(func):
+        raise InputError(f"`reward_funcs`: {name} is no function but {type(func).__name__}.")
+    return func

@@ -1,14 +1,21 @@
 """Where a stage writes: aside first, moved into place when whole."""
 
+import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import Trainer, set_seed
+from trl import ModelConfig, RewardConfig, SFTConfig
 
 from ..errors import InputError
+from ..ppo.config import PPOConfig
+from .arguments import StageArguments
+
+# In each result: the options it was made with and the names of its files. What stands beside them is the user's.
+STAGE_FILE = "stage.json"
 
 
 def partial_directory(output_dir: str | Path) -> Path:
@@ -17,41 +24,165 @@ def partial_directory(output_dir: str | Path) -> Path:
     return output_dir.with_name(f".{output_dir.name}.partial")
 
 
+def run_stage(
+    make_trainer: Callable[[StageArguments, SFTConfig | RewardConfig | PPOConfig, ModelConfig], Trainer],
+    args: StageArguments,
+    training_args: SFTConfig | RewardConfig | PPOConfig,
+    model_args: ModelConfig,
+) -> Path:
+    """Train and leave model, tokenizer and `trainer_state.json` in `output_dir`.
+
+    Returns:
+        `Path`: `output_dir`.
+
+    Raises:
+        InputError: `output_dir` is taken, or `make_trainer` found that data, model or options do not fit.
+    """
+    output_dir = Path(training_args.output_dir)
+    options = {**vars(args), **training_args.to_dict(), **vars(model_args)}
+    for name in ("overwrite_output_dir", "resume", "output_dir"):
+        del options[name]
+    options = json.loads(json.dumps(options, default=str))
+    with stage_output(
+        output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume
+    ) as working_folder:
+        if working_folder is not None:
+            folder, checkpoint = working_folder
+            training_args.output_dir = str(folder)
+            set_seed(training_args.seed)  # of the weights that are new
+            trainer = make_trainer(args, training_args, model_args)
+            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.save_model()
+            trainer.save_state()
+    return output_dir
+
+
 @contextmanager
-def stage_output(output_dir: str | Path, *, overwrite: bool, resume: bool) -> Iterator[tuple[Path, str | None]]:
+def stage_output(
+    output_dir: str | Path, *, options: dict, overwrite: bool, resume: bool
+) -> Iterator[tuple[Path, str | None] | None]:
     """A folder to work in, which becomes `output_dir` when the block ends without an error.
 
-    What a broken run left behind is kept only to resume from its last checkpoint. Until the very end, `output_dir` is
-    what it was before.
+    Until the very end, `output_dir` is what it was before. What a broken run left behind is kept only where it holds
+    a checkpoint, for `resume`. Files in `output_dir` that no stage wrote survive being overwritten.
 
     Args:
         output_dir (`str` or `Path`): Where the result goes.
-        overwrite (`bool`): Whether it may replace what stands there.
-        resume (`bool`): Whether to go on from the last checkpoint of a broken run.
+        options (`dict`): What the result depends on, for JSON.
+        overwrite (`bool`): Whether it may replace an earlier result.
+        resume (`bool`): Whether to keep a whole result, and to go on from the last checkpoint of a broken run.
 
     Yields:
-        `tuple[Path, str | None]`: the folder to work in and the checkpoint to resume from, if any.
+        `tuple[Path, str | None]`: the folder to work in and the checkpoint to resume from, if any; None if the result
+        is whole already.
 
     Raises:
-        InputError: `output_dir` holds something already and `overwrite` is False.
+        InputError: `output_dir` holds something that may not be replaced, or cannot be resumed with these options.
     """
     output_dir, partial, state = Path(output_dir), partial_directory(output_dir), PartialState()
-    if output_dir.exists() and not overwrite and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise InputError(f"{output_dir} is not empty. Choose another `output_dir`, or pass --overwrite_output_dir.")
-    checkpoint = get_last_checkpoint(partial) if resume and partial.is_dir() else None
+    old = output_dir.with_name(f".{output_dir.name}.old")
+    if state.is_main_process and old.exists() and not output_dir.exists():
+        old.rename(output_dir)  # a run was stopped between its last two steps, below
     state.wait_for_everyone()
+    known = read_json(output_dir / STAGE_FILE)
+    if resume and known is not None:
+        _check_same(known, options, output_dir)
+        yield None
+        return
+    _check_free(output_dir, known, overwrite)
+    checkpoint = _last_whole_checkpoint(partial) if resume else None
+    if checkpoint is not None:
+        _check_same(read_json(partial / STAGE_FILE), options, partial)
+    state.wait_for_everyone()
+    new_parents = [parent for parent in partial.parents if not parent.exists()]
     if state.is_main_process:
-        if checkpoint is None:
+        _open(partial, {"options": options}, keep=checkpoint is not None)
+    state.wait_for_everyone()
+    try:
+        yield partial, checkpoint
+    except BaseException:
+        if state.is_main_process and _last_whole_checkpoint(partial) is None:
             shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
-    state.wait_for_everyone()
-    yield partial, checkpoint
+            with suppress(OSError):
+                for parent in new_parents:
+                    parent.rmdir()
+        raise
     state.wait_for_everyone()
     if state.is_main_process:
-        old = output_dir.with_name(f".{output_dir.name}.old")
+        files = [path.name for path in partial.iterdir()]
+        (partial / STAGE_FILE).write_text(to_json({"options": options, "files": files}), encoding="utf-8")
         shutil.rmtree(old, ignore_errors=True)
         if output_dir.exists():
+            _copy_foreign(output_dir, partial, known["files"] if known else [])
             output_dir.rename(old)
         partial.rename(output_dir)
         shutil.rmtree(old, ignore_errors=True)
     state.wait_for_everyone()
+
+
+def _check_same(known: dict | None, options: dict, folder: Path) -> None:
+    before = (known or {}).get("options", {})
+    for key in {**before, **options}:
+        if before.get(key) != options.get(key):
+            raise InputError(
+                f"{folder} was made with other options (`{key}` differs): resume it with the options it was started "
+                "with, or leave --resume out to start anew."
+            )
+
+
+def _check_free(output_dir: Path, known: dict | None, overwrite: bool) -> None:
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        return
+    if known is None:
+        raise InputError(f"{output_dir} is not empty and holds no stage's result. Choose another `output_dir`.")
+    if not overwrite:
+        raise InputError(
+            f"{output_dir} holds a result already. Choose another `output_dir`, pass --resume to leave it as it is, "
+            "or --overwrite_output_dir to replace it."
+        )
+
+
+def _open(partial: Path, content: dict, *, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(partial, ignore_errors=True)
+    make_directory(partial)
+    (partial / STAGE_FILE).write_text(to_json(content), encoding="utf-8")
+
+
+def make_directory(path: Path) -> None:
+    """Make a folder and those above it. Raises `InputError` where that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"`output_dir`: {path} cannot be made: {error.strerror}.") from error
+
+
+def _last_whole_checkpoint(partial: Path) -> str | None:
+    """`trainer_state.json` is the last file that Trainer writes into a checkpoint."""
+    whole = [path for path in partial.glob("checkpoint-*") if read_json(path / "trainer_state.json") is not None]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _copy_foreign(source: Path, target: Path, files: list[str]) -> None:
+    """Copy what no stage wrote; a name that the new result needs too gets `.before` appended."""
+    for path in source.iterdir():
+        if path.name not in files:
+            copy = target / path.name
+            copy = copy if not copy.exists() else copy.with_name(f"{path.name}.before")
+            if path.is_dir() and not path.is_symlink():
+                shutil.copytree(path, copy, symlinks=True)
+            else:
+                shutil.copy2(path, copy, follow_symlinks=False)
+
+
+def read_json(path: Path) -> dict | None:
+    """A JSON file's content; None if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def to_json(content: dict) -> str:
+    """As this package writes JSON files."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

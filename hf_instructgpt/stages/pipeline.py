@@ -1,5 +1,6 @@
 """All three stages in one go, and the proof that each worked: what `hf-instructgpt run` does."""
 
+import difflib
 import json
 import math
 import shutil
@@ -7,8 +8,8 @@ import time
 from pathlib import Path
 
 from accelerate import PartialState
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
 
 from ..data import judge
 from ..errors import InputError
@@ -17,13 +18,19 @@ from ..evaluation.preference import preference_accuracy
 from ..report.plots import draw_plots
 from ..report.run_card import findings, run_card, samples_markdown
 from .arguments import parse_options, read_yaml
-from .inputs import load_rows, load_stage_datasets
-from .output import partial_directory
-from .ppo import run_ppo
+from .inputs import (
+    check_fits,
+    checked_split,
+    load_config,
+    load_reward_func,
+    load_rows,
+    load_stage_datasets,
+    load_tokenizer,
+)
+from .output import make_directory, partial_directory, read_json, to_json
+from .ppo import check_ppo_options, run_ppo
 from .reward import run_reward
-from .sft import make_sft_trainer, run_sft
-
-logger = logging.get_logger(__name__)
+from .sft import make_sft_trainer, run_sft, tokenizer_and_config
 
 STAGES = {"sft": run_sft, "reward": run_reward, "ppo": run_ppo}
 DATA_KINDS = {"sft": "sft", "reward": "reward", "ppo": "prompts"}
@@ -51,16 +58,8 @@ class Pipeline:
     def __init__(self, config_path: str | Path, *, output_dir: str | None = None, seed: int | None = None):
         self.started = time.perf_counter()
         config = read_yaml(config_path)
-        for key, value in config.items():
-            if key not in KEYS:
-                raise InputError(f"{config_path}: unknown key `{key}`; a pipeline file has {', '.join(KEYS)}.")
-            if not isinstance(value, KEYS[key]) or isinstance(value, bool):
-                raise InputError(f"{config_path}: `{key}` must be of type {KEYS[key].__name__}, not {value!r}.")
-        for stage in STAGES:
-            if stage not in config:
-                raise InputError(f"{config_path}: the mapping `{stage}` is missing; is this a stage's config?")
-            for key in {"output_dir", "seed"} & set(config[stage]):
-                raise InputError(f"{config_path}: `{stage}.{key}` follows from the pipeline's own `{key}`.")
+        _check_pipeline(config, source=str(config_path))
+        self.source = str(config_path)
         self.output_dir = Path(output_dir or config.get("output_dir", "runs/instructgpt"))
         self.seed = config.get("seed", 42) if seed is None else seed
         self.num_samples = config.get("samples_per_prompt", 1)
@@ -71,11 +70,44 @@ class Pipeline:
             stage: {**given[stage], **config[stage], "output_dir": str(self.output_dir / stage), "seed": self.seed}
             for stage in STAGES
         }
-        self.source = str(config_path)
-        for stage in STAGES:
-            args, training_args, _ = self._parse(stage)
-            needs_eval = training_args.eval_strategy != "no"
-            load_stage_datasets(args, DATA_KINDS[stage], needs_eval=needs_eval)
+        self._check()
+
+    def _check(self) -> None:
+        """Check what can be checked before anything is trained: options, data, and models that are there already."""
+        stages = {stage: self._parse(stage) for stage in STAGES}
+        check_ppo_options(*stages["ppo"])
+        for name in stages["ppo"][0].reward_funcs:
+            if name != str(self.output_dir / "reward"):
+                load_reward_func(name, trust_remote_code=stages["ppo"][1].trust_remote_code)
+        rows = {stage: self._checked_rows(stage) for stage in STAGES}
+        policy = tokenizer_and_config(*stages["sft"], rows["sft"][0])
+        fits = {"sft": policy, "reward": self._reward_fit(policy), "ppo": policy}
+        for stage, (args, training_args, _) in stages.items():
+            for some in rows[stage]:
+                source = f"{self.source}, {stage}: {args.dataset_name}"
+                check_fits(some, DATA_KINDS[stage], *fits[stage], training_args, source=source)
+
+    def _checked_rows(self, stage: str) -> list[Dataset]:
+        """The rows that a stage and its measurements read, their columns checked; those it trains on come first."""
+        args, training_args, _ = self._parse(stage)
+        rows = load_stage_datasets(args, DATA_KINDS[stage], needs_eval=training_args.eval_strategy != "no")
+        return [some for some in (*rows, self._held_out(stage)[1]) if some is not None]
+
+    def _reward_fit(self, policy: tuple) -> tuple:
+        """Tokenizer and configuration of the reward model: the policy's, unless the file names another model."""
+        _, training_args, model_args = self._parse("reward")
+        name = model_args.model_name_or_path
+        if name == str(self.output_dir / "sft"):
+            return policy
+        source = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
+        tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
+        mine, its = (c.get_text_config().vocab_size for c in (policy[1], config))
+        if mine != its:
+            raise InputError(
+                f"{self.source}, reward: {name} knows {its} tokens and the policy {mine}: a reward model must share "
+                "the policy's vocabulary. Leave `model_name_or_path` out to start from the policy."
+            )
+        return tokenizer, config
 
     def _parse(self, stage: str):
         return parse_options(stage, self.config[stage], source=f"{self.source}, {stage}")
@@ -109,16 +141,17 @@ class Pipeline:
             run_stage(args, *others)
             seconds[stage] = round(time.perf_counter() - start, 1)
             self._write_run_file(seconds)
-        metrics = {}
-        if state.is_main_process:
-            metrics = self._report(seconds, before)
+        start = time.perf_counter()
+        more_sft = self._train_control()  # on all processes
+        seconds["control"] = round(time.perf_counter() - start, 1)
+        metrics = self._report(seconds, before, more_sft) if state.is_main_process else {}
         state.wait_for_everyone()
         return metrics
 
     def _open_run(self, *, overwrite: bool, resume: bool) -> dict[str, float]:
         """Make or reopen the run's folder. Returns the seconds that its whole stages took."""
         state, folder, run_file = PartialState(), self.output_dir, self.output_dir / RUN_FILE
-        known = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else None
+        known = (read_json(run_file) or {}) if run_file.is_file() else None
         state.wait_for_everyone()
         if resume and known is not None:
             for key, value in self._identity().items():
@@ -145,7 +178,8 @@ class Pipeline:
         """Delete what a run writes and nothing else, its mark last."""
         for stage in STAGES:
             shutil.rmtree(self.output_dir / stage, ignore_errors=True)
-            shutil.rmtree(partial_directory(self.output_dir / stage), ignore_errors=True)
+        for name in (*STAGES, "control", "report"):
+            shutil.rmtree(partial_directory(self.output_dir / name), ignore_errors=True)
         for name in (*REPORT_FILES, RUN_FILE):
             path = self.output_dir / name
             if path.is_dir():
@@ -158,24 +192,25 @@ class Pipeline:
 
     def _write_run_file(self, seconds: dict[str, float]) -> None:
         if PartialState().is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            _write(self.output_dir / RUN_FILE, _json({**self._identity(), "seconds": seconds}))
+            make_directory(self.output_dir)
+            _write(self.output_dir / RUN_FILE, to_json({**self._identity(), "seconds": seconds}))
         PartialState().wait_for_everyone()
 
     # ---- Measuring and reporting ---------------------------------------------------------------------------------
 
-    def _report(self, seconds: dict[str, float], before: float) -> dict:
-        histories = {stage: self._history(stage) for stage in STAGES}
+    def _report(self, seconds: dict[str, float], before: float, more_sft: PreTrainedModel) -> dict:
+        histories = {stage: self._history(stage)["log_history"] for stage in STAGES}
+        for stage in STAGES:  # a run that was stopped right after a stage does not know how long it took
+            seconds.setdefault(stage, round(_logged(histories[stage], "train_runtime")[-1], 1))
         ppo_args, ppo_config, _ = self._parse("ppo")
         tokenizer = AutoTokenizer.from_pretrained(self.output_dir / "sft")
         sft, ppo = (AutoModelForCausalLM.from_pretrained(self.output_dir / stage) for stage in ("sft", "ppo"))
         reward_model = AutoModelForSequenceClassification.from_pretrained(self.output_dir / "reward")
-        start = time.perf_counter()
-        more_sft = self._train_control(ppo_config, num_rollouts=len(_logged(histories["ppo"], "score")))
-        seconds["control"] = round(time.perf_counter() - start, 1)
+        for model in (sft, ppo, reward_model):
+            model.to(more_sft.device)
 
         start = time.perf_counter()
-        prompts = self._held_out("ppo", "prompt")
+        prompts = list(self._held_out("ppo")[1]["prompt"])
         answers = {}
         for how in ("comparison", "comparison_greedy"):
             answers[how] = [
@@ -204,7 +239,7 @@ class Pipeline:
                 **preference_accuracy(
                     reward_model,
                     AutoTokenizer.from_pretrained(self.output_dir / "reward"),
-                    self._held_out("reward"),
+                    self._held_out("reward")[1],
                     judged=self.config["reward"].get("dataset_name") == "lab",
                 ),
             },
@@ -217,14 +252,17 @@ class Pipeline:
         self._write_report(metrics, histories, prompts, answers["comparison_greedy"])
         return metrics
 
-    def _train_control(self, ppo_config, *, num_rollouts: int) -> PreTrainedModel:
+    def _train_control(self) -> PreTrainedModel:
         """SFT trained for as long as PPO was: from `sft`, with its own recipe again.
 
         The budget is counted in forward passes over a text (a backward pass counts as two), so that a repeated run
         gives the same numbers; `seconds` in `metrics.json` shows both times. A PPO response costs one pass to sample,
         one each for policy, reference, reward model and critic, and three for each model trained, every epoch.
         """
+        _, ppo_config, _ = self._parse("ppo")
+        num_rollouts = self._history("ppo")["global_step"] / (ppo_config.num_ppo_epochs * ppo_config.num_mini_batches)
         args, training_args, model_args = self._parse("sft")
+        training_args.model_init_kwargs = None  # the model is there already
         trained = 2 if ppo_config.advantage_estimator == "gae" else 1
         passes = num_rollouts * ppo_config.rollout_size * (3 + trained + 3 * trained * ppo_config.num_ppo_epochs)
         rows_a_step = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
@@ -239,16 +277,24 @@ class Pipeline:
         shutil.rmtree(training_args.output_dir, ignore_errors=True)
         return model
 
-    def _history(self, stage: str) -> list[dict]:
+    def _history(self, stage: str) -> dict:
         state = self.output_dir / stage / "trainer_state.json"
-        return json.loads(state.read_text(encoding="utf-8"))["log_history"]
+        return json.loads(state.read_text(encoding="utf-8"))
 
-    def _held_out(self, stage: str, column: str | None = None):
-        """The `test` split of a stage's data, else its training split; one column of it, or all."""
-        options = self.config[stage]
-        dataset = load_rows(options["dataset_name"], options.get("dataset_config"), DATA_KINDS[stage])
-        rows = dataset["test"] if "test" in dataset else dataset[options.get("dataset_train_split", "train")]
-        return rows if column is None else list(rows[column])
+    def _held_out(self, stage: str) -> tuple[str, Dataset]:
+        """The `test` split of a stage's data, else the one it is evaluated on, else its training split."""
+        args, _, _ = self._parse(stage)
+        dataset = load_rows(args, DATA_KINDS[stage])
+        split = next(s for s in ("test", args.dataset_test_split, args.dataset_train_split) if s in dataset)
+        return split, checked_split(dataset, split, DATA_KINDS[stage], source=args.dataset_name)
+
+    def _notes(self) -> list[str]:
+        """What a reader of the report must know."""
+        return [
+            f"The data of `{stage}` has no held-out split: what is measured on it is measured on rows trained on."
+            for stage in ("reward", "ppo")
+            if self._held_out(stage)[0] == self._parse(stage)[0].dataset_train_split
+        ]
 
     def _write_report(
         self, metrics: dict, histories: dict[str, list[dict]], prompts: list, greedy: list[Answers]
@@ -260,8 +306,10 @@ class Pipeline:
         draw_plots(metrics, histories, aside / "plots")
         sft, ppo, _ = greedy
         (aside / "samples.md").write_text(samples_markdown(prompts, sft, ppo, step=self.num_samples), encoding="utf-8")
-        run_card(metrics, self.config, name=self.output_dir.name).save(aside / "README.md")
-        (aside / METRICS_FILE).write_text(_json(metrics), encoding="utf-8")
+        run_card(metrics, self.config, name=self.output_dir.resolve().name, notes=self._notes()).save(
+            aside / "README.md"
+        )
+        (aside / METRICS_FILE).write_text(to_json(metrics), encoding="utf-8")
         for name in REPORT_FILES:
             if (self.output_dir / name).is_dir():
                 shutil.rmtree(self.output_dir / name)
@@ -299,8 +347,22 @@ def _logged(history: list[dict], key: str) -> list[float]:
     return [entry[key] for entry in history if key in entry]
 
 
-def _json(content: dict) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+def _check_pipeline(config: dict, *, source: str) -> None:
+    for key, value in config.items():
+        if key not in KEYS:
+            close = difflib.get_close_matches(str(key), KEYS, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "is this a config for `hf-instructgpt sft|reward|ppo`?"
+            raise InputError(f"{source}: unknown key `{key}`; {hint} A pipeline file has {', '.join(KEYS)}.")
+        if not isinstance(value, KEYS[key]) or isinstance(value, bool):
+            raise InputError(f"{source}: `{key}` must be of type {KEYS[key].__name__}, not {value!r}.")
+    if config.get("samples_per_prompt", 1) < 1:
+        raise InputError(f"{source}: `samples_per_prompt` must be 1 or more, not {config['samples_per_prompt']}.")
+    for stage in STAGES:
+        if stage not in config:
+            raise InputError(f"{source}: the mapping `{stage}` is missing; a pipeline file has one for each stage.")
+        taken = {"output_dir", "seed", "resume", "overwrite_output_dir"}
+        for key in (taken | {"model_name_or_path"} if stage == "ppo" else taken) & set(config[stage]):
+            raise InputError(f"{source}: `{stage}.{key}` follows from the run itself; leave it out.")
 
 
 def _write(path: Path, text: str) -> None:

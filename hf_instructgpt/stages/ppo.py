@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM
 from trl import ModelConfig
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from .arguments import PPOArguments
-from .inputs import check_model_path, load_reward_func, load_stage_datasets, load_tokenizer
-from .output import stage_output
+from .inputs import check_fits, load_causal_lm, load_options, load_reward_func, load_stage_datasets, load_tokenizer
+from .output import run_stage
 
 
 def run_ppo(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> Path:
@@ -22,37 +21,36 @@ def run_ppo(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfi
     Raises:
         InputError: Data, models or options do not fit.
     """
+    return run_stage(_make_trainer, args, training_args, model_args)
+
+
+def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> None:
+    """Raise an `InputError` for options that contradict each other."""
     if not args.reward_funcs:
         raise InputError("`reward_funcs` is missing: at least one reward model or Python function.")
-    output_dir = Path(training_args.output_dir)
-    if args.resume and output_dir.is_dir():
-        return output_dir
+    weights = training_args.reward_weights
+    if weights is not None and len(weights) != len(args.reward_funcs):
+        raise InputError(f"`reward_weights` has {len(weights)} entries for {len(args.reward_funcs)} reward functions.")
+    if model_args.use_peft:
+        raise InputError("`use_peft`: PPO trains whole models so far; leave it out.")
+
+
+def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> PPOTrainer:
+    check_ppo_options(args, training_args, model_args)
     needs_eval = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_stage_datasets(args, "prompts", needs_eval=needs_eval)
-    name = model_args.model_name_or_path
-    check_model_path(name)
-    trust = training_args.trust_remote_code
-    tokenizer = load_tokenizer(name, revision=model_args.model_revision, trust_remote_code=trust)
-    reward_funcs = [load_reward_func(func) for func in args.reward_funcs]
-    model = AutoModelForCausalLM.from_pretrained(
-        name,
-        revision=model_args.model_revision,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-        trust_remote_code=trust,
-        **(training_args.model_init_kwargs or {}),
+    name, options = model_args.model_name_or_path, load_options(training_args, model_args)
+    trust = options["trust_remote_code"]
+    tokenizer = load_tokenizer(name, revision=options["revision"], trust_remote_code=trust)
+    reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
+    model = load_causal_lm(name, tokenizer, **options)
+    for rows in filter(None, (train_dataset, eval_dataset)):
+        check_fits(rows, "prompts", tokenizer, model.config, training_args, source=args.dataset_name)
+    return PPOTrainer(
+        model,
+        reward_funcs,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
     )
-    with stage_output(output_dir, overwrite=args.overwrite_output_dir, resume=args.resume) as (folder, checkpoint):
-        training_args.output_dir = str(folder)
-        trainer = PPOTrainer(
-            model,
-            reward_funcs,
-            args=training_args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-        )
-        trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-        trainer.save_state()
-    return output_dir

@@ -1,0 +1,156 @@
+"""Where a stage writes: at any moment what stands in place is whole, and what is not ours survives."""
+
+import json
+
+import pytest
+
+from hf_instructgpt.errors import InputError
+from hf_instructgpt.stages.output import STAGE_FILE, stage_output
+
+OPTIONS = {"learning_rate": 0.1}
+
+
+def work(folder, text="result", *, options=OPTIONS, overwrite=False, resume=False, checkpoints=(), fail=None):
+    """One run of a stage; returns the checkpoint it was to resume from."""
+    with stage_output(folder, options=options, overwrite=overwrite, resume=resume) as work_in:
+        if work_in is None:
+            return "whole"
+        partial, checkpoint = work_in
+        (partial / "model").write_text(text)
+        for name in checkpoints:
+            (partial / name).mkdir()
+            (partial / name / "trainer_state.json").write_text("{}")
+        if fail is not None:
+            raise fail
+    return checkpoint
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_result_is_moved_in_when_whole_and_not_before(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with stage_output(out, options=OPTIONS, overwrite=False, resume=False) as (partial, checkpoint):
+        (partial / "model").write_text("result")
+        assert checkpoint is None and not out.exists()
+    assert names(out) == ["model", STAGE_FILE] and names(out.parent) == ["out"]
+
+
+@pytest.mark.parametrize("error", [InputError("bad"), RuntimeError("ours"), KeyboardInterrupt()])
+def test_a_failure_without_a_checkpoint_leaves_nothing(tmp_path, error):
+    with pytest.raises(type(error)):
+        work(tmp_path / "deep" / "deeper" / "out", fail=error)
+    assert names(tmp_path) == []
+
+
+def test_a_failure_leaves_the_earlier_result_as_it_was(tmp_path):
+    work(tmp_path / "out", "first")
+    with pytest.raises(RuntimeError):
+        work(tmp_path / "out", "second", overwrite=True, fail=RuntimeError())
+    assert (tmp_path / "out" / "model").read_text() == "first" and names(tmp_path) == ["out"]
+
+
+def test_resume_takes_the_last_whole_checkpoint(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        work(tmp_path / "out", checkpoints=("checkpoint-9", "checkpoint-10"), fail=KeyboardInterrupt())
+    broken = tmp_path / ".out.partial" / "checkpoint-11"
+    broken.mkdir()
+    (broken / "trainer_state.json").write_text('{"global_')
+    assert work(tmp_path / "out", resume=True).endswith("checkpoint-10")
+    assert work(tmp_path / "out", resume=True) == "whole"
+
+
+def test_a_leftover_of_a_killed_run_does_not_block_a_new_one(tmp_path):
+    (tmp_path / ".out.partial" / "checkpoint-1").mkdir(parents=True)
+    assert work(tmp_path / "out") is None
+    assert "checkpoint-1" not in names(tmp_path / "out")
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_resume_with_other_options_names_the_option(tmp_path, whole):
+    if whole:
+        work(tmp_path / "out")
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            work(tmp_path / "out", checkpoints=("checkpoint-1",), fail=KeyboardInterrupt())
+    with pytest.raises(InputError, match="`learning_rate` differs"):
+        work(tmp_path / "out", options={"learning_rate": 0.2}, resume=True)
+
+
+def test_a_taken_folder_is_refused(tmp_path):
+    out = tmp_path / "out"
+    work(out)
+    with pytest.raises(InputError, match="--overwrite_output_dir"):
+        work(out)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match="not empty and holds no stage's result"):
+            work(tmp_path / "mine", **options)
+    assert names(tmp_path) == ["mine", "out"] and names(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_an_empty_folder_is_not_taken_for_a_whole_result(tmp_path):
+    (tmp_path / "out").mkdir()
+    assert work(tmp_path / "out", resume=True) is None
+    assert (tmp_path / "out" / "model").is_file()
+
+
+def test_overwriting_keeps_what_no_stage_wrote(tmp_path):
+    out = tmp_path / "out"
+    work(out, "first")
+    (out / "notes.txt").write_text("mine")
+    (out / "mine").mkdir()
+    (out / "mine" / "a").write_text("a")
+    (out / "checkpoint-1").write_text("my own, under a name the next result needs")
+    work(out, "second", overwrite=True, checkpoints=("checkpoint-1",))
+    assert (out / "model").read_text() == "second" and (out / "notes.txt").read_text() == "mine"
+    assert (out / "mine" / "a").read_text() == "a"
+    assert (out / "checkpoint-1.before").read_text().startswith("my own")
+    work(out, "third", overwrite=True)
+    assert (out / "notes.txt").is_file() and not (out / "checkpoint-1").exists()
+
+
+def test_a_crash_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    work(out, "first")
+    (out / "notes.txt").write_text("mine")
+    rename = type(out).rename
+
+    def crash(path, target):
+        if path.name == ".out.partial":
+            raise OSError("power cut")
+        return rename(path, target)
+
+    monkeypatch.setattr(type(out), "rename", crash)
+    with pytest.raises(OSError, match="power cut"):
+        work(out, "second", overwrite=True)
+    monkeypatch.undo()
+    assert not out.exists()
+    with pytest.raises(InputError, match="holds a result already"):
+        work(out)
+    assert (out / "model").read_text() == "first" and (out / "notes.txt").read_text() == "mine"
+    work(out, "third", overwrite=True)
+    assert (out / "model").read_text() == "third" and names(tmp_path) == ["out"]
+
+
+def test_a_place_that_cannot_be_written_is_the_users_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="`output_dir`"):
+        work(tmp_path / "file" / "out")
+    with pytest.raises(InputError, match="holds no stage's result"):
+        work(tmp_path / "file", overwrite=True)
+
+
+def test_a_broken_stage_file_is_not_overwritten(tmp_path):
+    work(tmp_path / "out")
+    (tmp_path / "out" / STAGE_FILE).write_text("{")
+    with pytest.raises(InputError, match="holds no stage's result"):
+        work(tmp_path / "out", overwrite=True)
+
+
+def test_the_stage_file_tells_options_and_files(tmp_path):
+    work(tmp_path / "out")
+    content = json.loads((tmp_path / "out" / STAGE_FILE).read_text())
+    assert content["options"] == OPTIONS and sorted(content["files"]) == ["model", STAGE_FILE]

@@ -73,8 +73,9 @@ class RankingRewardTrainer(RewardTrainer):
     """
 
     def __init__(self, model, args: RewardConfig, *, processing_class: PreTrainedTokenizerBase, **kwargs):
-        collator = RankingCollator(processing_class.pad_token_id)
-        super().__init__(model, args, data_collator=collator, processing_class=processing_class, **kwargs)
+        super().__init__(model, args, processing_class=processing_class, **kwargs)
+        # Only now: RewardTrainer has given a padding token to a tokenizer without one.
+        self.data_collator = RankingCollator(processing_class.pad_token_id)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args: RewardConfig, dataset_name: str) -> Dataset:
         if "response_ids" in dataset.column_names:
@@ -82,7 +83,8 @@ class RankingRewardTrainer(RewardTrainer):
 
         def tokenize(row: dict) -> dict:
             if isinstance(row["prompt"], str):
-                texts = [row["prompt"] + response + processing_class.eos_token for response in row["responses"]]
+                eos = processing_class.eos_token
+                texts = [row["prompt"] + response.removesuffix(eos) + eos for response in row["responses"]]
                 response_ids = processing_class(texts)["input_ids"]
             else:
                 response_ids = [

@@ -30,3 +30,39 @@ def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
     else:
         parse_stage(path.stem, ["--config", str(path)])
         assert f"hf-instructgpt {path.stem} --config {name}" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_main_job_shows_what_the_readme_promises(seed, tmp_path):
+    metrics = Pipeline(RECIPES / "char_gpt" / "pipeline.yaml", output_dir=str(tmp_path / "run"), seed=seed).run()
+    losses = metrics["sft"]["train_loss"]
+    assert len(losses) >= 3
+    assert losses == sorted(losses, reverse=True)
+    validation = metrics["sft"]["eval_loss"]
+    assert validation[-1] > min(validation) - 1e-9 and min(validation) > 0.97 * validation[-1]  # it no longer falls
+    assert metrics["reward"]["eval_accuracy"] >= 0.84
+    assert metrics["reward"]["eval_accuracy_clear"] >= 0.92
+    for name, win_rate in (("comparison", 0.70), ("comparison_greedy", 0.80)):
+        result = metrics[name]
+        assert result["num_prompts"] >= 300
+        assert result["score_ppo"] - result["score_sft"] >= result["score_sft_std"]
+        assert result["gold_win_rate"] >= win_rate
+        assert result["gold_win_rate_ci95"][0] > 0.5
+        assert result["gold_ppo"] > max(result["gold_sft"], result["gold_more_sft"])
+        assert result["correct_ppo"] >= result["correct_sft"] - 0.13
+    assert metrics["comparison"]["kl"] < 8
+
+
+@pytest.mark.slow
+def test_the_document_keeps_its_promises_on_nine_of_ten_seeds(tmp_path):
+    kept = []
+    for seed in range(10):
+        path = RECIPES / "document" / "pipeline.yaml"
+        metrics = Pipeline(path, output_dir=str(tmp_path / f"run{seed}"), seed=seed).run()
+        sft, reward, comparison = metrics["sft"], metrics["reward"], metrics["comparison"]
+        assert sft["train_loss"] == sorted(sft["train_loss"], reverse=True)
+        assert reward["train_loss"] == sorted(reward["train_loss"], reverse=True)
+        assert reward["eval_accuracy"] == 1.0  # its own four pairs
+        kept.append(comparison["score_ppo"] > comparison["score_sft"])
+    assert sum(kept) >= 9

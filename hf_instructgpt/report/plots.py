@@ -45,5 +45,6 @@ def _draw(path: Path, title: str, xlabel: str, panels: list[tuple[str, dict[str,
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if any(lines.values()):
+            axes.legend()
     figure.savefig(path, dpi=120)

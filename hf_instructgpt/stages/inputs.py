@@ -31,6 +31,9 @@ from ..ppo.config import PPOConfig
 from ..ppo.rollout import encode_prompt
 from .arguments import StageArguments
 
+# What must fit whole; other columns are cut where the context ends.
+MEASURED = ("prompt", "chosen", "rejected")
+
 # ---- Data ----------------------------------------------------------------------------------------------------------
 
 
@@ -131,18 +134,24 @@ def check_fits(
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     max_length = min(filter(None, (context, getattr(training_args, "max_length", None))), default=float("inf"))
     room = getattr(training_args, "max_completion_length", 1)
+    form, known_roles = data_form(rows, kind), set()
     for number, row in enumerate(rows, start=1):
-        for column, text, is_prompt in _texts(row, data_form(rows, kind)):
-            try:
-                length = _num_tokens(tokenizer, text, is_prompt) + room * is_prompt
-            except (TemplateError, InputError) as error:
-                raise InputError(f"{source}, row {number}, column {column!r}: {error}") from error
-            if length > max_length and column in ("prompt", "chosen", "rejected"):
-                what = f"{length - room} tokens and an answer of {room}" if is_prompt else f"{length} tokens"
-                raise InputError(
-                    f"{source}, row {number}, column {column!r}: {what} do not fit into the {max_length} tokens "
-                    "that the model's context and the options allow. Shorten or drop the row."
-                )
+        try:
+            for column, text, is_prompt in _texts(row, form):
+                if column not in MEASURED:
+                    # Only the template can refuse it, and that by its roles: one of each sequence will do.
+                    roles = None if isinstance(text, str) else tuple(message["role"] for message in text)
+                    if roles is None or roles in known_roles:
+                        continue
+                    known_roles.add(roles)
+                length = _num_tokens(tokenizer, text, is_prompt)
+                if column in MEASURED and length + room * is_prompt > max_length:
+                    raise InputError(
+                        f"column {column!r}: {length} tokens{f' and an answer of {room}' * is_prompt} do not fit into "
+                        f"the {max_length} that the model's context and the options allow. Shorten or drop the row."
+                    )
+        except (TemplateError, InputError) as error:
+            raise InputError(f"{source}, row {number}, {error}") from error
 
 
 def _texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:
@@ -156,15 +165,12 @@ def _texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:
     for column in columns:
         for text in row[column] if column == "responses" else [row[column]]:
             if isinstance(text, str) is not isinstance(row["prompt"], str):
-                raise InputError(
-                    f"prompt {row['prompt']!r}, column {column!r}: prompt and response must both be text or both be "
-                    "messages."
-                )
+                raise InputError(f"column {column!r}: prompt and response must both be text or both be messages.")
             yield column, row["prompt"] + text, False
 
 
 def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt: bool) -> int:
-    if isinstance(text, list) and tokenizer.chat_template is None:
+    if isinstance(text, list) and not tokenizer.chat_template:
         raise InputError("messages need a chat template, which this model's tokenizer lacks. Use text columns.")
     if is_prompt:
         return len(encode_prompt(tokenizer, text))

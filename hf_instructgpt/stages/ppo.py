@@ -8,7 +8,15 @@ from ..errors import InputError
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from .arguments import PPOArguments
-from .inputs import check_fits, load_causal_lm, load_options, load_reward_func, load_stage_datasets, load_tokenizer
+from .inputs import (
+    check_fits,
+    load_causal_lm,
+    load_config,
+    load_options,
+    load_reward_func,
+    load_stage_datasets,
+    load_tokenizer,
+)
 from .output import run_stage
 
 
@@ -40,12 +48,13 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
     needs_eval = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_stage_datasets(args, "prompts", needs_eval=needs_eval)
     name, options = model_args.model_name_or_path, load_options(training_args, model_args)
-    trust = options["trust_remote_code"]
-    tokenizer = load_tokenizer(name, revision=options["revision"], trust_remote_code=trust)
+    source = {key: options[key] for key in ("revision", "trust_remote_code")}
+    tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
+    for rows in filter(None, (train_dataset, eval_dataset)):
+        check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
+    trust = training_args.trust_remote_code
     reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
     model = load_causal_lm(name, tokenizer, **options)
-    for rows in filter(None, (train_dataset, eval_dataset)):
-        check_fits(rows, "prompts", tokenizer, model.config, training_args, source=args.dataset_name)
     return PPOTrainer(
         model,
         reward_funcs,

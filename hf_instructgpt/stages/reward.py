@@ -6,7 +6,15 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
 
 from ..reward.ranking_trainer import RankingRewardTrainer
 from .arguments import RewardArguments
-from .inputs import check_fits, data_form, load_new_reward_model, load_options, load_stage_datasets, load_tokenizer
+from .inputs import (
+    check_fits,
+    data_form,
+    load_config,
+    load_new_reward_model,
+    load_options,
+    load_stage_datasets,
+    load_tokenizer,
+)
 from .output import run_stage
 
 
@@ -27,11 +35,12 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     train_dataset, eval_dataset = load_stage_datasets(args, "reward", needs_eval=needs_eval)
     eval_dataset = eval_dataset if needs_eval else None
     name, options = model_args.model_name_or_path, load_options(training_args, model_args)
-    tokenizer = load_tokenizer(name, revision=options["revision"], trust_remote_code=options["trust_remote_code"])
-    model = load_new_reward_model(name, tokenizer, **options)
+    source = {key: options[key] for key in ("revision", "trust_remote_code")}
+    tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
     for rows in filter(None, (train_dataset, eval_dataset)):
-        check_fits(rows, "reward", tokenizer, model.config, training_args, source=args.dataset_name)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        check_fits(rows, "reward", tokenizer, config, training_args, source=args.dataset_name)
+    model = load_new_reward_model(name, tokenizer, **options)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
     trainer_class = RankingRewardTrainer if data_form(train_dataset, "reward") == "ranking" else RewardTrainer

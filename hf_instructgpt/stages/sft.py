@@ -90,9 +90,11 @@ def tokenizer_and_config(
 
 def _texts(args: SFTArguments, train_dataset: Dataset) -> Iterator[str]:
     """All texts a new vocabulary must cover; of a sample data set, those of its other stages too."""
+    # The lab's preferences are made of its rankings' texts.
     datasets = [train_dataset]
     if args.dataset_name in SAMPLE_DATASETS:
         configs = SAMPLE_DATASETS[args.dataset_name]
+        configs = [config for config in configs if config != "preference" or "ranking" not in configs]
         datasets = [load_sample_dataset(args.dataset_name, config)["train"] for config in configs]
     return (text for dataset in datasets for row in dataset for text in _strings(list(row.values())))
 

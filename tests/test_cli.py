@@ -1,0 +1,108 @@
+"""The dispatcher: verbs, exit codes, and help that comes without torch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hf_instructgpt import cli
+from hf_instructgpt.errors import InputError
+
+
+def python(code, **kwargs):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **kwargs).stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "VERB"),
+        (["traim"], "invalid choice: 'traim' (choose from"),
+        (["--verbose"], "VERB"),
+        (["run", "--config"], "--config: expected one argument"),
+        (["run", "--config", "none.yaml"], "the config file none.yaml does not exist"),
+        (["run", "--config=none.yaml"], "the config file none.yaml does not exist"),
+        (["run", "--seed", "one"], "--seed: invalid int value: 'one'"),
+        (["run", "--sead", "1"], "unrecognized arguments: --sead"),
+        (["run", "lab"], "unrecognized arguments: lab"),
+        (["generate"], "the following arguments are required: model, --prompt"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(argv, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 2
+    out, err = capfd.readouterr()
+    assert message in err and err.startswith("hf-instructgpt") and err.count("\n") == 1 and out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("`x` is\nwrong"), 2, "hf-instructgpt sft: `x` is wrong\n"),
+        (KeyboardInterrupt(), 130, "hf-instructgpt sft: interrupted. What is finished is whole; --resume goes on"),
+        (ValueError("ours"), 1, "ValueError: ours"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, message):
+    def fail(verb, argv):
+        raise error
+
+    monkeypatch.setattr(cli, "stage", fail)
+    assert cli.main(["sft"]) == code
+    err = capsys.readouterr().err
+    assert message in err and ("Traceback" in err) == (code == 1)
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in cli.VERBS)])
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*verb, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert " ".join(["hf-instructgpt", *verb]) in out and ("--config" in out) == (verb not in ([], ["generate"]))
+
+
+def test_help_imports_nothing_heavy():
+    code = """
+import sys
+from hf_instructgpt.cli import main
+for argv in (["--help"], ["run", "--help"], ["generate", "--help"]):
+    try:
+        main(argv)
+    except SystemExit:
+        pass
+main(["nonsense"])
+print(sorted({"torch", "transformers", "datasets", "trl", "matplotlib"} & set(sys.modules)))
+"""
+    assert python(code).splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_in_a_real_process(tmp_path):
+    """A stage that would take minutes, stopped once it trains: exit code 130, nothing in place, no traceback."""
+    argv = ["sft", "--dataset_name", "lab", "--output_dir", str(tmp_path / "out"), "--report_to", "none"]
+    argv += ["--max_steps", "100000", "--gradient_checkpointing", "false", "--logging_steps", "1"]
+    code = f"import sys; from hf_instructgpt.cli import main; sys.exit(main({argv!r}))"
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + 120
+        while "'loss'" not in (tmp_path / "log").read_text() and time.monotonic() < until:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+    text = (tmp_path / "log").read_text()
+    assert "interrupted" in text and "Traceback" not in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log"]

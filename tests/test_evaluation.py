@@ -1,0 +1,180 @@
+"""The numbers of the comparison, worked by hand."""
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import PreTrainedConfig
+
+from hf_instructgpt.char_gpt import (
+    CharGPTConfig,
+    CharGPTForCausalLM,
+    CharGPTForSequenceClassification,
+    CharGPTTokenizer,
+)
+from hf_instructgpt.data import gold_reward, judge
+from hf_instructgpt.evaluation.comparison import Answers, answer_prompts, compare, question
+from hf_instructgpt.evaluation.intervals import bootstrap_ci
+from hf_instructgpt.evaluation.preference import preference_accuracy
+
+
+def test_an_interval_of_equal_values_is_that_value():
+    assert bootstrap_ci([0.25] * 7) == [0.25, 0.25]
+
+
+def test_an_interval_of_two_values_has_the_known_quantiles():
+    """Of rows 0 and 1, a mean is 0, 1/2 or 1 with probability 1/4, 1/2 and 1/4."""
+    assert bootstrap_ci([0.0, 1.0]) == [0.0, 1.0]
+    assert bootstrap_ci([0.0, 1.0], confidence=0.4) == [0.5, 0.5]
+
+
+def test_an_interval_is_near_the_normal_one_for_many_rows():
+    """400 rows, half of them 1: mean 0.5, standard error 0.025."""
+    low, high = bootstrap_ci([0.0, 1.0] * 200)
+    assert low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.006) and high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.006)
+
+
+def test_an_interval_follows_from_its_seed_alone():
+    values = torch.rand(30, generator=torch.Generator().manual_seed(0)).tolist()
+    first = bootstrap_ci(values)
+    torch.manual_seed(9)
+    assert bootstrap_ci(values) == first != bootstrap_ci(values, seed=1)
+
+
+def answers(gold, scores, correct, kl=None):
+    return Answers(texts=["x"] * len(scores), scores=scores, gold=gold, correct=correct, kl=kl)
+
+
+def test_compare_by_hand_on_four_prompts():
+    sft = answers([0.5, 0.0, 0.2, -1.0], [1.0, 3.0, 1.0, 3.0], [True, False, False, False])
+    ppo = answers([1.0, 0.0, 0.1, 1.0], [2.0, 4.0, 6.0, 8.0], [True, True, False, True], kl=[1.0, 2.0, 3.0, 6.0])
+    more = answers([0.1, 0.2, 0.3, 0.4], [0.0] * 4, [False] * 4)
+    result = compare(sft, ppo, more)
+    low, high = result.pop("gold_win_rate_ci95")
+    assert result == {
+        "num_prompts": 4,
+        "score_sft": 2.0,
+        "score_sft_std": 1.0,
+        "score_ppo": 5.0,
+        "gold_sft": pytest.approx(-0.075),
+        "gold_ppo": pytest.approx(0.525),
+        "gold_more_sft": pytest.approx(0.25),
+        "correct_sft": 0.25,
+        "correct_ppo": 0.75,
+        "wins": 2,
+        "ties": 1,
+        "losses": 1,
+        "gold_win_rate": 0.625,
+        "kl": 3.0,
+    }
+    assert 0 <= low < 0.625 < high <= 1
+
+
+def test_compare_draws_prompts_when_there_are_several_samples():
+    """Two prompts, two answers each: a win and a loss in both, so that every draw of prompts gives 1/2."""
+    sft, ppo = (answers(gold, [0.0] * 4, [True] * 4) for gold in ([0, 0, 0, 0], [1, -1, -1, 1]))
+    result = compare(sft, ppo, None, num_samples=2)
+    assert (result["num_prompts"], result["wins"], result["losses"], result["gold_win_rate"]) == (2, 2, 2, 0.5)
+    assert result["gold_win_rate_ci95"] == [0.5, 0.5] and "kl" not in result
+
+
+def test_compare_without_a_judge_says_so():
+    result = compare(*[answers(None, [1.0, 2.0], None)] * 3)
+    assert {name for name, value in result.items() if value is None} == {
+        *("gold_sft", "gold_ppo", "gold_more_sft", "correct_sft", "correct_ppo"),
+        *("wins", "ties", "losses", "gold_win_rate", "gold_win_rate_ci95"),
+    }
+
+
+def test_a_question_is_the_text_or_the_last_message():
+    assert question("a") == "a"
+    assert question([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]) == "b"
+
+
+TOKENIZER = CharGPTTokenizer.from_texts(["甲乙丙丁天地"])
+
+
+class Longer(torch.nn.Module):
+    """Scores a text by the number of its real tokens."""
+
+    config = PreTrainedConfig(pad_token_id=0)
+    device = torch.device("cpu")
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        return type("Output", (), {"logits": attention_mask.sum(-1, keepdim=True).float()})()
+
+
+def reply(text, *, chat):
+    return [{"role": "assistant", "content": text}] if chat else text
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_preference_accuracy_by_hand(chat):
+    """Longer is scored higher. Ranking 1 ties two of three: 2 pairs, 1 right; the pair of row 2 is right."""
+    prompt = [{"role": "user", "content": "天"}] if chat else "天"
+    rankings = [(["甲甲", "乙", "丙丙丙"], [1, 2, 2]), (["甲甲", "乙"], [1, 2])]
+    rows = [{"prompt": prompt, "responses": [reply(t, chat=chat) for t in some], "ranks": r} for some, r in rankings]
+    result = preference_accuracy(Longer(), TOKENIZER, Dataset.from_list(rows), judged=False, batch_size=2)
+    assert result == {"eval_accuracy": 2 / 3, "eval_accuracy_clear": None, "eval_accuracy_content": None}
+
+    pairs = [("甲甲", "乙"), ("甲", "乙乙"), ("甲", "乙"), ("甲甲", "乙")]
+    rows = [{"prompt": prompt, "chosen": reply(a, chat=chat), "rejected": reply(b, chat=chat)} for a, b in pairs]
+    assert preference_accuracy(Longer(), TOKENIZER, Dataset.from_list(rows), judged=False)["eval_accuracy"] == 0.5
+
+
+def test_preference_accuracy_tells_clear_pairs_and_pairs_of_content_apart():
+    """By the judge: right and polite 1.0, the same but wrong 0.7, rude and without a mark far below."""
+    question, right, wrong, rude = "雪是什么颜色？", "好的，是白色。", "好的，是红色。", "喂，是白色"
+    gaps = [gold_reward(question, right) - gold_reward(question, other) for other in (wrong, rude)]
+    assert 0 < gaps[0] < 0.39 <= gaps[1]
+    row = {
+        "prompt": [{"role": "user", "content": question}],
+        "responses": [reply(text, chat=True) for text in (right, wrong, rude)],
+        "ranks": [1, 2, 3],
+    }
+    result = preference_accuracy(Longer(), TOKENIZER, Dataset.from_list([row]), judged=True)
+    # right = wrong > rude in length: right against wrong is no hit, both against rude are.
+    assert result == {"eval_accuracy": 2 / 3, "eval_accuracy_clear": 1.0, "eval_accuracy_content": 0.0}
+
+
+def test_preference_accuracy_cuts_what_the_context_cannot_hold():
+    config = CharGPTConfig(vocab_size=len(TOKENIZER), hidden_size=8, intermediate_size=8, num_attention_heads=1)
+    model = CharGPTForSequenceClassification(config)
+    rows = Dataset.from_list([{"prompt": "天", "chosen": "甲" * 60, "rejected": "乙"}])
+    assert preference_accuracy(model, TOKENIZER, rows, judged=False)["eval_accuracy"] in (0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def models():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
+    ids = {"pad_token_id": TOKENIZER.pad_token_id, "eos_token_id": TOKENIZER.eos_token_id}
+    config = CharGPTConfig(vocab_size=len(TOKENIZER), **sizes, **ids)
+    return CharGPTForCausalLM(config), CharGPTForCausalLM(config), CharGPTForSequenceClassification(config)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_answers_are_side_by_side_and_follow_from_their_seed(models, chat):
+    policy, reference, reward_model = models
+    prompts = ["天", "天地天地"]
+    prompts = [[{"role": "user", "content": text}] for text in prompts] if chat else prompts
+    options = {"reward_model": reward_model, "max_completion_length": 5, "do_sample": True, "num_samples": 3}
+    asked = []
+
+    def length(prompt, answer):
+        asked.append(prompt)
+        return judge("雪是什么颜色？", "是白色。")
+
+    first = answer_prompts(policy, TOKENIZER, prompts, judge=length, reference=reference, **options, batch_size=4)
+    assert asked == ["天"] * 3 + ["天地天地"] * 3
+    assert len(first.texts) == len(first.scores) == len(first.gold) == len(first.kl) == 6 and all(first.correct)
+    assert len(set(first.texts)) > 2
+    again = answer_prompts(policy, TOKENIZER, prompts, judge=length, reference=reference, **options, batch_size=4)
+    assert again == first
+    other = answer_prompts(policy, TOKENIZER, prompts, judge=None, **options, seed=1)
+    assert other.texts != first.texts and other.gold is other.correct is other.kl is None
+
+
+def test_the_kl_to_oneself_is_zero(models):
+    options = {"reward_model": models[2], "judge": None, "max_completion_length": 5, "do_sample": True}
+    result = answer_prompts(models[0], TOKENIZER, ["天", "天地天地"], reference=models[0], **options)
+    assert result.kl == pytest.approx([0, 0], abs=1e-6)

@@ -1,0 +1,54 @@
+"""The package's front door: light to import, and its three lists of public names agree."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_instructgpt
+from hf_instructgpt.resources import resource
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = "{'torch', 'transformers', 'datasets'} & {*sys.modules}"
+    code = f"import sys, hf_instructgpt; dir(hf_instructgpt); print({heavy})"
+    assert python(code) == "set()"
+
+
+def test_the_first_public_name_registers_the_auto_classes():
+    """Even one that has nothing to do with the tiny model."""
+    code = """
+import hf_instructgpt
+hf_instructgpt.gold_reward
+from transformers import AutoConfig, AutoModelForCausalLM
+config = AutoConfig.for_model("char_gpt", vocab_size=8, hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
+print(type(AutoModelForCausalLM.from_config(config)).__name__)
+"""
+    assert python(code) == "CharGPTForCausalLM"
+
+
+def test_the_lists_of_public_names_agree():
+    tree = ast.parse(Path(hf_instructgpt.__file__).read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    typed = {name.name: node.module for node in block.body for name in node.names}
+    assert typed == hf_instructgpt._MODULES
+    assert hf_instructgpt.__all__ == sorted(typed) and set(typed) <= set(dir(hf_instructgpt))
+    for name in typed:
+        assert getattr(hf_instructgpt, name).__name__ == name
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'PPOTrianer'"):
+        hf_instructgpt.PPOTrianer  # noqa: B018
+
+
+def test_resources_are_found_or_named():
+    assert resource("recipes", "char_gpt", "pipeline.yaml").is_file() and resource("model_cards", "run.md").is_file()
+    with pytest.raises(FileNotFoundError, match=r"recipes/none\.yaml is neither in the installed package nor"):
+        resource("recipes", "none.yaml")

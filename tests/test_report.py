@@ -1,0 +1,134 @@
+"""What a run tells a person: a warning when it must, cells that cannot break a table, a card that parses."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from matplotlib.image import imread
+
+from hf_instructgpt.evaluation.comparison import Answers
+from hf_instructgpt.report import plots
+from hf_instructgpt.report.plots import draw_plots
+from hf_instructgpt.report.run_card import findings, run_card, samples_markdown
+
+COMPARISON = {
+    "num_prompts": 4,
+    "score_sft": 1.0,
+    "score_sft_std": 0.5,
+    "score_ppo": 2.0,
+    "gold_sft": 0.1,
+    "gold_ppo": 0.3,
+    "gold_more_sft": 0.2,
+    "correct_sft": 0.5,
+    "correct_ppo": 0.6,
+    "wins": 3,
+    "ties": 0,
+    "losses": 1,
+    "gold_win_rate": 0.75,
+    "gold_win_rate_ci95": [0.5, 1.0],
+}
+JUDGED = ("gold_sft", "gold_ppo", "gold_more_sft", "correct_sft", "correct_ppo", "wins", "ties", "losses")
+NOT_JUDGED = dict.fromkeys((*JUDGED, "gold_win_rate", "gold_win_rate_ci95"))
+
+
+def metrics_with(**changes):
+    return {
+        "seed": 5,
+        "sft": {"train_loss": [2.0, 1.0], "eval_loss": [2.5, 1.5]},
+        "reward": {
+            "train_loss": [0.7],
+            "eval_accuracy": 0.9,
+            "eval_accuracy_clear": 0.95,
+            "eval_accuracy_content": None,
+        },
+        "ppo": {"score": [0.1, 0.2], "kl": [0.0, 0.5]},
+        "comparison": {**COMPARISON, "kl": 1.5, **changes},
+        "comparison_greedy": {**COMPARISON, **changes},
+        "seconds": {"sft": 1.0, "total": 2.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({}, None),
+        ({"gold_ppo": 0.0}, "the judge's mean falls"),
+        ({"correct_ppo": 0.4}, "correctness falls"),
+        ({"gold_ppo": 0.0, "correct_ppo": 0.4}, "the judge's mean and correctness falls"),
+        ({"gold_ppo": 0.0, "score_ppo": 0.9}, None),
+        ({"gold_ppo": 0.1, "correct_ppo": 0.5}, None),
+        (NOT_JUDGED, None),
+    ],
+)
+def test_the_report_warns_when_the_reward_rises_while_the_judge_falls_and_only_then(changes, what):
+    lines = findings(metrics_with(**changes))
+    assert len(lines) == 2 + 2 * (what is not None)
+    assert [line.startswith("WARNING") for line in lines] == [True, True, False, False][-len(lines) :]
+    if what:
+        assert all(f"the reward rises while {what}" in line for line in lines[:2])
+
+
+def test_findings_say_the_numbers():
+    line = findings(metrics_with())[0]
+    for number in ("from 1.00 to 2.00", "+2.00 standard deviations", "75%", "50% to 100%", "+0.10 to +0.30", "+0.20"):
+        assert number in line
+    assert "judge" not in "".join(findings(metrics_with(**NOT_JUDGED)))
+    assert "standard deviations" not in findings(metrics_with(score_sft_std=0.0))[0]
+
+
+def test_samples_cannot_break_the_table():
+    texts = ["a|b", "<b>c\nd & e", "\\|"]
+    answers = Answers(texts=[t for t in texts for _ in range(2)], scores=[1.0] * 6, gold=None, correct=None, kl=None)
+    text = samples_markdown(["p|", [{"role": "user", "content": "<q>"}], "r\r\nr"], answers, answers, step=2)
+    rows = text.splitlines()[6:]
+    assert rows[0] == "| p\\| | a\\|b (score 1.00) | a\\|b (score 1.00) |"
+    assert rows[1].startswith("| &lt;q> | &lt;b>c d &amp; e (score 1.00) |")
+    assert rows[2].startswith("| r r | \\\\\\| (score")
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize("num_prompts", [1, 16, 17, 31, 500])
+def test_samples_are_spread_over_the_prompts(num_prompts):
+    answers = Answers(
+        texts=["x"] * num_prompts, scores=[1.0] * num_prompts, gold=[0.5] * num_prompts, correct=[], kl=[]
+    )
+    rows = samples_markdown([f"p{i}" for i in range(num_prompts)], answers, answers, step=1).splitlines()[6:]
+    assert min(num_prompts, 8) <= len(rows) <= 16 and "judge +0.50" in rows[0]
+
+
+CONFIG = {"sft": {"dataset_name": "lab"}, "reward": {"dataset_name": "own.jsonl"}, "ppo": {}}
+
+
+@pytest.mark.parametrize("changes", [{}, NOT_JUDGED])
+def test_the_card_renders_and_parses(tmp_path, changes):
+    run_card(metrics_with(**changes), CONFIG, name="my-run", notes=["Mind the gap."]).save(tmp_path / "README.md")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.to_dict() == {"library_name": "hf-instructgpt", "tags": ["rlhf", "ppo", "instructgpt"]}
+    for text in ("# my-run", "seed 5", "- Mind the gap.", "own.jsonl", "held-out pairs right | 0.900 |", "2.0, 1.0"):
+        assert text in card.text
+    assert "content alone differs" not in card.text and "{{" not in card.text and "{%" not in card.text
+    assert "\n- sampled: " in card.text and "\n- greedy: " in card.text
+    [code] = [block.split("```")[0] for block in card.text.split("```python\n")[1:]]
+    ast.parse(code)
+
+
+def test_a_card_of_a_run_that_logged_nothing(tmp_path):
+    metrics = metrics_with() | {"sft": {"train_loss": [], "eval_loss": []}, "ppo": {"score": [], "kl": []}}
+    metrics["reward"]["eval_accuracy"] = None
+    assert "not measured" in run_card(metrics, CONFIG, name="my-run", notes=[]).text
+
+
+def test_plots_are_written_and_show_something(tmp_path, recwarn):
+    histories = {"reward": [{"epoch": 1.0, "accuracy": 0.5}, {"epoch": 1.0, "eval_accuracy": 0.6}]}
+    draw_plots(metrics_with(), histories, tmp_path)
+    for name in ("sft_loss.png", "reward_model.png", "ppo.png"):
+        image = imread(tmp_path / name)
+        assert image.shape[0] > 300 and image.std() > 0.05
+    metrics = metrics_with() | {"sft": {"train_loss": [], "eval_loss": []}}
+    draw_plots(metrics, {"reward": []}, tmp_path)
+    assert not recwarn.list
+
+
+def test_labels_are_ascii():
+    assert Path(plots.__file__).read_text(encoding="utf-8").isascii()

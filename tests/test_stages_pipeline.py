@@ -1,0 +1,285 @@
+"""All three stages in one go: what a run leaves, how it is refused, broken off, gone on with and repeated."""
+
+import json
+
+import datasets
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+
+from hf_instructgpt.cli import main
+from hf_instructgpt.data import load_sample_dataset
+from hf_instructgpt.ppo.trainer import PPOTrainer
+from hf_instructgpt.stages import inputs, pipeline, sft
+
+COMMON = {
+    "dataset_name": "lab",
+    "dataset_train_split": "validation",
+    "dataset_test_split": "validation",
+    "save_strategy": "no",
+    "report_to": "none",
+}
+TRAIN = {**COMMON, "max_steps": 4, "gradient_checkpointing": False, "logging_strategy": "epoch"}
+CONFIG = {
+    "output_dir": "out",
+    "seed": 3,
+    "sft": {
+        **TRAIN,
+        "learning_rate": 3e-3,
+        "eval_strategy": "epoch",
+        "per_device_train_batch_size": 30,
+        "model_init_kwargs": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "dropout": 0.1},
+    },
+    "reward": {**TRAIN, "learning_rate": 1e-3, "per_device_train_batch_size": 15},
+    "ppo": {
+        **COMMON,
+        "max_steps": 4,
+        "num_ppo_epochs": 2,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 8,
+        "log_tokens": 1,
+    },
+}
+COMPARISON = {
+    *("num_prompts", "score_sft", "score_sft_std", "score_ppo", "gold_sft", "gold_ppo", "gold_more_sft"),
+    *("correct_sft", "correct_ppo", "wins", "ties", "losses", "gold_win_rate", "gold_win_rate_ci95"),
+}
+LEFT = {"sft", "reward", "ppo", "metrics.json", "plots", "samples.md", "README.md", "run.json"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rows_and_no_bars():
+    """The lab with 60 rows a split, so that a run takes seconds."""
+
+    def few_rows(*args):
+        splits = load_sample_dataset(*args)
+        return datasets.DatasetDict({split: rows.select(range(60)) for split, rows in splits.items()})
+
+    for library in (datasets, logging):
+        library.disable_progress_bar()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (inputs, sft):
+            patch.setattr(module, "load_sample_dataset", few_rows)
+        yield
+    for library in (datasets, logging):
+        library.enable_progress_bar()
+
+
+def write(folder, config=CONFIG, **changes):
+    path = folder / "pipeline.yaml"
+    path.write_text(yaml.safe_dump({**config, **changes}), encoding="utf-8")
+    return str(path)
+
+
+def metrics_of(folder):
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return metrics, metrics.pop("seconds")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """One whole run on the lab's data, and what it said."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["run", "--config", write(folder)]) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_a_run_leaves(done):
+    assert {path.name for path in done.iterdir()} == LEFT
+    for stage in ("sft", "ppo"):
+        assert AutoModelForCausalLM.from_pretrained(done / stage) and AutoTokenizer.from_pretrained(done / stage)
+    assert AutoModelForSequenceClassification.from_pretrained(done / "reward").config.num_labels == 1
+    assert (done / "ppo" / "tokens.jsonl").stat().st_size > 0
+    assert {path.name for path in (done / "plots").iterdir()} == {"sft_loss.png", "reward_model.png", "ppo.png"}
+
+
+def test_metrics_have_exactly_these_keys(done):
+    metrics, seconds = metrics_of(done)
+    assert set(metrics) == {"seed", "sft", "reward", "ppo", "comparison", "comparison_greedy"}
+    assert set(metrics["sft"]) == {"train_loss", "eval_loss"}
+    accuracies = {"eval_accuracy", "eval_accuracy_clear", "eval_accuracy_content"}
+    assert set(metrics["reward"]) == {"train_loss", *accuracies}
+    assert set(metrics["ppo"]) == {"score", "kl"}
+    assert set(metrics["comparison"]) == {*COMPARISON, "kl"} and set(metrics["comparison_greedy"]) == COMPARISON
+    assert set(seconds) == {"sft", "reward", "ppo", "control", "comparison", "total"}
+    assert metrics["seed"] == 3 and len(metrics["ppo"]["score"]) == len(metrics["ppo"]["kl"]) == 2
+    assert len(metrics["sft"]["train_loss"]) == len(metrics["sft"]["eval_loss"]) == 2
+    for how in ("comparison", "comparison_greedy"):
+        c = metrics[how]
+        assert c["wins"] + c["ties"] + c["losses"] == c["num_prompts"] == 60
+        assert c["gold_win_rate"] == pytest.approx((c["wins"] + c["ties"] / 2) / c["num_prompts"])
+
+
+def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, monkeypatch):
+    """Broken in PPO's training, then in the report; seconds apart, its numbers are those of a run in one go."""
+    config = write(here)
+    step, calls = PPOTrainer.training_step, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOTrainer, "training_step", interrupted)
+        assert main(["run", "--config", config]) == 130
+    assert {path.name for path in (here / "out").iterdir()} == {"sft", "reward", "run.json"}
+    before = (here / "out/reward/model.safetensors").stat().st_mtime_ns
+
+    # The run was stopped before it could note how long a stage took.
+    run = json.loads((here / "out/run.json").read_text())
+    del run["seconds"]["reward"]
+    (here / "out/run.json").write_text(json.dumps(run))
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no plots today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "draw_plots", broken)
+        assert main(["run", "--config", config, "--resume"]) == 1
+    assert {"ppo", "sft", "reward"} <= {path.name for path in (here / "out").iterdir()}
+    assert not (here / "out/metrics.json").exists()
+
+    assert main(["run", "--config", config, "--resume"]) == 0
+    assert (here / "out/reward/model.safetensors").stat().st_mtime_ns == before
+    assert {path.name for path in (here / "out").iterdir()} == LEFT
+    mine, theirs = metrics_of(here / "out"), metrics_of(done)
+    assert mine[0] == theirs[0] and set(mine[1]) == set(theirs[1])
+
+
+def test_a_whole_run_is_neither_repeated_nor_replaced_by_accident(done, capsys):
+    config, before = str(done.parent / "pipeline.yaml"), (done / "metrics.json").stat().st_mtime_ns
+    assert main(["run", "--config", config, "--output_dir", str(done), "--resume"]) == 2  # of other folders
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(done.parent)
+        assert main(["run", "--config", config, "--resume"]) == 0
+        capsys.readouterr()
+        assert main(["run", "--config", config]) == 2
+        assert "out holds another run" in capsys.readouterr().err
+        assert main(["run", "--config", config, "--resume", "--seed", "4"]) == 2
+        assert "`seed` differs" in capsys.readouterr().err
+    assert (done / "metrics.json").stat().st_mtime_ns == before
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def own_data(folder, *, chat):
+    """Rows of a user's own: no judge knows them, and there is only a training split."""
+    wrap = user if chat else str
+    reply = (lambda text: [{"role": "assistant", "content": text}]) if chat else str
+    words = ["天", "地", "人", "山", "水", "火"]
+    rows = {
+        "sft": [{"prompt": wrap(w), "completion": reply(w + w)} for w in words],
+        "reward": [{"prompt": wrap(w), "chosen": reply(w), "rejected": reply("不")} for w in words],
+        "ppo": [{"prompt": wrap(w)} for w in words],
+    }
+    for name, some in rows.items():
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in some)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    config = {"output_dir": "out", "samples_per_prompt": 2}
+    for stage in ("sft", "reward", "ppo"):
+        unused = {"dataset_train_split", "dataset_test_split", "eval_strategy", "logging_strategy"}
+        options = {key: value for key, value in CONFIG[stage].items() if key not in unused}
+        batch = {"per_device_train_batch_size": 2, "max_steps": 2}
+        config[stage] = {**options, **batch, "dataset_name": f"{stage}.jsonl"}
+    return config
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_ones_own_data_without_judge_and_held_out_rows(here, chat, capfd):
+    config = write(here, own_data(here, chat=chat))
+    (here / "out").mkdir()
+    (here / "out" / "thesis.txt").write_text("years")
+    assert main(["run", "--config", config, "--overwrite_output_dir"]) == 2  # holds no run: never overwritten
+    (here / "out" / "thesis.txt").unlink()
+    assert main(["run", "--config", config]) == 0
+    err = capfd.readouterr().err
+    assert "model_init_kwargs" not in err and "MISSING" not in err
+    metrics, _ = metrics_of(here / "out")
+    for how in ("comparison", "comparison_greedy"):
+        c = metrics[how]
+        assert c["num_prompts"] == 6 and c["score_ppo"] is not None
+        assert {c[name] for name in COMPARISON - {"num_prompts", "score_sft", "score_sft_std", "score_ppo"}} == {None}
+    assert metrics["reward"]["eval_accuracy"] is not None and metrics["reward"]["eval_accuracy_clear"] is None
+    card = (here / "out" / "README.md").read_text()
+    assert "`ppo` has no held-out split" in card and "None" not in card
+
+    if chat:
+        (here / "out" / "thesis.txt").write_text("years")
+        (here / "out" / ".sft.partial").mkdir()
+        assert main(["run", "--config", config, "--overwrite_output_dir", "--seed", "1"]) == 0
+        assert {path.name for path in (here / "out").iterdir()} == {*LEFT, "thesis.txt"}
+        assert metrics_of(here / "out")[0]["seed"] == 1
+
+
+def nested(stage, **options):
+    return {stage: {**CONFIG[stage], **options}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sead": 1}, "unknown key `sead`; did you mean `seed`?"),
+        ({"dataset_name": "lab"}, "unknown key `dataset_name`; is this a config for `hf-instructgpt sft|reward|ppo`?"),
+        ({"seed": "one"}, "`seed` must be of type int, not 'one'"),
+        ({"seed": True}, "`seed` must be of type int, not True"),
+        ({"seed": -1}, "`seed` must be 0 or more"),
+        ({"samples_per_prompt": 0}, "`samples_per_prompt` must be 1 or more"),
+        ({"sft": 5}, "`sft` must be of type dict"),
+        ({"sft": None}, "`sft` must be of type dict"),
+        (nested("sft", output_dir="x"), "`sft.output_dir` follows from the run itself"),
+        (nested("ppo", model_name_or_path="x"), "`ppo.model_name_or_path` follows from the run itself"),
+        (
+            nested("ppo", learning_rat=1),
+            "pipeline.yaml, ppo: unknown key `learning_rat`. Did you mean `learning_rate`?",
+        ),
+        (nested("ppo", packing=True), "It is an option of `hf-instructgpt sft`"),
+        (nested("reward", learning_rate=[1]), "pipeline.yaml, reward: `learning_rate` takes one value"),
+        (nested("reward", dataset_name="none.jsonl"), "the file none.jsonl does not exist"),
+        (nested("reward", model_name_or_path="./none"), "there is no model at ./none"),
+        (nested("ppo", dataset_train_split="all"), "has no split `all`"),
+        (nested("ppo", max_completion_length=45), "pipeline.yaml, ppo: lab, row 1, column 'prompt'"),
+        (nested("ppo", reward_funcs=["none_such.f"]), "none_such.f cannot be imported"),
+        (nested("ppo", reward_weights=[1, 2]), "`reward_weights` has 2 entries for 1 reward functions"),
+        (
+            nested("ppo", dataset_name="own.jsonl", dataset_train_split="train"),
+            "own.jsonl (train), row 2, column 'prompt'",
+        ),
+        (nested("sft", model_init_kwargs={"hidden_size": 3}), "hidden_size"),
+    ],
+)
+def test_a_bad_pipeline_file_is_refused_before_anything_is_written(here, capfd, changes, message):
+    (here / "own.jsonl").write_text('{"prompt": "天"}\n{"prompt": " "}\n', encoding="utf-8")
+    config = write(here, **changes)
+    before = sorted(here.rglob("*"))
+    capfd.readouterr()
+    assert main(["run", "--config", config]) == 2
+    err = capfd.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_missing_stage_a_taken_folder_and_a_broken_mark(here, capsys):
+    config = write(here)
+    (here / "short.yaml").write_text("output_dir: out\n")
+    assert main(["run", "--config", "short.yaml"]) == 2
+    assert "the mapping `sft` is missing" in capsys.readouterr().err
+    for place in ("pipeline.yaml", "pipeline.yaml/out", "."):
+        assert main(["run", "--config", config, "--output_dir", place]) == 2
+    (here / "out").mkdir()
+    (here / "out" / "run.json").write_text("{")
+    assert main(["run", "--config", config]) == 2
+    assert main(["run", "--config", config, "--resume"]) == 2
+    assert "holds a run with other options" in capsys.readouterr().err

@@ -655,6 +655,19 @@ def test_a_saved_run_loads_with_the_auto_classes_bit_for_bit(tmp_path, build):
     assert rates == {k: v for k, v in model.config.to_dict().items() if "drop" in k}
 
 
+def test_models_and_tokenizer_may_be_paths(tmp_path):
+    model, reward = policy(), reward_model()
+    model.save_pretrained(tmp_path / "policy")
+    TOKENIZER.save_pretrained(tmp_path / "policy")
+    reward.save_pretrained(tmp_path / "reward")
+    paths = [str(tmp_path / name) for name in ("policy", "reward")]
+    trainer = make(tmp_path, *paths, processing_class=None, max_steps=1)
+    assert_equal(trainer.model.policy.state_dict(), model.state_dict())
+    assert_equal(trainer.model.value_model.backbone.state_dict(), reward.model.state_dict())
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 # ---- Evaluation and logs -------------------------------------------------------------------------------------------
 
 
@@ -752,6 +765,14 @@ def test_the_policy_itself_is_no_reference(tmp_path):
     model = policy()
     with pytest.raises(InputError, match="`ref_model` is the policy itself"):
         make(tmp_path, model, ref_model=model)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert args.n_gpu < 2  # read first: that is when the devices are set up
+    args._n_gpu = 2
+    with pytest.raises(InputError, match="sees 2 GPUs"):
+        PPOTrainer(policy(), lengths, args=args, train_dataset=PROMPTS, processing_class=TOKENIZER)
 
 
 def test_training_needs_prompts_and_evaluation_too(tmp_path):

@@ -149,6 +149,11 @@ class PPOTrainer(Trainer):
         optimizers: tuple = (None, None),
     ):
         args = args or PPOConfig(output_dir="ppo")
+        if args.n_gpu > 1:
+            raise InputError(
+                f"one process sees {args.n_gpu} GPUs: start with `accelerate launch` or `torchrun`, one process "
+                "a GPU, or let CUDA_VISIBLE_DEVICES name a single one."
+            )
         # A new value head and a reward model's missing head are drawn at random.
         set_seed(args.seed)
         trust = {"trust_remote_code": args.trust_remote_code}

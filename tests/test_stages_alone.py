@@ -4,6 +4,7 @@ import json
 import shutil
 
 import datasets
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -50,10 +51,16 @@ def write_rows(path, rows):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_bars():
+def one_thread_no_bars_no_network():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small gain nothing from more, and lose much on a busy machine
     for library in (datasets, logging):
         library.disable_progress_bar()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (huggingface_hub.constants, datasets.config):
+            patch.setattr(module, "HF_HUB_OFFLINE", True)
+        yield
+    torch.set_num_threads(threads)
     for library in (datasets, logging):
         library.enable_progress_bar()
 
@@ -102,7 +109,7 @@ def steps(folder):
 
 
 @pytest.mark.parametrize("kind", ["text", "sft", "messages"])
-def test_sft_makes_a_model_from_ones_own_rows(here, kind, capfd):
+def test_sft_makes_a_model_from_ones_own_rows(here, kind, caplog):
     argv = ["--dataset_name", f"{kind}.jsonl", "--output_dir", "out", *TRAIN, "--model_init_kwargs", MODEL]
     assert main(["sft", *argv]) == 0
     tokenizer = AutoTokenizer.from_pretrained("out")
@@ -110,7 +117,7 @@ def test_sft_makes_a_model_from_ones_own_rows(here, kind, capfd):
     for question, answer in QUESTIONS.items():  # the line break among them
         assert tokenizer.unk_token_id not in tokenizer(question + answer)["input_ids"]
     assert "m" not in tokenizer.get_vocab()  # of the column's name
-    assert "model_init_kwargs" not in capfd.readouterr().err
+    assert "model_init_kwargs" not in caplog.text
 
 
 def test_a_config_its_flags_and_a_folder_as_data_set(here, models):
@@ -129,11 +136,11 @@ def test_a_config_its_flags_and_a_folder_as_data_set(here, models):
 
 
 @pytest.mark.parametrize("kind", ["pairs", "chat-pairs", "rankings", "chat-rankings"])
-def test_reward_learns_from_pairs_and_from_rankings(here, models, kind, capfd):
+def test_reward_learns_from_pairs_and_from_rankings(here, models, kind, caplog):
     argv = ["--dataset_name", f"{kind}.jsonl", "--model_name_or_path", str(models / "sft"), "--output_dir", "out"]
     assert main(["reward", *argv, *TRAIN]) == 0
     assert AutoModelForSequenceClassification.from_pretrained("out").config.num_labels == 1
-    assert "MISSING" not in capfd.readouterr().err
+    assert "MISSING" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["prompts", "chat-prompts"])

@@ -4,6 +4,7 @@ import json
 
 import datasets
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
@@ -56,12 +57,15 @@ def few_rows_and_no_bars():
         splits = load_sample_dataset(*args)
         return datasets.DatasetDict({split: rows.select(range(60)) for split, rows in splits.items()})
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # models this small gain nothing from more, and lose much on a busy machine
     for library in (datasets, logging):
         library.disable_progress_bar()
     with pytest.MonkeyPatch.context() as patch:
         for module in (inputs, sft):
             patch.setattr(module, "load_sample_dataset", few_rows)
         yield
+    torch.set_num_threads(threads)
     for library in (datasets, logging):
         library.enable_progress_bar()
 
@@ -198,15 +202,14 @@ def own_data(folder, *, chat):
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_ones_own_data_without_judge_and_held_out_rows(here, chat, capfd):
+def test_ones_own_data_without_judge_and_held_out_rows(here, chat, caplog):
     config = write(here, own_data(here, chat=chat))
     (here / "out").mkdir()
     (here / "out" / "thesis.txt").write_text("years")
     assert main(["run", "--config", config, "--overwrite_output_dir"]) == 2  # holds no run: never overwritten
     (here / "out" / "thesis.txt").unlink()
     assert main(["run", "--config", config]) == 0
-    err = capfd.readouterr().err
-    assert "model_init_kwargs" not in err and "MISSING" not in err
+    assert "model_init_kwargs" not in caplog.text and "MISSING" not in caplog.text
     metrics, _ = metrics_of(here / "out")
     for how in ("comparison", "comparison_greedy"):
         c = metrics[how]
@@ -216,12 +219,23 @@ def test_ones_own_data_without_judge_and_held_out_rows(here, chat, capfd):
     card = (here / "out" / "README.md").read_text()
     assert "`ppo` has no held-out split" in card and "None" not in card
 
-    if chat:
-        (here / "out" / "thesis.txt").write_text("years")
-        (here / "out" / ".sft.partial").mkdir()
-        assert main(["run", "--config", config, "--overwrite_output_dir", "--seed", "1"]) == 0
-        assert {path.name for path in (here / "out").iterdir()} == {*LEFT, "thesis.txt"}
-        assert metrics_of(here / "out")[0]["seed"] == 1
+
+def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monkeypatch):
+    config = write(here, own_data(here, chat=True))
+    assert main(["run", "--config", config]) == 0
+    (here / "out" / "thesis.txt").write_text("years")
+    (here / "out" / ".ppo.partial").mkdir()
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(pipeline.STAGES, "sft", interrupted)
+        assert main(["run", "--config", config, "--overwrite_output_dir", "--seed", "1"]) == 130
+    assert {path.name for path in (here / "out").iterdir()} == {"thesis.txt", "run.json"}
+    assert main(["run", "--config", config, "--resume", "--seed", "1"]) == 0
+    assert {path.name for path in (here / "out").iterdir()} == {*LEFT, "thesis.txt"}
+    assert metrics_of(here / "out")[0]["seed"] == 1
 
 
 def nested(stage, **options):

@@ -152,7 +152,8 @@ class Pipeline:
         """Make or reopen the run's folder. Returns the seconds that its whole stages took."""
         state, folder, run_file = PartialState(), self.output_dir, self.output_dir / RUN_FILE
         known = (read_json(run_file) or {}) if run_file.is_file() else None
-        state.wait_for_everyone()
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        state.wait_for_everyone()  # all processes look before one writes
         if resume and known is not None:
             for key, value in self._identity().items():
                 if known.get(key) != value:
@@ -161,7 +162,7 @@ class Pipeline:
                         "was started with, or pass --overwrite_output_dir to start anew."
                     )
             return known["seconds"]
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if taken:
             if known is None:
                 raise InputError(f"{folder} is not empty and holds no run. Choose another `output_dir`.")
             if not overwrite:

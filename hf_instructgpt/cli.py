@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -67,12 +68,13 @@ def run(verb: str, argv: list[str]) -> None:
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace another run in the folder")
     parser.add_argument("--resume", action="store_true", help="go on at the first stage that is not whole")
     args = parser.parse_args(argv)
+    started = time.perf_counter()
 
     from .resources import resource
     from .stages.pipeline import Pipeline, print_summary
 
     config = args.config or resource("recipes", "char_gpt", "pipeline.yaml")
-    pipeline = Pipeline(config, output_dir=args.output_dir, seed=args.seed)
+    pipeline = Pipeline(config, output_dir=args.output_dir, seed=args.seed, started=started)
     metrics = pipeline.run(overwrite=args.overwrite_output_dir, resume=args.resume)
     if metrics:  # the main process has them
         print_summary(metrics, pipeline.output_dir)

@@ -603,7 +603,7 @@ def _check_prompts(
     if len(dataset) == 0:
         raise InputError(f"`{name}` has no rows.")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for row, prompt in enumerate(dataset["prompt"]):
+    for row, prompt in enumerate(dataset["prompt"], start=1):
         length = len(encode_prompt(tokenizer, prompt))
         if length == 0:
             raise InputError(f"`{name}`, row {row}: the prompt is empty.")

@@ -50,13 +50,21 @@ class Pipeline:
             the stage files.
         output_dir (`str`, *optional*): Instead of the file's.
         seed (`int`, *optional*): Instead of the file's.
+        started (`float`, *optional*): `time.perf_counter()` when the command began; start-up counts in `seconds`.
 
     Raises:
         InputError: An option or a data set does not fit. Nothing has been written then.
     """
 
-    def __init__(self, config_path: str | Path, *, output_dir: str | None = None, seed: int | None = None):
-        self.started = time.perf_counter()
+    def __init__(
+        self,
+        config_path: str | Path,
+        *,
+        output_dir: str | None = None,
+        seed: int | None = None,
+        started: float | None = None,
+    ):
+        self.started = time.perf_counter() if started is None else started
         config = read_yaml(config_path)
         _check_pipeline(config, source=str(config_path))
         self.source = str(config_path)
@@ -322,7 +330,7 @@ def print_summary(metrics: dict, output_dir: Path) -> None:
     """Tell the person at the terminal what came out."""
     print(f"\nSFT loss by epoch           {_numbers(metrics['sft']['train_loss'])}")
     print(f"reward-model loss by epoch  {_numbers(metrics['reward']['train_loss'])}")
-    print(f"reward-model accuracy       {metrics['reward']['eval_accuracy']:.3f} of held-out pairs")
+    print(f"reward-model accuracy       {metrics['reward']['eval_accuracy']:.3f} of its test pairs")
     print(f"PPO score by rollout        {_numbers(metrics['ppo']['score'])}")
     for line in findings(metrics):
         print(line)

@@ -687,7 +687,7 @@ def test_evaluate_reports_means_and_leaves_training_alone(tmp_path):
     assert {name: torch.stack(sums).tolist() for name, sums in trainer._sums.items()} == {"score": [[5.0, 1.0]]}
     assert metrics["eval_score"] == 3.0
     assert set(metrics) - {"epoch"} == {
-        f"eval_{n}" for n in ("score", "reward", "kl", "completion_length", "eos_fraction")
+        f"eval_{n}" for n in ("score", "reward", "kl", "kl_penalty", "completion_length", "eos_fraction")
     }
     assert metrics["eval_reward"] == pytest.approx(3.0 - 0.05 * metrics["eval_kl"], abs=1e-5)
     assert 1 <= metrics["eval_completion_length"] <= 6

@@ -8,10 +8,14 @@ from transformers import TrainingArguments
 RANGES = (
     *((name, lambda x: x >= 1, "be 1 or more") for name in ("max_completion_length", "num_generations")),
     *((name, lambda x: x >= 1, "be 1 or more") for name in ("num_ppo_epochs", "num_mini_batches")),
-    *((name, lambda x: x >= 0, "be 0 or more") for name in ("kl_coef", "vf_coef", "log_tokens")),
-    *((name, lambda x: x > 0, "be above 0") for name in ("temperature", "cliprange", "cliprange_value")),
+    *((name, lambda x: x >= 0, "be 0 or more") for name in ("kl_coef", "vf_coef", "entropy_coef", "log_tokens")),
+    *((name, lambda x: x > 0, "be above 0") for name in ("temperature", "cliprange", "cliprange_value", "kl_horizon")),
+    *((name, lambda x: x is None or x > 0, "be above 0") for name in ("kl_target", "score_clip", "max_update_kl")),
+    ("max_ratio", lambda x: x is None or x > 1, "be above 1"),
     *((name, lambda x: 0 <= x <= 1, "lie in [0, 1]") for name in ("gamma", "lam")),
     ("advantage_estimator", lambda x: x in ("gae", "reward"), "be 'gae' or 'reward'"),
+    ("kl_estimator", lambda x: x in ("k1", "k2", "k3", "full"), "be 'k1', 'k2', 'k3' or 'full'"),
+    ("kl_penalty_in", lambda x: x in ("reward", "loss"), "be 'reward' or 'loss'"),
 )
 
 
@@ -73,6 +77,53 @@ class PPOConfig(TrainingArguments):
     kl_coef: float = field(
         default=0.05, metadata={"help": "Reward taken away for each nat of KL from the reference model."}
     )
+    kl_estimator: str = field(
+        default="k1",
+        metadata={
+            "help": "Estimate of the penalised KL at each token: `k1` log-ratio, `k2` half its square, `k3` never "
+            "negative, `full` exact over the vocabulary.",
+            "choices": ["k1", "k2", "k3", "full"],
+        },
+    )
+    kl_penalty_in: str = field(
+        default="reward",
+        metadata={
+            "help": "Where the KL is penalised: in the `reward` of each token (InstructGPT), or in the `loss`.",
+            "choices": ["reward", "loss"],
+        },
+    )
+    kl_target: float | None = field(
+        default=None,
+        metadata={
+            "help": "Adapt `kl_coef` after each rollout towards this KL, nats a response (Ziegler et al. 2019). None: "
+            "constant."
+        },
+    )
+    kl_horizon: int = field(default=10000, metadata={"help": "Responses over which `kl_coef` adapts."})
+    score_clip: float | None = field(
+        default=None, metadata={"help": "Scores are clipped to [-score_clip, score_clip]. None: not clipped."}
+    )
+    whiten_rewards: bool = field(
+        default=False,
+        metadata={
+            "help": "With the estimator `gae`: scale the token rewards of a rollout to variance 1 over its real "
+            "tokens on all processes, their mean kept."
+        },
+    )
+    entropy_coef: float = field(
+        default=0.0, metadata={"help": "Weight of the entropy bonus, the mean entropy of the policy at its tokens."}
+    )
+    max_update_kl: float | None = field(
+        default=None,
+        metadata={
+            "help": "Stop the updates from a rollout when the KL between the policy before and during them "
+            "(`approx_kl`) passes this bound. None: never."
+        },
+    )
+    max_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Skip the optimizer step of a mini-batch whose mean probability ratio passes this."},
+    )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in one pass over a rollout."})
     whiten_advantages: bool = field(
@@ -105,6 +156,13 @@ class PPOConfig(TrainingArguments):
             raise ValueError(
                 "`subtract_group_mean` needs `advantage_estimator='reward'` and `num_generations` of 2 or more."
             )
+        if self.kl_penalty_in == "loss" and self.kl_estimator == "k1":
+            raise ValueError(
+                "`kl_penalty_in='loss'` cannot use `kl_estimator='k1'`: over sampled tokens its gradient is 0 on "
+                "average. Use 'k2', 'k3' or 'full'."
+            )
+        if self.whiten_rewards and self.advantage_estimator != "gae":
+            raise ValueError("`whiten_rewards` needs `advantage_estimator='gae'`.")
         if self.rollout_size % self.num_generations:
             raise ValueError(
                 f"a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "

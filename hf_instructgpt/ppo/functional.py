@@ -50,6 +50,65 @@ def token_logprobs(logits: torch.Tensor, *, token_ids: torch.Tensor, temperature
     return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
 
+def token_entropy(logits: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:
+    """Entropy of the distribution each token is sampled from, `-sum_v p_v log p_v`, in float32.
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, R, V)`): Logits that predict the tokens.
+        temperature (`float`): Sampling temperature.
+
+    Returns:
+        `torch.Tensor` of shape `(B, R)`, nats.
+    """
+    logprobs = (logits.float() / temperature).log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def kl_estimate(logprobs: torch.Tensor, *, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
+    """Estimate of `KL(pi || pi_ref)` at each token sampled from `pi` (Schulman's note "Approximating KL", 2020).
+
+    With `x = log pi - log pi_ref`: k1 is `x` (unbiased, noisy, can be negative), k2 is `x^2 / 2` (biased, its gradient
+    is the KL's), k3 is `exp(-x) - 1 + x` (unbiased, never negative).
+
+    Args:
+        logprobs, ref_logprobs (`torch.Tensor` of shape `(B, R)`): Log-probs of the sampled tokens, nats.
+        estimator (`str`): "k1", "k2" or "k3".
+
+    Returns:
+        `torch.Tensor` of shape `(B, R)`, nats.
+    """
+    x = logprobs - ref_logprobs
+    return {"k1": lambda: x, "k2": lambda: x.square() / 2, "k3": lambda: torch.exp(-x) - 1 + x}[estimator]()
+
+
+def full_kl(logits: torch.Tensor, *, ref_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """`KL(pi || pi_ref)` at each token over the whole vocabulary, `sum_v p_v (log p_v - log q_v)`, in float32.
+
+    Args:
+        logits, ref_logits (`torch.Tensor` of shape `(B, R, V)`): Logits of the policy and of the reference.
+        temperature (`float`): Sampling temperature of both.
+
+    Returns:
+        `torch.Tensor` of shape `(B, R)`, nats.
+    """
+    logprobs, ref_logprobs = ((x.float() / temperature).log_softmax(-1) for x in (logits, ref_logits))
+    return (logprobs.exp() * (logprobs - ref_logprobs)).sum(-1)
+
+
+def adapted_kl_coef(kl_coef: float, *, kl: float, target: float, horizon: int, num_responses: int) -> float:
+    """The KL coefficient after a rollout, moved towards a target KL (Ziegler et al. 2019, section 2.2).
+
+    `kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * num_responses / horizon)`.
+
+    Args:
+        kl_coef (`float`): The coefficient so far. kl (`float`): Mean KL of the rollout, nats a response.
+        target (`float`): Wanted KL, nats a response. horizon (`int`): Responses over which it adapts.
+        num_responses (`int`): Responses of the rollout.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * num_responses / horizon)
+
+
 def masked_whiten(
     values: torch.Tensor, *, mask: torch.Tensor, global_sum: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
 ) -> torch.Tensor:
@@ -82,7 +141,7 @@ def token_rewards(scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor,
 
     Args:
         scores (`torch.Tensor` of shape `(B,)`): One score a response.
-        kl (`torch.Tensor` of shape `(B, R)`): `log pi(token) - log pi_ref(token)`, nats.
+        kl (`torch.Tensor` of shape `(B, R)`): Estimate of the KL to the reference at each token, nats.
         mask (`torch.Tensor` of shape `(B, R)`): Real tokens.
         kl_coef (`float`): Reward units a nat.
 

@@ -24,6 +24,7 @@ class Rollout:
     response_mask: torch.Tensor  # (B, R), boolean, end-of-text token included
     old_logprobs: torch.Tensor  # (B, R), nats
     ref_logprobs: torch.Tensor  # (B, R), nats
+    kl_penalty: torch.Tensor  # (B, R), nats, the estimate that is penalised
     scores: torch.Tensor  # (B,), reward functions' weighted sum less the penalty for a missing end
     rewards: torch.Tensor  # (B, R)
     values: torch.Tensor  # (B, R), 0 without a critic

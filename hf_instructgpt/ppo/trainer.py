@@ -18,6 +18,8 @@ Where it departs from the document and the paper, and why:
 - Losses are averaged over the mini-batch's real tokens, on all processes. For one response that is the document's mean
   over the response; and the gradient does not depend on how a mini-batch is split up.
 - The score lands on the last real token, the end-of-text token itself when there is one.
+- The KL is penalised in the reward, as in the paper; as a loss term, adaptive, or by another estimator as options. So
+  are an entropy bonus, clipped or whitened rewards, and bounds at which updates stop: all off by default.
 - lambda 0.95, the value loss's clip and weight, and whitening are not printed in the paper: they are Stiennon et al.
   2020's and OpenAI's code's. KL coefficient, clip range, temperature and discount are the paper's kind.
 """
@@ -25,7 +27,6 @@ Where it departs from the document and the paper, and why:
 import json
 from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,10 +48,14 @@ from ..errors import InputError
 from .actor_critic import ActorCritic, ValueModel, disable_dropout, independent_copy, load_value_model
 from .config import PPOConfig
 from .functional import (
+    adapted_kl_coef,
     ends_with_stop,
+    full_kl,
     generalized_advantage_estimation,
+    kl_estimate,
     masked_whiten,
     policy_loss,
+    token_entropy,
     token_logprobs,
     token_rewards,
     value_loss,
@@ -62,6 +67,7 @@ from .rollout import (
     generate_responses,
     model_inputs,
     pad_rows,
+    response_logits,
     response_logprobs,
     sampling_config,
     score_responses,
@@ -70,7 +76,7 @@ from .token_log import token_rows
 
 TOKEN_LOG_FILE = "tokens.jsonl"
 PPO_STATE_FILE = "ppo_state_{rank}.pt"
-EVAL_METRICS = ("score", "reward", "kl", "completion_length", "eos_fraction")
+EVAL_METRICS = ("score", "reward", "kl", "kl_penalty", "completion_length", "eos_fraction")
 
 
 class RolloutSampler(Sampler[int]):
@@ -205,6 +211,8 @@ class PPOTrainer(Trainer):
         self._epoch = 0
         self._micro_step = 0
         self._rollout: Rollout | None = None
+        self._rollout_is_done = False
+        self.kl_coef = args.kl_coef
         self._token_log_prompts = list(eval_dataset or train_dataset or [])[: args.log_tokens]
         self._token_log_rollout: Rollout | None = None
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -257,7 +265,9 @@ class PPOTrainer(Trainer):
         accumulation = self.args.gradient_accumulation_steps
         mini_batch, micro_batch = divmod(self._micro_step % self._micro_batches_per_rollout(), accumulation)
         if mini_batch == micro_batch == 0:
+            self._adapt_kl_coef()
             self._rollout = self._roll_out(rows, num_generations=self.args.num_generations)
+            self._rollout_is_done = False
             for name, values in self._summarize(self._rollout).items():
                 self._record(name, values)
             if self._token_log_prompts:
@@ -265,10 +275,25 @@ class PPOTrainer(Trainer):
                 self._token_log_rollout = rollout[:: self.args.num_generations]
         if micro_batch == 0:
             self._mini_batch = self._take_mini_batch(mini_batch)
+            self._update_sums = torch.zeros(2, device=self.accelerator.device)
         self._micro_step += 1
         batch, advantages, num_tokens = self._mini_batch
         share = slice(micro_batch, None, accumulation)
         return batch[share], advantages[share], num_tokens
+
+    def _adapt_kl_coef(self) -> None:
+        """Move the coefficient by what the last rollout's KL was."""
+        if self.args.kl_target is None or self._rollout is None:
+            return
+        kl = self._global_sum(self._rollout.kl_penalty.sum())
+        num_responses = len(self._rollout) * self.args.world_size
+        self.kl_coef = adapted_kl_coef(
+            self.kl_coef,
+            kl=kl.item() / num_responses,
+            target=self.args.kl_target,
+            horizon=self.args.kl_horizon,
+            num_responses=num_responses,
+        )
 
     @torch.no_grad()
     def _roll_out(self, rows: list[dict], *, num_generations: int) -> Rollout:
@@ -287,20 +312,22 @@ class PPOTrainer(Trainer):
             )
         scores = self._score(rows, prompt_rows, response_ids, mask)
 
-        old_logprobs, ref_logprobs, values = [], [], []
+        measured = []
         # Recomputed in the layout and the precision of the update rather than kept from sampling: the first ratio is
         # then exactly 1.
         for chunk in torch.arange(len(rows), device=device).split(args.per_device_train_batch_size):
             batch = prompt_ids[chunk], prompt_mask[chunk], response_ids[chunk], mask[chunk]
-            logprobs = partial(response_logprobs, temperature=args.temperature)
             with self.accelerator.autocast():
-                old_logprobs.append(logprobs(model.policy, *batch))
-                ref_logprobs.append(logprobs(self.ref_model, *batch))
-                values.append(self._values(model.value_model, *batch))
-        old_logprobs, ref_logprobs, values = map(torch.cat, (old_logprobs, ref_logprobs, values))
+                measured.append(
+                    (*self._logprobs_and_kl(model.policy, *batch), self._values(model.value_model, *batch))
+                )
+        old_logprobs, ref_logprobs, kl_penalty, values = map(torch.cat, zip(*measured, strict=True))
         model.train(was_training)
 
-        rewards = token_rewards(scores, kl=old_logprobs - ref_logprobs, mask=mask, kl_coef=args.kl_coef)
+        kl_coef = self.kl_coef if args.kl_penalty_in == "reward" else 0.0
+        rewards = token_rewards(scores, kl=kl_penalty, mask=mask, kl_coef=kl_coef)
+        if args.whiten_rewards:
+            rewards = self._whiten_rewards(rewards, mask)
         if args.advantage_estimator == "gae":
             advantages, returns = generalized_advantage_estimation(
                 rewards, values=values, mask=mask, gamma=args.gamma, lam=args.lam
@@ -317,6 +344,7 @@ class PPOTrainer(Trainer):
             response_mask=mask,
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
+            kl_penalty=kl_penalty,
             scores=scores,
             rewards=rewards,
             values=values,
@@ -342,7 +370,31 @@ class PPOTrainer(Trainer):
             batch_size=self.args.per_device_train_batch_size,
         )
         ended = ends_with_stop(response_ids, mask=mask, stop_token_ids=self.generation_config.eos_token_id)
-        return scores.to(ended.device) - self.args.missing_eos_penalty * ~ended
+        scores = scores.to(ended.device) - self.args.missing_eos_penalty * ~ended
+        return scores if self.args.score_clip is None else scores.clamp(-self.args.score_clip, self.args.score_clip)
+
+    def _logprobs_and_kl(
+        self, policy: PreTrainedModel, *batch: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probs under the policy and the reference, and the KL estimate to penalise, `(B, R)` each."""
+        temperature, (*_, response_ids, mask) = self.args.temperature, batch
+        if self.args.kl_estimator != "full":
+            logprobs = response_logprobs(policy, *batch, temperature=temperature)
+            ref_logprobs = response_logprobs(self.ref_model, *batch, temperature=temperature)
+            kl = kl_estimate(logprobs, ref_logprobs=ref_logprobs, estimator=self.args.kl_estimator)
+            return logprobs, ref_logprobs, kl
+        logits, ref_logits = (
+            response_logits(model, response_length=mask.shape[1], **model_inputs(model, *batch))
+            for model in (policy, self.ref_model)
+        )
+        kl = torch.where(mask, full_kl(logits, ref_logits=ref_logits, temperature=temperature), 0)
+        both = (token_logprobs(x, token_ids=response_ids, temperature=temperature) for x in (logits, ref_logits))
+        return *(torch.where(mask, x, 0) for x in both), kl
+
+    def _whiten_rewards(self, rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        count, total = self._global_sum(torch.stack([mask.sum().to(rewards), rewards.sum()]))
+        whitened = masked_whiten(rewards, mask=mask, global_sum=self._global_sum)
+        return torch.where(mask, whitened + total / count.clamp(min=1), 0)
 
     @staticmethod
     def _values(critic: ValueModel | None, *batch: torch.Tensor) -> torch.Tensor:
@@ -380,6 +432,8 @@ class PPOTrainer(Trainer):
         # k3 of Schulman's note "Approximating KL divergence" (2020): unbiased and never negative.
         log_ratio = (logprobs - batch.old_logprobs).detach()
         self._record("approx_kl", (log_ratio.exp() - 1 - log_ratio)[mask])
+        self._record("ratio", log_ratio.exp()[mask])
+        loss = loss + self._regularizers(batch, logits, logprobs)
         total = torch.where(mask, loss, 0).sum()
         if values is not None:
             loss, clipped = value_loss(
@@ -391,8 +445,48 @@ class PPOTrainer(Trainer):
             self._record("value_loss", loss[mask])
             self._record("value_clip_fraction", clipped[mask])
             total = total + self.args.vf_coef * torch.where(mask, loss, 0).sum()
+        self._update_sums += torch.stack(
+            [(log_ratio.exp() - 1 - log_ratio).sum(), torch.where(mask, log_ratio.exp(), 0).sum()]
+        )
         # DDP averages gradients over processes: undo it, the count is already the global one.
         return total / num_tokens.clamp(min=1) * self.args.world_size
+
+    def _regularizers(self, batch: Rollout, logits: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | float:
+        """KL as a loss term and the entropy bonus, `(B, R)`."""
+        args, mask, loss = self.args, batch.response_mask, 0.0
+        if args.kl_penalty_in == "loss" and args.kl_estimator == "full":
+            with torch.no_grad():
+                inputs = model_inputs(self.ref_model, *batch.sequences)
+                ref_logits = response_logits(self.ref_model, response_length=mask.shape[1], **inputs)
+            loss = self.kl_coef * full_kl(logits, ref_logits=ref_logits, temperature=args.temperature)
+        elif args.kl_penalty_in == "loss":
+            kl = kl_estimate(logprobs, ref_logprobs=batch.ref_logprobs, estimator=args.kl_estimator)
+            loss = self.kl_coef * kl
+        if args.entropy_coef:
+            entropy = token_entropy(logits, temperature=args.temperature)
+            self._record("entropy", entropy[mask])
+            loss = loss - args.entropy_coef * entropy
+        return loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Trainer's step on a micro-batch; the last one of a mini-batch decides whether its update is taken."""
+        accumulation = self.args.gradient_accumulation_steps
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._micro_step % accumulation == 0 and not self._accept_update():
+            model.zero_grad()  # to None: the optimizer passes over parameters without gradient, momentum included
+        return loss
+
+    def _accept_update(self) -> bool:
+        """Whether a mini-batch's step is taken: not after the KL bound was passed, nor when the ratio has spiked."""
+        if self.args.max_update_kl is None and self.args.max_ratio is None:
+            return True
+        approx_kl, ratio = (self._global_sum(self._update_sums) / self._mini_batch[2].clamp(min=1)).tolist()
+        if self.args.max_update_kl is not None and approx_kl > self.args.max_update_kl:
+            self._rollout_is_done = True
+        spiked = self.args.max_ratio is not None and ratio > self.args.max_ratio
+        accepted = not self._rollout_is_done and not spiked
+        self._record("skipped_updates", torch.tensor([float(not accepted)], device=self.accelerator.device))
+        return accepted
 
     # ---- Optimizer, evaluation, logs, saving -----------------------------------------------------------------------
 
@@ -415,7 +509,7 @@ class PPOTrainer(Trainer):
 
         Returns:
             `dict[str, float]`: `eval_score`, `eval_reward` (score less the KL penalty), `eval_kl` (nats a response),
-            `eval_completion_length` (tokens), `eval_eos_fraction`.
+            `eval_kl_penalty` (the same by `kl_estimator`), `eval_completion_length` (tokens), `eval_eos_fraction`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
@@ -442,6 +536,7 @@ class PPOTrainer(Trainer):
             "score": rollout.scores,
             "reward": rollout.rewards.sum(-1),
             "kl": rollout.kl.sum(-1),
+            "kl_penalty": rollout.kl_penalty.sum(-1),
             "completion_length": mask.sum(-1),
             "eos_fraction": ends_with_stop(rollout.response_ids, mask=mask, stop_token_ids=stop),
         }
@@ -461,6 +556,8 @@ class PPOTrainer(Trainer):
                 total, count = self._global_sum(torch.stack(sums).sum(0)).tolist()
                 logs[name] = total / max(count, 1)
             self._sums.clear()
+            if self.args.kl_target is not None:
+                logs["kl_coef"] = self.kl_coef
             if self._token_log_rollout is not None:
                 self._write_token_log(self._token_log_rollout)
         super().log(logs, start_time)
@@ -526,6 +623,8 @@ class PPOTrainer(Trainer):
         rollouts = {"rollout": self._rollout, "token_log_rollout": self._token_log_rollout}
         state = {
             "micro_step": self._micro_step,
+            "rollout_is_done": self._rollout_is_done,
+            "kl_coef": self.kl_coef,
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": {name: torch.stack(sums).cpu() for name, sums in self._sums.items()},
         }
@@ -539,6 +638,7 @@ class PPOTrainer(Trainer):
         state = torch.load(path, map_location="cpu", weights_only=True)
         device = self.accelerator.device
         self._micro_step = state["micro_step"]
+        self._rollout_is_done, self.kl_coef = state["rollout_is_done"], state["kl_coef"]
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self._sums.update({name: list(sums.to(device)) for name, sums in state["sums"].items()})

@@ -1,0 +1,235 @@
+"""The options of PPOConfig that bend the algorithm: each by hand-worked numbers, and once in a trainer."""
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from test_ppo_trainer import PROMPTS, assert_equal, logged, make, policy, reward_model, weights
+from transformers import TrainerCallback
+
+from hf_instructgpt.ppo.config import PPOConfig
+from hf_instructgpt.ppo.functional import adapted_kl_coef, full_kl, kl_estimate, token_entropy
+
+# ---- By hand and by enumeration ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("estimator", "expected"), [("k1", 0.5), ("k2", 0.125), ("k3", math.exp(-0.5) - 0.5)])
+def test_kl_estimators_by_hand(estimator, expected):
+    kl = kl_estimate(torch.tensor([[-1.0]]), ref_logprobs=torch.tensor([[-1.5]]), estimator=estimator)
+    assert kl.item() == pytest.approx(expected, rel=1e-6)
+
+
+def two_distributions():
+    torch.manual_seed(0)
+    return torch.randn(1, 1, 4, dtype=torch.float64), torch.randn(1, 1, 4, dtype=torch.float64)
+
+
+def test_full_kl_is_the_expectation_of_k1_and_k3_over_the_vocabulary():
+    logits, ref_logits = two_distributions()
+    temperature = 0.7
+    p = torch.softmax(logits[0, 0] / temperature, -1)
+    q = torch.softmax(ref_logits[0, 0] / temperature, -1)
+    true_kl = sum(p[v] * math.log(p[v] / q[v]) for v in range(4)).item()
+    assert full_kl(logits, ref_logits=ref_logits, temperature=temperature).item() == pytest.approx(true_kl, rel=1e-5)
+    for estimator in ("k1", "k3"):
+        values = kl_estimate(p.log()[None], ref_logprobs=q.log()[None], estimator=estimator)
+        assert (p * values).sum().item() == pytest.approx(true_kl, rel=1e-9)
+        assert estimator == "k1" or (values >= 0).all()
+
+
+def test_only_k2_full_have_the_gradient_of_the_kl_and_k1_has_none():
+    logits, ref_logits = two_distributions()
+
+    def gradient(loss_of):
+        x = logits.clone().requires_grad_()
+        loss_of(x).backward()
+        return x.grad
+
+    def expected_sampled(estimator):
+        def loss(x):
+            logprobs = x.log_softmax(-1)
+            kl = kl_estimate(logprobs, ref_logprobs=ref_logits.log_softmax(-1), estimator=estimator)
+            return (logprobs.detach().exp() * kl).sum()  # tokens are sampled: no gradient through their frequency
+
+        return gradient(loss)
+
+    true_gradient = gradient(lambda x: full_kl(x, ref_logits=ref_logits).sum())
+    torch.testing.assert_close(expected_sampled("k2"), true_gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(expected_sampled("k1"), torch.zeros_like(logits))
+    with pytest.raises(ValueError, match="`kl_penalty_in='loss'` cannot use `kl_estimator='k1'`"):
+        PPOConfig(kl_penalty_in="loss")
+
+
+def test_entropy_by_hand():
+    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25]], [[1.0, 1.0, 1.0]]]))
+    assert token_entropy(logits).flatten().tolist() == pytest.approx([1.5 * math.log(2), math.log(3)])
+    halves = torch.tensor([[[0.0, math.log(3.0)]]])  # 1/4, 3/4 at temperature 1; 1/10, 9/10 at 1/2
+    expected = -(0.1 * math.log(0.1) + 0.9 * math.log(0.9))
+    assert token_entropy(halves, temperature=0.5).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("kl", "expected"), [(12.0, 0.102), (5.4, 0.099), (0.0, 0.098), (6.0, 0.1)])
+def test_adaptive_kl_coefficient_by_hand(kl, expected):
+    assert adapted_kl_coef(0.1, kl=kl, target=6.0, horizon=1000, num_responses=100) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kl_estimator": "k4"}, "`kl_estimator` must be 'k1', 'k2', 'k3' or 'full'"),
+        ({"kl_penalty_in": "value"}, "`kl_penalty_in` must be 'reward' or 'loss'"),
+        ({"kl_target": 0}, "`kl_target` must be above 0"),
+        ({"kl_horizon": 0}, "`kl_horizon` must be above 0"),
+        ({"score_clip": -1}, "`score_clip` must be above 0"),
+        ({"max_update_kl": 0}, "`max_update_kl` must be above 0"),
+        ({"max_ratio": 1}, "`max_ratio` must be above 1"),
+        ({"entropy_coef": -0.1}, "`entropy_coef` must be 0 or more"),
+        ({"whiten_rewards": True, "advantage_estimator": "reward"}, "`whiten_rewards` needs"),
+    ],
+)
+def test_values_out_of_range_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(**options)
+
+
+# ---- In the trainer ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "full"])
+def test_the_penalty_in_the_reward_is_the_estimator_s(tmp_path, estimator):
+    trainer = make(tmp_path, reward_funcs=lambda completions, **_: [0.0] * len(completions), ref_model=policy(seed=5))
+    trainer.args.kl_estimator, trainer.kl_coef = estimator, 0.3
+    rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    x = torch.where(rollout.response_mask, rollout.old_logprobs - rollout.ref_logprobs, 0)
+    expected = {"k1": x, "k2": x**2 / 2, "k3": torch.exp(-x) - 1 + x}.get(estimator, rollout.kl_penalty)
+    torch.testing.assert_close(rollout.kl_penalty, expected)
+    torch.testing.assert_close(rollout.rewards, -0.3 * expected)
+    assert (rollout.kl_penalty[~rollout.response_mask] == 0).all()
+    if estimator == "full":
+        assert (rollout.kl_penalty[rollout.response_mask] > 0).all()
+
+
+def test_the_reported_kl_is_the_log_ratio_whatever_is_penalised(tmp_path):
+    trainer = make(tmp_path, kl_estimator="k3", max_steps=4, num_ppo_epochs=2)
+    trainer.train()
+    kl = logged(trainer, "kl_penalty")
+    assert kl[0] == 0 and kl[-1] > 0
+    assert logged(trainer, "kl")[-1] != kl[-1]
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3", "full"])
+def test_kl_in_the_loss_pulls_the_policy_to_the_reference(tmp_path, estimator):
+    options = {"kl_penalty_in": "loss", "kl_estimator": estimator, "kl_coef": 1.0, "per_device_train_batch_size": 12}
+    zero = lambda completions, **_: [0.0] * len(completions)  # noqa: E731
+    trainer = make(tmp_path, policy(seed=3), zero, ref_model=policy(seed=5), max_steps=80, vf_coef=0.0, **options)
+    trainer.train()
+    assert trainer._rollout.rewards.abs().max() == 0  # not penalised twice
+    kl = logged(trainer, "kl")
+    assert sum(kl[-5:]) < 0.5 * sum(kl[:5])
+
+
+def test_the_entropy_bonus_raises_the_entropy(tmp_path):
+    zero = lambda completions, **_: [0.0] * len(completions)  # noqa: E731
+    trainer = make(tmp_path, policy(eos_bias=5.0), zero, entropy_coef=1.0, kl_coef=0.0, max_steps=10, vf_coef=0.0)
+    trainer.train()
+    entropy = logged(trainer, "entropy")
+    assert entropy[-1] > entropy[0] + 0.5
+
+
+def test_the_kl_coefficient_adapts_by_the_last_rollout_s_kl_and_is_resumed(tmp_path):
+    options = {"kl_target": 1e-3, "kl_horizon": 100, "num_ppo_epochs": 1, "kl_coef": 0.1}
+    trainer = make(tmp_path / "a", max_steps=4, save_strategy="steps", save_steps=3, **options)
+    trainer.train()
+    expected, kls = [0.1], logged(trainer, "kl_penalty")
+    for kl in kls[:-1]:
+        expected.append(adapted_kl_coef(expected[-1], kl=kl, target=1e-3, horizon=100, num_responses=4))
+    assert logged(trainer, "kl_coef") == pytest.approx(expected, rel=1e-6)
+    assert len(set(expected)) > 2
+    resumed = make(tmp_path / "b", max_steps=4, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
+    assert resumed.kl_coef == trainer.kl_coef
+    assert_equal(weights(resumed.model), weights(trainer.model))
+
+
+def test_the_coefficient_adapts_to_the_mean_kl_of_a_response(tmp_path):
+    trainer = make(tmp_path, ref_model=policy(seed=5), kl_estimator="k3", kl_horizon=60, kl_coef=0.1)
+    trainer._rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    mean_kl = trainer._rollout.kl_penalty.sum().item() / 6
+    trainer.args.kl_target = mean_kl / 1.1  # 10 % above the target, 6 of 60 responses
+    trainer._adapt_kl_coef()
+    assert trainer.kl_coef == pytest.approx(0.1 * (1 + 0.1 * 0.1), rel=1e-5)
+
+
+def test_scores_are_clipped_and_zero_stays_zero(tmp_path):
+    trainer = make(tmp_path, reward_funcs=lambda completions, **_: [-9.0, 0.0, 9.0, 1.0, 0.5, -3.0], score_clip=2.0)
+    rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    assert rollout.scores.tolist() == [-2.0, 0.0, 2.0, 1.0, 0.5, -2.0]
+
+
+def test_whitened_rewards_have_variance_one_and_keep_their_mean(tmp_path):
+    plain = make(tmp_path, reward_funcs=reward_model())
+    white = make(tmp_path, reward_funcs=reward_model(), whiten_rewards=True)
+    rollouts = []
+    for trainer in (plain, white):
+        torch.manual_seed(0)
+        rollouts.append(trainer._roll_out(list(PROMPTS), num_generations=1))
+    mask = rollouts[0].response_mask
+    assert not mask.all()
+    before, after = rollouts[0].rewards[mask], rollouts[1].rewards[mask]
+    assert after.var(correction=0).item() == pytest.approx(1, rel=1e-3)
+    assert after.mean().item() == pytest.approx(before.mean().item(), abs=1e-6)
+    assert (rollouts[1].rewards[~mask] == 0).all()
+
+
+class Snapshots(TrainerCallback):
+    """The weights after each optimizer step."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.weights.append(weights(model))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_updates_stop_when_the_kl_passes_its_bound_and_the_next_rollout_begins_anew(tmp_path, accumulation):
+    snapshots = Snapshots()
+    options = {"num_ppo_epochs": 3, "gradient_accumulation_steps": accumulation, "max_update_kl": 1e-9}
+    trainer = make(tmp_path, max_steps=6, callbacks=[snapshots], logging_steps=3, **options)
+    trainer.train()
+    moved = [
+        any(not torch.equal(after[name], before[name]) for name in before)
+        for before, after in zip(snapshots.weights, snapshots.weights[1:], strict=False)
+    ]
+    # Of each rollout's three steps the first alone is taken: there the KL is still 0.
+    assert moved == [False, False, True, False, False]
+    assert logged(trainer, "skipped_updates") == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_a_mini_batch_whose_ratio_spikes_is_skipped_and_the_next_one_taken(tmp_path):
+    snapshots = Snapshots()
+    trainer = make(tmp_path, max_steps=3, num_ppo_epochs=3, callbacks=[snapshots], max_ratio=1.5)
+    compute_loss = trainer.compute_loss
+
+    def spike_in_the_second_step(model, inputs, **kwargs):
+        loss = compute_loss(model, inputs, **kwargs)
+        if trainer.state.global_step == 1:
+            trainer._update_sums[1] *= 2
+        return loss
+
+    trainer.compute_loss = spike_in_the_second_step
+    trainer.train()
+    assert_equal(snapshots.weights[0], snapshots.weights[1])
+    assert not torch.equal(snapshots.weights[1]["policy.lm_head.bias"], snapshots.weights[2]["policy.lm_head.bias"])
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_every_logged_metric_is_explained(tmp_path, name):
+    options = {"entropy_coef": 0.1, "max_update_kl": 1.0, "kl_target": 1.0}
+    trainer = make(tmp_path, max_steps=2, **options)
+    trainer.train()
+    own = {"loss", "grad_norm", "learning_rate", "epoch", "step"}  # Trainer's
+    text = (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
+    assert set(trainer.state.log_history[0]) - own <= set(re.findall(r"`(\w+)`", text))

@@ -233,3 +233,23 @@ def test_every_logged_metric_is_explained(tmp_path, name):
     own = {"loss", "grad_norm", "learning_rate", "epoch", "step"}  # Trainer's
     text = (Path(__file__).parents[1] / name).read_text(encoding="utf-8")
     assert set(trainer.state.log_history[0]) - own <= set(re.findall(r"`(\w+)`", text))
+
+
+@pytest.mark.parametrize("estimator", ["gae", "reward"])
+def test_a_response_nobody_scored_has_no_part_in_the_step_nor_in_the_metrics(tmp_path, estimator):
+    def reward(completions, completion_ids, **_):
+        # The second and the third of four are not scored; the others get 1 and 3.
+        return [1.0, None, None, 3.0] if len(completions) == 4 else [0.0] * len(completions)
+
+    options = {"num_ppo_epochs": 1, "advantage_estimator": estimator, "max_steps": 1, "kl_coef": 0.0}
+    if estimator == "reward":
+        options |= {"num_generations": 4, "subtract_group_mean": True}
+    trainer = make(tmp_path, policy(), reward, **options)
+    trainer.train()
+    rollout = trainer._rollout
+    assert rollout.response_mask.any(-1).tolist() == [True, False, False, True]
+    assert (rollout.advantages[1:3] == 0).all() and rollout.scores.isfinite().all()
+    assert logged(trainer, "score") == [2.0] and logged(trainer, "dropped_samples") == [0.5]
+    assert trainer._mini_batch[2] == rollout.response_mask.sum()
+    if estimator == "reward":
+        assert rollout.advantages[0, 0] == -1.0 and rollout.advantages[3, 0] == 1.0

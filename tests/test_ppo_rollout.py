@@ -1,5 +1,6 @@
 """Rollouts: masks and padding, log-probs of three model families, what is sampled, who scores what."""
 
+import asyncio
 import math
 from types import SimpleNamespace
 
@@ -373,3 +374,24 @@ def test_disable_dropout_makes_training_mode_deterministic_and_keeps_the_config(
     disable_dropout(model)
     assert model(input_ids=ids).logits.equal(model(input_ids=ids).logits)
     assert model.config.to_dict() == rates
+
+
+# ---- None and async ------------------------------------------------------------------------------------------------
+
+
+def test_none_drops_the_term_and_none_from_all_the_response():
+    scores = score(lambda **_: [1.0, None], lambda **_: [None, None], weights=[2.0, 5.0])
+    assert scores[0] == 2.0 and math.isnan(scores[1])
+    assert score(lambda **_: [1.0, None], lambda **_: [0.0, 3.0]) == [1.0, 3.0]
+
+
+def test_an_async_function_is_waited_for_even_where_a_loop_is_running():
+    async def slow(completions, **_):
+        await asyncio.sleep(0)
+        return [float(len(text)) for text in completions]
+
+    async def in_a_notebook():
+        return score(slow)
+
+    assert score(slow) == [1.0, 2.0]
+    assert asyncio.run(in_a_notebook()) == [1.0, 2.0]

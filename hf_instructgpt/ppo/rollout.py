@@ -1,7 +1,10 @@
 """What a rollout is made of: prompts in, sampled responses, masks, log-probs and scores out. Knows no model family."""
 
+import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 import torch
@@ -15,13 +18,15 @@ from .functional import response_mask, token_logprobs
 class Rollout:
     """Sampled responses and what was measured on them before any update. Selecting rows gives a smaller rollout.
 
+    A response that no reward function scored is dropped: it has no real token left, and so no part in any sum.
+
     Prompts are padded on the left, responses on the right, so that prompt and response meet at one column.
     """
 
     prompt_ids: torch.Tensor  # (B, P)
     prompt_mask: torch.Tensor  # (B, P), boolean
     response_ids: torch.Tensor  # (B, R)
-    response_mask: torch.Tensor  # (B, R), boolean, end-of-text token included
+    response_mask: torch.Tensor  # (B, R), boolean, end-of-text token included; all False where no function scored
     old_logprobs: torch.Tensor  # (B, R), nats
     ref_logprobs: torch.Tensor  # (B, R), nats
     kl_penalty: torch.Tensor  # (B, R), nats, the estimate that is penalised
@@ -210,26 +215,42 @@ def score_responses(
     """Weighted sum of all reward functions, one score a response, `(B,)` on the CPU.
 
     A model reads the ids themselves, prompt and response in one row: it must share the policy's vocabulary. A function
-    is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float]`.
+    is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and may be
+    async. None leaves its term out; a response to which every function says None has the score NaN.
 
     Raises:
         ValueError: A function returned another number of scores than there are completions, or one that is not finite.
     """
-    total = torch.zeros(len(completions))
+    total, counted = torch.zeros(len(completions)), torch.zeros(len(completions), dtype=torch.bool)
     for weight, func in zip(weights, reward_funcs, strict=True):
         if isinstance(func, nn.Module):
             rows = [prompt + response for prompt, response in zip(prompt_rows, completion_ids, strict=True)]
             scores = reward_model_scores(func, rows, batch_size=batch_size).cpu()
+            given = torch.ones(len(rows), dtype=torch.bool)
         else:
             scores = func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+            if inspect.isawaitable(scores):
+                scores = _wait_for(scores)
             if len(scores) != len(completions):
                 raise ValueError(
                     f"the reward function {getattr(func, '__name__', func)} returned {len(scores)} scores for "
                     f"{len(completions)} completions."
                 )
-            scores = torch.tensor(scores, dtype=torch.float32)
+            given = torch.tensor([score is not None for score in scores])
+            scores = torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float32)
         if not scores.isfinite().all():
             name = getattr(func, "__name__", type(func).__name__)
             raise ValueError(f"the reward function {name} gave a score that is NaN or infinite.")
         total += weight * scores
-    return total
+        counted |= given
+    return torch.where(counted, total, math.nan)
+
+
+def _wait_for(awaitable: Awaitable):
+    """The result of an async function, in a thread of its own: a notebook has a loop running in this one."""
+
+    async def result():
+        return await awaitable
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, result()).result()

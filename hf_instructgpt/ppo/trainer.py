@@ -120,7 +120,8 @@ class PPOTrainer(Trainer):
             trained in place.
         reward_funcs (`str`, `PreTrainedModel`, `Callable` or a list of these): A sequence-classification model with
             one label and the policy's vocabulary (or its id or path), or a Python function
-            `f(prompts, completions, completion_ids, **columns) -> list[float]` that gets the data set's other columns.
+            `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, that gets the
+            data set's other columns. None leaves its term out; a response without any term is dropped and counted.
         args ([`PPOConfig`], *optional*): The options.
         train_dataset ([`~datasets.Dataset`]): Rows with a column `prompt`, text or messages.
         eval_dataset ([`~datasets.Dataset`], *optional*): The same, for `evaluate` and the token log.
@@ -270,6 +271,7 @@ class PPOTrainer(Trainer):
             self._rollout_is_done = False
             for name, values in self._summarize(self._rollout).items():
                 self._record(name, values)
+            self._record("dropped_samples", ~self._rollout.response_mask.any(-1))
             if self._token_log_prompts:
                 rollout = self._roll_out(self._token_log_prompts, num_generations=self.args.num_generations)
                 self._token_log_rollout = rollout[:: self.args.num_generations]
@@ -311,6 +313,8 @@ class PPOTrainer(Trainer):
                 model, prompt_ids, prompt_mask, generation_config=self.generation_config
             )
         scores = self._score(rows, prompt_rows, response_ids, mask)
+        dropped = scores.isnan()
+        scores, mask = torch.where(dropped, 0, scores), mask & ~dropped.unsqueeze(-1)
 
         measured = []
         # Recomputed in the layout and the precision of the update rather than kept from sampling: the first ratio is
@@ -335,7 +339,8 @@ class PPOTrainer(Trainer):
         else:
             totals = rewards.sum(-1).view(-1, num_generations)
             if args.subtract_group_mean and num_generations > 1:
-                totals = totals - totals.mean(-1, keepdim=True)
+                kept = ~dropped.view_as(totals)
+                totals = totals - totals.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=1)
             advantages = returns = torch.where(mask, totals.view(-1, 1), 0)
         return Rollout(
             prompt_ids=prompt_ids,
@@ -514,22 +519,23 @@ class PPOTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise InputError("PPOTrainer.evaluate needs an `eval_dataset`.")
-        sums = {name: torch.zeros((), dtype=torch.float64) for name in EVAL_METRICS}
+        sums = {name: torch.zeros(2, dtype=torch.float64) for name in EVAL_METRICS}
         mine = range(self.args.process_index, len(dataset), self.args.world_size)
         for start in range(0, len(mine), self.args.per_device_eval_batch_size):
             rows = [dataset[i] for i in mine[start : start + self.args.per_device_eval_batch_size]]
             for name, values in self._summarize(self._roll_out(rows, num_generations=1)).items():
-                sums[name] += values.sum().double()
-        metrics = {
-            f"{metric_key_prefix}_{name}": self._global_sum(total.to(self.accelerator.device)).item() / len(dataset)
-            for name, total in sums.items()
-        }
+                sums[name] += torch.stack([values.sum().double(), torch.tensor(len(values))]).cpu()
+        metrics = {}
+        for name, total_and_count in sums.items():
+            total, count = self._global_sum(total_and_count.to(self.accelerator.device)).tolist()
+            metrics[f"{metric_key_prefix}_{name}"] = total / max(count, 1)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _summarize(self, rollout: Rollout) -> dict[str, torch.Tensor]:
-        """What is reported of a rollout, one number a response."""
+        """What is reported of a rollout, one number a scored response."""
+        rollout = rollout[rollout.response_mask.any(-1)]
         stop = self.generation_config.eos_token_id
         mask = rollout.response_mask
         return {

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ppo_trainer import PROMPTS, assert_equal, logged, make, policy, reward_model, weights
-from transformers import TrainerCallback
+from datasets import Dataset
+from test_ppo_trainer import EOS, PROMPTS, TOKENIZER, assert_equal, logged, make, policy, reward_model, weights
+from transformers import GPT2Config, GPT2ForSequenceClassification, TrainerCallback
 
+from hf_instructgpt.char_gpt import CharGPTTokenizer
+from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.functional import adapted_kl_coef, full_kl, kl_estimate, token_entropy
 
@@ -253,3 +256,49 @@ def test_a_response_nobody_scored_has_no_part_in_the_step_nor_in_the_metrics(tmp
     assert trainer._mini_batch[2] == rollout.response_mask.sum()
     if estimator == "reward":
         assert rollout.advantages[0, 0] == -1.0 and rollout.advantages[3, 0] == 1.0
+
+
+# ---- A reward model with a tokenizer of its own --------------------------------------------------------------------
+
+
+def foreign_reward_model(tokenizer):
+    torch.manual_seed(2)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
+    config = GPT2Config(
+        **sizes, num_labels=1, pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=None
+    )
+    return GPT2ForSequenceClassification(config).eval()
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_a_foreign_reward_model_reads_the_text_as_it_was_trained_to(tmp_path, messages):
+    other = CharGPTTokenizer.from_texts([TOKENIZER.convert_ids_to_tokens(i) for i in range(1, 66)])
+    other.chat_template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<eos>{% endfor %}"
+    model = foreign_reward_model(other)
+    texts = ["a", "bcd", "ef", "ghij", "klm", "no"]
+    prompts = [[{"role": "user", "content": text}] for text in texts] if messages else texts
+    data = Dataset.from_list([{"prompt": prompt} for prompt in prompts])
+    trainer = make(tmp_path, reward_funcs=model, train_dataset=data, reward_processing_classes=other)
+    rollout = trainer._roll_out(list(data), num_generations=1)
+    expected = []
+    for text, ids, mask in zip(texts, rollout.response_ids, rollout.response_mask, strict=True):
+        answer = TOKENIZER.decode(ids[mask], skip_special_tokens=True)
+        end = "<eos>" if messages or ids[mask][-1] == EOS else ""
+        row = other((f"u:{text}<eos>a:{answer}" if messages else text + answer) + end)["input_ids"]
+        with torch.no_grad():
+            expected.append(model(input_ids=torch.tensor([row])).logits.item())
+    torch.testing.assert_close(rollout.scores, torch.tensor(expected))
+    ended = [
+        (ids[mask][-1] == EOS).item() for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)
+    ]
+    assert True in ended and False in ended
+    # Of another vocabulary and family: the critic starts from the policy.
+    assert type(trainer.model.value_model.backbone) is type(trainer.model.policy.base_model)
+
+
+def test_a_reward_model_of_the_policy_s_tokenizer_reads_the_ids(tmp_path):
+    same = CharGPTTokenizer.from_document()
+    trainer = make(tmp_path, reward_funcs=[reward_model(), lambda **_: [0.0]], reward_processing_classes=[same, None])
+    assert trainer.reward_tokenizers == [None, None]
+    with pytest.raises(InputError, match="`reward_processing_classes` has 1 entries for 2"):
+        make(tmp_path, reward_funcs=[reward_model(), reward_model()], reward_processing_classes=[same])

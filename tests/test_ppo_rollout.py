@@ -291,11 +291,13 @@ def score(*funcs, weights=None, **columns):
     return score_responses(
         funcs,
         weights=weights or [1.0] * len(funcs),
+        tokenizers=[None] * len(funcs),
         prompts=["a", "b"],
         columns=columns,
         prompt_rows=[[1], [2]],
         completions=["x", "yy"],
         completion_ids=[[3], [4, 5]],
+        ended=[True, False],
         batch_size=2,
     ).tolist()
 

@@ -68,6 +68,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict]) 
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str | list[dict], *, ended: bool) -> list[int]:
+    """Ids of a whole text, prompt and response, as a reward model is trained on it."""
+    if isinstance(text, str):
+        return tokenizer(text + (tokenizer.eos_token or "") * ended)["input_ids"]
+    return tokenizer.apply_chat_template(text, tokenize=True, return_dict=False)
+
+
 def decode_responses(
     tokenizer: PreTrainedTokenizerBase, response_ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[list[str], list[list[int]]]:
@@ -205,26 +212,35 @@ def score_responses(
     reward_funcs: Sequence[PreTrainedModel | Callable],
     *,
     weights: Sequence[float],
+    tokenizers: Sequence[PreTrainedTokenizerBase | None],
     prompts: list,
     columns: dict[str, list],
     prompt_rows: list[list[int]],
     completions: list,
     completion_ids: list[list[int]],
+    ended: list[bool],
     batch_size: int,
 ) -> torch.Tensor:
     """Weighted sum of all reward functions, one score a response, `(B,)` on the CPU.
 
-    A model reads the ids themselves, prompt and response in one row: it must share the policy's vocabulary. A function
-    is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and may be
-    async. None leaves its term out; a response to which every function says None has the score NaN.
+    A model without a tokenizer of its own here reads the ids themselves, prompt and response in one row; one with a
+    tokenizer reads the text, through its own chat template for messages, else with its end-of-text token behind a
+    response that `ended` by itself.
+
+    A function is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and
+    may be async. None leaves its term out; a response to which every function says None has the score NaN.
 
     Raises:
         ValueError: A function returned another number of scores than there are completions, or one that is not finite.
     """
     total, counted = torch.zeros(len(completions)), torch.zeros(len(completions), dtype=torch.bool)
-    for weight, func in zip(weights, reward_funcs, strict=True):
+    for weight, func, tokenizer in zip(weights, reward_funcs, tokenizers, strict=True):
         if isinstance(func, nn.Module):
-            rows = [prompt + response for prompt, response in zip(prompt_rows, completion_ids, strict=True)]
+            if tokenizer is None:
+                rows = [prompt + response for prompt, response in zip(prompt_rows, completion_ids, strict=True)]
+            else:
+                texts = zip(prompts, completions, ended, strict=True)
+                rows = [encode_text(tokenizer, prompt + response, ended=end) for prompt, response, end in texts]
             scores = reward_model_scores(func, rows, batch_size=batch_size).cpu()
             given = torch.ones(len(rows), dtype=torch.bool)
         else:

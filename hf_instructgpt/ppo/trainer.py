@@ -27,6 +27,7 @@ Where it departs from the document and the paper, and why:
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -119,7 +120,7 @@ class PPOTrainer(Trainer):
         model (`str` or [`~transformers.PreTrainedModel`]): The policy: a causal LM, or its Hub id or path. It is
             trained in place.
         reward_funcs (`str`, `PreTrainedModel`, `Callable` or a list of these): A sequence-classification model with
-            one label and the policy's vocabulary (or its id or path), or a Python function
+            one label (or its id or path), or a Python function
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, that gets the
             data set's other columns. None leaves its term out; a response without any term is dropped and counted.
         args ([`PPOConfig`], *optional*): The options.
@@ -127,11 +128,15 @@ class PPOTrainer(Trainer):
         eval_dataset ([`~datasets.Dataset`], *optional*): The same, for `evaluate` and the token log.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): The policy's tokenizer; from the
             model's path by default.
+        reward_processing_classes (`PreTrainedTokenizerBase` or a list of these, *optional*): The reward models'
+            tokenizers, None for functions; from a model's id or path by default. A model whose tokenizer differs from
+            the policy's in vocabulary or chat template reads the text, any other the policy's token ids.
         ref_model (`PreTrainedModel`, *optional*): What the KL is measured from; a frozen copy of the policy as it
             comes in, by default.
         value_model (`PreTrainedModel` or [`ValueModel`], *optional*): What the critic starts from: a base model, which
-            is copied and gets a head, or a whole critic. By default the first reward model's body, if there is one (as
-            in the paper), else the policy's. An error with `advantage_estimator="reward"`.
+            is copied and gets a head, or a whole critic. By default the body of the first reward model (as in the
+            paper) of the policy's vocabulary and family, else the policy's. An error with
+            `advantage_estimator="reward"`.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*): As in `Trainer`.
         optimizers (`tuple`, *optional*): Optimizer and schedule, as in `Trainer`.
 
@@ -150,6 +155,7 @@ class PPOTrainer(Trainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
         ref_model: PreTrainedModel | None = None,
         value_model: PreTrainedModel | ValueModel | None = None,
         callbacks: list[TrainerCallback] | None = None,
@@ -180,7 +186,10 @@ class PPOTrainer(Trainer):
             for func in reward_funcs
         ]
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
-        _check_models(model, processing_class, self.reward_funcs, self.reward_weights)
+        given = reward_processing_classes if isinstance(reward_processing_classes, list) else None
+        given = given or [reward_processing_classes] * len(reward_funcs)
+        self.reward_tokenizers = _foreign_tokenizers(reward_funcs, given, processing_class, **trust)
+        _check_models(model, processing_class, self.reward_funcs, self.reward_weights, self.reward_tokenizers)
         if ref_model is model:
             raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
@@ -364,17 +373,19 @@ class PPOTrainer(Trainer):
         texts, completion_ids = decode_responses(self.processing_class, response_ids, mask)
         prompts = [row["prompt"] for row in rows]
         messages = isinstance(prompts[0], list)
+        ended = ends_with_stop(response_ids, mask=mask, stop_token_ids=self.generation_config.eos_token_id)
         scores = score_responses(
             self.reward_funcs,
             weights=self.reward_weights,
+            tokenizers=self.reward_tokenizers,
             prompts=prompts,
             columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
             prompt_rows=prompt_rows,
             completions=[[{"role": "assistant", "content": text}] for text in texts] if messages else texts,
             completion_ids=completion_ids,
+            ended=ended.tolist(),
             batch_size=self.args.per_device_train_batch_size,
         )
-        ended = ends_with_stop(response_ids, mask=mask, stop_token_ids=self.generation_config.eos_token_id)
         scores = scores.to(ended.device) - self.args.missing_eos_penalty * ~ended
         return scores if self.args.score_clip is None else scores.clamp(-self.args.score_clip, self.args.score_clip)
 
@@ -652,10 +663,41 @@ class PPOTrainer(Trainer):
     def _make_critic(self, policy: PreTrainedModel, value_model: PreTrainedModel | ValueModel | None) -> ValueModel:
         if isinstance(value_model, ValueModel):
             return value_model
-        reward_models = [func for func in self.reward_funcs if isinstance(func, PreTrainedModel)]
+        reward_models = [
+            func
+            for func, tokenizer in zip(self.reward_funcs, self.reward_tokenizers, strict=True)
+            if isinstance(func, PreTrainedModel)
+            and tokenizer is None
+            and func.config.model_type == policy.config.model_type
+        ]
         source = value_model or next(iter(reward_models), policy)
         # A reward model that scored for another trainer comes frozen.
         return ValueModel(independent_copy(source.base_model).requires_grad_(True))
+
+
+def _foreign_tokenizers(
+    reward_funcs: list,
+    given: list[PreTrainedTokenizerBase | None],
+    policy_tokenizer: PreTrainedTokenizerBase,
+    **kwargs,
+) -> list[PreTrainedTokenizerBase | None]:
+    """For each reward function its tokenizer, or None where the policy's token ids will do."""
+    if len(given) != len(reward_funcs):
+        raise InputError(
+            f"`reward_processing_classes` has {len(given)} entries for {len(reward_funcs)} reward functions."
+        )
+    tokenizers = []
+    for func, tokenizer in zip(reward_funcs, given, strict=True):
+        if tokenizer is None and isinstance(func, str):
+            # Saved without a tokenizer, a reward model is taken to know the policy's; `_check_models` looks at its size.
+            with suppress(OSError, ValueError):
+                tokenizer = AutoTokenizer.from_pretrained(func, **kwargs)
+        same = tokenizer is None or (
+            tokenizer.get_vocab() == policy_tokenizer.get_vocab()
+            and tokenizer.chat_template == policy_tokenizer.chat_template
+        )
+        tokenizers.append(None if same else tokenizer)
+    return tokenizers
 
 
 def _check_models(
@@ -663,6 +705,7 @@ def _check_models(
     tokenizer: PreTrainedTokenizerBase,
     reward_funcs: list[PreTrainedModel | Callable],
     reward_weights: list[float],
+    reward_tokenizers: list[PreTrainedTokenizerBase | None],
 ) -> None:
     """Raise an `InputError` for a tokenizer or a reward model that does not fit the policy."""
     vocab_size = model.get_input_embeddings().num_embeddings
@@ -675,7 +718,9 @@ def _check_models(
         raise InputError(
             f"`reward_weights` has {len(reward_weights)} entries for {len(reward_funcs)} reward functions."
         )
-    for func in (func for func in reward_funcs if isinstance(func, PreTrainedModel)):
+    for func, reward_tokenizer in zip(reward_funcs, reward_tokenizers, strict=True):
+        if not isinstance(func, PreTrainedModel):
+            continue
         name = func.config._name_or_path or type(func).__name__
         if func.config.num_labels != 1:
             raise InputError(
@@ -687,10 +732,10 @@ def _check_models(
                 f"the reward model {name} has no `pad_token_id` in its config and cannot score texts of unequal "
                 "length. Set the one it was trained with."
             )
-        if func.get_input_embeddings().num_embeddings != vocab_size:
+        if reward_tokenizer is None and func.get_input_embeddings().num_embeddings != vocab_size:
             raise InputError(
                 f"the reward model {name} knows {func.get_input_embeddings().num_embeddings} tokens and the policy "
-                f"{vocab_size}: it must share the policy's vocabulary, since it scores the policy's token ids."
+                f"{vocab_size}: pass its tokenizer as `reward_processing_classes`, or one of the policy's vocabulary."
             )
 
 

@@ -102,10 +102,12 @@ CONFIG = {"sft": {"dataset_name": "lab"}, "reward": {"dataset_name": "own.jsonl"
 
 @pytest.mark.parametrize("changes", [{}, NOT_JUDGED])
 def test_the_card_renders_and_parses(tmp_path, changes):
-    run_card(metrics_with(**changes), CONFIG, name="my-run", notes=["Mind the gap."]).save(tmp_path / "README.md")
+    run_card(metrics_with(**changes), CONFIG, name="my-run", notes=["Mind the gap."], prompt='"1"?').save(
+        tmp_path / "README.md"
+    )
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.to_dict() == {"library_name": "hf-instructgpt", "tags": ["rlhf", "ppo", "instructgpt"]}
-    for text in ("# my-run", "seed 5", "- Mind the gap.", "own.jsonl", "held-out pairs right | 0.900 |", "2.0, 1.0"):
+    for text in ("# my-run", "seed 5", "- Mind the gap.", "own.jsonl", "share of pairs right | 0.900 |", "2.0, 1.0"):
         assert text in card.text
     assert "content alone differs" not in card.text and "{{" not in card.text and "{%" not in card.text
     assert "\n- sampled: " in card.text and "\n- greedy: " in card.text
@@ -116,7 +118,7 @@ def test_the_card_renders_and_parses(tmp_path, changes):
 def test_a_card_of_a_run_that_logged_nothing(tmp_path):
     metrics = metrics_with() | {"sft": {"train_loss": [], "eval_loss": []}, "ppo": {"score": [], "kl": []}}
     metrics["reward"]["eval_accuracy"] = None
-    assert "not measured" in run_card(metrics, CONFIG, name="my-run", notes=[]).text
+    assert "not measured" in run_card(metrics, CONFIG, name="my-run", notes=[], prompt="a").text
 
 
 def test_plots_are_written_and_show_something(tmp_path, recwarn):

@@ -7,6 +7,7 @@ import datasets
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
@@ -157,6 +158,30 @@ def test_ppo_with_a_reward_model_and_with_a_function_of_the_current_folder(here,
     )
     assert main(["ppo", "--config", "ppo.yaml", *FLAGS]) == 0
     assert AutoModelForCausalLM.from_pretrained("out") and (here / "out" / "tokens.jsonl").is_file()
+
+
+LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules"]
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward"])
+def test_a_stage_trains_an_adapter(here, models, stage, refused):
+    data = {"sft": "sft.jsonl", "reward": "rankings.jsonl"}[stage]
+    argv = [stage, "--dataset_name", data, "--model_name_or_path", str(models / "sft"), *TRAIN, *LORA]
+    head = ["--lora_modules_to_save", "score", "--lora_task_type", "SEQ_CLS"] if stage == "reward" else []
+    assert main([*argv, "qkv_proj", "out_proj", *head, "--output_dir", "out"]) == 0
+    weights = load_file(here / "out" / "adapter_model.safetensors")
+    assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights.items())
+    assert any("score" in name for name in weights) == (stage == "reward")
+    assert "`use_peft`: " in refused(*argv, "none_such", "--output_dir", "b")
+
+
+def test_a_text_that_is_cut_is_counted(here, caplog):
+    write_rows(here / "long.jsonl", [{"prompt": "a", "completion": "b" * 30}, {"prompt": "a", "completion": "b"}])
+    argv = ["--dataset_name", "long.jsonl", "--output_dir", "out", *TRAIN, "--model_init_kwargs", MODEL]
+    logging.enable_propagation()
+    assert main(["sft", *argv, "--max_length", "8"]) == 0
+    logging.disable_propagation()
+    assert "1 of 2 texts were cut to `max_length` = 8 tokens" in caplog.text
 
 
 def test_generate_answers(models, capsys):

@@ -163,7 +163,7 @@ def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, mon
 
 def test_a_whole_run_is_neither_repeated_nor_replaced_by_accident(done, capsys):
     config, before = str(done.parent / "pipeline.yaml"), (done / "metrics.json").stat().st_mtime_ns
-    assert main(["run", "--config", config, "--output_dir", str(done), "--resume"]) == 2  # of other folders
+    assert main(["run", "--config", config, "--output_dir", str(done), "--resume"]) == 0  # by another name
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(done.parent)
         assert main(["run", "--config", config, "--resume"]) == 0
@@ -238,6 +238,51 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
     assert metrics_of(here / "out")[0]["seed"] == 1
 
 
+def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypatch):
+    config = write(here, own_data(here, chat=True))
+    assert main(["run", "--config", config]) == 0
+    rmtree = pipeline.shutil.rmtree
+
+    def half(path, *args, **kwargs):
+        if path.name == ".reward.partial" and path.exists():
+            (path / "model.safetensors").unlink()
+            raise KeyboardInterrupt
+        rmtree(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.shutil, "rmtree", half)
+        assert main(["run", "--config", config, "--overwrite_output_dir"]) == 130
+    assert {path.name for path in (here / "out").iterdir()} >= {"ppo", "run.json"}
+    assert not {"metrics.json", "sft", "reward"} & {path.name for path in (here / "out").iterdir()}
+    assert main(["run", "--config", config, "--resume"]) == 0
+    assert {path.name for path in (here / "out").iterdir()} == LEFT
+
+
+def test_the_option_that_differs_is_named(here, capsys):
+    config = own_data(here, chat=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pipeline.STAGES, "sft", lambda *args: 1 / 0)
+        assert main(["run", "--config", write(here, config)]) == 1
+    config["reward"]["learning_rate"] = 0.5
+    assert main(["run", "--config", write(here, config), "--resume"]) == 2
+    assert "`reward.learning_rate` differs" in capsys.readouterr().err
+
+
+def test_a_model_s_own_code_runs_where_every_stage_allows_it(here):
+    config = own_data(here, chat=True)
+    assert main(["run", "--config", write(here, config)]) == 0
+    for name in ("config.json", "configuration_char_gpt.py"):  # a family that this package does not know
+        path = here / "out" / "sft" / name
+        path.write_text(path.read_text().replace('"char_gpt"', '"my_gpt"'))
+    (here / "out" / "sft").rename(here / "mine")
+    for stage in ("sft", "reward", "ppo"):
+        config[stage]["trust_remote_code"] = True
+    del config["sft"]["model_init_kwargs"]
+    config["sft"]["model_name_or_path"] = "mine"
+    assert main(["run", "--config", write(here, config), "--output_dir", "second"]) == 0
+    assert json.loads((here / "second/ppo/config.json").read_text())["model_type"] == "my_gpt"
+
+
 def nested(stage, **options):
     return {stage: {**CONFIG[stage], **options}}
 
@@ -255,6 +300,8 @@ def nested(stage, **options):
         ({"sft": None}, "`sft` must be of type dict"),
         (nested("sft", output_dir="x"), "`sft.output_dir` follows from the run itself"),
         (nested("ppo", model_name_or_path="x"), "`ppo.model_name_or_path` follows from the run itself"),
+        (nested("ppo", logging_steps=3), "`ppo.logging_steps` follows from the run itself"),
+        (nested("sft", use_peft=True), "sft: `use_peft`: the pipeline trains whole models"),
         (
             nested("ppo", learning_rat=1),
             "pipeline.yaml, ppo: unknown key `learning_rat`. Did you mean `learning_rate`?",

@@ -12,6 +12,7 @@ def token_rows(
     rollout: Rollout,
     *,
     new_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
     cliprange: float,
     tokenizer: PreTrainedTokenizerBase,
     step: int,
@@ -21,6 +22,7 @@ def token_rows(
     Args:
         rollout ([`Rollout`]): Responses sampled before the updates since the last log.
         new_logprobs (`torch.Tensor` of shape `(B, R)`): The same tokens under the policy after these updates.
+        advantages (`torch.Tensor` of shape `(B, R)`): As the updates use them, whitened if they are.
         cliprange (`float`): PPO's; a token is `clipped` when its ratio has left the interval on the side where its
             advantage no longer pushes it.
 
@@ -29,7 +31,6 @@ def token_rows(
         `ref_logprob`, `kl`, `reward`, `value`, `advantage`, `clipped`.
     """
     ratio = torch.exp(new_logprobs - rollout.old_logprobs)
-    advantages = rollout.advantages
     clipped = ((ratio > 1 + cliprange) & (advantages > 0)) | ((ratio < 1 - cliprange) & (advantages < 0))
     columns = {
         "logprob": rollout.old_logprobs,

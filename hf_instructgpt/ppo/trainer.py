@@ -587,6 +587,13 @@ class PPOTrainer(Trainer):
             kept = [line for line in lines if json.loads(line)["step"] <= self.state.global_step]
             path.write_text("".join(kept), encoding="utf-8")
 
+    def _as_used(self, advantages: torch.Tensor) -> torch.Tensor:
+        """Advantages of logged responses, scaled as those of the training rollout are (a mini-batch has its own)."""
+        if self.args.advantage_estimator != "gae" or not self.args.whiten_advantages:
+            return advantages
+        own = self._rollout.advantages[self._rollout.response_mask]
+        return (advantages - own.mean()) * torch.rsqrt(own.var(correction=0) + 1e-8)
+
     @torch.no_grad()
     def _write_token_log(self, rollout: Rollout) -> None:
         if not self.is_world_process_zero():
@@ -598,6 +605,7 @@ class PPOTrainer(Trainer):
             for row in token_rows(
                 rollout,
                 new_logprobs=new_logprobs,
+                advantages=self._as_used(rollout.advantages),
                 cliprange=self.args.cliprange,
                 tokenizer=self.processing_class,
                 step=self.state.global_step,
@@ -689,7 +697,7 @@ def _foreign_tokenizers(
     tokenizers = []
     for func, tokenizer in zip(reward_funcs, given, strict=True):
         if tokenizer is None and isinstance(func, str):
-            # Saved without a tokenizer, a reward model is taken to know the policy's; `_check_models` looks at its size.
+            # Saved without one, a reward model is taken to know the policy's tokens; `_check_models` counts them.
             with suppress(OSError, ValueError):
                 tokenizer = AutoTokenizer.from_pretrained(func, **kwargs)
         same = tokenizer is None or (

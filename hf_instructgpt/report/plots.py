@@ -17,12 +17,12 @@ def draw_plots(metrics: dict, histories: dict[str, list[dict]], folder: Path) ->
         folder (`Path`): Where the files go; it exists.
     """
     _draw(folder / "sft_loss.png", "Supervised fine-tuning", "epoch", [("loss", _losses(metrics["sft"]))])
-    accuracy = [(x["epoch"], x[key]) for x in histories["reward"] for key in ("accuracy",) if key in x]
+    accuracy = [(x["epoch"], x["accuracy"]) for x in histories["reward"] if "accuracy" in x]
     held_out = [(x["epoch"], x["eval_accuracy"]) for x in histories["reward"] if "eval_accuracy" in x]
     panels = [("loss", _losses(metrics["reward"])), ("pair accuracy", {"training": accuracy, "validation": held_out})]
     _draw(folder / "reward_model.png", "Reward model", "epoch", panels)
     panels = [
-        ("reward-model score", {"sampled responses": list(enumerate(metrics["ppo"]["score"], start=1))}),
+        ("score", {"sampled responses": list(enumerate(metrics["ppo"]["score"], start=1))}),
         ("KL to SFT, nats a response", {"sampled responses": list(enumerate(metrics["ppo"]["kl"], start=1))}),
     ]
     _draw(folder / "ppo.png", "PPO", "rollout", panels)

@@ -1,5 +1,7 @@
 """The words of a run: its card (`README.md`), the samples, and the summary printed at the end."""
 
+import json
+
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation.comparison import Answers, question
@@ -7,7 +9,7 @@ from ..resources import resource
 
 NUM_SAMPLES = 16
 ACCURACIES = {
-    "eval_accuracy": "reward model, held-out pairs right",
+    "eval_accuracy": "reward model, share of pairs right",
     "eval_accuracy_clear": "the same where the judge is clear",
     "eval_accuracy_content": "the same where content alone differs",
 }
@@ -50,7 +52,7 @@ def findings(metrics: dict) -> list[str]:
 
 
 def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) -> str:
-    """The same held-out prompts answered by SFT and by PPO, with scores, as a Markdown table.
+    """The same prompts answered by SFT and by PPO, with scores, as a Markdown table.
 
     Args:
         prompts (`list`): Texts or message lists.
@@ -58,7 +60,7 @@ def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) ->
         step (`int`): See there.
     """
     lines = [
-        "# The same held-out prompts, answered by SFT and by PPO",
+        "# The same prompts, answered by SFT and by PPO",
         "",
         "Greedy answers; behind each the reward model's score and, where there is one, the judge's.",
         "",
@@ -71,8 +73,11 @@ def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) ->
     return "\n".join(lines) + "\n"
 
 
-def run_card(metrics: dict, config: dict, *, name: str, notes: list[str]) -> ModelCard:
-    """The card of a run, from the template `model_cards/run.md`; `notes` stand before what was found."""
+def run_card(metrics: dict, config: dict, *, name: str, notes: list[str], prompt: str) -> ModelCard:
+    """The card of a run, from the template `model_cards/run.md`.
+
+    `notes` stand before what was found; `prompt` is what the example asks.
+    """
     data = ModelCardData(library_name="hf-instructgpt", tags=["rlhf", "ppo", "instructgpt"])
     return ModelCard.from_template(
         data,
@@ -82,6 +87,7 @@ def run_card(metrics: dict, config: dict, *, name: str, notes: list[str]) -> Mod
         datasets={stage: config[stage].get("dataset_name") for stage in ("sft", "reward", "ppo")},
         metrics=metrics,
         accuracies=[(what, metrics["reward"][name]) for name, what in ACCURACIES.items()],
+        prompt=json.dumps(prompt, ensure_ascii=False),
         findings=[*notes, *findings(metrics)],
     )
 

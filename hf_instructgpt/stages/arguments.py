@@ -21,7 +21,9 @@ BOUNDS = {
     "seed": (0, 2**32 - 1),
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, float("inf"))),
     **dict.fromkeys(("gradient_accumulation_steps", "max_length"), (1, float("inf"))),
-    **dict.fromkeys(("learning_rate", "num_train_epochs", "warmup_steps", "weight_decay"), (0, float("inf"))),
+    **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"), (0, float("inf"))),
+    "num_train_epochs": (0.01, float("inf")),
+    "max_steps": (-1, float("inf")),
 }
 
 

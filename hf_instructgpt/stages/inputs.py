@@ -254,6 +254,17 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+@contextmanager
+def peft_errors(model_args: ModelConfig) -> Iterator[None]:
+    """What PEFT refuses while a trainer is made, such as modules that the model lacks, is an `InputError`."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        if not model_args.use_peft or isinstance(error, InputError):
+            raise
+        raise InputError(f"`use_peft`: {' '.join(str(error).split())}") from error
+
+
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:

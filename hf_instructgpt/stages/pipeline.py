@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from ..data import judge
 from ..errors import InputError
-from ..evaluation.comparison import Answers, answer_prompts, compare
+from ..evaluation.comparison import Answers, answer_prompts, compare, question
 from ..evaluation.preference import preference_accuracy
 from ..report.plots import draw_plots
 from ..report.run_card import findings, run_card, samples_markdown
@@ -27,7 +27,7 @@ from .inputs import (
     load_stage_datasets,
     load_tokenizer,
 )
-from .output import make_directory, partial_directory, read_json, to_json
+from .output import STAGE_FILE, make_directory, partial_directory, read_json, to_json
 from .ppo import check_ppo_options, run_ppo
 from .reward import run_reward
 from .sft import make_sft_trainer, run_sft, tokenizer_and_config
@@ -74,6 +74,7 @@ class Pipeline:
         sft, reward = str(self.output_dir / "sft"), str(self.output_dir / "reward")
         given = {"sft": {}, "reward": {"model_name_or_path": sft}}
         given["ppo"] = {"model_name_or_path": sft, "reward_funcs": [reward]}
+        self.options = {stage: config[stage] for stage in STAGES}
         self.config = {
             stage: {**given[stage], **config[stage], "output_dir": str(self.output_dir / stage), "seed": self.seed}
             for stage in STAGES
@@ -83,6 +84,12 @@ class Pipeline:
     def _check(self) -> None:
         """Check what can be checked before anything is trained: options, data, and models that are there already."""
         stages = {stage: self._parse(stage) for stage in STAGES}
+        for stage, (_, _, model_args) in stages.items():
+            if model_args.use_peft:
+                raise InputError(
+                    f"{self.source}, {stage}: `use_peft`: the pipeline trains whole models; leave it out, or run the "
+                    "stages alone."
+                )
         check_ppo_options(*stages["ppo"])
         for name in stages["ppo"][0].reward_funcs:
             if name != str(self.output_dir / "reward"):
@@ -141,7 +148,7 @@ class Pipeline:
             return json.loads((self.output_dir / METRICS_FILE).read_text(encoding="utf-8"))
         before = sum(seconds.values())
         for stage, run_stage in STAGES.items():
-            if (self.output_dir / stage).is_dir():
+            if read_json(self.output_dir / stage / STAGE_FILE) is not None:
                 continue
             start = time.perf_counter()
             args, *others = self._parse(stage)
@@ -163,8 +170,9 @@ class Pipeline:
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
         state.wait_for_everyone()  # all processes look before one writes
         if resume and known is not None:
-            for key, value in self._identity().items():
-                if known.get(key) != value:
+            mine, its = _flat(self._identity()), _flat({key: known.get(key) for key in self._identity()})
+            for key in {**mine, **its}:
+                if mine.get(key) != its.get(key):
                     raise InputError(
                         f"{folder} holds a run with other options (`{key}` differs): resume it with the options it "
                         "was started with, or pass --overwrite_output_dir to start anew."
@@ -184,11 +192,14 @@ class Pipeline:
         return {}
 
     def _delete_run(self) -> None:
-        """Delete what a run writes and nothing else, its mark last."""
-        for stage in STAGES:
-            shutil.rmtree(self.output_dir / stage, ignore_errors=True)
+        """Delete what a run writes and nothing else; at any moment what stands under a stage's name is whole."""
+        (self.output_dir / METRICS_FILE).unlink(missing_ok=True)
         for name in (*STAGES, "control", "report"):
-            shutil.rmtree(partial_directory(self.output_dir / name), ignore_errors=True)
+            partial = partial_directory(self.output_dir / name)
+            shutil.rmtree(partial, ignore_errors=True)
+            if name in STAGES and (self.output_dir / name).is_dir():
+                (self.output_dir / name).rename(partial)
+                shutil.rmtree(partial)
         for name in (*REPORT_FILES, RUN_FILE):
             path = self.output_dir / name
             if path.is_dir():
@@ -197,7 +208,7 @@ class Pipeline:
                 path.unlink(missing_ok=True)
 
     def _identity(self) -> dict:
-        return {"seed": self.seed, "samples_per_prompt": self.num_samples, **self.config}
+        return {"seed": self.seed, "samples_per_prompt": self.num_samples, **self.options}
 
     def _write_run_file(self, seconds: dict[str, float]) -> None:
         if PartialState().is_main_process:
@@ -212,9 +223,9 @@ class Pipeline:
         for stage in STAGES:  # a run that was stopped right after a stage does not know how long it took
             seconds.setdefault(stage, round(_logged(histories[stage], "train_runtime")[-1], 1))
         ppo_args, ppo_config, _ = self._parse("ppo")
-        tokenizer = AutoTokenizer.from_pretrained(self.output_dir / "sft")
-        sft, ppo = (AutoModelForCausalLM.from_pretrained(self.output_dir / stage) for stage in ("sft", "ppo"))
-        reward_model = AutoModelForSequenceClassification.from_pretrained(self.output_dir / "reward")
+        tokenizer, sft = self._load(AutoTokenizer, "sft"), self._load(AutoModelForCausalLM, "sft")
+        ppo = self._load(AutoModelForCausalLM, "ppo")
+        reward_model = self._load(AutoModelForSequenceClassification, "reward")
         for model in (sft, ppo, reward_model):
             model.to(more_sft.device)
 
@@ -247,7 +258,7 @@ class Pipeline:
                 "train_loss": _by_epoch(histories["reward"], "loss"),
                 **preference_accuracy(
                     reward_model,
-                    AutoTokenizer.from_pretrained(self.output_dir / "reward"),
+                    self._load(AutoTokenizer, "reward"),
                     self._held_out("reward")[1],
                     judged=self.config["reward"].get("dataset_name") == "lab",
                 ),
@@ -280,11 +291,15 @@ class Pipeline:
         for name in ("eval_strategy", "save_strategy", "logging_strategy"):
             setattr(training_args, name, "no")
         train_dataset, _ = load_stage_datasets(args, "sft", needs_eval=False)
-        model = AutoModelForCausalLM.from_pretrained(self.output_dir / "sft")
-        tokenizer = AutoTokenizer.from_pretrained(self.output_dir / "sft")
+        model, tokenizer = self._load(AutoModelForCausalLM, "sft"), self._load(AutoTokenizer, "sft")
         make_sft_trainer(model, tokenizer, training_args, train_dataset, None, model_args).train()
         shutil.rmtree(training_args.output_dir, ignore_errors=True)
         return model
+
+    def _load(self, auto_class: type, stage: str):
+        """What a stage saved; its own code runs only if the stage was allowed to."""
+        trust_remote_code = self._parse(stage)[1].trust_remote_code
+        return auto_class.from_pretrained(self.output_dir / stage, trust_remote_code=trust_remote_code)
 
     def _history(self, stage: str) -> dict:
         state = self.output_dir / stage / "trainer_state.json"
@@ -315,9 +330,9 @@ class Pipeline:
         draw_plots(metrics, histories, aside / "plots")
         sft, ppo, _ = greedy
         (aside / "samples.md").write_text(samples_markdown(prompts, sft, ppo, step=self.num_samples), encoding="utf-8")
-        run_card(metrics, self.config, name=self.output_dir.resolve().name, notes=self._notes()).save(
-            aside / "README.md"
-        )
+        run_card(
+            metrics, self.config, name=self.output_dir.resolve().name, notes=self._notes(), prompt=question(prompts[0])
+        ).save(aside / "README.md")
         (aside / METRICS_FILE).write_text(to_json(metrics), encoding="utf-8")
         for name in REPORT_FILES:
             if (self.output_dir / name).is_dir():
@@ -330,7 +345,7 @@ def print_summary(metrics: dict, output_dir: Path) -> None:
     """Tell the person at the terminal what came out."""
     print(f"\nSFT loss by epoch           {_numbers(metrics['sft']['train_loss'])}")
     print(f"reward-model loss by epoch  {_numbers(metrics['reward']['train_loss'])}")
-    print(f"reward-model accuracy       {metrics['reward']['eval_accuracy']:.3f} of its test pairs")
+    print(f"reward-model accuracy       {metrics['reward']['eval_accuracy']:.3f} of the pairs")
     print(f"PPO score by rollout        {_numbers(metrics['ppo']['score'])}")
     for line in findings(metrics):
         print(line)
@@ -370,8 +385,16 @@ def _check_pipeline(config: dict, *, source: str) -> None:
         if stage not in config:
             raise InputError(f"{source}: the mapping `{stage}` is missing; a pipeline file has one for each stage.")
         taken = {"output_dir", "seed", "resume", "overwrite_output_dir"}
-        for key in (taken | {"model_name_or_path"} if stage == "ppo" else taken) & set(config[stage]):
+        if stage == "ppo":  # `metrics.json` holds one number a rollout
+            taken |= {"model_name_or_path", "logging_steps", "logging_strategy"}
+        for key in taken & set(config[stage]):
             raise InputError(f"{source}: `{stage}.{key}` follows from the run itself; leave it out.")
+
+
+def _flat(options: dict) -> dict:
+    """`{"sft": {"seed": 1}}` as `{"sft.seed": 1}`."""
+    nested = {key: value if isinstance(value, dict) else {"": value} for key, value in options.items()}
+    return {f"{key}.{name}".rstrip("."): x for key, value in nested.items() for name, x in value.items()}
 
 
 def _write(path: Path, text: str) -> None:

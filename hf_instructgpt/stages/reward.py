@@ -14,6 +14,7 @@ from .inputs import (
     load_options,
     load_stage_datasets,
     load_tokenizer,
+    peft_errors,
 )
 from .output import run_stage
 
@@ -44,11 +45,12 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
     trainer_class = RankingRewardTrainer if data_form(train_dataset, "reward") == "ranking" else RewardTrainer
-    return trainer_class(
-        model=model,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-    )
+    with peft_errors(model_args):
+        return trainer_class(
+            model=model,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+        )

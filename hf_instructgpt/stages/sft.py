@@ -5,14 +5,25 @@ from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..errors import InputError
 from .arguments import SFTArguments
-from .inputs import check_fits, load_causal_lm, load_config, load_options, load_stage_datasets, load_tokenizer
+from .inputs import (
+    check_fits,
+    load_causal_lm,
+    load_config,
+    load_options,
+    load_stage_datasets,
+    load_tokenizer,
+    peft_errors,
+)
 from .output import run_stage
+
+logger = logging.get_logger(__name__)
 
 
 def run_sft(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> Path:
@@ -58,14 +69,24 @@ def make_sft_trainer(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
-    return SFTTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_args),
-    )
+    with peft_errors(model_args):
+        trainer = SFTTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_args),
+        )
+    if training_args.max_length is not None and not training_args.packing:
+        rows = trainer.train_dataset["input_ids"]
+        cut = sum(len(ids) == training_args.max_length and ids[-1] != tokenizer.eos_token_id for ids in rows)
+        if cut:
+            logger.warning(
+                f"{cut} of {len(rows)} texts were cut to `max_length` = {training_args.max_length} tokens: their "
+                "answers do not end."
+            )
+    return trainer
 
 
 def tokenizer_and_config(

@@ -1,10 +1,15 @@
 """The recipes: stage files agree with their pipeline, every file parses, and README commands exist."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hf_instructgpt.cli import main
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.pipeline import Pipeline
 
@@ -66,3 +71,36 @@ def test_the_document_keeps_its_promises_on_nine_of_ten_seeds(tmp_path):
         assert reward["eval_accuracy"] == 1.0  # its own four pairs
         kept.append(comparison["score_ppo"] > comparison["score_sft"])
     assert sum(kept) >= 9
+
+
+@pytest.mark.slow
+def test_the_document_s_stages_run_alone_one_after_the_other(tmp_path):
+    for stage, more in (
+        ("sft", []),
+        ("reward", ["--model_name_or_path", str(tmp_path / "sft")]),
+        ("ppo", ["--model_name_or_path", str(tmp_path / "sft"), "--reward_funcs", str(tmp_path / "reward")]),
+    ):
+        config = str(RECIPES / "document" / f"{stage}.yaml")
+        assert main([stage, "--config", config, *more, "--output_dir", str(tmp_path / stage)]) == 0
+    assert main(["generate", str(tmp_path / "ppo"), "--prompt", "什么是 AI？", "--max_new_tokens", "15"]) == 0
+
+
+@pytest.mark.slow
+def test_a_run_and_a_stage_work_on_two_processes(tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["-m", "hf_instructgpt.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = ["run", "--config", str(RECIPES / "document" / "pipeline.yaml"), "--output_dir", str(tmp_path / "run")]
+    subprocess.run([*launch, *run], check=True, env=environment, timeout=600)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["reward"]["eval_accuracy"] == 1.0
+    ppo = ["ppo", "--config", str(RECIPES / "document" / "ppo.yaml"), "--output_dir", str(tmp_path / "ppo")]
+    models = [
+        "--model_name_or_path",
+        str(tmp_path / "run" / "sft"),
+        "--reward_funcs",
+        str(tmp_path / "run" / "reward"),
+    ]
+    subprocess.run([*launch, *ppo, *models], check=True, env=environment, timeout=600)
+    assert (tmp_path / "ppo" / "model.safetensors").is_file()
+    assert not list(tmp_path.glob(".*"))

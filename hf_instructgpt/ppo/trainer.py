@@ -27,7 +27,6 @@ Where it departs from the document and the paper, and why:
 import json
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -47,6 +46,7 @@ from transformers import (
 
 from ..errors import InputError
 from .actor_critic import ActorCritic, ValueModel, disable_dropout, independent_copy, load_value_model
+from .checks import check_models, check_prompts, foreign_tokenizers
 from .config import PPOConfig
 from .functional import (
     adapted_kl_coef,
@@ -188,12 +188,12 @@ class PPOTrainer(Trainer):
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
         given = reward_processing_classes if isinstance(reward_processing_classes, list) else None
         given = given or [reward_processing_classes] * len(reward_funcs)
-        self.reward_tokenizers = _foreign_tokenizers(reward_funcs, given, processing_class, **trust)
-        _check_models(model, processing_class, self.reward_funcs, self.reward_weights, self.reward_tokenizers)
+        self.reward_tokenizers = foreign_tokenizers(reward_funcs, given, processing_class, **trust)
+        check_models(model, processing_class, self.reward_funcs, self.reward_weights, self.reward_tokenizers)
         if ref_model is model:
             raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            _check_prompts(name, dataset, model, processing_class, args)
+            check_prompts(name, dataset, model, processing_class, args)
 
         if args.advantage_estimator == "reward" and value_model is not None:
             raise InputError("`advantage_estimator='reward'` has no critic: leave `value_model` out, or use 'gae'.")
@@ -681,94 +681,3 @@ class PPOTrainer(Trainer):
         source = value_model or next(iter(reward_models), policy)
         # A reward model that scored for another trainer comes frozen.
         return ValueModel(independent_copy(source.base_model).requires_grad_(True))
-
-
-def _foreign_tokenizers(
-    reward_funcs: list,
-    given: list[PreTrainedTokenizerBase | None],
-    policy_tokenizer: PreTrainedTokenizerBase,
-    **kwargs,
-) -> list[PreTrainedTokenizerBase | None]:
-    """For each reward function its tokenizer, or None where the policy's token ids will do."""
-    if len(given) != len(reward_funcs):
-        raise InputError(
-            f"`reward_processing_classes` has {len(given)} entries for {len(reward_funcs)} reward functions."
-        )
-    tokenizers = []
-    for func, tokenizer in zip(reward_funcs, given, strict=True):
-        if tokenizer is None and isinstance(func, str):
-            # Saved without one, a reward model is taken to know the policy's tokens; `_check_models` counts them.
-            with suppress(OSError, ValueError):
-                tokenizer = AutoTokenizer.from_pretrained(func, **kwargs)
-        same = tokenizer is None or (
-            tokenizer.get_vocab() == policy_tokenizer.get_vocab()
-            and tokenizer.chat_template == policy_tokenizer.chat_template
-        )
-        tokenizers.append(None if same else tokenizer)
-    return tokenizers
-
-
-def _check_models(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    reward_funcs: list[PreTrainedModel | Callable],
-    reward_weights: list[float],
-    reward_tokenizers: list[PreTrainedTokenizerBase | None],
-) -> None:
-    """Raise an `InputError` for a tokenizer or a reward model that does not fit the policy."""
-    vocab_size = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model {vocab_size}: they do not belong together. "
-            "Pass the model's own tokenizer, or resize the model's embeddings."
-        )
-    if len(reward_weights) != len(reward_funcs):
-        raise InputError(
-            f"`reward_weights` has {len(reward_weights)} entries for {len(reward_funcs)} reward functions."
-        )
-    for func, reward_tokenizer in zip(reward_funcs, reward_tokenizers, strict=True):
-        if not isinstance(func, PreTrainedModel):
-            continue
-        name = func.config._name_or_path or type(func).__name__
-        if func.config.num_labels != 1:
-            raise InputError(
-                f"the reward model {name} has num_labels = {func.config.num_labels}; a reward model has 1. "
-                "Train it with num_labels=1."
-            )
-        if func.config.get_text_config().pad_token_id is None:
-            raise InputError(
-                f"the reward model {name} has no `pad_token_id` in its config and cannot score texts of unequal "
-                "length. Set the one it was trained with."
-            )
-        if reward_tokenizer is None and func.get_input_embeddings().num_embeddings != vocab_size:
-            raise InputError(
-                f"the reward model {name} knows {func.get_input_embeddings().num_embeddings} tokens and the policy "
-                f"{vocab_size}: pass its tokenizer as `reward_processing_classes`, or one of the policy's vocabulary."
-            )
-
-
-def _check_prompts(
-    name: str,
-    dataset: Dataset | None,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    args: PPOConfig,
-) -> None:
-    """Raise an `InputError` for data without prompts, or for a prompt that leaves no room to answer."""
-    if dataset is None:
-        return
-    if "prompt" not in dataset.column_names:
-        raise InputError(f"`{name}` has no column `prompt`; its columns are {', '.join(dataset.column_names)}.")
-    if len(dataset) == 0:
-        raise InputError(f"`{name}` has no rows.")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for row, prompt in enumerate(dataset["prompt"], start=1):
-        length = len(encode_prompt(tokenizer, prompt))
-        if length == 0:
-            raise InputError(f"`{name}`, row {row}: the prompt is empty.")
-        if context is not None and length + args.max_completion_length > context:
-            raise InputError(
-                f"`{name}`, row {row}: a prompt of {length} tokens and `max_completion_length` = "
-                f"{args.max_completion_length} do not fit into the model's context of {context}. Shorten the prompt "
-                "or lower `max_completion_length`."
-            )

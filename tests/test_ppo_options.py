@@ -296,6 +296,14 @@ def test_a_foreign_reward_model_reads_the_text_as_it_was_trained_to(tmp_path, me
     assert type(trainer.model.value_model.backbone) is type(trainer.model.policy.base_model)
 
 
+def test_a_reward_model_s_broken_tokenizer_is_not_passed_over(tmp_path):
+    reward_model().save_pretrained(tmp_path / "reward")
+    TOKENIZER.save_pretrained(tmp_path / "reward")
+    (tmp_path / "reward" / "vocab.json").write_text("{")
+    with pytest.raises(ValueError):
+        make(tmp_path / "out", reward_funcs=str(tmp_path / "reward"))
+
+
 def test_a_reward_model_of_the_policy_s_tokenizer_reads_the_ids(tmp_path):
     same = CharGPTTokenizer.from_document()
     trainer = make(tmp_path, reward_funcs=[reward_model(), lambda **_: [0.0]], reward_processing_classes=[same, None])

@@ -154,6 +154,7 @@ def write(output_dir: Path) -> None:
 
 
 def main() -> None:
+    """`python -m hf_instructgpt.data.lab`: write the files anew; the same bytes every time."""
     parser = argparse.ArgumentParser(description="Write the JSONL files of the `lab` sample data.")
     parser.add_argument(
         "--output_dir",

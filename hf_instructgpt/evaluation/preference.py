@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Judgement, judge
-from ..ppo.rollout import reward_model_scores
+from ..ppo.rollout import encode_text, reward_model_scores
 from ..reward.ranking_trainer import ranked_pairs
 
 # The judge's scores step by .05; from here on a pair differs in more than one small thing.
@@ -34,7 +34,7 @@ def preference_accuracy(
     rankings = list(_as_rankings(dataset))
     texts = [prompt + response for prompt, responses, _ in rankings for response in responses]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    rows = [_encode(tokenizer, text)[:context] for text in texts]
+    rows = [encode_text(tokenizer, text, ended=True)[:context] for text in texts]
     scores = iter(reward_model_scores(model, rows, batch_size=batch_size).tolist())
     for prompt, responses, ranks in rankings:
         mine = [next(scores) for _ in responses]
@@ -52,13 +52,6 @@ def preference_accuracy(
             if _form(a) == _form(b):
                 hits["eval_accuracy_content"].append(hit)
     return {name: sum(values) / len(values) if values else None for name, values in hits.items()}
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str | list[dict]) -> list[int]:
-    """As the reward trainers do: text gets an end-of-text token, messages get what the chat template gives them."""
-    if isinstance(text, str):
-        return tokenizer(text + tokenizer.eos_token)["input_ids"]
-    return tokenizer.apply_chat_template(text, return_dict=False)
 
 
 def _form(judgement: Judgement) -> tuple[int, int, int]:

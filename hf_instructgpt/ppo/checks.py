@@ -1,7 +1,7 @@
 """What PPOTrainer refuses before it starts: models, tokenizers and prompts that do not fit together."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from pathlib import Path
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,10 +24,10 @@ def foreign_tokenizers(
         )
     tokenizers = []
     for func, tokenizer in zip(reward_funcs, given, strict=True):
+        # A folder without one holds a model that is taken to know the policy's tokens; `check_models` counts them.
         if tokenizer is None and isinstance(func, str):
-            # Saved without one, a reward model is taken to know the policy's tokens; `check_models` counts them.
-            with suppress(OSError, ValueError):
-                tokenizer = AutoTokenizer.from_pretrained(func, **kwargs)
+            has_one = not Path(func).is_dir() or Path(func, "tokenizer_config.json").is_file()
+            tokenizer = AutoTokenizer.from_pretrained(func, **kwargs) if has_one else None
         same = tokenizer is None or (
             tokenizer.get_vocab() == policy_tokenizer.get_vocab()
             and tokenizer.chat_template == policy_tokenizer.chat_template

@@ -28,7 +28,7 @@ from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..data.formats import check_columns
 from ..errors import InputError
 from ..ppo.config import PPOConfig
-from ..ppo.rollout import encode_prompt
+from ..ppo.rollout import encode_prompt, encode_text
 from .arguments import StageArguments
 
 # What must fit whole; other columns are cut where the context ends.
@@ -174,9 +174,7 @@ def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt:
         raise InputError("messages need a chat template, which this model's tokenizer lacks. Use text columns.")
     if is_prompt:
         return len(encode_prompt(tokenizer, text))
-    if isinstance(text, str):
-        return len(tokenizer(text + (tokenizer.eos_token or ""))["input_ids"])
-    return len(tokenizer.apply_chat_template(text, return_dict=False))
+    return len(encode_text(tokenizer, text, ended=True))
 
 
 # ---- Models and reward functions -----------------------------------------------------------------------------------

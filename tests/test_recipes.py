@@ -88,8 +88,9 @@ def test_the_document_s_stages_run_alone_one_after_the_other(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_and_a_stage_work_on_two_processes(tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["-m", "hf_instructgpt.cli"]
+    # Not `--cpu --num_processes 2`: that starts one process.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+    launch += ["--config_file", str(RECIPES / "accelerate" / "ddp.yaml"), "-m", "hf_instructgpt.cli"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = ["run", "--config", str(RECIPES / "document" / "pipeline.yaml"), "--output_dir", str(tmp_path / "run")]
     subprocess.run([*launch, *run], check=True, env=environment, timeout=600)

@@ -67,7 +67,7 @@ def train(tmp_path, reward, seed, **options):
     return trainer
 
 
-# Without an entropy bonus the first string with a part of the target in it is soon the only one that is tried.
+# The entropy bonus keeps `match` from settling on a response that has only a part of a target.
 TOYS = [
     (never_stop, 1.0, {"max_steps": 40}),
     (four_tokens, 0.0, {"max_steps": 140}),

@@ -110,6 +110,8 @@ def test_a_policy_s_adapter_loads_and_its_merged_model_is_the_same_policy(tmp_pa
     assert not any("lora" in name for name in merged.state_dict())
     torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-4)
     assert not (tmp_path / "run" / "model.safetensors").exists()
+    trainer.create_model_card(model_name="mine")  # as push_to_hub does
+    assert "library_name: peft" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,12 @@ def test_the_coefficient_adapts_to_the_mean_kl_of_a_response(tmp_path):
 
 
 def test_scores_are_clipped_and_zero_stays_zero(tmp_path):
-    trainer = make(tmp_path, reward_funcs=lambda completions, **_: [-9.0, 0.0, 9.0, 1.0, 0.5, -3.0], score_clip=2.0)
+    trainer = make(
+        tmp_path, reward_funcs=lambda completions, **_: [-9.0, 0.0, 9.0, 1.0, 0.5, -3.0], score_clip=2.0, kl_coef=0.0
+    )
     rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
-    assert rollout.scores.tolist() == [-2.0, 0.0, 2.0, 1.0, 0.5, -2.0]
+    assert rollout.rewards.sum(-1).tolist() == [-2.0, 0.0, 2.0, 1.0, 0.5, -2.0]
+    assert rollout.scores.tolist() == [-9.0, 0.0, 9.0, 1.0, 0.5, -3.0]  # what is logged stays as it is
 
 
 def test_whitened_rewards_have_variance_one_and_keep_their_mean(tmp_path):

@@ -29,7 +29,8 @@ from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.actor_critic import load_value_model
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.rollout import response_logprobs
-from hf_instructgpt.ppo.trainer import PPOTrainer, RolloutSampler
+from hf_instructgpt.ppo.sampler import RolloutSampler
+from hf_instructgpt.ppo.trainer import PPOTrainer
 
 EOS = 66
 TOKENIZER = CharGPTTokenizer.from_document()
@@ -308,7 +309,7 @@ def test_mini_batches_divide_a_rollout_and_are_drawn_anew_each_pass(tmp_path):
 def test_advantages_are_whitened_in_the_mini_batch_unless_told_not_to(tmp_path):
     for whiten in (True, False):
         trainer = make(tmp_path, whiten_advantages=whiten)
-        batch, advantages, num_tokens = trainer._prepare_inputs(list(PROMPTS)[:4])
+        batch, advantages, num_tokens, _ = trainer._prepare_inputs(list(PROMPTS)[:4])
         real = advantages[batch.response_mask]
         assert num_tokens == batch.response_mask.sum()
         assert torch.allclose(real.mean(), torch.zeros(()), atol=1e-6) == whiten

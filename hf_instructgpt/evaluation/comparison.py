@@ -7,15 +7,8 @@ from statistics import fmean, pstdev
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from ..ppo.rollout import (
-    decode_responses,
-    encode_prompt,
-    generate_responses,
-    pad_rows,
-    response_logprobs,
-    reward_model_scores,
-    sampling_config,
-)
+from ..ppo.generation import generate_responses, pad_rows, sampling_config
+from ..ppo.rollout import decode_responses, encode_prompt, response_logprobs, reward_model_scores
 from .intervals import bootstrap_ci
 
 

@@ -2,26 +2,38 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from .rollout import model_inputs, response_logits
+from ..errors import InputError
+from .rollout import forward_response, model_inputs
 
 VALUE_HEAD_FILE = "value_head.safetensors"
+CRITIC_BASE_FOLDER = "base"
 
 
 def independent_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A deep copy that shares nothing with `model`.
+    """A deep copy that shares nothing with `model`, its adapters merged.
 
     TRL's SFTTrainer replaces `forward` on the instance by a closure over the original: a plain deep copy would still
     run the original's weights.
     """
     clone = copy.deepcopy(model)
     clone.__dict__.pop("forward", None)
+    if is_peft_model(clone):
+        clone = clone.merge_and_unload()
+        clone.config._name_or_path = ""  # the weights of that name no longer
     return clone
+
+
+def without_adapter(model: nn.Module) -> PreTrainedModel:
+    """The Transformers model itself, LoRA's layers in it, without PEFT's wrapper: it hides `forward`'s arguments."""
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -41,33 +53,119 @@ class ValueModel(nn.Module):
     """The critic: a scalar head on the last hidden state of any base model.
 
     Args:
-        backbone (`PreTrainedModel`): A model without head, such as `AutoModel` gives. It is trained: pass a copy.
+        backbone (`PreTrainedModel` or `PeftModel`, *optional*): A model without head, such as `AutoModel` gives. It is
+            trained: pass a copy. None: the head alone, which reads the policy's own hidden states.
+        hidden_size (`int`, *optional*): Width of the hidden states; the backbone's by default.
     """
 
-    def __init__(self, backbone: PreTrainedModel):
+    def __init__(self, backbone: PreTrainedModel | None, *, hidden_size: int | None = None):
         super().__init__()
         self.backbone = backbone
         # Zero at first: the first advantages are then the plain returns, whatever scale the rewards have.
-        self.value_head = nn.Linear(backbone.config.get_text_config().hidden_size, 1, device=backbone.device)
+        self.value_head = nn.Linear(hidden_size or backbone.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
+        if backbone is not None:
+            self.value_head.to(backbone.device)
 
     def forward(self, *, response_length: int, **inputs: torch.Tensor) -> torch.Tensor:
         """Value of the state before each of the last `response_length` tokens, `(B, R)`, units of reward."""
-        hidden = self.backbone(**inputs, use_cache=False).last_hidden_state[:, -response_length - 1 : -1]
-        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        hidden = without_adapter(self.backbone)(**inputs, use_cache=False).last_hidden_state
+        return self.head(hidden[:, -response_length - 1 : -1])
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write the backbone in the Transformers format and the head beside it."""
-        self.backbone.save_pretrained(directory)
-        save_file(self.value_head.state_dict(), Path(directory) / VALUE_HEAD_FILE, metadata={"format": "pt"})
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Values `(B, R)` of hidden states `(B, R, H)`, in float32 whatever the backbone computes in."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+
+    def save_pretrained(self, directory: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write backbone (or its adapter) and head.
+
+        An adapter's base model is written too where no name says where to find it.
+
+        Args:
+            directory (`str` or `Path`): Where to.
+            state_dict (`dict`, *optional*): This module's, where its parameters lie in shards.
+        """
+        directory, state_dict = Path(directory), state_dict or self.state_dict()
+        directory.mkdir(parents=True, exist_ok=True)
+        head = {name: state_dict[f"value_head.{name}"].contiguous() for name in ("weight", "bias")}
+        save_file(head, directory / VALUE_HEAD_FILE, metadata={"format": "pt"})
+        if self.backbone is None:
+            return
+        prefix = "backbone."
+        weights = {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
+        if is_peft_model(self.backbone) and not self.backbone.config._name_or_path:
+            base = directory / CRITIC_BASE_FOLDER
+            independent_base(self.backbone).save_pretrained(base)
+        self.backbone.save_pretrained(directory, state_dict=weights)
+
+    def load_weights(self, directory: str | Path) -> None:
+        """Put the weights that `save_pretrained` wrote back into this critic."""
+        self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
+        if self.backbone is not None:
+            load_weights(self.backbone, directory)
 
 
-def load_value_model(directory: str | Path, **kwargs) -> ValueModel:
-    """Reload a critic saved by [`PPOTrainer`] (`value_model/` in its output). `kwargs` go to `from_pretrained`."""
-    model = ValueModel(AutoModel.from_pretrained(directory, **kwargs))
-    model.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
+def load_weights(model: nn.Module, directory: str | Path) -> None:
+    """Put the weights that `save_pretrained` wrote into a model of the same kind; of an adapter, into the adapter."""
+    if is_peft_model(model):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_peft_weights(str(directory), device="cpu"))
+    else:
+        saved = type(model).from_pretrained(directory, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
+
+def independent_base(model: nn.Module) -> PreTrainedModel:
+    """A copy of what a PEFT model's adapter stands on."""
+    return copy.deepcopy(model).unload()
+
+
+def load_value_model(directory: str | Path, **kwargs: Any) -> ValueModel:
+    """Reload a critic saved by [`PPOTrainer`] (`value_model/` in its output), whatever its kind.
+
+    A critic on the policy's own trunk comes back with a copy of that trunk, read from the folder above; one with an
+    adapter with its adapter, not merged.
+
+    Args:
+        directory (`str` or `Path`): The folder.
+        kwargs: For `from_pretrained`.
+
+    Raises:
+        InputError: There is no critic in that folder.
+    """
+    directory = Path(directory)
+    if not (directory / VALUE_HEAD_FILE).is_file():
+        raise InputError(f"{directory} holds no critic: it has no {VALUE_HEAD_FILE}.")
+    if (directory / "adapter_config.json").is_file():
+        from peft import PeftConfig, PeftModel
+
+        base = directory / CRITIC_BASE_FOLDER
+        base = base if base.is_dir() else PeftConfig.from_pretrained(directory).base_model_name_or_path
+        backbone = PeftModel.from_pretrained(AutoModel.from_pretrained(base, **kwargs), directory, is_trainable=True)
+    elif (directory / "config.json").is_file():
+        backbone = AutoModel.from_pretrained(directory, **kwargs)
+    else:
+        backbone = load_policy_trunk(directory.parent, **kwargs)
+    model = ValueModel(backbone)
+    model.value_head.load_state_dict(load_file(directory / VALUE_HEAD_FILE))
     return model
+
+
+def load_policy_trunk(directory: Path, **kwargs: Any) -> PreTrainedModel:
+    """The policy in a folder without its language-modelling head, its adapter merged."""
+    if (directory / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM, PeftConfig
+
+        if not PeftConfig.from_pretrained(directory).base_model_name_or_path:
+            raise InputError(
+                f"{directory} holds an adapter whose base model had no name, so nothing can load it alone: save the "
+                "policy with `PPOTrainer.save_merged_model`, or start from a model with a Hub id or path."
+            )
+        return AutoPeftModelForCausalLM.from_pretrained(directory, **kwargs).merge_and_unload().base_model
+    return AutoModel.from_pretrained(directory, **kwargs)
 
 
 class ActorCritic(nn.Module):
@@ -84,34 +182,60 @@ class ActorCritic(nn.Module):
         prompt_mask: torch.Tensor,
         response_ids: torch.Tensor,
         response_mask: torch.Tensor,
+        with_values: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits `(B, R, V)` that predict the response and values `(B, R)` of the states before its tokens."""
-        inputs = model_inputs(self.policy, prompt_ids, prompt_mask, response_ids, response_mask)
-        length = response_ids.shape[1]
-        logits = response_logits(self.policy, response_length=length, **inputs)
-        if self.value_model is None:
+        batch, length = (prompt_ids, prompt_mask, response_ids, response_mask), response_ids.shape[1]
+        critic = self.value_model if with_values else None
+        is_shared = critic is not None and critic.backbone is None
+        inputs = model_inputs(self.language_model, *batch) | ({"output_hidden_states": True} if is_shared else {})
+        outputs = forward_response(self.language_model, response_length=length, **inputs)
+        logits = outputs.logits[:, -length - 1 : -1]
+        if critic is None:
             return logits, None
-        inputs = model_inputs(self.value_model.backbone, prompt_ids, prompt_mask, response_ids, response_mask)
-        return logits, self.value_model(response_length=length, **inputs)
+        if is_shared:
+            return logits, critic.head(outputs.hidden_states[-1][:, -length - 1 : -1])
+        return logits, critic(response_length=length, **model_inputs(without_adapter(critic.backbone), *batch))
 
-    # What Trainer asks of a model beyond nn.Module.
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The policy without PEFT's wrapper."""
+        return without_adapter(self.policy)
+
+    # What Trainer, accelerate and TRL ask of a model beyond nn.Module.
 
     @property
     def config(self):
-        return self.policy.config
+        return self.language_model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.device
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Layers that FSDP shards as a whole: those of both models that are there."""
+        trunks = [self.language_model]
+        if self.value_model is not None and self.value_model.backbone is not None:
+            trunks.append(without_adapter(self.value_model.backbone))
+        names = {name for trunk in trunks for name in trunk._no_split_modules or ()}
+        return sorted(names & {type(module).__name__ for module in self.modules()})
 
     @property
     def generation_config(self):
-        return self.policy.generation_config
+        return self.language_model.generation_config
 
     @generation_config.setter
     def generation_config(self, generation_config):
-        self.policy.generation_config = generation_config
+        self.language_model.generation_config = generation_config
 
     def generate(self, *args, **kwargs):
-        return self.policy.generate(*args, **kwargs)
+        return self.language_model.generate(*args, **kwargs)
+
+    # TRL would switch it off while sampling; evaluation mode does that already.
+    is_gradient_checkpointing = False
 
     def activation_checkpointing_enable(self, **kwargs) -> None:
-        self.policy.activation_checkpointing_enable(**kwargs)
-        if self.value_model is not None:
-            self.value_model.backbone.activation_checkpointing_enable(**kwargs)
+        self.language_model.activation_checkpointing_enable(**kwargs)
+        if self.value_model is not None and self.value_model.backbone is not None:
+            without_adapter(self.value_model.backbone).activation_checkpointing_enable(**kwargs)

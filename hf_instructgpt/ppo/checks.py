@@ -4,11 +4,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datasets import Dataset
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from .config import PPOConfig
 from .rollout import encode_prompt
+
+
+def check_processes(args: PPOConfig) -> None:
+    """Raise an `InputError` for options that this way of running cannot keep."""
+    if args.n_gpu > 1:
+        raise InputError(
+            f"one process sees {args.n_gpu} GPUs: start with `accelerate launch` or `torchrun`, one process "
+            "a GPU, or let CUDA_VISIBLE_DEVICES name a single one."
+        )
+    skipping = {
+        "max_update_kl": args.max_update_kl is not None,
+        "max_ratio": args.max_ratio is not None,
+        "on_nonfinite='skip'": args.on_nonfinite == "skip",
+    }
+    plugin = args.deepspeed_plugin
+    if plugin is not None:
+        if plugin.zero_stage == 3:
+            raise InputError("DeepSpeed ZeRO-3 is not supported: its models cannot be copied. Use ZeRO-2 or FSDP2.")
+        # Its engine steps within `backward`.
+        _refuse("DeepSpeed", {**skipping, "critic_warmup_steps": args.critic_warmup_steps > 0})
+    if args.fp16:
+        _refuse("fp16 (its gradient scaler needs a gradient at every step; use bf16)", skipping)
+
+
+def check_fsdp(args: PPOConfig) -> None:
+    """Raise an `InputError` for options that need a whole model on each process."""
+    _refuse("FSDP", {"ema_decay": args.ema_decay is not None, "use_vllm": args.use_vllm})
+
+
+def _refuse(what: str, options: dict[str, bool]) -> None:
+    used = [f"`{name}`" for name, is_used in options.items() if is_used]
+    if used:
+        raise InputError(f"{' and '.join(used)} cannot be kept with {what}.")
 
 
 def foreign_tokenizers(
@@ -55,7 +89,7 @@ def check_models(
             f"`reward_weights` has {len(reward_weights)} entries for {len(reward_funcs)} reward functions."
         )
     for func, reward_tokenizer in zip(reward_funcs, reward_tokenizers, strict=True):
-        if not isinstance(func, PreTrainedModel):
+        if not isinstance(func, nn.Module):
             continue
         name = func.config._name_or_path or type(func).__name__
         if func.config.num_labels != 1:

@@ -5,10 +5,17 @@ from typing import ClassVar
 
 from transformers import TrainingArguments
 
+from .generation import check_generation_kwargs
+
 RANGES = (
     *((name, lambda x: x >= 1, "be 1 or more") for name in ("max_completion_length", "num_generations")),
     *((name, lambda x: x >= 1, "be 1 or more") for name in ("num_ppo_epochs", "num_mini_batches")),
     *((name, lambda x: x >= 0, "be 0 or more") for name in ("kl_coef", "vf_coef", "entropy_coef", "log_tokens")),
+    *((name, lambda x: x >= 0, "be 0 or more") for name in ("critic_warmup_steps", "ptx_coef")),
+    ("ptx_ratio", lambda x: x > 0, "be above 0"),
+    ("ptx_max_length", lambda x: x >= 2, "be 2 or more"),
+    ("ema_decay", lambda x: x is None or 0 <= x < 1, "lie in [0, 1)"),
+    ("on_nonfinite", lambda x: x in ("raise", "skip"), "be 'raise' or 'skip'"),
     *((name, lambda x: x > 0, "be above 0") for name in ("temperature", "cliprange", "cliprange_value", "kl_horizon")),
     *((name, lambda x: x is None or x > 0, "be above 0") for name in ("kl_target", "score_clip", "max_update_kl")),
     ("max_ratio", lambda x: x is None or x > 1, "be above 1"),
@@ -31,7 +38,10 @@ class PPOConfig(TrainingArguments):
         ValueError: An option is out of its range; the message names it.
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        *("model_init_kwargs", "generation_kwargs", "vllm_kwargs"),
+    ]
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Learning rate of the policy."})
     critic_learning_rate: float | None = field(
@@ -51,6 +61,27 @@ class PPOConfig(TrainingArguments):
     max_completion_length: int = field(default=64, metadata={"help": "Most tokens a response may have."})
     temperature: float = field(
         default=1.0, metadata={"help": "Sampling temperature; the log-probs are those of the same distribution."}
+    )
+    stop_token_ids: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "More token ids that end a response, beside the tokenizer's end-of-text token and those of the "
+            "model's generation settings."
+        },
+    )
+    generation_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Other settings of `generate`, such as `cache_implementation`. Those that would sample from "
+            "another distribution than the model's own (`top_k`, `top_p`, `repetition_penalty`, ...) are refused."
+        },
+    )
+    use_vllm: bool = field(default=False, metadata={"help": "Sample with TRL's vLLM engine, where vLLM is installed."})
+    vllm_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of TRL's `VLLMGeneration`, such as `mode`, `server_base_url`, `gpu_memory_utilization`."
+        },
     )
     num_generations: int = field(default=1, metadata={"help": "Responses sampled for each prompt of a rollout."})
     advantage_estimator: str = field(
@@ -73,6 +104,14 @@ class PPOConfig(TrainingArguments):
     )
     missing_eos_penalty: float = field(
         default=0.0, metadata={"help": "Subtracted from the score of a response that was cut off at the limit."}
+    )
+    on_nonfinite: str = field(
+        default="raise",
+        metadata={
+            "help": "What a NaN or an infinite score, log-prob, value or gradient does: `raise` stops the run, `skip` "
+            "leaves the response, or the optimizer step, out and warns. Either names it.",
+            "choices": ["raise", "skip"],
+        },
     )
     kl_coef: float = field(
         default=0.05, metadata={"help": "Reward taken away for each nat of KL from the reference model."}
@@ -100,8 +139,19 @@ class PPOConfig(TrainingArguments):
         },
     )
     kl_horizon: int = field(default=10000, metadata={"help": "Responses over which `kl_coef` adapts."})
+    scale_scores: bool = field(
+        default=False,
+        metadata={
+            "help": "Reward the policy by scores divided by the standard deviation of all scores so far. What is "
+            "logged stays unscaled."
+        },
+    )
     score_clip: float | None = field(
-        default=None, metadata={"help": "Scores are clipped to [-score_clip, score_clip]. None: not clipped."}
+        default=None,
+        metadata={
+            "help": "Reward the policy by scores clipped to [-score_clip, score_clip], after scaling. What is logged "
+            "stays unclipped. None: not clipped."
+        },
     )
     whiten_rewards: bool = field(
         default=False,
@@ -124,6 +174,29 @@ class PPOConfig(TrainingArguments):
         default=None,
         metadata={"help": "Skip the optimizer step of a mini-batch whose mean probability ratio passes this."},
     )
+    critic_warmup_steps: int = field(
+        default=0, metadata={"help": "Optimizer steps at the start that train the critic alone."}
+    )
+    ptx_coef: float = field(
+        default=0.0,
+        metadata={
+            "help": "PPO-ptx: weight of the language-modelling loss on `ptx_dataset`, a mean over its tokens (so the "
+            "paper's 27.8, for other sums, does not carry over)."
+        },
+    )
+    ptx_ratio: float = field(
+        default=1.0, metadata={"help": "PPO-ptx: pretraining rows for each response of a mini-batch; 8 in the paper."}
+    )
+    ptx_max_length: int = field(
+        default=512, metadata={"help": "PPO-ptx: tokens of a pretraining row that are used; the rest is cut."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keep an exponential moving average of the policy's weights with this decay (0.992 in the paper), "
+            "saved in `ema/`. None: none."
+        },
+    )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in one pass over a rollout."})
     whiten_advantages: bool = field(
@@ -140,6 +213,16 @@ class PPOConfig(TrainingArguments):
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss in the total loss."})
     gamma: float = field(default=1.0, metadata={"help": "Discount of later rewards."})
     lam: float = field(default=0.95, metadata={"help": "GAE's lambda: 1 is reward-to-go, 0 one step."})
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "At each log step, write the last rollout's completions and scores to `output_dir/completions`, "
+            "print some, and send them to wandb or trackio if they are reported to."
+        },
+    )
+    num_completions_to_print: int | None = field(
+        default=8, metadata={"help": "With `log_completions`: rows that are printed. None: all."}
+    )
     log_tokens: int = field(
         default=0,
         metadata={
@@ -168,11 +251,25 @@ class PPOConfig(TrainingArguments):
                 f"a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "
                 f"{self.rollout_size} responses, which `num_generations` = {self.num_generations} does not divide."
             )
+        if self.ptx_coef and (self.ptx_rows < self.gradient_accumulation_steps or self.ptx_rows % 1):
+            raise ValueError(
+                f"`ptx_ratio` = {self.ptx_ratio} gives {self.ptx_rows:g} pretraining rows for the "
+                f"{self.rollout_size // self.num_mini_batches} responses of a mini-batch: it must give a whole "
+                "number, one or more for each micro-batch."
+            )
+        if self.use_vllm is False and self.vllm_kwargs:
+            raise ValueError("`vllm_kwargs` needs `use_vllm`.")
         if self.logging_steps is None:
             self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
         super().__post_init__()
+        check_generation_kwargs(self.generation_kwargs or {})  # from here on a dict, also where it came as JSON
 
     @property
     def rollout_size(self) -> int:
         """Responses in one rollout of one process."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
+    def ptx_rows(self) -> float:
+        """Pretraining rows of one optimizer step of one process."""
+        return self.ptx_ratio * self.per_device_train_batch_size * self.gradient_accumulation_steps

@@ -109,6 +109,34 @@ def adapted_kl_coef(kl_coef: float, *, kl: float, target: float, horizon: int, n
     return kl_coef * (1 + error * num_responses / horizon)
 
 
+def combine_scores(terms: torch.Tensor, *, given: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of the reward functions' scores, `sum_f weight_f * score_f`, over those that gave a finite one.
+
+    Args:
+        terms (`torch.Tensor` of shape `(B, F)`): Scores.
+        given (`torch.Tensor` of shape `(B, F)`): Where there is one.
+        weights (`torch.Tensor` of shape `(F,)`): Weights.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`.
+    """
+    return torch.where(given & terms.isfinite(), terms, 0) @ weights
+
+
+def score_scale(sums: torch.Tensor) -> float:
+    """Standard deviation of all scores so far, from their count, sum and sum of squares; 1 while they do not vary.
+
+    `sqrt(E[x^2] - E[x]^2)`. Scores divided by it keep their sign and their zero (so are returns scaled in Engstrom et
+    al. 2020, arXiv 2005.12729).
+
+    Args:
+        sums (`torch.Tensor` of shape `(3,)`): Count, sum, sum of squares, float64.
+    """
+    count, total, squares = sums.tolist()
+    variance = squares / count - (total / count) ** 2 if count else 0.0
+    return variance**0.5 if variance > 1e-12 else 1.0
+
+
 def masked_whiten(
     values: torch.Tensor, *, mask: torch.Tensor, global_sum: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
 ) -> torch.Tensor:

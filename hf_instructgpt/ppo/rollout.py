@@ -2,16 +2,18 @@
 
 import asyncio
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
-from .functional import response_mask, token_logprobs
+from .functional import token_logprobs
+from .generation import pad_rows
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Rollout:
     ref_logprobs: torch.Tensor  # (B, R), nats
     kl_penalty: torch.Tensor  # (B, R), nats, the estimate that is penalised
     scores: torch.Tensor  # (B,), reward functions' weighted sum less the penalty for a missing end
+    score_terms: torch.Tensor  # (B, F), each reward function's own score, NaN where it gave none
     rewards: torch.Tensor  # (B, R)
     values: torch.Tensor  # (B, R), 0 without a critic
     advantages: torch.Tensor  # (B, R)
@@ -83,73 +86,6 @@ def decode_responses(
     return tokenizer.batch_decode(ids, skip_special_tokens=True), ids
 
 
-def pad_rows(
-    rows: Sequence[Sequence[int]], *, pad_token_id: int, side: str, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as one `(B, L)` tensor and its boolean mask, padded on `side` ("left" or "right")."""
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        where = slice(length - len(row), None) if side == "left" else slice(0, len(row))
-        ids[i, where], mask[i, where] = torch.tensor(row, dtype=torch.long), True
-    return ids.to(device), mask.to(device)
-
-
-def sampling_config(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    do_sample: bool = True,
-) -> GenerationConfig:
-    """Generation settings under which the sampled tokens follow the model's own distribution.
-
-    Nothing but the temperature may bend it: the log-probs that PPO compares would be of another distribution. Of the
-    model's own generation settings only the stop tokens are kept, joined with the tokenizer's.
-    """
-    stop = model.generation_config.eos_token_id
-    stop = sorted({*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id} - {None})
-    # Masks tell what is real: any id can fill the rest.
-    pad = next(id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id, *stop, 0) if id_ is not None)
-    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=do_sample,
-        eos_token_id=stop,
-        pad_token_id=pad,
-        use_cache=True,  # by hand: Trainer writes use_cache=False into the configuration of the model it trains
-        **sampling,
-    )
-
-
-@torch.no_grad()
-def generate_responses(
-    model: nn.Module, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, *, generation_config: GenerationConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample one response a row.
-
-    Args:
-        model (`nn.Module`): Anything with the `generate` and the `generation_config` of `transformers`.
-        prompt_ids, prompt_mask (`torch.Tensor` of shape `(B, P)`): Left-padded prompts.
-        generation_config ([`~transformers.GenerationConfig`]): See [`sampling_config`].
-
-    Returns:
-        `tuple` of two `torch.Tensor` of shape `(B, R)`: response ids and the mask of their real tokens.
-    """
-    # `generate` fills what is None here from the model's own settings: its repetition penalty, for one, would apply.
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        sequences = model.generate(
-            input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=generation_config
-        )
-    finally:
-        model.generation_config = own
-    response_ids = sequences[:, prompt_ids.shape[1] :]
-    return response_ids, response_mask(response_ids, stop_token_ids=generation_config.eos_token_id)
-
-
 def model_inputs(
     model: nn.Module,
     prompt_ids: torch.Tensor,
@@ -169,11 +105,16 @@ def model_inputs(
     return inputs
 
 
-def response_logits(model: PreTrainedModel, *, response_length: int, **inputs: torch.Tensor) -> torch.Tensor:
-    """Logits that predict the last `response_length` tokens of each row, `(B, R, V)`."""
+def forward_response(model: PreTrainedModel, *, response_length: int, **inputs) -> ModelOutput:
+    """The model's own output, with the logits of at least the last `response_length + 1` positions."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = response_length + 1
-    return model(**inputs, use_cache=False).logits[:, -response_length - 1 : -1]
+    return model(**inputs, use_cache=False)
+
+
+def response_logits(model: PreTrainedModel, *, response_length: int, **inputs: torch.Tensor) -> torch.Tensor:
+    """Logits that predict the last `response_length` tokens of each row, `(B, R, V)`."""
+    return forward_response(model, response_length=response_length, **inputs).logits[:, -response_length - 1 : -1]
 
 
 @torch.no_grad()
@@ -211,7 +152,6 @@ def reward_model_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]], *
 def score_responses(
     reward_funcs: Sequence[PreTrainedModel | Callable],
     *,
-    weights: Sequence[float],
     tokenizers: Sequence[PreTrainedTokenizerBase | None],
     prompts: list,
     columns: dict[str, list],
@@ -220,46 +160,60 @@ def score_responses(
     completion_ids: list[list[int]],
     ended: list[bool],
     batch_size: int,
-) -> torch.Tensor:
-    """Weighted sum of all reward functions, one score a response, `(B,)` on the CPU.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score of each response by each of F reward functions.
 
     A model without a tokenizer of its own here reads the ids themselves, prompt and response in one row; one with a
     tokenizer reads the text, through its own chat template for messages, else with its end-of-text token behind a
     response that `ended` by itself.
 
     A function is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and
-    may be async. None leaves its term out; a response to which every function says None has the score NaN.
+    may be async. None leaves its term out.
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shape `(B, F)` on the CPU: scores and, boolean, where there is one.
 
     Raises:
-        ValueError: A function returned another number of scores than there are completions, or one that is not finite.
+        ValueError: A function returned another number of scores than there are completions.
     """
-    total, counted = torch.zeros(len(completions)), torch.zeros(len(completions), dtype=torch.bool)
-    for weight, func, tokenizer in zip(weights, reward_funcs, tokenizers, strict=True):
+    terms, given = [], []
+    for func, tokenizer in zip(reward_funcs, tokenizers, strict=True):
         if isinstance(func, nn.Module):
             if tokenizer is None:
                 rows = [prompt + response for prompt, response in zip(prompt_rows, completion_ids, strict=True)]
             else:
                 texts = zip(prompts, completions, ended, strict=True)
                 rows = [encode_text(tokenizer, prompt + response, ended=end) for prompt, response, end in texts]
-            scores = reward_model_scores(func, rows, batch_size=batch_size).cpu()
-            given = torch.ones(len(rows), dtype=torch.bool)
-        else:
-            scores = func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-            if inspect.isawaitable(scores):
-                scores = _wait_for(scores)
-            if len(scores) != len(completions):
-                raise ValueError(
-                    f"the reward function {getattr(func, '__name__', func)} returned {len(scores)} scores for "
-                    f"{len(completions)} completions."
-                )
-            given = torch.tensor([score is not None for score in scores])
-            scores = torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float32)
-        if not scores.isfinite().all():
-            name = getattr(func, "__name__", type(func).__name__)
-            raise ValueError(f"the reward function {name} gave a score that is NaN or infinite.")
-        total += weight * scores
-        counted |= given
-    return torch.where(counted, total, math.nan)
+            terms.append(reward_model_scores(func, rows, batch_size=batch_size).cpu())
+            given.append(torch.ones(len(rows), dtype=torch.bool))
+            continue
+        scores = func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+        if inspect.isawaitable(scores):
+            scores = _wait_for(scores)
+        if len(scores) != len(completions):
+            raise ValueError(
+                f"the reward function {reward_name(func)} returned {len(scores)} scores for "
+                f"{len(completions)} completions."
+            )
+        given.append(torch.tensor([score is not None for score in scores]))
+        terms.append(torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float32))
+    return torch.stack(terms, dim=1), torch.stack(given, dim=1)
+
+
+def reward_name(func: PreTrainedModel | Callable) -> str:
+    """What a reward function is called in errors: a model by its folder or repository, a function by its name."""
+    if isinstance(func, nn.Module):
+        return Path(func.config._name_or_path).name or type(func).__name__
+    return getattr(func, "__name__", type(func).__name__)
+
+
+def reward_names(funcs: Sequence[PreTrainedModel | Callable]) -> list[str]:
+    """What reward functions are called in logs; of two with the same name the second gets its number behind it."""
+    names: list[str] = []
+    for i, func in enumerate(funcs):
+        name = reward_name(func)
+        names.append(f"{name}_{i}" if name in names else name)
+    return names
 
 
 def _wait_for(awaitable: Awaitable):

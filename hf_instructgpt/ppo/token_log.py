@@ -1,11 +1,34 @@
 """The token log: a few fixed prompts, token by token, at each log step."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from .rollout import Rollout
+
+TOKEN_LOG_FILE = "tokens.jsonl"
+
+
+def append_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Write records behind those that stand there."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def rewind(path: Path, *, step: int) -> None:
+    """Drop what another run, or this one after the checkpoint it is resumed from, has written.
+
+    A process that was killed may have left half a line behind the last whole one.
+    """
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")
 
 
 def token_rows(

@@ -5,10 +5,10 @@ The steps, in the order of the methods below (Ouyang et al. 2022, section 3.5):
 1. `_prepare_inputs` takes the prompts of a rollout; `_roll_out` samples responses with the policy, scores them, and
    works out log-probs, KL, rewards, values, advantages and returns, all before any update.
 2. `_take_mini_batch` picks the rows of one optimizer step; `compute_loss` is the clipped objective plus the value
-   loss. A rollout is used `num_ppo_epochs` times.
+   loss (and, for PPO-ptx, the language-modelling loss). A rollout is used `num_ppo_epochs` times.
 3. Everything else (optimizer, schedule, clipping, logging, callbacks, processes) is Trainer's.
 
-Shapes: **B** batch, **P** prompt, **R** response, **V** vocabulary; nats for log-probs and KL.
+Shapes: **B** batch, **P** prompt, **R** response, **V** vocabulary, **F** reward functions; nats for log-probs and KL.
 
 Where it departs from the document and the paper, and why:
 
@@ -16,111 +16,94 @@ Where it departs from the document and the paper, and why:
 - The advantage comes from a critic by GAE; the document's own (every token's advantage is the score) is
   `advantage_estimator="reward"`, with the KL penalty, several samples a prompt and their mean as options.
 - Losses are averaged over the mini-batch's real tokens, on all processes. For one response that is the document's mean
-  over the response; and the gradient does not depend on how a mini-batch is split up.
+  over the response; and the gradient does not depend on how a mini-batch is split up. The same holds for PPO-ptx's
+  language-modelling loss, so the paper's coefficient 27.8, which belongs to other sums, does not carry over.
 - The score lands on the last real token, the end-of-text token itself when there is one.
 - The KL is penalised in the reward, as in the paper; as a loss term, adaptive, or by another estimator as options. So
-  are an entropy bonus, clipped or whitened rewards, and bounds at which updates stop: all off by default.
+  are an entropy bonus, scaled, clipped or whitened rewards, and bounds at which updates stop: all off by default.
 - lambda 0.95, the value loss's clip and weight, and whitening are not printed in the paper: they are Stiennon et al.
   2020's and OpenAI's code's. KL coefficient, clip range, temperature and discount are the paper's kind.
+
+Private hooks of Trainer that are overridden, each with a test: `_set_signature_columns_if_needed`,
+`_get_train_sampler`, `_run_epoch`, `_prepare_inputs`, `_save`, `_load_from_checkpoint`, `_load_best_model`,
+`_save_rng_state` and `_load_rng_state`; `_get_dataloader` is called. `ResumableTrainer` has more.
 """
 
-import json
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
+    ProgressCallback,
     TrainerCallback,
 )
+from transformers.utils import logging
+from trl.models import prepare_fsdp, unwrap_model_for_generation
 
 from ..errors import InputError
-from .actor_critic import ActorCritic, ValueModel, disable_dropout, independent_copy, load_value_model
-from .checks import check_models, check_prompts, foreign_tokenizers
+from .actor_critic import ActorCritic, ValueModel, disable_dropout, independent_copy, load_weights
+from .checkpoint import PPO_STATE_FILE
+from .checks import check_fsdp, check_models, check_processes, check_prompts, foreign_tokenizers
 from .config import PPOConfig
+from .ema import PolicyEMA
 from .functional import (
     adapted_kl_coef,
+    combine_scores,
     ends_with_stop,
     full_kl,
     generalized_advantage_estimation,
     kl_estimate,
     masked_whiten,
     policy_loss,
+    score_scale,
     token_entropy,
     token_logprobs,
     token_rewards,
     value_loss,
 )
+from .generation import Generator, VLLMGenerator, engine_responses, generate_responses, pad_rows, sampling_config
+from .models import add_lora, load_policy, load_reward_func, make_critic
+from .progress import PPOProgressCallback, log_completions
+from .ptx import PretrainingText, TextBatch
+from .resumable import ResumableTrainer
 from .rollout import (
     Rollout,
     decode_responses,
     encode_prompt,
-    generate_responses,
     model_inputs,
-    pad_rows,
     response_logits,
-    response_logprobs,
-    sampling_config,
+    reward_names,
     score_responses,
 )
-from .token_log import token_rows
+from .sampler import RolloutSampler
+from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
-TOKEN_LOG_FILE = "tokens.jsonl"
-PPO_STATE_FILE = "ppo_state_{rank}.pt"
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+logger = logging.get_logger(__name__)
+
+VALUE_MODEL_FOLDER = "value_model"
+EMA_FOLDER = "ema"
 EVAL_METRICS = ("score", "reward", "kl", "kl_penalty", "completion_length", "eos_fraction")
 
 
-class RolloutSampler(Sampler[int]):
-    """Indices in blocks of one rollout, each block repeated for every micro-batch made from it.
-
-    A block's permutation depends on the seed and the epoch alone. The last block is filled from the start of the same
-    permutation, data sets smaller than a block included.
-
-    Args:
-        num_rows (`int`): Rows of the data set.
-        block_size (`int`): Prompts of one rollout on all processes.
-        repeats (`int`): Micro-batches made from one rollout.
-        seed (`int`): Seed of the permutations.
-        epoch_fn (`Callable`): The current epoch. Asked at each start, since `set_epoch` does not reach a sampler under
-            several processes when a run is resumed.
-    """
-
-    def __init__(self, num_rows: int, *, block_size: int, repeats: int, seed: int, epoch_fn: Callable[[], int]):
-        self.num_rows, self.block_size, self.repeats = num_rows, block_size, repeats
-        self.seed, self.epoch_fn = seed, epoch_fn
-        self.num_blocks = -(-num_rows // block_size)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed + self.epoch_fn())
-        order = torch.randperm(self.num_rows, generator=generator).tolist()
-        for block in range(self.num_blocks):
-            start = block * self.block_size
-            indices = [order[i % self.num_rows] for i in range(start, start + self.block_size)]
-            for _ in range(self.repeats):
-                yield from indices
-
-    def __len__(self) -> int:
-        return self.num_blocks * self.block_size * self.repeats
-
-
-class PPOTrainer(Trainer):
+class PPOTrainer(ResumableTrainer):
     """PPO against one or more reward functions, with a per-token KL penalty to a reference model.
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`]): The policy: a causal LM, or its Hub id or path. It is
-            trained in place.
+        model (`str`, [`~transformers.PreTrainedModel`] or `PeftModel`): The policy: a causal LM, or its Hub id or
+            path, an adapter's included. It is trained in place.
         reward_funcs (`str`, `PreTrainedModel`, `Callable` or a list of these): A sequence-classification model with
-            one label (or its id or path), or a Python function
+            one label (or its id or path, an adapter's included), or a Python function
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, that gets the
             data set's other columns. None leaves its term out; a response without any term is dropped and counted.
         args ([`PPOConfig`], *optional*): The options.
@@ -131,14 +114,20 @@ class PPOTrainer(Trainer):
         reward_processing_classes (`PreTrainedTokenizerBase` or a list of these, *optional*): The reward models'
             tokenizers, None for functions; from a model's id or path by default. A model whose tokenizer differs from
             the policy's in vocabulary or chat template reads the text, any other the policy's token ids.
-        ref_model (`PreTrainedModel`, *optional*): What the KL is measured from; a frozen copy of the policy as it
-            comes in, by default.
-        value_model (`PreTrainedModel` or [`ValueModel`], *optional*): What the critic starts from: a base model, which
-            is copied and gets a head, or a whole critic. By default the body of the first reward model (as in the
-            paper) of the policy's vocabulary and family, else the policy's. An error with
-            `advantage_estimator="reward"`.
+        ref_model (`PreTrainedModel`, *optional*): What the KL is measured from. By default the policy as it comes in:
+            with `peft_config` the policy without its adapter, else a frozen copy.
+        value_model (`PreTrainedModel`, [`ValueModel`] or `"shared"`, *optional*): What the critic starts from: a base
+            model, which is copied and gets a head, or a whole critic; "shared" is a head on the policy's own trunk. By
+            default the body of the first reward model (as in the paper) of the policy's vocabulary and family, else
+            the policy's. An error with `advantage_estimator="reward"`.
+        ptx_dataset ([`~datasets.Dataset`], *optional*): Pretraining text for PPO-ptx: rows with `text`, `messages`, or
+            `prompt` and `completion`.
+        generator ([`~hf_instructgpt.ppo.generation.Generator`], *optional*): An engine that samples the responses in
+            the policy's place.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*): As in `Trainer`.
         optimizers (`tuple`, *optional*): Optimizer and schedule, as in `Trainer`.
+        peft_config (`PeftConfig`, *optional*): LoRA (or another adapter with layers) for the policy, and for a
+            critic with a trunk of its own.
 
     Raises:
         InputError: The data, the tokenizer or a reward model does not fit; the message names it and the way out.
@@ -149,7 +138,7 @@ class PPOTrainer(Trainer):
 
     def __init__(
         self,
-        model: str | PreTrainedModel,
+        model: "str | PreTrainedModel | PeftModel",
         reward_funcs,
         args: PPOConfig | None = None,
         train_dataset: Dataset | None = None,
@@ -157,49 +146,37 @@ class PPOTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
         ref_model: PreTrainedModel | None = None,
-        value_model: PreTrainedModel | ValueModel | None = None,
+        value_model: PreTrainedModel | ValueModel | str | None = None,
+        ptx_dataset: Dataset | None = None,
+        generator: Generator | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
+        peft_config: "PeftConfig | None" = None,
     ):
         args = args or PPOConfig(output_dir="ppo")
-        if args.n_gpu > 1:
-            raise InputError(
-                f"one process sees {args.n_gpu} GPUs: start with `accelerate launch` or `torchrun`, one process "
-                "a GPU, or let CUDA_VISIBLE_DEVICES name a single one."
-            )
-        # A new value head and a reward model's missing head are drawn at random.
+        check_processes(args)
+        # A new value head, a new adapter and a reward model's missing head are drawn at random.
         set_seed(args.seed)
         trust = {"trust_remote_code": args.trust_remote_code}
-        if isinstance(model, str):
-            load_kwargs = {"dtype": torch.float32, **trust, **(args.model_init_kwargs or {})}
-            model = AutoModelForCausalLM.from_pretrained(model, **load_kwargs)
+        name = model if isinstance(model, str) else model.config._name_or_path
+        model = load_policy(model, **trust, **(args.model_init_kwargs or {}))
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(model.config._name_or_path, **trust)
-        # TRL's SFTTrainer leaves a `forward` on the instance that returns no logits.
-        model.__dict__.pop("forward", None)
+            processing_class = AutoTokenizer.from_pretrained(name, **trust)
 
-        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        self.reward_funcs = [
-            AutoModelForSequenceClassification.from_pretrained(func, dtype=torch.float32, **trust)
-            if isinstance(func, str)
-            else func
-            for func in reward_funcs
-        ]
-        self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
-        given = reward_processing_classes if isinstance(reward_processing_classes, list) else None
-        given = given or [reward_processing_classes] * len(reward_funcs)
-        self.reward_tokenizers = foreign_tokenizers(reward_funcs, given, processing_class, **trust)
+        self._prepare_reward_funcs(reward_funcs, reward_processing_classes, processing_class, args)
         check_models(model, processing_class, self.reward_funcs, self.reward_weights, self.reward_tokenizers)
         if ref_model is model:
             raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_prompts(name, dataset, model, processing_class, args)
 
-        if args.advantage_estimator == "reward" and value_model is not None:
-            raise InputError("`advantage_estimator='reward'` has no critic: leave `value_model` out, or use 'gae'.")
-        critic = self._make_critic(model, value_model) if args.advantage_estimator == "gae" else None
-        actor_critic = ActorCritic(model, critic)
-        self.ref_model = ref_model if ref_model is not None else independent_copy(model)
+        critic = self._make_critic(model, value_model, peft_config, args)
+        # None: the policy with its new adapter off.
+        self.ref_model = ref_model
+        if ref_model is None and peft_config is None:
+            self.ref_model = independent_copy(model)
+        policy = add_lora(model, peft_config, task_type="CAUSAL_LM") if peft_config is not None else model
+        actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
 
         super().__init__(
@@ -212,22 +189,98 @@ class PPOTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        frozen = [self.ref_model, *(func for func in self.reward_funcs if isinstance(func, nn.Module))]
-        for module in frozen:
-            module.requires_grad_(False).eval().to(self.accelerator.device)
-        self.generation_config = sampling_config(
-            model, processing_class, max_new_tokens=args.max_completion_length, temperature=args.temperature
-        )
+        self._prepare_frozen_models()
+        self._prepare_generation(generator)
+        self._prepare_ptx(ptx_dataset)
+        self._prepare_callbacks()
+
         self._epoch = 0
         self._micro_step = 0
+        self._num_tokens = 0
         self._rollout: Rollout | None = None
         self._rollout_is_done = False
         self.kl_coef = args.kl_coef
+        self._score_sums = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
         self._token_log_prompts = list(eval_dataset or train_dataset or [])[: args.log_tokens]
         self._token_log_rollout: Rollout | None = None
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
         # From here on each process samples for itself.
         set_seed(args.seed, device_specific=True)
+
+    def _prepare_reward_funcs(
+        self, reward_funcs, tokenizers, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig
+    ) -> None:
+        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+        tokenizers = tokenizers if isinstance(tokenizers, list) else [tokenizers] * len(reward_funcs)
+        trust = {"trust_remote_code": args.trust_remote_code}
+        self.reward_funcs = [load_reward_func(func, **trust) for func in reward_funcs]
+        self.reward_names = reward_names(self.reward_funcs)
+        self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
+        self.reward_tokenizers = foreign_tokenizers(reward_funcs, tokenizers, policy_tokenizer, **trust)
+
+    def _make_critic(self, policy, value_model, peft_config, args: PPOConfig) -> ValueModel | None:
+        if args.advantage_estimator != "gae":
+            if value_model is not None:
+                raise InputError(
+                    "`advantage_estimator='reward'` has no critic: leave `value_model` out, or use 'gae'."
+                )
+            return None
+        pairs = zip(self.reward_funcs, self.reward_tokenizers, strict=True)
+        same_tokens = [func for func, tokenizer in pairs if isinstance(func, nn.Module) and tokenizer is None]
+        return make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config)
+
+    def _prepare_frozen_models(self) -> None:
+        if self.is_fsdp_enabled:
+            check_fsdp(self.args)
+        for module in (self.ref_model, *self.reward_funcs):
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval().to(self.accelerator.device)
+        if self.ref_model is not None and self.is_fsdp_enabled:
+            self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
+
+    def _prepare_callbacks(self) -> None:
+        decay = self.args.ema_decay
+        self.ema = None if decay is None else PolicyEMA(self.model.policy, decay=decay)
+        if self.ema is not None:
+            self.add_callback(self.ema)
+        if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
+            self.remove_callback(ProgressCallback)
+            self.add_callback(PPOProgressCallback(lambda: self._num_tokens))
+
+    def _prepare_generation(self, generator: Generator | None) -> None:
+        args, actor_critic = self.args, self.model
+        self.generation_config = sampling_config(
+            actor_critic,
+            self.processing_class,
+            max_new_tokens=args.max_completion_length,
+            temperature=args.temperature,
+            stop_token_ids=args.stop_token_ids or (),
+            **(args.generation_kwargs or {}),
+        )
+        if args.stop_token_ids:  # what is saved stops where it has learned to
+            actor_critic.generation_config.eos_token_id = self.generation_config.eos_token_id
+        if args.use_vllm and generator is not None:
+            raise InputError("`use_vllm` and `generator`: choose one engine.")
+        if args.use_vllm:
+            generator = VLLMGenerator(
+                actor_critic.policy,
+                accelerator=self.accelerator,
+                processing_class=self.processing_class,
+                generation_config=self.generation_config,
+                **(args.vllm_kwargs or {}),
+            )
+        self.generator = generator
+        self._synced_step: int | None = None
+
+    def _prepare_ptx(self, dataset: Dataset | None) -> None:
+        args = self.args
+        if (dataset is None) != (args.ptx_coef == 0):
+            raise InputError("PPO-ptx needs both a `ptx_dataset` and a `ptx_coef` above 0; leave out both or none.")
+        self.ptx = None
+        if dataset is not None:
+            context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+            max_length = min(filter(None, (args.ptx_max_length, context)))
+            self.ptx = PretrainingText(dataset, tokenizer=self.processing_class, max_length=max_length, seed=args.seed)
 
     # ---- Data: one block of prompts is one rollout -----------------------------------------------------------------
 
@@ -265,32 +318,40 @@ class PPOTrainer(Trainer):
         self._micro_step += -self._micro_step % self._micro_batches_per_rollout()
         if epoch == epochs_trained:
             self._sums.clear()
-            self._rewind_token_log()
+            if self.is_world_process_zero():
+                rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
         super()._run_epoch(epoch=epoch, epochs_trained=epochs_trained, **kwargs)
 
     # ---- The main path: prompts -> rollout -> reward -> advantage -> loss ------------------------------------------
 
-    def _prepare_inputs(self, rows: list[dict]) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
-        """The next micro-batch, its whitened advantages, and the real tokens in its whole mini-batch."""
+    def _prepare_inputs(self, rows: list[dict]) -> tuple[Rollout, torch.Tensor, torch.Tensor, TextBatch | None]:
+        """The next micro-batch, its whitened advantages, the real tokens in its whole mini-batch, and its text."""
         accumulation = self.args.gradient_accumulation_steps
         mini_batch, micro_batch = divmod(self._micro_step % self._micro_batches_per_rollout(), accumulation)
         if mini_batch == micro_batch == 0:
-            self._adapt_kl_coef()
-            self._rollout = self._roll_out(rows, num_generations=self.args.num_generations)
-            self._rollout_is_done = False
-            for name, values in self._summarize(self._rollout).items():
-                self._record(name, values)
-            self._record("dropped_samples", ~self._rollout.response_mask.any(-1))
-            if self._token_log_prompts:
-                rollout = self._roll_out(self._token_log_prompts, num_generations=self.args.num_generations)
-                self._token_log_rollout = rollout[:: self.args.num_generations]
+            self._begin_rollout(rows)
         if micro_batch == 0:
             self._mini_batch = self._take_mini_batch(mini_batch)
-            self._update_sums = torch.zeros(2, device=self.accelerator.device)
+            self._texts = [None] * accumulation if self.ptx is None else self._take_text().split(accumulation)
+            self._update_sums = torch.zeros(3, device=self.accelerator.device)
         self._micro_step += 1
         batch, advantages, num_tokens = self._mini_batch
         share = slice(micro_batch, None, accumulation)
-        return batch[share], advantages[share], num_tokens
+        return batch[share], advantages[share], num_tokens, self._texts[micro_batch]
+
+    def _begin_rollout(self, rows: list[dict]) -> None:
+        """Sample and measure the responses of the next updates, and note what is reported of them."""
+        self._adapt_kl_coef()
+        self._rollout = self._roll_out(rows, num_generations=self.args.num_generations, is_training=True)
+        self._rollout_is_done = False
+        mask = self._rollout.response_mask
+        self._num_tokens += int(self._global_sum(mask.sum()))
+        for name, values in self._summarize(self._rollout).items():
+            self._record(name, values)
+        self._record("dropped_samples", ~mask.any(-1))
+        if self._token_log_prompts:
+            rollout = self._roll_out(self._token_log_prompts, num_generations=self.args.num_generations)
+            self._token_log_rollout = rollout[:: self.args.num_generations]
 
     def _adapt_kl_coef(self) -> None:
         """Move the coefficient by what the last rollout's KL was."""
@@ -307,38 +368,35 @@ class PPOTrainer(Trainer):
         )
 
     @torch.no_grad()
-    def _roll_out(self, rows: list[dict], *, num_generations: int) -> Rollout:
+    def _roll_out(self, rows: list[dict], *, num_generations: int, is_training: bool = False) -> Rollout:
         """Sample responses to each row's prompt and measure them, with every model in evaluation mode."""
-        args, device = self.args, self.accelerator.device
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        was_training = model.training
-        model.eval()
+        args = self.args
+        actor_critic = self._actor_critic
+        was_training = actor_critic.training
+        actor_critic.eval()
         rows = [row for row in rows for _ in range(num_generations)]
         prompt_rows = [encode_prompt(self.processing_class, row["prompt"]) for row in rows]
-        pad_token_id = self.generation_config.pad_token_id
-        prompt_ids, prompt_mask = pad_rows(prompt_rows, pad_token_id=pad_token_id, side="left", device=device)
-        with self.accelerator.autocast():
-            response_ids, mask = generate_responses(
-                model, prompt_ids, prompt_mask, generation_config=self.generation_config
-            )
-        scores = self._score(rows, prompt_rows, response_ids, mask)
-        dropped = scores.isnan()
-        scores, mask = torch.where(dropped, 0, scores), mask & ~dropped.unsqueeze(-1)
+        prompt_ids, prompt_mask, response_ids, mask = self._sample(prompt_rows)
+        scores, score_terms, dropped = self._score(rows, prompt_rows, response_ids, mask)
+        mask = mask & ~dropped.unsqueeze(-1)
 
         measured = []
         # Recomputed in the layout and the precision of the update rather than kept from sampling: the first ratio is
         # then exactly 1.
-        for chunk in torch.arange(len(rows), device=device).split(args.per_device_train_batch_size):
-            batch = prompt_ids[chunk], prompt_mask[chunk], response_ids[chunk], mask[chunk]
-            with self.accelerator.autocast():
-                measured.append(
-                    (*self._logprobs_and_kl(model.policy, *batch), self._values(model.value_model, *batch))
-                )
-        old_logprobs, ref_logprobs, kl_penalty, values = map(torch.cat, zip(*measured, strict=True))
-        model.train(was_training)
+        for chunk in torch.arange(len(rows), device=mask.device).split(args.per_device_train_batch_size):
+            measured.append(self._measure(prompt_ids[chunk], prompt_mask[chunk], response_ids[chunk], mask[chunk]))
+        names = ("log-probs", "reference's log-probs", "KL", "values")
+        measured = dict(zip(names, map(torch.cat, zip(*measured, strict=True)), strict=True))
+        actor_critic.train(was_training)
+        bad = {name: (mask & ~x.isfinite()).any(-1) for name, x in measured.items()}
+        self._report_rows(bad)
+        dropped = torch.stack([dropped, *bad.values()]).any(0)
+        mask = mask & ~dropped.unsqueeze(-1)
+        old_logprobs, ref_logprobs, kl_penalty, values = (torch.where(mask, x, 0) for x in measured.values())
 
         kl_coef = self.kl_coef if args.kl_penalty_in == "reward" else 0.0
-        rewards = token_rewards(scores, kl=kl_penalty, mask=mask, kl_coef=kl_coef)
+        shaped = self._shape_scores(scores, kept=~dropped, update=is_training)
+        rewards = token_rewards(shaped, kl=kl_penalty, mask=mask, kl_coef=kl_coef)
         if args.whiten_rewards:
             rewards = self._whiten_rewards(rewards, mask)
         if args.advantage_estimator == "gae":
@@ -359,24 +417,45 @@ class PPOTrainer(Trainer):
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
             kl_penalty=kl_penalty,
-            scores=scores,
+            scores=torch.where(dropped, 0, scores),
+            score_terms=score_terms,
             rewards=rewards,
             values=values,
             advantages=advantages,
             returns=returns,
         )
 
+    def _sample(self, prompt_rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Prompts and sampled responses, ids and mask of each."""
+        config, device = self.generation_config, self.accelerator.device
+        prompts = pad_rows(prompt_rows, pad_token_id=config.pad_token_id, side="left", device=device)
+        if self.generator is not None:
+            if self._synced_step != self.state.global_step:
+                self.generator.sync_weights(self._actor_critic.policy)
+                self._synced_step = self.state.global_step
+            responses = engine_responses(self.generator, prompt_rows, generation_config=config, device=device)
+            return *prompts, *responses
+        # Where the weights lie in shards, every process must take part in every step until the last one is done.
+        synced = {"synced_gpus": True} if self.is_fsdp_enabled and self.args.world_size > 1 else {}
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
+            try:
+                return *prompts, *generate_responses(model, *prompts, generation_config=config, **synced)
+            except RuntimeError as error:
+                broken = next((name for name, p in model.policy.named_parameters() if not p.isfinite().all()), None)
+                if broken is None:
+                    raise
+                raise FloatingPointError(f"the policy cannot be sampled from: {broken} is NaN or infinite.") from error
+
     def _score(
         self, rows: list[dict], prompt_rows: list[list[int]], response_ids: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        """Scores `(B,)`: the reward functions' weighted sum less the penalty for responses without an end."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores `(B,)` (weighted sum less the penalty for a missing end), terms `(B, F)`, and whom to drop `(B,)`."""
         texts, completion_ids = decode_responses(self.processing_class, response_ids, mask)
         prompts = [row["prompt"] for row in rows]
         messages = isinstance(prompts[0], list)
         ended = ends_with_stop(response_ids, mask=mask, stop_token_ids=self.generation_config.eos_token_id)
-        scores = score_responses(
+        terms, given = score_responses(
             self.reward_funcs,
-            weights=self.reward_weights,
             tokenizers=self.reward_tokenizers,
             prompts=prompts,
             columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
@@ -386,39 +465,65 @@ class PPOTrainer(Trainer):
             ended=ended.tolist(),
             batch_size=self.args.per_device_train_batch_size,
         )
-        scores = scores.to(ended.device) - self.args.missing_eos_penalty * ~ended
-        return scores if self.args.score_clip is None else scores.clamp(-self.args.score_clip, self.args.score_clip)
+        bad = given & ~terms.isfinite()
+        self._report_rows({f"scores of {name}": bad[:, i] for i, name in enumerate(self.reward_names)})
+        scores = combine_scores(terms, given=given, weights=torch.tensor(self.reward_weights))
+        terms = torch.where(given, terms, torch.nan)
+        scores, terms, dropped = (x.to(ended.device) for x in (scores, terms, bad.any(-1) | ~given.any(-1)))
+        return scores - self.args.missing_eos_penalty * ~ended, terms, dropped
 
-    def _logprobs_and_kl(
-        self, policy: PreTrainedModel, *batch: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probs under the policy and the reference, and the KL estimate to penalise, `(B, R)` each."""
-        temperature, (*_, response_ids, mask) = self.args.temperature, batch
-        if self.args.kl_estimator != "full":
-            logprobs = response_logprobs(policy, *batch, temperature=temperature)
-            ref_logprobs = response_logprobs(self.ref_model, *batch, temperature=temperature)
-            kl = kl_estimate(logprobs, ref_logprobs=ref_logprobs, estimator=self.args.kl_estimator)
-            return logprobs, ref_logprobs, kl
-        logits, ref_logits = (
-            response_logits(model, response_length=mask.shape[1], **model_inputs(model, *batch))
-            for model in (policy, self.ref_model)
+    def _measure(self, *batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probs under policy and reference, the KL estimate to penalise, and values, `(B, R)` each."""
+        temperature, (*_, response_ids, _) = self.args.temperature, batch
+        with self.accelerator.autocast():
+            logits, values = self._actor_critic(*batch)
+            ref_logits = self._reference_logits(*batch)
+        logprobs, ref_logprobs = (
+            token_logprobs(x, token_ids=response_ids, temperature=temperature) for x in (logits, ref_logits)
         )
-        kl = torch.where(mask, full_kl(logits, ref_logits=ref_logits, temperature=temperature), 0)
-        both = (token_logprobs(x, token_ids=response_ids, temperature=temperature) for x in (logits, ref_logits))
-        return *(torch.where(mask, x, 0) for x in both), kl
+        if self.args.kl_estimator == "full":
+            kl = full_kl(logits, ref_logits=ref_logits, temperature=temperature)
+        else:
+            kl = kl_estimate(logprobs, ref_logprobs=ref_logprobs, estimator=self.args.kl_estimator)
+        values = torch.zeros_like(logprobs) if values is None else values
+        return logprobs, ref_logprobs, kl, values
+
+    def _reference_logits(self, *batch: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, R, V)` of the reference: a model of its own, or the policy without its adapter."""
+        if self.ref_model is None:
+            with self._actor_critic.policy.disable_adapter():
+                return self._actor_critic(*batch, with_values=False)[0]
+        length = batch[-1].shape[1]
+        return response_logits(self.ref_model, response_length=length, **model_inputs(self.ref_model, *batch))
+
+    def _report_rows(self, bad: dict[str, torch.Tensor]) -> None:
+        """Name what is NaN or infinite in a rollout, given the rows `(B,)` of each."""
+        for name, rows in bad.items():
+            if rows.any():
+                self._report_nonfinite(f"{name} in {int(rows.sum())} of {len(rows)} rows")
+
+    def _report_nonfinite(self, what: str) -> None:
+        message = f"after step {self.state.global_step}: NaN or infinite {what}"
+        if self.args.on_nonfinite == "raise":
+            raise FloatingPointError(f"{message}. `on_nonfinite='skip'` would leave them out of the update.")
+        logger.warning(f"{message}; left out of the update.")
+
+    def _shape_scores(self, scores: torch.Tensor, *, kept: torch.Tensor, update: bool) -> torch.Tensor:
+        """Scores as the policy is rewarded for them: scaled by their running deviation, clipped, as configured."""
+        scores = torch.where(kept, scores, 0)
+        if self.args.scale_scores:
+            if update:
+                x = scores.double()
+                sums = torch.stack([kept.sum().double(), x.sum(), x.square().sum()])
+                self._score_sums += self._global_sum(sums).cpu()
+            scores = scores / score_scale(self._score_sums)
+        clip = self.args.score_clip
+        return scores if clip is None else scores.clamp(-clip, clip)
 
     def _whiten_rewards(self, rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         count, total = self._global_sum(torch.stack([mask.sum().to(rewards), rewards.sum()]))
         whitened = masked_whiten(rewards, mask=mask, global_sum=self._global_sum)
         return torch.where(mask, whitened + total / count.clamp(min=1), 0)
-
-    @staticmethod
-    def _values(critic: ValueModel | None, *batch: torch.Tensor) -> torch.Tensor:
-        *_, mask = batch
-        if critic is None:
-            return torch.zeros(mask.shape, device=mask.device)
-        values = critic(response_length=mask.shape[1], **model_inputs(critic.backbone, *batch))
-        return torch.where(mask, values, 0)
 
     def _take_mini_batch(self, mini_batch: int) -> tuple[Rollout, torch.Tensor, torch.Tensor]:
         """Rows of one optimizer step, their advantages (whitened, for GAE), and their real tokens on all processes."""
@@ -433,13 +538,27 @@ class PPOTrainer(Trainer):
             advantages = masked_whiten(advantages, mask=batch.response_mask, global_sum=self._global_sum)
         return batch, advantages, self._global_sum(batch.response_mask.sum())
 
+    def _take_text(self) -> TextBatch:
+        """This process's pretraining rows of one optimizer step; which ones follows from the step alone."""
+        count, accumulation = int(self.args.ptx_rows), self.args.gradient_accumulation_steps
+        number = self._micro_step // accumulation * self.args.world_size + self.args.process_index
+        pad_token_id = self.generation_config.pad_token_id
+        return self.ptx.batch(
+            number * count,
+            count,
+            pad_token_id=pad_token_id,
+            device=self.accelerator.device,
+            global_sum=self._global_sum,
+        )
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None) -> torch.Tensor:
         """Policy loss plus `vf_coef` times value loss, over the micro-batch's tokens, by the mini-batch's count."""
-        batch, advantages, num_tokens = inputs
+        batch, advantages, num_tokens, text = inputs
         mask = batch.response_mask
         logits, values = model(*batch.sequences)
         logprobs = token_logprobs(logits, token_ids=batch.response_ids, temperature=self.args.temperature)
-        logprobs = torch.where(mask, logprobs, batch.old_logprobs)
+        num_nonfinite = (mask & ~logprobs.isfinite()).sum()
+        logprobs = torch.where(mask & logprobs.isfinite(), logprobs, batch.old_logprobs)
         loss, clipped = policy_loss(
             logprobs, old_logprobs=batch.old_logprobs, advantages=advantages, cliprange=self.args.cliprange
         )
@@ -452,8 +571,9 @@ class PPOTrainer(Trainer):
         loss = loss + self._regularizers(batch, logits, logprobs)
         total = torch.where(mask, loss, 0).sum()
         if values is not None:
+            num_nonfinite = num_nonfinite + (mask & ~values.isfinite()).sum()
             loss, clipped = value_loss(
-                torch.where(mask, values, batch.values),
+                torch.where(mask & values.isfinite(), values, batch.values),
                 old_values=batch.values,
                 returns=batch.returns,
                 cliprange_value=self.args.cliprange_value,
@@ -461,19 +581,22 @@ class PPOTrainer(Trainer):
             self._record("value_loss", loss[mask])
             self._record("value_clip_fraction", clipped[mask])
             total = total + self.args.vf_coef * torch.where(mask, loss, 0).sum()
+        total = total / num_tokens.clamp(min=1)
+        if text is not None:
+            total = total + self.args.ptx_coef * self._language_modelling_loss(text)
+        approx_kl = log_ratio.exp() - 1 - log_ratio
         self._update_sums += torch.stack(
-            [(log_ratio.exp() - 1 - log_ratio).sum(), torch.where(mask, log_ratio.exp(), 0).sum()]
+            [approx_kl.sum(), torch.where(mask, log_ratio.exp(), 0).sum(), num_nonfinite.float()]
         )
         # DDP averages gradients over processes: undo it, the count is already the global one.
-        return total / num_tokens.clamp(min=1) * self.args.world_size
+        return total * self.args.world_size
 
     def _regularizers(self, batch: Rollout, logits: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | float:
         """KL as a loss term and the entropy bonus, `(B, R)`."""
         args, mask, loss = self.args, batch.response_mask, 0.0
         if args.kl_penalty_in == "loss" and args.kl_estimator == "full":
             with torch.no_grad():
-                inputs = model_inputs(self.ref_model, *batch.sequences)
-                ref_logits = response_logits(self.ref_model, response_length=mask.shape[1], **inputs)
+                ref_logits = self._reference_logits(*batch.sequences)
             loss = self.kl_coef * full_kl(logits, ref_logits=ref_logits, temperature=args.temperature)
         elif args.kl_penalty_in == "loss":
             kl = kl_estimate(logprobs, ref_logprobs=batch.ref_logprobs, estimator=args.kl_estimator)
@@ -484,27 +607,52 @@ class PPOTrainer(Trainer):
             loss = loss - args.entropy_coef * entropy
         return loss
 
+    def _language_modelling_loss(self, text: TextBatch) -> torch.Tensor:
+        """Cross-entropy of the micro-batch's pretraining text, its sum over tokens by the mini-batch's count."""
+        # Past DDP's wrapper, which is made for one forward a backward; its gradient hooks are on the parameters.
+        logits, _ = self._actor_critic(*text.sequences, with_values=False)
+        loss = -token_logprobs(logits, token_ids=text.response_ids)
+        self._record("ptx_loss", loss[text.response_mask])
+        return torch.where(text.response_mask, loss, 0).sum() / text.num_tokens.clamp(min=1)
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Trainer's step on a micro-batch; the last one of a mini-batch decides whether its update is taken."""
-        accumulation = self.args.gradient_accumulation_steps
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._micro_step % accumulation == 0 and not self._accept_update():
-            model.zero_grad()  # to None: the optimizer passes over parameters without gradient, momentum included
+        if self._micro_step % self.args.gradient_accumulation_steps == 0:
+            if self.state.global_step < self.args.critic_warmup_steps:
+                self._actor_critic.policy.zero_grad()
+            if not self._accept_update():
+                model.zero_grad()  # to None: the optimizer passes over parameters without gradient, momentum included
         return loss
 
     def _accept_update(self) -> bool:
-        """Whether a mini-batch's step is taken: not after the KL bound was passed, nor when the ratio has spiked."""
-        if self.args.max_update_kl is None and self.args.max_ratio is None:
-            return True
-        approx_kl, ratio = (self._global_sum(self._update_sums) / self._mini_batch[2].clamp(min=1)).tolist()
-        if self.args.max_update_kl is not None and approx_kl > self.args.max_update_kl:
+        """Whether a mini-batch's step is taken: not with a NaN, past the KL bound, or when the ratio has spiked."""
+        args = self.args
+        approx_kl, ratio, num_nonfinite = self._global_sum(self._update_sums).tolist()
+        num_tokens = max(self._mini_batch[2].item(), 1)
+        is_finite = num_nonfinite == 0 and self._gradients_are_finite()
+        if not is_finite:
+            what = f"log-probs or values of {num_nonfinite:.0f} tokens" if num_nonfinite else "gradients"
+            self._report_nonfinite(f"{what} in an update")
+        if args.max_update_kl is not None and approx_kl / num_tokens > args.max_update_kl:
             self._rollout_is_done = True
-        spiked = self.args.max_ratio is not None and ratio > self.args.max_ratio
-        accepted = not self._rollout_is_done and not spiked
-        self._record("skipped_updates", torch.tensor([float(not accepted)], device=self.accelerator.device))
+        spiked = args.max_ratio is not None and ratio / num_tokens > args.max_ratio
+        accepted = is_finite and not self._rollout_is_done and not spiked
+        if args.max_update_kl is not None or args.max_ratio is not None or args.on_nonfinite == "skip":
+            self._record("skipped_updates", torch.tensor([float(not accepted)], device=self.accelerator.device))
         return accepted
 
-    # ---- Optimizer, evaluation, logs, saving -----------------------------------------------------------------------
+    def _gradients_are_finite(self) -> bool:
+        if self.accelerator.scaler is not None or self.is_deepspeed_enabled:  # both look after that themselves
+            return True
+        gradients = [p.grad for p in self._actor_critic.parameters() if p.grad is not None]
+        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+
+    # ---- Optimizer, evaluation, logs -------------------------------------------------------------------------------
+
+    @property
+    def _actor_critic(self) -> ActorCritic:
+        return self.accelerator.unwrap_model(self.model_wrapped)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's optimizer; the critic's parameters get their own learning rate."""
@@ -531,11 +679,17 @@ class PPOTrainer(Trainer):
         if dataset is None:
             raise InputError("PPOTrainer.evaluate needs an `eval_dataset`.")
         sums = {name: torch.zeros(2, dtype=torch.float64) for name in EVAL_METRICS}
-        mine = range(self.args.process_index, len(dataset), self.args.world_size)
-        for start in range(0, len(mine), self.args.per_device_eval_batch_size):
-            rows = [dataset[i] for i in mine[start : start + self.args.per_device_eval_batch_size]]
-            for name, values in self._summarize(self._roll_out(rows, num_generations=1)).items():
+        recorded, self._sums = self._sums, defaultdict(list)  # training's own
+        size, world_size = self.args.per_device_eval_batch_size, self.args.world_size
+        # All processes make the same number of rollouts: sharded weights are gathered by all of them together.
+        for start in range(0, len(dataset), size * world_size):
+            mine = range(start + self.args.process_index, min(start + size * world_size, len(dataset)), world_size)
+            rollout = self._roll_out([dataset[i] for i in mine] or [dataset[0]], num_generations=1)[: len(mine)]
+            summary = self._summarize(rollout)
+            for name in EVAL_METRICS:
+                values = summary[name]
                 sums[name] += torch.stack([values.sum().double(), torch.tensor(len(values))]).cpu()
+        self._sums = recorded
         metrics = {}
         for name, total_and_count in sums.items():
             total, count = self._global_sum(total_and_count.to(self.accelerator.device)).tolist()
@@ -549,8 +703,10 @@ class PPOTrainer(Trainer):
         rollout = rollout[rollout.response_mask.any(-1)]
         stop = self.generation_config.eos_token_id
         mask = rollout.response_mask
+        terms = zip(self.reward_names, rollout.score_terms.unbind(-1), strict=True)
         return {
             "score": rollout.scores,
+            **{f"scores/{name}": term[~term.isnan()] for name, term in terms if len(self.reward_funcs) > 1},
             "reward": rollout.rewards.sum(-1),
             "kl": rollout.kl.sum(-1),
             "kl_penalty": rollout.kl_penalty.sum(-1),
@@ -560,7 +716,7 @@ class PPOTrainer(Trainer):
 
     def _record(self, name: str, values: torch.Tensor) -> None:
         """Remember the numbers of a metric until the next log, as their sum and count."""
-        values = values.detach().float()
+        values = values.detach().float().to(self.accelerator.device)
         self._sums[name].append(torch.stack([values.sum(), torch.tensor(float(values.numel()), device=values.device)]))
 
     def _global_sum(self, x: torch.Tensor) -> torch.Tensor:
@@ -573,19 +729,14 @@ class PPOTrainer(Trainer):
                 total, count = self._global_sum(torch.stack(sums).sum(0)).tolist()
                 logs[name] = total / max(count, 1)
             self._sums.clear()
+            logs["num_tokens"] = self._num_tokens
             if self.args.kl_target is not None:
                 logs["kl_coef"] = self.kl_coef
             if self._token_log_rollout is not None:
                 self._write_token_log(self._token_log_rollout)
+            if self.args.log_completions:
+                self._log_completions()
         super().log(logs, start_time)
-
-    def _rewind_token_log(self) -> None:
-        """Drop what another run, or this one after the checkpoint it is resumed from, has written."""
-        path = Path(self.args.output_dir) / TOKEN_LOG_FILE
-        if self.is_world_process_zero() and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= self.state.global_step]
-            path.write_text("".join(kept), encoding="utf-8")
 
     def _as_used(self, advantages: torch.Tensor) -> torch.Tensor:
         """Advantages of logged responses, scaled as those of the training rollout are (a mini-batch has its own)."""
@@ -596,62 +747,107 @@ class PPOTrainer(Trainer):
 
     @torch.no_grad()
     def _write_token_log(self, rollout: Rollout) -> None:
-        if not self.is_world_process_zero():
-            return
-        policy = self.accelerator.unwrap_model(self.model_wrapped).policy
+        actor_critic, mask = self._actor_critic, rollout.response_mask
         with self.accelerator.autocast():
-            new_logprobs = response_logprobs(policy, *rollout.sequences, temperature=self.args.temperature)
-        with open(Path(self.args.output_dir) / TOKEN_LOG_FILE, "a", encoding="utf-8") as file:
-            for row in token_rows(
+            logits, _ = actor_critic(*rollout.sequences, with_values=False)
+        logprobs = token_logprobs(logits, token_ids=rollout.response_ids, temperature=self.args.temperature)
+        if self.is_world_process_zero():
+            rows = token_rows(
                 rollout,
-                new_logprobs=new_logprobs,
+                new_logprobs=torch.where(mask, logprobs, 0),
                 advantages=self._as_used(rollout.advantages),
                 cliprange=self.args.cliprange,
                 tokenizer=self.processing_class,
                 step=self.state.global_step,
-            ):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            )
+            append_rows(Path(self.args.output_dir) / TOKEN_LOG_FILE, rows)
+
+    def _log_completions(self) -> None:
+        rollout = self._rollout[self._rollout.response_mask.any(-1)]
+        tokenizer, (prompt_ids, prompt_mask, *responses) = self.processing_class, rollout.sequences
+        terms = zip(self.reward_names, rollout.score_terms.unbind(-1), strict=True)
+        columns = {
+            "prompt": decode_responses(tokenizer, prompt_ids, prompt_mask)[0],
+            "completion": decode_responses(tokenizer, *responses)[0],
+            **{name: term.tolist() for name, term in terms},
+            "score": rollout.scores.tolist(),
+            "kl": rollout.kl.sum(-1).tolist(),
+        }
+        columns = {name: gather_object(column) for name, column in columns.items()}
+        if self.is_world_process_zero():
+            log_completions(
+                columns,
+                step=self.state.global_step,
+                output_dir=self.args.output_dir,
+                num_to_print=self.args.num_completions_to_print,
+                report_to=self.args.report_to,
+            )
+
+    # ---- Saving and resuming ---------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Policy and tokenizer at the root, so that the Auto classes load it; the critic in `value_model/`."""
+        """Policy and tokenizer at the root, so that the Auto classes load it; critic and average in their folders."""
         if not self.args.should_save:
             return
         output_dir = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        model.policy.save_pretrained(output_dir)
+        # Given where the parameters lie in shards: the whole, by the names of the pair.
+        parts = {"policy": None, "value_model": None}
+        if state_dict is not None:
+            parts = {
+                part: {name.removeprefix(f"{part}."): x for name, x in state_dict.items() if name.startswith(part)}
+                for part in parts
+            }
+        model.policy.save_pretrained(output_dir, state_dict=parts["policy"])
         if model.value_model is not None:
-            model.value_model.save_pretrained(output_dir / "value_model")
+            model.value_model.save_pretrained(output_dir / VALUE_MODEL_FOLDER, state_dict=parts["value_model"])
+        if self.ema is not None:
+            with self.ema.applied() as policy:
+                policy.save_pretrained(output_dir / EMA_FOLDER)
+            self.processing_class.save_pretrained(output_dir / EMA_FOLDER)
         self.processing_class.save_pretrained(output_dir)
         torch.save(self.args, output_dir / "training_args.bin")
 
+    def save_merged_model(self, output_dir: str) -> None:
+        """Write the policy as a model of its own, its adapter merged into its weights, with the tokenizer."""
+        if self.args.should_save:
+            independent_copy(self._actor_critic.policy).save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        actor_critic, checkpoint = self.model, Path(resume_from_checkpoint)
-        policy = type(actor_critic.policy).from_pretrained(checkpoint, dtype=actor_critic.policy.dtype)
-        actor_critic.policy.load_state_dict(policy.state_dict())
-        if actor_critic.value_model is not None:
-            critic = load_value_model(
-                checkpoint / "value_model",
-                dtype=actor_critic.value_model.backbone.dtype,
-                trust_remote_code=self.args.trust_remote_code,
-            )
-            actor_critic.value_model.load_state_dict(critic.state_dict())
+        if self.is_fsdp_enabled:  # sharded weights, in accelerate's own files
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        checkpoint, actor_critic = Path(resume_from_checkpoint), self._actor_critic
+        if self.ema is not None:
+            load_weights(actor_critic.policy, checkpoint / EMA_FOLDER)
+            self.ema.reset()
+        load_weights(actor_critic.policy, checkpoint)
+        critic = actor_critic.value_model
+        if critic is not None:
+            critic.load_weights(checkpoint / VALUE_MODEL_FOLDER)
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     # Trainer calls these two on every process, the second right before the first resumed step.
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Beside the random states: where in its rollout this process stands, and the rollout itself."""
         super()._save_rng_state(output_dir)
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
         rollouts = {"rollout": self._rollout, "token_log_rollout": self._token_log_rollout}
         state = {
             "micro_step": self._micro_step,
+            "num_tokens": self._num_tokens,
             "rollout_is_done": self._rollout_is_done,
             "kl_coef": self.kl_coef,
+            "score_sums": self._score_sums,
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": {name: torch.stack(sums).cpu() for name, sums in self._sums.items()},
+            "loss": self._loss_state(),
         }
         torch.save(state, Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index))
 
@@ -662,22 +858,10 @@ class PPOTrainer(Trainer):
         path = Path(checkpoint) / PPO_STATE_FILE.format(rank=self.args.process_index)
         state = torch.load(path, map_location="cpu", weights_only=True)
         device = self.accelerator.device
-        self._micro_step = state["micro_step"]
+        self._micro_step, self._num_tokens = state["micro_step"], state["num_tokens"]
         self._rollout_is_done, self.kl_coef = state["rollout_is_done"], state["kl_coef"]
+        self._score_sums = state["score_sums"]
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self._sums.update({name: list(sums.to(device)) for name, sums in state["sums"].items()})
-
-    def _make_critic(self, policy: PreTrainedModel, value_model: PreTrainedModel | ValueModel | None) -> ValueModel:
-        if isinstance(value_model, ValueModel):
-            return value_model
-        reward_models = [
-            func
-            for func, tokenizer in zip(self.reward_funcs, self.reward_tokenizers, strict=True)
-            if isinstance(func, PreTrainedModel)
-            and tokenizer is None
-            and func.config.model_type == policy.config.model_type
-        ]
-        source = value_model or next(iter(reward_models), policy)
-        # A reward model that scored for another trainer comes frozen.
-        return ValueModel(independent_copy(source.base_model).requires_grad_(True))
+        self._load_loss_state(state["loss"])

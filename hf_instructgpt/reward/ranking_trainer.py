@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
-from ..ppo.rollout import pad_rows
+from ..ppo.generation import pad_rows
 
 logger = logging.get_logger(__name__)
 

@@ -70,6 +70,20 @@ class PPOArguments(StageArguments):
             "`my_rewards.length`), added up with `reward_weights`."
         },
     )
+    value_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the critic starts from: a model's Hub id or folder, or `shared` for a head on the policy's "
+            "own trunk. None: the first reward model of the policy's family, else the policy."
+        },
+    )
+    ptx_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "PPO-ptx: pretraining text, as a Hub id, a folder, a JSON Lines file or sample data; its split "
+            "`dataset_train_split`, with `text`, `messages`, or `prompt` and `completion`. Goes with `ptx_coef`."
+        },
+    )
 
 
 STAGES = {

@@ -3,7 +3,8 @@
 from transformers import set_seed
 
 from ..errors import InputError
-from ..ppo.rollout import decode_responses, encode_prompt, generate_responses, pad_rows, sampling_config
+from ..ppo.generation import generate_responses, pad_rows, sampling_config
+from ..ppo.rollout import decode_responses, encode_prompt
 from .inputs import load_causal_lm, load_config, load_tokenizer
 
 

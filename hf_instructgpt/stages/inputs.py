@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -20,7 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
@@ -28,8 +30,9 @@ from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..data.formats import check_columns
 from ..errors import InputError
 from ..ppo.config import PPOConfig
+from ..ppo.models import load_policy
 from ..ppo.rollout import encode_prompt, encode_text
-from .arguments import StageArguments
+from .arguments import PPOArguments, StageArguments
 
 # What must fit whole; other columns are cut where the context ends.
 MEASURED = ("prompt", "chosen", "rejected")
@@ -71,6 +74,15 @@ def load_rows(args: StageArguments, kind: str) -> DatasetDict:
     if kind == "reward":
         kind = "ranking" if "ranking" in SAMPLE_DATASETS[name] else "preference"
     return load_sample_dataset(name, args.dataset_config or kind)
+
+
+def load_text(args: PPOArguments) -> Dataset:
+    """The pretraining text of PPO-ptx, its columns checked."""
+    name, split = args.ptx_dataset_name, args.dataset_train_split
+    dataset = load_rows(StageArguments(dataset_name=name), "sft")
+    if split not in dataset:
+        raise InputError(f"`ptx_dataset_name`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
+    return checked_split(dataset, split, "sft", source=name)
 
 
 def checked_split(dataset: DatasetDict, split: str, kind: str, *, source: str) -> Dataset:
@@ -204,21 +216,35 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
 
 
 def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of a model. Raises `InputError` if there is none."""
+    """The configuration of a model, of an adapter its base model's. Raises `InputError` if there is none."""
     check_model_path(name)
     with _loading(name):
+        if find_adapter_config_file(name, revision=revision) is not None:
+            from peft import PeftConfig
+
+            name = PeftConfig.from_pretrained(name).base_model_name_or_path
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
     """A causal language model that fits its tokenizer. Raises `InputError` for anything else at that place."""
     check_model_path(name)
+    if find_adapter_config_file(name, revision=kwargs.get("revision")) is not None:
+        with _loading(name):
+            return load_policy(name, **kwargs)
     with _loading(name), _quiet():
         model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         raise InputError(f"{name} holds no causal language model: {sorted(info['missing_keys'])[0]} is missing.")
     _check_tokenizer(tokenizer, model)
     return model
+
+
+def load_trunk(name: str, **kwargs) -> PreTrainedModel:
+    """A model without its head, for a critic. Raises `InputError` if there is none."""
+    check_model_path(name)
+    with _loading(name), _quiet():
+        return AutoModel.from_pretrained(name, dtype=torch.float32, **kwargs)
 
 
 def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
@@ -292,6 +318,8 @@ def load_reward_func(name: str, *, trust_remote_code: bool = False):
         InputError: No model with one label and no function of that name.
     """
     if Path(name).is_dir() or "/" in name:
+        if find_adapter_config_file(name) is not None:
+            return name
         num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
         if num_labels != 1:
             raise InputError(

@@ -11,6 +11,7 @@ from transformers import Trainer, set_seed
 from trl import ModelConfig, RewardConfig, SFTConfig
 
 from ..errors import InputError
+from ..ppo.checkpoint import MANIFEST_FILE, last_whole_checkpoint
 from ..ppo.config import PPOConfig
 from .arguments import StageArguments
 
@@ -158,7 +159,9 @@ def make_directory(path: Path) -> None:
 
 
 def _last_whole_checkpoint(partial: Path) -> str | None:
-    """`trainer_state.json` is the last file that Trainer writes into a checkpoint."""
+    """PPO lists a checkpoint's files; elsewhere `trainer_state.json` is the last one that Trainer writes."""
+    if any(partial.glob(f"checkpoint-*/{MANIFEST_FILE}")):
+        return last_whole_checkpoint(partial)
     whole = [path for path in partial.glob("checkpoint-*") if read_json(path / "trainer_state.json") is not None]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 

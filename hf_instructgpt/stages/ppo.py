@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig
@@ -15,7 +15,10 @@ from .inputs import (
     load_options,
     load_reward_func,
     load_stage_datasets,
+    load_text,
     load_tokenizer,
+    load_trunk,
+    peft_errors,
 )
 from .output import run_stage
 
@@ -39,8 +42,8 @@ def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: 
     weights = training_args.reward_weights
     if weights is not None and len(weights) != len(args.reward_funcs):
         raise InputError(f"`reward_weights` has {len(weights)} entries for {len(args.reward_funcs)} reward functions.")
-    if model_args.use_peft:
-        raise InputError("`use_peft`: PPO trains whole models so far; leave it out.")
+    if (args.ptx_dataset_name is None) != (training_args.ptx_coef == 0):
+        raise InputError("PPO-ptx needs both `ptx_dataset_name` and a `ptx_coef` above 0; leave out both or none.")
 
 
 def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> PPOTrainer:
@@ -54,12 +57,19 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
         check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
     trust = training_args.trust_remote_code
     reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
+    value_model = args.value_model
+    if value_model not in (None, "shared"):
+        value_model = load_trunk(value_model, trust_remote_code=trust)
     model = load_causal_lm(name, tokenizer, **options)
-    return PPOTrainer(
-        model,
-        reward_funcs,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-    )
+    with peft_errors(model_args):
+        return PPOTrainer(
+            model,
+            reward_funcs,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            value_model=value_model,
+            ptx_dataset=load_text(args) if args.ptx_dataset_name is not None else None,
+            peft_config=get_peft_config(model_args),
+        )

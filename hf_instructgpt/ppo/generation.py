@@ -1,0 +1,197 @@
+"""Where responses come from: the policy's own `generate`, or an inference engine in its place."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl.generation import vllm_generation
+
+from ..errors import InputError
+from .functional import response_mask
+
+# What may be set beside PPO's own options: it changes how fast tokens are sampled, not which.
+HARMLESS = ("use_cache", "cache_implementation", "cache_config", "compile_config", "disable_compile")
+# These do nothing at these values.
+NEUTRAL = {
+    "top_k": (0, None),
+    "top_p": (1.0, None),
+    "min_p": (0.0, None),
+    "typical_p": (1.0, None),
+    "repetition_penalty": (1.0, None),
+    "no_repeat_ngram_size": (0, None),
+    "num_beams": (1, None),
+    "do_sample": (True,),
+}
+OWN_OPTIONS = {
+    "temperature": "temperature",
+    "max_new_tokens": "max_completion_length",
+    "max_length": "max_completion_length",
+    "eos_token_id": "stop_token_ids",
+}
+
+
+class Generator(Protocol):
+    """An engine that samples responses in the policy's place; pass one as `PPOTrainer(generator=...)`.
+
+    Log-probs are worked out by the trainer all the same, so an engine need not agree with it to the last digit.
+    """
+
+    def sync_weights(self, policy: PreTrainedModel) -> None:
+        """Take over the policy's weights. Called on every process, before a rollout, when they have changed."""
+
+    def generate(self, prompt_ids: list[list[int]], *, generation_config: GenerationConfig) -> list[list[int]]:
+        """One response a prompt, as ids, the stop token that ended it included, from the policy's own distribution."""
+
+
+class VLLMGenerator:
+    """TRL's vLLM engine as a [`Generator`].
+
+    Args:
+        policy (`PreTrainedModel` or `PeftModel`): The model whose weights the engine follows.
+        accelerator ([`~accelerate.Accelerator`]): The trainer's.
+        processing_class (`PreTrainedTokenizerBase`): The policy's tokenizer.
+        generation_config ([`~transformers.GenerationConfig`]): See [`sampling_config`].
+        engine (`Callable`, *optional*): In place of `trl.generation.VLLMGeneration`.
+        kwargs: Its other arguments, such as `mode`, `server_base_url` or `gpu_memory_utilization`.
+
+    Raises:
+        InputError: vLLM is not installed, or an argument is unknown to the engine.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        *,
+        accelerator,
+        processing_class: PreTrainedTokenizerBase,
+        generation_config: GenerationConfig,
+        engine: Callable | None = None,
+        **kwargs: Any,
+    ):
+        try:
+            # Not `from trl.generation`: that has the name only where vLLM is installed, and says so less clearly.
+            self.engine = (engine or vllm_generation.VLLMGeneration)(
+                model=policy,
+                accelerator=accelerator,
+                processing_class=processing_class,
+                temperature=generation_config.temperature,
+                max_completion_length=generation_config.max_new_tokens,
+                logprobs=None,
+                generation_kwargs={"stop_token_ids": generation_config.eos_token_id},
+                **kwargs,
+            )
+        except TypeError as error:
+            raise InputError(f"`vllm_kwargs`: {error}") from error
+        except ImportError as error:
+            raise InputError(f"`use_vllm` needs vLLM, which is not installed here: {error}") from error
+
+    def sync_weights(self, policy: PreTrainedModel) -> None:
+        self.engine.sync_weights()
+
+    def generate(self, prompt_ids: list[list[int]], *, generation_config: GenerationConfig) -> list[list[int]]:
+        return self.engine.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
+
+
+def check_generation_kwargs(kwargs: dict[str, Any]) -> None:
+    """Raise a `ValueError` for a setting that would bend the distribution that PPO's log-probs are of."""
+    for name, value in kwargs.items():
+        if name in OWN_OPTIONS:
+            raise ValueError(f"`generation_kwargs`: set `{name}` by PPO's own option `{OWN_OPTIONS[name]}`.")
+        if name not in HARMLESS and value not in NEUTRAL.get(name, ()):
+            raise ValueError(
+                f"`generation_kwargs`: `{name}` = {value!r} is refused. Tokens would be sampled from another "
+                "distribution than the one PPO takes log-probs of: the ratio would be wrong and the KL could turn "
+                f"negative. Allowed are {', '.join(HARMLESS)}."
+            )
+
+
+def sampling_config(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    do_sample: bool = True,
+    stop_token_ids: Sequence[int] = (),
+    **kwargs: Any,
+) -> GenerationConfig:
+    """Generation settings under which the sampled tokens follow the model's own distribution.
+
+    Nothing but the temperature may bend it: the log-probs that PPO compares would be of another distribution. Of the
+    model's own generation settings only the stop tokens are kept, joined with the tokenizer's and `stop_token_ids`.
+    """
+    stop = model.generation_config.eos_token_id
+    stop = {*(stop if isinstance(stop, list) else [stop]), tokenizer.eos_token_id, *stop_token_ids}
+    stop = sorted(stop - {None})
+    # Masks tell what is real: any id can fill the rest.
+    pad = next(id_ for id_ in (tokenizer.pad_token_id, tokenizer.eos_token_id, *stop, 0) if id_ is not None)
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if do_sample else {}
+    # `use_cache` by hand: Trainer writes use_cache=False into the configuration of the model it trains.
+    settings = {"use_cache": True, **kwargs, "do_sample": do_sample, **sampling}
+    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad, **settings)
+
+
+@torch.no_grad()
+def generate_responses(
+    model: nn.Module,
+    prompt_ids: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    *,
+    generation_config: GenerationConfig,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample one response a row.
+
+    Args:
+        model (`nn.Module`): Anything with the `generate` and the `generation_config` of `transformers`.
+        prompt_ids, prompt_mask (`torch.Tensor` of shape `(B, P)`): Left-padded prompts.
+        generation_config ([`~transformers.GenerationConfig`]): See [`sampling_config`].
+        kwargs: For `generate`.
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shape `(B, R)`: response ids and the mask of their real tokens.
+    """
+    # `generate` fills what is None here from the model's own settings: its repetition penalty, for one, would apply.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        sequences = model.generate(
+            input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=generation_config, **kwargs
+        )
+    finally:
+        model.generation_config = own
+    response_ids = sequences[:, prompt_ids.shape[1] :]
+    return response_ids, response_mask(response_ids, stop_token_ids=generation_config.eos_token_id)
+
+
+def engine_responses(
+    generator: Generator, prompt_rows: list[list[int]], *, generation_config: GenerationConfig, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same from an engine: response ids and the mask of their real tokens, `(B, R)` each.
+
+    Raises:
+        InputError: The engine gave another number of responses, an empty one, or one that is too long.
+    """
+    rows = generator.generate(prompt_rows, generation_config=generation_config)
+    name, longest = type(generator).__name__, generation_config.max_new_tokens
+    if len(rows) != len(prompt_rows):
+        raise InputError(f"the generator {name} gave {len(rows)} responses for {len(prompt_rows)} prompts.")
+    for i, row in enumerate(rows):
+        if not 1 <= len(row) <= longest:
+            raise InputError(f"the generator {name}: response {i} has {len(row)} tokens, not 1 to {longest}.")
+    ids, mask = pad_rows(rows, pad_token_id=generation_config.pad_token_id, side="right", device=device)
+    return ids, mask & response_mask(ids, stop_token_ids=generation_config.eos_token_id)
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], *, pad_token_id: int, side: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as one `(B, L)` tensor and its boolean mask, padded on `side` ("left" or "right")."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(length - len(row), None) if side == "left" else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.tensor(row, dtype=torch.long), True
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,103 @@
+"""The models PPOTrainer starts from: loaded by name, given LoRA layers, copied."""
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import is_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import find_adapter_config_file
+
+from ..errors import InputError
+from .actor_critic import ValueModel, independent_copy, without_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+def load_policy(model: "str | PreTrainedModel | PeftModel", **kwargs: Any) -> "PreTrainedModel | PeftModel":
+    """The policy by its Hub id or path, an adapter on its base model included; a model as it is."""
+    if isinstance(model, str):
+        kwargs = {"dtype": torch.float32, **kwargs}
+        if find_adapter_config_file(model, revision=kwargs.get("revision")) is None:
+            return AutoModelForCausalLM.from_pretrained(model, **kwargs)
+        from peft import AutoPeftModelForCausalLM
+
+        return AutoPeftModelForCausalLM.from_pretrained(model, is_trainable=True, **kwargs)
+    # TRL's SFTTrainer leaves a `forward` on the instance that returns no logits.
+    without_adapter(model).__dict__.pop("forward", None)
+    return model
+
+
+def load_reward_func(
+    func: "str | PreTrainedModel | PeftModel | Callable", **kwargs: Any
+) -> "PreTrainedModel | PeftModel | Callable":
+    """A reward model by its Hub id or path, an adapter on its base model included; anything else as it is."""
+    if not isinstance(func, str):
+        return func
+    kwargs = {"dtype": torch.float32, **kwargs}
+    if find_adapter_config_file(func) is None:
+        return AutoModelForSequenceClassification.from_pretrained(func, **kwargs)
+    from peft import AutoPeftModelForSequenceClassification
+
+    # The adapter's base model has no score head: its own comes with the adapter.
+    return AutoPeftModelForSequenceClassification.from_pretrained(func, num_labels=1, **kwargs)
+
+
+def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: str) -> "PeftModel":
+    """The model with a new adapter, which alone is trained.
+
+    Raises:
+        InputError: The model has an adapter already, PEFT is not installed, or the configuration does not fit.
+    """
+    try:
+        from peft import get_peft_model
+    except ImportError as error:
+        raise InputError('`peft_config` needs PEFT: `pip install "hf-instructgpt[peft]"`.') from error
+    if is_peft_model(model):
+        raise InputError(
+            "`peft_config`: the model has an adapter already. Leave `peft_config` out to train that one, or merge it "
+            "first (`merge_and_unload`)."
+        )
+    if peft_config.is_prompt_learning:
+        raise InputError("`peft_config`: prompt learning is not supported; use LoRA or another kind with layers.")
+    peft_config = copy.deepcopy(peft_config)  # PEFT writes into it what it found
+    peft_config.task_type = task_type
+    if task_type != "CAUSAL_LM":
+        peft_config.modules_to_save = None  # names of the policy, whose head a critic has not
+    try:
+        return get_peft_model(model, peft_config)
+    except ValueError as error:
+        raise InputError(f"`peft_config`: {' '.join(str(error).split())}") from error
+
+
+def make_critic(
+    policy: PreTrainedModel,
+    value_model: PreTrainedModel | ValueModel | str | None,
+    *,
+    reward_models: "list[PreTrainedModel | PeftModel]",
+    peft_config: "PeftConfig | None",
+) -> ValueModel:
+    """The critic: given, a head on the policy's trunk ("shared"), or a copy of a model's trunk with a head.
+
+    Args:
+        policy (`PreTrainedModel` or `PeftModel`): The policy, before it gets an adapter.
+        value_model (`PreTrainedModel`, [`ValueModel`], `str`, *optional*): See [`PPOTrainer`].
+        reward_models (`list[PreTrainedModel]`): Those that know the policy's tokens.
+        peft_config (`PeftConfig`, *optional*): For an adapter on a copied trunk.
+    """
+    if isinstance(value_model, ValueModel):
+        return value_model
+    if isinstance(value_model, str):
+        if value_model != "shared":
+            raise InputError(f'`value_model` must be "shared" or a model, not {value_model!r}.')
+        head = ValueModel(None, hidden_size=policy.config.get_text_config().hidden_size)
+        return head.to(policy.device)
+    family = [model for model in reward_models if model.config.model_type == policy.config.model_type]
+    source = value_model if value_model is not None else next(iter(family), policy)
+    # A reward model that scored for another trainer comes frozen.
+    backbone = independent_copy(source).base_model.requires_grad_(True)
+    if peft_config is not None:
+        backbone = add_lora(backbone, peft_config, task_type="FEATURE_EXTRACTION")
+    return ValueModel(backbone)

@@ -1,0 +1,39 @@
+"""Which prompts a rollout takes."""
+
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import Sampler
+
+
+class RolloutSampler(Sampler[int]):
+    """Indices in blocks of one rollout, each block repeated for every micro-batch made from it.
+
+    A block's permutation depends on the seed and the epoch alone. The last block is filled from the start of the same
+    permutation, data sets smaller than a block included.
+
+    Args:
+        num_rows (`int`): Rows of the data set.
+        block_size (`int`): Prompts of one rollout on all processes.
+        repeats (`int`): Micro-batches made from one rollout.
+        seed (`int`): Seed of the permutations.
+        epoch_fn (`Callable`): The current epoch. Asked at each start, since `set_epoch` does not reach a sampler under
+            several processes when a run is resumed.
+    """
+
+    def __init__(self, num_rows: int, *, block_size: int, repeats: int, seed: int, epoch_fn: Callable[[], int]):
+        self.num_rows, self.block_size, self.repeats = num_rows, block_size, repeats
+        self.seed, self.epoch_fn = seed, epoch_fn
+        self.num_blocks = -(-num_rows // block_size)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch_fn())
+        order = torch.randperm(self.num_rows, generator=generator).tolist()
+        for block in range(self.num_blocks):
+            start = block * self.block_size
+            indices = [order[i % self.num_rows] for i in range(start, start + self.block_size)]
+            for _ in range(self.repeats):
+                yield from indices
+
+    def __len__(self) -> int:
+        return self.num_blocks * self.block_size * self.repeats

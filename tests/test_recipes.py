@@ -97,6 +97,18 @@ def test_a_recipe_with_a_python_reward_runs(recipe, weights, num_rows, llama, tm
     assert not {*rows[0].splitlines()} & {*rows[1].splitlines()}
 
 
+def test_the_stories_are_compared(llama, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.stories260k.compare import distinct_pairs, main
+
+    assert distinct_pairs(["a b a b", "b A c"]) == 3 / 5  # ab, ba and ac
+    monkeypatch.setattr(sys, "argv", ["compare", str(llama), str(llama), "--num_samples", "1"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "| rise | | 0.000 [0.000, 0.000] |" in lines and "| KL, nats a response | 0 | 0.0 |" in lines
+    assert len(lines[lines.index("| opening | start model | after PPO |") :]) == 2 + 10
+
+
 def test_the_recipes_rewards(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES.parent))
     from recipes.smollm2.rewards import short_sentences

@@ -15,14 +15,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
-from hf_instructgpt.ppo.rollout import (
-    decode_responses,
-    encode_prompt,
-    generate_responses,
-    pad_rows,
-    response_logprobs,
-    sampling_config,
-)
+from hf_instructgpt.ppo.generation import generate_responses, pad_rows, sampling_config
+from hf_instructgpt.ppo.rollout import decode_responses, encode_prompt, response_logprobs
 
 from .rewards import sentiment
 
@@ -43,24 +37,26 @@ def main() -> None:
     openings = [json.loads(row)["prompt"] for row in rows]
     prompts = [opening for opening in openings for _ in range(args.num_samples)]
     start = AutoModelForCausalLM.from_pretrained(args.start).eval()
-    texts, scores = {}, {}
-    print("| held-out openings | sentiment [95 % interval] | distinct word pairs | KL, nats a response |")
-    print("| --- | --- | --- | --- |")
+    texts, scores, kl, interval = {}, {}, {}, {}
+    few, many = len(openings), len(prompts)
+    print(f"| {few} held-out openings, {many} stories | start model | after PPO |\n| --- | --- | --- |")
     for name, path in (("start", args.start), ("tuned", args.tuned)):
         model = AutoModelForCausalLM.from_pretrained(path).eval()
         model.generation_config.eos_token_id = options["stop_token_ids"]
         tokenizer = AutoTokenizer.from_pretrained(path)
         set_seed(args.seed)
         length = options["max_completion_length"]
-        texts[name], kl = continue_prompts(model, tokenizer, prompts, reference=start, max_new_tokens=length)
+        texts[name], kl[name] = continue_prompts(model, tokenizer, prompts, reference=start, max_new_tokens=length)
         scores[name] = sentiment(texts[name])
-        low, high = bootstrap_ci(by_prompt(scores[name], args.num_samples))
-        pairs = distinct_pairs(texts[name])
-        print(f"| {name} | {fmean(scores[name]):.3f} [{low:.3f}, {high:.3f}] | {pairs:.3f} | {fmean(kl):.2f} |")
+        interval[name] = with_interval(scores[name], args.num_samples)
     rise = [after - before for before, after in zip(scores["start"], scores["tuned"], strict=True)]
-    low, high = bootstrap_ci(by_prompt(rise, args.num_samples))
-    share = distinct_pairs(texts["tuned"]) / distinct_pairs(texts["start"])
-    print(f"\nRise: {fmean(rise):.3f} [{low:.3f}, {high:.3f}]. Distinct word pairs: {share:.2f} of the start model's.")
+    print(f"| sentiment [95 % interval] | {interval['start']} | {interval['tuned']} |")
+    print(f"| rise | | {with_interval(rise, args.num_samples)} |")
+    print(f"| KL, nats a response | 0 | {fmean(kl['tuned']):.1f} |")
+    # The share falls with the number of texts: one story an opening, then all.
+    for step, number in ((args.num_samples, few), (1, many)):
+        before, after = (distinct_pairs(texts[name][::step]) for name in ("start", "tuned"))
+        print(f"| distinct word pairs, {number} stories | {before:.2f} | {after:.2f} ({after / before:.2f} of it) |")
     print("\n| opening | start model | after PPO |\n| --- | --- | --- |")
     for i in range(0, NUM_STORIES * args.num_samples, args.num_samples):
         cells = [" ".join(text.split()) for text in (prompts[i], texts["start"][i], texts["tuned"][i])]
@@ -81,9 +77,11 @@ def continue_prompts(model, tokenizer, prompts: list[str], *, reference, max_new
     return texts, kl
 
 
-def by_prompt(values: list[float], num_samples: int) -> list[float]:
-    """Means over the samples of each prompt: the interval draws prompts."""
-    return [fmean(values[i : i + num_samples]) for i in range(0, len(values), num_samples)]
+def with_interval(values: list[float], num_samples: int) -> str:
+    """A mean and its interval over prompts."""
+    by_prompt = [fmean(values[i : i + num_samples]) for i in range(0, len(values), num_samples)]
+    low, high = bootstrap_ci(by_prompt)
+    return f"{fmean(values):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def distinct_pairs(texts: list[str]) -> float:

@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_last_whole_one(co
     logger.propagate = False
     assert f"checkpoint-3 is damaged ({message})" in caplog.text
     with pytest.raises(InputError, match=f"checkpoint-3 is damaged: {message}"):
-        check_resumable(copy / "checkpoint-3", num_processes=1)
+        check_resumable(copy / "checkpoint-3", options={})
 
 
 def test_training_goes_on_from_the_last_whole_checkpoint(copy, run):
@@ -91,9 +91,38 @@ def test_a_checkpoint_without_optimizer_and_rollout_is_refused(tmp_path):
 def test_another_number_of_processes_is_refused(copy):
     path = copy / "checkpoint-3" / "checkpoint.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"num_processes": 2}))
-    with pytest.raises(InputError, match=r"saved by 2 process\(es\) and cannot be resumed by 1"):
+    path.write_text(json.dumps(manifest | {"options": {"number of processes": 2}}))
+    with pytest.raises(InputError, match=r"another `number of processes` \(2, now 1\)"):
         make(copy, **SAVING).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"num_ppo_epochs": 3}, "num_ppo_epochs"),
+        ({"seed": 7}, "seed"),
+        ({"ema_decay": 0.9}, "ema_decay"),
+        ({"value_model": "shared"}, "value_model"),
+        ({"train_dataset": PROMPTS.select([0, 1])}, "train_dataset"),
+        ({"ref_model": policy(seed=4)}, "ref_model"),
+    ],
+)
+def test_a_run_that_would_not_go_on_as_it_began_is_refused(copy, options, name):
+    with pytest.raises(InputError, match=f"saved with another `{name}`"):
+        make(copy, **SAVING, **options).train(resume_from_checkpoint=True)
+
+
+def test_a_push_while_training_holds_critic_and_average_too(tmp_path, monkeypatch):
+    pushed = []
+
+    def look(self, folder):
+        pushed.append({path.name for path in tmp_path.iterdir() if not path.name.startswith(("checkpoint", "_"))})
+
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", look)
+    trainer = make(tmp_path, ema_decay=0.9, **{**SAVING, "max_steps": 1})
+    trainer.args.push_to_hub = True
+    trainer.train()
+    assert pushed == [{"value_model", "ema", "modeling_char_gpt.py", "configuration_char_gpt.py"} | pushed[0]]
 
 
 def test_a_checkpoint_is_written_aside_and_stands_in_its_place_before_it_is_pushed_and_counted(tmp_path, monkeypatch):

@@ -121,6 +121,7 @@ def test_what_an_engine_says_behind_a_stop_token_is_not_real(tmp_path):
     [
         (Engine(lambda prompt: []), "Engine: response 0 has 0 tokens, not 1 to 6"),
         (Engine(lambda prompt: [5] * 7), "Engine: response 0 has 7 tokens, not 1 to 6"),
+        (Engine(lambda prompt: [5, 5]), "Engine: response 0 ends before the limit without a stop token"),
     ],
 )
 def test_an_engine_s_bad_responses_are_named(tmp_path, engine, message):
@@ -176,6 +177,10 @@ def test_vllm_gets_the_policy_and_ppo_s_sampling_options(tmp_path, monkeypatch):
     assert trainer._rollout.response_ids.tolist() == [[9, EOS]] * 4
     with pytest.raises(InputError, match=r"`vllm_kwargs`: .*gpu_memory"):
         make(tmp_path, use_vllm=True, vllm_kwargs={"gpu_memory": 1})
+    with pytest.raises(ValueError, match=r"`vllm_kwargs`: `top_p` = 0\.5 is refused"):
+        make(tmp_path, use_vllm=True, vllm_kwargs={"top_p": 0.5})
+    with pytest.raises(ValueError, match="`vllm_kwargs`: set `temperature` by PPO's own option"):
+        make(tmp_path, use_vllm=True, vllm_kwargs={"temperature": 0.5})
     with pytest.raises(InputError, match="choose one engine"):
         make(tmp_path, use_vllm=True, generator=Engine())
 

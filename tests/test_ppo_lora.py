@@ -164,7 +164,7 @@ def test_an_adapter_without_a_named_base_says_so_when_its_critic_is_loaded(tmp_p
     trainer = make(tmp_path, peft_config=LORA, value_model="shared", max_steps=1)
     trainer.train()
     trainer.save_model()
-    with pytest.raises(InputError, match="save_merged_model"):
+    with pytest.raises(InputError, match="base model had no name"):
         load_value_model(tmp_path / "value_model")
 
 
@@ -229,7 +229,6 @@ def test_a_resumed_adapter_ends_with_the_same_bytes(tmp_path, saved_policy):
             },
             "input and output embeddings are one matrix",
         ),
-        ({"value_model": "sharde"}, "`value_model` must be \"shared\" or a model, not 'sharde'"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, arguments, message):

@@ -65,6 +65,17 @@ def test_only_k2_full_have_the_gradient_of_the_kl_and_k1_has_none():
         PPOConfig(kl_penalty_in="loss")
 
 
+def test_a_token_that_cannot_be_sampled_adds_nothing_and_no_nan():
+    logits = torch.tensor([[[0.0, 1.0, -math.inf]]], requires_grad=True)
+    ref_logits = torch.tensor([[[1.0, 0.0, -math.inf]]])
+    two, ref_two = logits[..., :2].detach(), ref_logits[..., :2]
+    entropy, kl = token_entropy(logits), full_kl(logits, ref_logits=ref_logits)
+    torch.testing.assert_close(entropy, token_entropy(two))
+    torch.testing.assert_close(kl, full_kl(two, ref_logits=ref_two))
+    (entropy + kl).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
 def test_entropy_by_hand():
     logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25]], [[1.0, 1.0, 1.0]]]))
     assert token_entropy(logits).flatten().tolist() == pytest.approx([1.5 * math.log(2), math.log(3)])

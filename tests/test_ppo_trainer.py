@@ -776,6 +776,42 @@ def test_the_critic_learns_in_the_policy_s_precision(tmp_path):
     assert {p.dtype for p in trainer.model.value_model.parameters()} == {torch.float32}
 
 
+class Counting(GPT2LMHeadModel):
+    """Its positions count padding, whatever it is told."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+
+
+def test_a_model_that_cannot_read_padding_is_refused(tmp_path):
+    with pytest.raises(InputError, match="Counting reads a prompt that is padded on the left otherwise"):
+        make(tmp_path, Counting(gpt2(initializer_range=0.5).config))
+
+
+def test_what_is_trained_is_nobody_else_s(tmp_path):
+    model, reward = policy(), reward_model()
+    reward.model = model.model
+    with pytest.raises(InputError, match="shares parameters with the policy"):
+        make(tmp_path, model, reward)
+    with pytest.raises(InputError, match="`value_model` knows 67 tokens and the policy 68"):
+        make(tmp_path, value_model=policy(vocab_size=67))
+    with pytest.raises(InputError, match="`processing_class` is missing"):
+        make(tmp_path, processing_class=None)
+
+
+def test_options_of_from_pretrained_reach_the_policy(tmp_path):
+    policy().save_pretrained(tmp_path / "policy")
+    trainer = make(tmp_path, str(tmp_path / "policy"), model_init_kwargs={"attn_implementation": "eager"})
+    assert trainer.model.policy.config._attn_implementation == "eager"
+
+
+def test_fsdp_shards_the_layers_of_both_models(tmp_path):
+    # A class that is named and not there is an error of accelerate's.
+    trainer = make(tmp_path, gpt2(), value_model=llama())
+    assert trainer.model._no_split_modules == ["GPT2Block", "LlamaDecoderLayer"]
+    assert make(tmp_path, gpt2(), value_model="shared").model._no_split_modules == ["GPT2Block"]
+
+
 @pytest.mark.parametrize("value_model", [None, "shared"])
 def test_a_trunk_narrower_at_its_end_than_its_config_says_gets_a_head_that_fits(tmp_path, value_model):
     torch.manual_seed(0)
@@ -816,6 +852,7 @@ def test_the_best_model_is_the_one_of_the_best_score_by_default(tmp_path):
         ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy`"),
         ({"accelerator_config": {"split_batches": True}}, "`split_batches`"),
         ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches`"),
+        ({"enable_jit_checkpoint": True}, "`enable_jit_checkpoint`"),
         ({"train_dataset": PROMPTS.to_iterable_dataset()}, r"`train_dataset` must be a `datasets\.Dataset`"),
         ({"train_dataset": PROMPTS.add_column("prompts", ["x"] * 6)}, "a column `prompts`"),
     ],

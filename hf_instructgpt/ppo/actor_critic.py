@@ -172,8 +172,8 @@ def load_policy_trunk(directory: Path, **kwargs: Any) -> PreTrainedModel:
 
         if not PeftConfig.from_pretrained(directory).base_model_name_or_path:
             raise InputError(
-                f"{directory} holds an adapter whose base model had no name, so nothing can load it alone: save the "
-                "policy with `PPOTrainer.save_merged_model`, or start from a model with a Hub id or path."
+                f"{directory} holds an adapter whose base model had no name, so nothing can load it alone. Start from "
+                "a model with a Hub id or path, or keep the critic that is in memory."
             )
         return AutoPeftModelForCausalLM.from_pretrained(directory, **kwargs).merge_and_unload().base_model
     return AutoModel.from_pretrained(directory, **kwargs)

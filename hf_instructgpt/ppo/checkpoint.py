@@ -18,10 +18,10 @@ PPO_STATE_FILE = "ppo_state_{rank}.pt"
 ASIDE_FOLDER = "_checkpoint_in_progress"
 
 
-def write_manifest(folder: Path, *, num_processes: int) -> None:
-    """List the files of a finished checkpoint with their sizes and SHA-256 sums."""
+def write_manifest(folder: Path, *, options: dict) -> None:
+    """List the files of a finished checkpoint with their sizes and SHA-256 sums, and options that must stay."""
     files = {str(path.relative_to(folder)): _fingerprint(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    content = {"num_processes": num_processes, "files": files}
+    content = {"options": options, "files": files}
     (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -59,7 +59,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
-def check_resumable(folder: str | Path, *, num_processes: int) -> None:
+def check_resumable(folder: str | Path, *, options: dict) -> None:
     """Raise an `InputError` for a checkpoint that cannot be continued exactly."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -75,12 +75,13 @@ def check_resumable(folder: str | Path, *, num_processes: int) -> None:
             f"{folder} was saved with `save_only_model=True`: it holds no optimizer and no rollout, and cannot be "
             "resumed. Start a new run from it as `model`."
         )
-    saved_by = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["num_processes"]
-    if saved_by != num_processes:
-        raise InputError(
-            f"{folder} was saved by {saved_by} process(es) and cannot be resumed by {num_processes}: each has its own "
-            "rollout and random state."
-        )
+    saved = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["options"]
+    for name, value in options.items():
+        if saved.get(name) != value:
+            raise InputError(
+                f"{folder} was saved with another `{name}` ({saved.get(name)}, now {value}): the run would not go on "
+                "as it began. Resume it as it was started, or start a new run from the checkpoint as `model`."
+            )
 
 
 def _fingerprint(path: Path) -> list[int | str]:

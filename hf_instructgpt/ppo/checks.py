@@ -10,12 +10,14 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from .actor_critic import without_adapter
 from .config import PPOConfig
-from .rollout import encode_prompt
+from .rollout import encode_prompt, model_inputs, response_logits
 
 # Options of Trainer that a rollout has no use for, and what they are when nobody sets them.
 UNUSED_OPTIONS = {
     "auto_find_batch_size": False,
+    "enable_jit_checkpoint": False,
     "include_num_input_tokens_seen": "no",
     "label_smoothing_factor": 0.0,
     "neftune_noise_alpha": None,
@@ -52,9 +54,14 @@ def check_processes(args: PPOConfig) -> None:
         _refuse("fp16 (its gradient scaler needs a gradient at every step; use bf16)", skipping)
 
 
-def check_fsdp(args: PPOConfig) -> None:
-    """Raise an `InputError` for options that need a whole model on each process."""
-    _refuse("FSDP", {"ema_decay": args.ema_decay is not None, "use_vllm": args.use_vllm})
+def check_fsdp(args: PPOConfig, actor_critic: nn.Module) -> None:
+    """Raise an `InputError` for what needs a whole model on each process."""
+    critic = actor_critic.value_model
+    has_unnamed_base = (
+        critic is not None and is_peft_model(critic.backbone) and not critic.backbone.config._name_or_path
+    )
+    options = {"ema_decay": args.ema_decay is not None, "use_vllm": args.use_vllm}
+    _refuse("FSDP", {**options, "an adapter on a critic without a named base": has_unnamed_base})
 
 
 def _refuse(what: str, options: dict[str, bool]) -> None:
@@ -88,14 +95,8 @@ def foreign_tokenizers(
     return tokenizers
 
 
-def check_models(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    reward_funcs: list[PreTrainedModel | Callable],
-    reward_weights: list[float],
-    reward_tokenizers: list[PreTrainedTokenizerBase | None],
-) -> None:
-    """Raise an `InputError` for a tokenizer or a reward model that does not fit the policy."""
+def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise an `InputError` for a policy that does not fit its tokenizer, cannot learn, or cannot read padding."""
     vocab_size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocab_size:
         raise InputError(
@@ -107,6 +108,17 @@ def check_models(
             "the policy has no parameter to train. Load an adapter with `is_trainable=True`, or unfreeze the model "
             "(`model.requires_grad_(True)`)."
         )
+    _check_padding(without_adapter(model))
+
+
+def check_reward_funcs(
+    model: PreTrainedModel,
+    reward_funcs: list[PreTrainedModel | Callable],
+    reward_weights: list[float],
+    reward_tokenizers: list[PreTrainedTokenizerBase | None],
+) -> None:
+    """Raise an `InputError` for a reward model that does not fit the policy."""
+    vocab_size, own = model.get_input_embeddings().num_embeddings, {id(p) for p in model.parameters()}
     if len(reward_weights) != len(reward_funcs):
         raise InputError(
             f"`reward_weights` has {len(reward_weights)} entries for {len(reward_funcs)} reward functions."
@@ -115,6 +127,8 @@ def check_models(
         if not isinstance(func, nn.Module):
             continue
         name = func.config._name_or_path or type(func).__name__
+        if any(id(p) in own for p in func.parameters()):
+            raise InputError(f"the reward model {name} shares parameters with the policy, which moves: pass a copy.")
         if func.config.num_labels != 1:
             raise InputError(
                 f"the reward model {name} has num_labels = {func.config.num_labels}; a reward model has 1. "
@@ -130,6 +144,28 @@ def check_models(
                 f"the reward model {name} knows {func.get_input_embeddings().num_embeddings} tokens and the policy "
                 f"{vocab_size}: pass its tokenizer as `reward_processing_classes`, or one of the policy's vocabulary."
             )
+
+
+@torch.no_grad()
+def _check_padding(model: PreTrainedModel) -> None:
+    """Raise an `InputError` for a model that cannot read a row padded on the left as it reads the row alone."""
+    ids = torch.arange(1, 4, device=model.device).view(1, -1) % model.get_input_embeddings().num_embeddings
+    mask, was_training = torch.ones_like(ids, dtype=torch.bool), model.training
+    model.eval()
+    outputs = []
+    for padding in (0, 3):
+        prompt, prompt_mask = (torch.nn.functional.pad(x[:, :2], (padding, 0)) for x in (ids, mask))
+        inputs = model_inputs(model, prompt, prompt_mask, ids[:, 2:], mask[:, 2:])
+        outputs.append(response_logits(model, response_length=1, **inputs).float().log_softmax(-1))
+    model.train(was_training)
+    tolerance = 0.1 if model.dtype == torch.float32 else 1.0
+    difference = (outputs[0] - outputs[1]).abs().max().item()
+    if difference >= tolerance:
+        raise InputError(
+            f"{type(model).__name__} reads a prompt that is padded on the left otherwise than the prompt alone (by "
+            f"{difference:.2g} nats): PPO would compare log-probs of different texts. "
+            "Models whose state runs through padding are not supported."
+        )
 
 
 def check_adapter(policy: nn.Module) -> None:

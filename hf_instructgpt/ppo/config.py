@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from transformers import TrainingArguments
 
-from .generation import check_generation_kwargs
+from .generation import VLLM_SAMPLING, check_generation_kwargs
 
 RANGES = (
     *((name, lambda x: x >= 1, "be 1 or more") for name in ("max_completion_length", "num_generations")),
@@ -242,7 +242,10 @@ class PPOConfig(TrainingArguments):
         if self.logging_steps is None:
             self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
         super().__post_init__()
-        check_generation_kwargs(self.generation_kwargs or {})  # from here on a dict, also where it came as JSON
+        # From here on dicts, also where they came as JSON.
+        check_generation_kwargs(self.generation_kwargs or {}, option="generation_kwargs")
+        sampling = {name: value for name, value in (self.vllm_kwargs or {}).items() if name in VLLM_SAMPLING}
+        check_generation_kwargs(sampling, option="vllm_kwargs")
 
     def _check_together(self) -> None:
         if self.subtract_group_mean and (self.advantage_estimator != "reward" or self.num_generations < 2):

@@ -61,7 +61,8 @@ def token_entropy(logits: torch.Tensor, *, temperature: float = 1.0) -> torch.Te
         `torch.Tensor` of shape `(B, R)`, nats.
     """
     logprobs = (logits.float() / temperature).log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
+    # A token that cannot be sampled adds nothing: 0, not 0 times minus infinity.
+    return -(logprobs.exp() * torch.where(logprobs.isfinite(), logprobs, 0)).sum(-1)
 
 
 def kl_estimate(logprobs: torch.Tensor, *, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
@@ -92,7 +93,7 @@ def full_kl(logits: torch.Tensor, *, ref_logits: torch.Tensor, temperature: floa
         `torch.Tensor` of shape `(B, R)`, nats.
     """
     logprobs, ref_logprobs = ((x.float() / temperature).log_softmax(-1) for x in (logits, ref_logits))
-    return (logprobs.exp() * (logprobs - ref_logprobs)).sum(-1)
+    return (logprobs.exp() * torch.where(logprobs.isfinite(), logprobs - ref_logprobs, 0)).sum(-1)
 
 
 def adapted_kl_coef(kl_coef: float, *, kl: float, target: float, horizon: int, num_responses: int) -> float:

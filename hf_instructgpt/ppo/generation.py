@@ -27,8 +27,16 @@ OWN_OPTIONS = {
     "temperature": "temperature",
     "max_new_tokens": "max_completion_length",
     "max_length": "max_completion_length",
+    "max_completion_length": "max_completion_length",
     "eos_token_id": "stop_token_ids",
+    "stop_strings": "stop_token_ids",
+    "generation_kwargs": "generation_kwargs",
 }
+# Arguments of TRL's vLLM engine that say which tokens are sampled.
+VLLM_SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_completion_length"),
+    *("generation_kwargs", "structured_outputs_regex"),
+)
 
 
 class Generator(Protocol):
@@ -93,16 +101,16 @@ class VLLMGenerator:
         return self.engine.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
 
 
-def check_generation_kwargs(kwargs: dict[str, Any]) -> None:
+def check_generation_kwargs(kwargs: dict[str, Any], *, option: str) -> None:
     """Raise a `ValueError` for a setting that would bend the distribution that PPO's log-probs are of."""
     for name, value in kwargs.items():
         if name in OWN_OPTIONS:
-            raise ValueError(f"`generation_kwargs`: set `{name}` by PPO's own option `{OWN_OPTIONS[name]}`.")
+            raise ValueError(f"`{option}`: set `{name}` by PPO's own option `{OWN_OPTIONS[name]}`.")
         if name not in HARMLESS and value not in NEUTRAL.get(name, ()):
             raise ValueError(
-                f"`generation_kwargs`: `{name}` = {value!r} is refused. Tokens would be sampled from another "
+                f"`{option}`: `{name}` = {value!r} is refused. Tokens would be sampled from another "
                 "distribution than the one PPO takes log-probs of: the ratio would be wrong and the KL could turn "
-                f"negative. Allowed are {', '.join(HARMLESS)}."
+                "negative."
             )
 
 
@@ -170,15 +178,22 @@ def engine_responses(
     """The same from an engine: response ids and the mask of their real tokens, `(B, R)` each.
 
     Raises:
-        InputError: The engine gave another number of responses, an empty one, or one that is too long.
+        InputError: The engine gave another number of responses, an empty one, one that is too long, or one that is
+            too short and does not end with a stop token.
     """
     rows = generator.generate(prompt_rows, generation_config=generation_config)
     name, longest = type(generator).__name__, generation_config.max_new_tokens
+    stop = set(generation_config.eos_token_id)
     if len(rows) != len(prompt_rows):
         raise InputError(f"the generator {name} gave {len(rows)} responses for {len(prompt_rows)} prompts.")
     for i, row in enumerate(rows):
         if not 1 <= len(row) <= longest:
             raise InputError(f"the generator {name}: response {i} has {len(row)} tokens, not 1 to {longest}.")
+        if len(row) < longest and not stop & set(row):
+            raise InputError(
+                f"the generator {name}: response {i} ends before the limit without a stop token; the one that ended "
+                "it belongs to it."
+            )
     ids, mask = pad_rows(rows, pad_token_id=generation_config.pad_token_id, side="right", device=device)
     return ids, mask & response_mask(ids, stop_token_ids=generation_config.eos_token_id)
 

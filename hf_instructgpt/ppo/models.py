@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from ..errors import InputError
@@ -92,6 +92,7 @@ def make_critic(
     *,
     reward_models: "list[PreTrainedModel | PeftModel]",
     peft_config: "PeftConfig | None",
+    **kwargs: Any,
 ) -> ValueModel:
     """The critic: given, a head on the policy's trunk ("shared"), or a copy of a model's trunk with a head.
 
@@ -100,13 +101,18 @@ def make_critic(
         value_model (`PreTrainedModel`, [`ValueModel`], `str`, *optional*): See [`PPOTrainer`].
         reward_models (`list[PreTrainedModel]`): Those that know the policy's tokens.
         peft_config (`PeftConfig`, *optional*): For an adapter on a copied trunk.
+        kwargs: For `from_pretrained`, of a `value_model` by its id or path.
     """
     if isinstance(value_model, ValueModel):
         return value_model
-    if isinstance(value_model, str):
-        if value_model != "shared":
-            raise InputError(f'`value_model` must be "shared" or a model, not {value_model!r}.')
+    if value_model == "shared":
         return ValueModel(None, hidden_size=hidden_width(policy)).to(policy.device)
+    if isinstance(value_model, str):
+        value_model = AutoModel.from_pretrained(value_model, **kwargs)
+    if value_model is not None:
+        known, needed = (x.get_input_embeddings().num_embeddings for x in (value_model, policy))
+        if known < needed:
+            raise InputError(f"`value_model` knows {known} tokens and the policy {needed}: it must know them all.")
     family = [model for model in reward_models if model.config.model_type == policy.config.model_type]
     source = value_model if value_model is not None else next(iter(family), policy)
     # A reward model that scored for another trainer comes frozen.

@@ -75,7 +75,7 @@ class ResumableTrainer(Trainer):
             self.state.best_model_checkpoint = str(best)
         if should_save:
             self.state.save_to_json(str(aside / STATE_FILE))
-            write_manifest(aside, num_processes=self.args.world_size)
+            write_manifest(aside, options=self._all_fixed_options())
             if target.exists():  # of the same run, killed after it
                 target.rename(aside.parent / "replaced")
             aside.rename(target)
@@ -104,8 +104,8 @@ class ResumableTrainer(Trainer):
             kwargs: For `Trainer.train`.
 
         Raises:
-            InputError: There is no such checkpoint, it is damaged, it was saved with `save_only_model`, or by another
-                number of processes.
+            InputError: There is no such checkpoint, it is damaged, it was saved with `save_only_model`, or by a run
+                with other options where these must stay.
         """
         self._resumed_from = self._find_checkpoint(resume_from_checkpoint) if resume_from_checkpoint else None
         self._saved_state = self._resumed_from and TrainerState.load_from_json(f"{self._resumed_from}/{STATE_FILE}")
@@ -125,13 +125,20 @@ class ResumableTrainer(Trainer):
                 found[0] = last_whole_checkpoint(output_dir) if given is True else str(given)
                 if found[0] is None:
                     raise InputError(f"`resume_from_checkpoint`: there is no whole checkpoint in {output_dir}.")
-                check_resumable(found[0], num_processes=self.args.world_size)
+                check_resumable(found[0], options=self._all_fixed_options())
             except InputError as error:
                 found[1] = str(error)
         checkpoint, error = broadcast_object_list(found)
         if error is not None:
             raise InputError(error)
         return checkpoint
+
+    def _fixed_options(self) -> dict:
+        """What a run cannot change when it is resumed; for subclasses."""
+        return {}
+
+    def _all_fixed_options(self) -> dict:
+        return {"number of processes": self.args.world_size, **self._fixed_options()}
 
     def _begin_training(self) -> None:
         """At the end of a step that ended an epoch, or all: go on with what was still to do then."""

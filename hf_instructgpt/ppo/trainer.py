@@ -29,12 +29,13 @@ Private hooks of Trainer that are overridden, each with a test: `_set_signature_
 `_save_rng_state` and `_load_rng_state`; `_get_dataloader` is called. `ResumableTrainer` has more.
 """
 
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import gather_object, is_peft_model, set_seed
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
@@ -54,10 +55,11 @@ from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
     check_fsdp,
-    check_models,
     check_optimizer,
+    check_policy,
     check_processes,
     check_prompts,
+    check_reward_funcs,
     foreign_tokenizers,
 )
 from .config import PPOConfig
@@ -125,10 +127,10 @@ class PPOTrainer(ResumableTrainer):
             the policy's in vocabulary or chat template reads the text, any other the policy's token ids.
         ref_model (`str` or `PreTrainedModel`, *optional*): What the KL is measured from. By default the policy as it
             comes in: with `peft_config` the policy without its adapter, else a frozen copy.
-        value_model (`PreTrainedModel`, [`ValueModel`] or `"shared"`, *optional*): What the critic starts from: a base
-            model, which is copied and gets a head, or a whole critic; "shared" is a head on the policy's own trunk. By
-            default the body of the first reward model (as in the paper) of the policy's vocabulary and family, else
-            the policy's. An error with `advantage_estimator="reward"`.
+        value_model (`str`, `PreTrainedModel` or [`ValueModel`], *optional*): What the critic starts from: a base model
+            or its id or path, which is copied and gets a head, or a whole critic; "shared" is a head on the policy's
+            own trunk. By default the body of the first reward model (as in the paper) of the policy's vocabulary and
+            family, else the policy's. An error with `advantage_estimator="reward"`.
         ptx_dataset ([`~datasets.Dataset`], *optional*): Pretraining text for PPO-ptx: rows with `text`, `messages`, or
             `prompt` and `completion`.
         generator ([`~hf_instructgpt.ppo.generation.Generator`], *optional*): An engine that samples the responses in
@@ -169,11 +171,16 @@ class PPOTrainer(ResumableTrainer):
         trust = {"trust_remote_code": args.trust_remote_code}
         name = model if isinstance(model, str) else model.config._name_or_path
         model = load_policy(model, **trust, **(args.model_init_kwargs or {}))
+        if processing_class is None and not name:
+            raise InputError(
+                "`processing_class` is missing: a model without a name does not say where its tokenizer is."
+            )
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **trust)
 
         self._prepare_reward_funcs(reward_funcs, reward_processing_classes, processing_class, args)
-        check_models(model, processing_class, self.reward_funcs, self.reward_weights, self.reward_tokenizers)
+        check_policy(model, processing_class)
+        check_reward_funcs(model, self.reward_funcs, self.reward_weights, self.reward_tokenizers)
         if ref_model is model:
             raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
@@ -215,10 +222,11 @@ class PPOTrainer(ResumableTrainer):
         self._rollout_is_done = False
         self.kl_coef = args.kl_coef
         self._score_sums = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
-        followed = next(iter(eval_datasets.values())) or train_dataset or []
-        self._token_log_prompts = list(followed)[: args.log_tokens]
+        followed = next((x for x in (*eval_datasets.values(), train_dataset) if x is not None), ())
+        self._token_log_prompts = [followed[i] for i in range(min(args.log_tokens, len(followed)))]
         self._token_log_rollout: Rollout | None = None
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._reference_mark: str | None = None
         # From here on each process samples for itself.
         set_seed(args.seed, device_specific=True)
 
@@ -242,11 +250,12 @@ class PPOTrainer(ResumableTrainer):
             return None
         pairs = zip(self.reward_funcs, self.reward_tokenizers, strict=True)
         same_tokens = [func for func, tokenizer in pairs if isinstance(func, nn.Module) and tokenizer is None]
-        return make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config)
+        trust = {"trust_remote_code": args.trust_remote_code}
+        return make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
 
     def _prepare_frozen_models(self) -> None:
         if self.is_fsdp_enabled:
-            check_fsdp(self.args)
+            check_fsdp(self.args, self.model)
         for module in (self.ref_model, *self.reward_funcs):
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval().to(self.accelerator.device)
@@ -517,9 +526,14 @@ class PPOTrainer(ResumableTrainer):
 
     def _report_rows(self, bad: dict[str, torch.Tensor]) -> None:
         """Name what is NaN or infinite in a rollout, given the rows `(B,)` of each."""
-        for name, rows in bad.items():
-            if rows.any():
-                self._report_nonfinite(f"{name} in {int(rows.sum())} of {len(rows)} rows")
+        counts = torch.stack(
+            [torch.stack([rows.sum(), rows.new_tensor(len(rows), dtype=torch.long)]) for rows in bad.values()]
+        )
+        # On all processes, so that all of them stop.
+        counts = self._global_sum(counts.to(self.accelerator.device)).tolist()
+        for name, (count, total) in zip(bad, counts, strict=True):
+            if count:
+                self._report_nonfinite(f"{name} in {count} of {total} rows")
 
     def _report_nonfinite(self, what: str) -> None:
         message = f"after step {self.state.global_step}: NaN or infinite {what}"
@@ -695,7 +709,7 @@ class PPOTrainer(ResumableTrainer):
         Of several data sets (a `dict`), each has its name in its metrics, as in Trainer.
 
         Returns:
-            `dict[str, float]`: `eval_score`, `eval_reward` (score less the KL penalty), `eval_kl` (nats a response),
+            `dict[str, float]`: `eval_score`, `eval_reward` (a response's rewards in all), `eval_kl` (nats a response),
             `eval_kl_penalty` (the same by `kl_estimator`), `eval_completion_length` (tokens), `eval_eos_fraction`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -839,10 +853,52 @@ class PPOTrainer(ResumableTrainer):
         torch.save(self.args, output_dir / "training_args.bin")
 
     def save_merged_model(self, output_dir: str) -> None:
-        """Write the policy as a model of its own, its adapter merged into its weights, with the tokenizer."""
+        """Write the policy as a model of its own, its adapter merged into its weights, with the tokenizer.
+
+        Raises:
+            InputError: The weights lie in shards.
+        """
+        if self.is_fsdp_enabled:
+            raise InputError("`save_merged_model` needs whole weights: save the adapter, and merge it without FSDP.")
         if self.args.should_save:
             independent_copy(self._actor_critic.policy).save_pretrained(output_dir)
             self.processing_class.save_pretrained(output_dir)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer copies the policy's files alone to where it pushes from.
+        checkpoint = Path(checkpoint_folder)
+        if self.is_world_process_zero() and not self._is_saving_aside:
+            for name in (VALUE_MODEL_FOLDER, EMA_FOLDER):
+                if (checkpoint / name).is_dir():
+                    shutil.copytree(checkpoint / name, Path(self.args.output_dir) / name, dirs_exist_ok=True)
+            for code in checkpoint.glob("*.py"):
+                shutil.copy(code, self.args.output_dir)
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _fixed_options(self) -> dict:
+        """What a run cannot change when it is resumed."""
+        critic = self._actor_critic.value_model
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs")
+        names += ("num_generations", "max_completion_length", "advantage_estimator", "seed", "data_seed")
+        return {
+            **{name: getattr(self.args, name) for name in names},
+            "value_model": None if critic is None else "shared" if critic.backbone is None else "own",
+            "ema_decay": self.args.ema_decay,
+            "peft_config": is_peft_model(self._actor_critic.policy),
+            "train_dataset": len(self.train_dataset),
+            "ref_model": self._reference_sum(),
+        }
+
+    def _reference_sum(self) -> str | None:
+        """A mark of the reference's weights, which a checkpoint does not hold."""
+        if self.is_fsdp_enabled:
+            return None
+        if self._reference_mark is None:
+            model = self.ref_model
+            params = self._actor_critic.policy.parameters() if model is None else model.parameters()
+            sums = [p.detach().double().abs().sum() for p in params if not p.requires_grad]
+            self._reference_mark = f"{float(sum(sums)):.7g}"
+        return self._reference_mark
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self.is_fsdp_enabled:  # sharded weights, in accelerate's own files

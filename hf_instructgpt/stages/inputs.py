@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -238,13 +236,6 @@ def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> P
         raise InputError(f"{name} holds no causal language model: {sorted(info['missing_keys'])[0]} is missing.")
     _check_tokenizer(tokenizer, model)
     return model
-
-
-def load_trunk(name: str, **kwargs) -> PreTrainedModel:
-    """A model without its head, for a critic. Raises `InputError` if there is none."""
-    check_model_path(name)
-    with _loading(name), _quiet():
-        return AutoModel.from_pretrained(name, dtype=torch.float32, **kwargs)
 
 
 def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:

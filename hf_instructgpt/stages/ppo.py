@@ -10,6 +10,7 @@ from ..ppo.trainer import PPOTrainer
 from .arguments import PPOArguments
 from .inputs import (
     check_fits,
+    check_model_path,
     load_causal_lm,
     load_config,
     load_options,
@@ -17,7 +18,6 @@ from .inputs import (
     load_stage_datasets,
     load_text,
     load_tokenizer,
-    load_trunk,
     peft_errors,
 )
 from .output import run_stage
@@ -57,9 +57,8 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
         check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
     trust = training_args.trust_remote_code
     reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
-    value_model = args.value_model
-    if value_model not in (None, "shared"):
-        value_model = load_trunk(value_model, trust_remote_code=trust)
+    if args.value_model not in (None, "shared"):
+        check_model_path(args.value_model)
     model = load_causal_lm(name, tokenizer, **options)
     with peft_errors(model_args):
         return PPOTrainer(
@@ -69,7 +68,7 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            value_model=value_model,
+            value_model=args.value_model,
             ptx_dataset=load_text(args) if args.ptx_dataset_name is not None else None,
             peft_config=get_peft_config(model_args),
         )

@@ -1,0 +1,108 @@
+"""Can the tests fail? Each bug of `mutants.py` is put into a copy of the package, where its test must go red."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from mutants import MUTANTS
+
+ROOT = Path(__file__).parents[1]
+NUMBERS = range(1, 36)
+TIMEOUT = 120  # seconds; a bug may make a loop endless
+# How the report of a failed test begins when an assertion of the test's own made it fail.
+ASSERTIONS = ("AssertionError", "assert ", "Failed: DID NOT RAISE")
+PLUGIN = "copy_of_the_package"
+# Another installation must not take the copy's place.
+PLUGIN_CODE = """
+from pathlib import Path
+import pytest
+import hf_instructgpt
+
+def pytest_configure(config):
+    if not Path(hf_instructgpt.__file__).is_relative_to(Path(__file__).parent):
+        raise pytest.UsageError(f"{hf_instructgpt.__file__} was imported instead of the copy")
+"""
+
+
+def replaced(mutant) -> str:
+    """The file's text with the bug in it; a piece that is not there exactly once makes the mutant stale."""
+    text = (ROOT / mutant.file).read_text(encoding="utf-8")
+    old, new = ((piece,) if isinstance(piece, str) else piece for piece in (mutant.old, mutant.new))
+    for before, after in zip(old, new, strict=True):
+        count = text.count(before)
+        assert count == 1, f"STALE: mutant {mutant.number} looks for a piece that {mutant.file} has {count} times"
+        text = text.replace(before, after)
+    return text
+
+
+def copy_checkout(folder: Path) -> None:
+    """The package and the tests as files of their own, all else by links."""
+    for path in ROOT.iterdir():
+        if path.name in ("hf_instructgpt", "tests"):
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif not path.name.startswith("."):
+            (folder / path.name).symlink_to(path)
+    (folder / f"{PLUGIN}.py").write_text(PLUGIN_CODE, encoding="utf-8")
+
+
+def run_tests(folder: Path, tests: list[str], *, timeout: float) -> dict[str, str | None]:
+    """Run tests in a copy: by node id, None for those that passed, else how they did not."""
+    report = folder / ".report.xml"
+    options = ["-p", PLUGIN, "-p", "no:cacheprovider", "-o", "addopts=", "-q", f"--junitxml={report}"]
+    environment = os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-B", "-m", "pytest", *options, *tests],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"not done after {timeout} seconds")
+    finally:
+        if process.poll() is None:  # with the processes that it has started itself
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert report.is_file(), output[-4000:]
+    results = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        outcome = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        test = f"{case.get('classname').replace('.', '/')}.py::{case.get('name')}"
+        results[test] = None if outcome is None else f"{outcome.tag}: {outcome.get('message')}"
+    return results
+
+
+def test_every_number_has_a_mutant_whose_place_is_known():
+    assert {int(mutant.number.rstrip("abcdefgh")) for mutant in MUTANTS} == set(NUMBERS)
+    assert len({mutant.number for mutant in MUTANTS}) == len(MUTANTS)
+    for mutant in MUTANTS:
+        compile(replaced(mutant), mutant.file, "exec")
+
+
+@pytest.mark.mutants
+def test_all_named_tests_pass_as_the_package_stands(tmp_path):
+    copy_checkout(tmp_path)
+    tests = list(dict.fromkeys(mutant.test for mutant in MUTANTS))
+    assert run_tests(tmp_path, tests, timeout=3 * TIMEOUT) == dict.fromkeys(tests)
+
+
+@pytest.mark.mutants
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.number)
+def test_a_mutant_is_killed(tmp_path, mutant):
+    copy_checkout(tmp_path)
+    (tmp_path / mutant.file).write_text(replaced(mutant), encoding="utf-8")
+    results = run_tests(tmp_path, [mutant.test], timeout=TIMEOUT)
+    assert list(results) == [mutant.test]
+    (result,) = results.values()
+    assert result is not None, f"SURVIVED: {mutant.bug}"
+    kind, _, message = result.partition(": ")
+    assert kind == "failure" and message.startswith(ASSERTIONS), result

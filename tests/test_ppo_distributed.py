@@ -21,6 +21,9 @@ EOS = 66
 TOKENIZER = CharGPTTokenizer.from_document()
 PROMPTS = Dataset.from_list([{"prompt": text} for text in ("a", "bcd", "ef", "ghij", "klm", "no")])
 
+TEXT = Dataset.from_dict({"text": ["abc", "defgh", "ij", "klmno", "pq"]})
+EXTRAS = {"ptx_coef": 0.5, "scale_scores": True, "whiten_rewards": True, "entropy_coef": 0.01, "kl_target": 0.1}
+
 
 def make(output_dir, train_dataset=PROMPTS, **options):
     torch.manual_seed(0)
@@ -41,7 +44,8 @@ def make(output_dir, train_dataset=PROMPTS, **options):
     def reward(completions, **_):
         return [float(len(text)) for text in completions]
 
-    return PPOTrainer(model, reward, args=args, train_dataset=train_dataset, processing_class=TOKENIZER)
+    extras = {"value_model": "shared", "ptx_dataset": TEXT} if args.ptx_coef else {}
+    return PPOTrainer(model, reward, args=args, train_dataset=train_dataset, processing_class=TOKENIZER, **extras)
 
 
 def responses_by_prompt(model, prompt_ids, prompt_mask, *, generation_config):
@@ -91,6 +95,7 @@ def main(folder: Path):
         "accumulated": fixed_steps(
             folder / "accumulated", per_device_train_batch_size=1, gradient_accumulation_steps=2
         ),
+        "extras": fixed_steps(folder / "extras", per_device_train_batch_size=2, **EXTRAS),
         "sampled": sampled_run(folder / "sampled"),
         # In the middle of the second epoch's first rollout.
         "resumed": sampled_run(folder / "resumed", resume=str(folder / "sampled" / "checkpoint-5")),
@@ -116,12 +121,17 @@ def ranks(folder):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return fixed_steps(tmp_path_factory.mktemp("one"), per_device_train_batch_size=4)
+    folder = tmp_path_factory.mktemp("one")
+    plain = fixed_steps(folder, per_device_train_batch_size=4)
+    # A shared trunk, pretraining text, scores and rewards scaled over all processes, an adaptive coefficient.
+    extras = fixed_steps(folder, per_device_train_batch_size=4, **EXTRAS)
+    return {"fixed": plain, "accumulated": plain, "extras": extras}
 
 
-@pytest.mark.parametrize("name", ["fixed", "accumulated"])
+@pytest.mark.parametrize("name", ["fixed", "accumulated", "extras"])
 def test_two_processes_make_the_step_of_one(ranks, alone, name):
-    start = make(".").model.state_dict()
+    alone = alone[name]
+    start = make(".", **(EXTRAS if name == "extras" else {})).model.state_dict()
     moved = {key: tensor - start[key] for key, tensor in alone["weights"].items()}
     assert all(tensor.abs().max() > 0 for tensor in moved.values())
     for rank in ranks:
@@ -129,8 +139,9 @@ def test_two_processes_make_the_step_of_one(ranks, alone, name):
             torch.testing.assert_close(tensor - start[key], moved[key], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fixed", "accumulated"])
+@pytest.mark.parametrize("name", ["fixed", "accumulated", "extras"])
 def test_logs_and_evaluation_are_over_both_processes(ranks, alone, name):
+    alone = alone[name]
     for mine, expected in zip(ranks[0][name]["logs"], alone["logs"], strict=True):
         assert mine == pytest.approx(expected, abs=2e-4)
     for rank in ranks:

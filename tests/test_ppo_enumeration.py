@@ -23,6 +23,7 @@ from hf_instructgpt.ppo.trainer import PPOTrainer
 
 STOP, VOCAB, LENGTH = 0, 4, 3
 TEMPERATURE, KL_COEF, PENALTY = 0.8, 0.3, 0.5
+SAMPLES = 16384
 TOKENIZER = CharGPTTokenizer(
     vocab={"<eos>": STOP, "a": 1, "b": 2, "c": 3}, pad_token="<eos>", unk_token="c", chat_template=None
 )
@@ -135,24 +136,21 @@ def oracle():
     with torch.no_grad():
         policy, ref = tables(gpt2(0))[1], tables(gpt2(1))[1]
         probabilities = torch.stack([logprob(policy, *pair) for pair in PAIRS]).exp()
-    assert len(PAIRS) == 80
     assert probabilities.view(2, 40).sum(-1).tolist() == pytest.approx([1, 1], abs=1e-12)
     return policy, ref, probabilities
 
 
-# ---- KL and entropy ------------------------------------------------------------------------------------------------
+# ---- What holds on average ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3", "full"])
 def test_the_penalised_kl_is_on_average_that_of_whole_responses(tmp_path, oracle, estimator):
     policy, ref, p = oracle
-    ratios = torch.stack([logprob(policy, *pair) - logprob(ref, *pair) for pair in PAIRS])
-    exact = (p @ ratios).item()
+    exact = (p @ torch.stack([logprob(policy, *pair) - logprob(ref, *pair) for pair in PAIRS])).item()
     assert exact > 0.5
     rollout = roll_out_everything(make(tmp_path, kl_estimator=estimator))
-    assert (p @ rollout.kl_penalty.sum(-1).double()).item() == pytest.approx(exact, abs=1e-5)
-    # What is logged as the KL is k1's sum, whichever estimate is penalised.
-    assert (p @ rollout.kl.sum(-1).double()).item() == pytest.approx(exact, abs=1e-5)
+    for kl in (rollout.kl_penalty, rollout.kl):  # what is penalised, and what is logged
+        assert (p @ kl.sum(-1).double()).item() == pytest.approx(exact, abs=1e-5)
 
 
 def test_entropy_of_whole_responses_is_that_of_the_states_on_their_way(oracle):
@@ -160,9 +158,6 @@ def test_entropy_of_whole_responses_is_that_of_the_states_on_their_way(oracle):
     reached = torch.tensor([math.exp(logprob(policy, *state)) for state in policy]).double()
     entropy = token_entropy(torch.stack(list(policy.values()))).double()
     assert (reached @ entropy).item() == pytest.approx(-(p @ p.log()).item(), abs=1e-5)
-
-
-# ---- Values and advantages -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
@@ -187,7 +182,7 @@ def test_with_true_values_advantages_are_on_average_q_minus_v(tmp_path, oracle, 
         assert actual == pytest.approx(q_value - values[prompt, beginning[:-1]], abs=1e-5)
 
 
-# ---- The policy gradient -------------------------------------------------------------------------------------------
+# ---- The policy gradient and samples -------------------------------------------------------------------------------
 
 
 def flat(tensors):
@@ -222,11 +217,6 @@ def test_the_policy_losss_gradient_is_on_average_the_true_one(oracle, true_gradi
     torch.testing.assert_close(oracle[2] @ gradients / len(PROMPTS), true_gradient, atol=1e-6, rtol=1e-5)
 
 
-# ---- Sampling ------------------------------------------------------------------------------------------------------
-
-SAMPLES = 16384
-
-
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory):
     """A large sampled rollout and the mean over its responses of what one step of plain gradient descent did."""
@@ -236,8 +226,7 @@ def one_step(tmp_path_factory):
     before = flat(trainer.model.policy.parameters())
     trainer.train()
     step = flat(trainer.model.policy.parameters()) - before
-    # The loss is a mean over tokens.
-    return trainer._rollout, step * trainer._rollout.response_mask.sum() / SAMPLES
+    return trainer._rollout, step * trainer._rollout.response_mask.sum() / SAMPLES  # the loss is a mean over tokens
 
 
 def test_sampled_responses_are_as_frequent_as_they_are_probable(one_step, oracle):

@@ -65,6 +65,7 @@ def lengths(completion_ids, **_):
 
 def make(tmp_path, model=None, reward_funcs=lengths, train_dataset=PROMPTS, processing_class=TOKENIZER, **options):
     names = ("eval_dataset", "ref_model", "value_model", "callbacks", "reward_processing_classes")
+    names += ("ptx_dataset", "generator", "peft_config")
     arguments = {name: options.pop(name) for name in names if name in options}
     defaults = {
         "output_dir": str(tmp_path),

@@ -160,19 +160,51 @@ def test_ppo_with_a_reward_model_and_with_a_function_of_the_current_folder(here,
     assert AutoModelForCausalLM.from_pretrained("out") and (here / "out" / "tokens.jsonl").is_file()
 
 
+def test_ppo_with_a_head_on_the_policy_and_pretraining_text(here, models, refused):
+    argv = ["ppo", "--dataset_name", "prompts.jsonl", "--model_name_or_path", str(models / "sft"), *FLAGS]
+    argv += ["--reward_funcs", str(models / "reward"), "--max_completion_length", "4"]
+    text = ["--ptx_dataset_name", "sft.jsonl", "--ptx_coef", "0.1"]
+    assert main([*argv, "--value_model", "shared", *text, "--logging_steps", "1", "--output_dir", "out"]) == 0
+    assert [path.name for path in (here / "out" / "value_model").iterdir()] == ["value_head.safetensors"]
+    history = json.loads((here / "out/trainer_state.json").read_text())["log_history"]
+    assert history[0]["ptx_loss"] > 0
+    # A critic may start from a model of its own.
+    assert main([*argv, "--value_model", str(models / "sft"), "--output_dir", "own"]) == 0
+    assert (here / "own" / "value_model" / "config.json").is_file()
+    bad = [*argv, "--output_dir", "bad"]
+    assert "needs both `ptx_dataset_name` and a `ptx_coef`" in refused(*bad, *text[:2])
+    assert "rankings.jsonl (train): " in refused(*bad, "--ptx_dataset_name", "rankings.jsonl", *text[2:])
+    assert "no model at" in refused(*bad, "--value_model", "./none")
+    assert "`top_k` = 5 is refused" in refused(*bad, "--generation_kwargs", '{"top_k": 5}')
+
+
+def test_ppo_goes_on_from_adapters_of_the_other_stages(here, models):
+    lora = [*TRAIN, *LORA, "qkv_proj", "out_proj", "--model_name_or_path"]
+    assert main(["sft", "--dataset_name", "sft.jsonl", *lora, str(models / "sft"), "--output_dir", "sft"]) == 0
+    head = ["--lora_modules_to_save", "score", "--lora_task_type", "SEQ_CLS", "--output_dir", "reward"]
+    assert main(["reward", "--dataset_name", "rankings.jsonl", *lora, str(models / "sft"), *head]) == 0
+    argv = ["ppo", "--dataset_name", "prompts.jsonl", "--reward_funcs", "reward", "--max_completion_length", "4"]
+    assert main([*argv, *FLAGS, "--model_name_or_path", "sft", "--output_dir", "out"]) == 0
+    before, after = (load_file(here / name / "adapter_model.safetensors") for name in ("sft", "out"))
+    assert before.keys() == after.keys() and any(not before[name].equal(after[name]) for name in before)
+    assert main(["generate", "out", "--prompt", "你好吗", "--max_new_tokens", "2"]) == 0
+
+
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules"]
 
 
-@pytest.mark.parametrize("stage", ["sft", "reward"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
 def test_a_stage_trains_an_adapter(here, models, stage, refused):
-    data = {"sft": "sft.jsonl", "reward": "rankings.jsonl"}[stage]
+    data = {"sft": "sft.jsonl", "reward": "rankings.jsonl", "ppo": "prompts.jsonl"}[stage]
     argv = [stage, "--dataset_name", data, "--model_name_or_path", str(models / "sft"), *TRAIN, *LORA]
+    if stage == "ppo":
+        argv[3:3] = ["--reward_funcs", str(models / "reward"), "--max_completion_length", "4"]
     head = ["--lora_modules_to_save", "score", "--lora_task_type", "SEQ_CLS"] if stage == "reward" else []
     assert main([*argv, "qkv_proj", "out_proj", *head, "--output_dir", "out"]) == 0
     weights = load_file(here / "out" / "adapter_model.safetensors")
     assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights.items())
     assert any("score" in name for name in weights) == (stage == "reward")
-    assert "`use_peft`: " in refused(*argv, "none_such", "--output_dir", "b")
+    assert "none_such not found in the base model" in refused(*argv, "none_such", "--output_dir", "b")
 
 
 def test_a_text_that_is_cut_is_counted(here, caplog):

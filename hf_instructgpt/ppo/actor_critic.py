@@ -235,6 +235,10 @@ class ActorCritic(nn.Module):
     # TRL would switch it off while sampling; evaluation mode does that already.
     is_gradient_checkpointing = False
 
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """PEFT's, which Trainer asks for where an adapter has been saved."""
+        self.policy.create_or_update_model_card(output_dir)
+
     def activation_checkpointing_enable(self, **kwargs) -> None:
         self.language_model.activation_checkpointing_enable(**kwargs)
         if self.value_model is not None and self.value_model.backbone is not None:

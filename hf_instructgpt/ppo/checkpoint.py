@@ -13,8 +13,9 @@ logger = logging.get_logger(__name__)
 
 MANIFEST_FILE = "checkpoint.json"
 PPO_STATE_FILE = "ppo_state_{rank}.pt"
-# Where a checkpoint is written before it is whole; Trainer looks for `checkpoint-*` only.
-ASIDE_FOLDER = ".checkpoint-in-progress"
+# Where a checkpoint is written before it is whole: Trainer looks for `checkpoint-*` only, and pushes nothing with an
+# underscore in front.
+ASIDE_FOLDER = "_checkpoint_in_progress"
 
 
 def write_manifest(folder: Path, *, num_processes: int) -> None:

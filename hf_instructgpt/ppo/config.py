@@ -235,6 +235,13 @@ class PPOConfig(TrainingArguments):
         for name, holds, rule in RANGES:
             if not holds(getattr(self, name)):
                 raise ValueError(f"`{name}` must {rule}, not {getattr(self, name)!r}.")
+        self._check_together()
+        if self.logging_steps is None:
+            self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
+        super().__post_init__()
+        check_generation_kwargs(self.generation_kwargs or {})  # from here on a dict, also where it came as JSON
+
+    def _check_together(self) -> None:
         if self.subtract_group_mean and (self.advantage_estimator != "reward" or self.num_generations < 2):
             raise ValueError(
                 "`subtract_group_mean` needs `advantage_estimator='reward'` and `num_generations` of 2 or more."
@@ -244,8 +251,9 @@ class PPOConfig(TrainingArguments):
                 "`kl_penalty_in='loss'` cannot use `kl_estimator='k1'`: over sampled tokens its gradient is 0 on "
                 "average. Use 'k2', 'k3' or 'full'."
             )
-        if self.whiten_rewards and self.advantage_estimator != "gae":
-            raise ValueError("`whiten_rewards` needs `advantage_estimator='gae'`.")
+        for name in ("whiten_rewards", "critic_warmup_steps"):
+            if getattr(self, name) and self.advantage_estimator != "gae":
+                raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")
         if self.rollout_size % self.num_generations:
             raise ValueError(
                 f"a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "
@@ -259,10 +267,6 @@ class PPOConfig(TrainingArguments):
             )
         if self.use_vllm is False and self.vllm_kwargs:
             raise ValueError("`vllm_kwargs` needs `use_vllm`.")
-        if self.logging_steps is None:
-            self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
-        super().__post_init__()
-        check_generation_kwargs(self.generation_kwargs or {})  # from here on a dict, also where it came as JSON
 
     @property
     def rollout_size(self) -> int:

@@ -1,12 +1,11 @@
 """Where responses come from: the policy's own `generate`, or an inference engine in its place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from trl.generation import vllm_generation
 
 from ..errors import InputError
 from .functional import response_mask
@@ -53,8 +52,7 @@ class VLLMGenerator:
         accelerator ([`~accelerate.Accelerator`]): The trainer's.
         processing_class (`PreTrainedTokenizerBase`): The policy's tokenizer.
         generation_config ([`~transformers.GenerationConfig`]): See [`sampling_config`].
-        engine (`Callable`, *optional*): In place of `trl.generation.VLLMGeneration`.
-        kwargs: Its other arguments, such as `mode`, `server_base_url` or `gpu_memory_utilization`.
+        kwargs: Other arguments of `VLLMGeneration`, such as `mode`, `server_base_url` or `gpu_memory_utilization`.
 
     Raises:
         InputError: vLLM is not installed, or an argument is unknown to the engine.
@@ -67,12 +65,13 @@ class VLLMGenerator:
         accelerator,
         processing_class: PreTrainedTokenizerBase,
         generation_config: GenerationConfig,
-        engine: Callable | None = None,
         **kwargs: Any,
     ):
+        # Here, since it takes a while. `trl.generation` itself has the class only where vLLM is installed.
+        from trl.generation.vllm_generation import VLLMGeneration
+
         try:
-            # Not `from trl.generation`: that has the name only where vLLM is installed, and says so less clearly.
-            self.engine = (engine or vllm_generation.VLLMGeneration)(
+            self.engine = VLLMGeneration(
                 model=policy,
                 accelerator=accelerator,
                 processing_class=processing_class,

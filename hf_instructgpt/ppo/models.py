@@ -65,7 +65,11 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
     peft_config = copy.deepcopy(peft_config)  # PEFT writes into it what it found
     peft_config.task_type = task_type
     if task_type != "CAUSAL_LM":
-        peft_config.modules_to_save = None  # names of the policy, whose head a critic has not
+        # Names as they are in the policy, which has a head and the trunk under a prefix.
+        peft_config.modules_to_save = None
+        if isinstance(peft_config.target_modules, list | set):
+            prefix = f"{model.base_model_prefix}."
+            peft_config.target_modules = {name.removeprefix(prefix) for name in peft_config.target_modules}
     try:
         return get_peft_model(model, peft_config)
     except ValueError as error:

@@ -318,6 +318,7 @@ class PPOTrainer(ResumableTrainer):
         self._micro_step += -self._micro_step % self._micro_batches_per_rollout()
         if epoch == epochs_trained:
             self._sums.clear()
+            self._synced_step = None
             if self.is_world_process_zero():
                 rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
         super()._run_epoch(epoch=epoch, epochs_trained=epochs_trained, **kwargs)
@@ -819,6 +820,7 @@ class PPOTrainer(ResumableTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         checkpoint, actor_critic = Path(resume_from_checkpoint), self._actor_critic
+        self._synced_step = None
         if self.ema is not None:
             load_weights(actor_critic.policy, checkpoint / EMA_FOLDER)
             self.ema.reset()

@@ -1,0 +1,166 @@
+"""Checkpoints are whole or not there: where they are written, what damage is seen, what is refused."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_ppo_trainer import EOS, PROMPTS, assert_equal, lengths, logged, make, policy
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+
+from hf_instructgpt.errors import InputError
+from hf_instructgpt.ppo.checkpoint import ASIDE_FOLDER, check_resumable, find_damage, last_whole_checkpoint
+
+SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    make(folder, **SAVING).train()
+    return folder
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = [
+    ("model.safetensors", truncate, "model.safetensors is not as it was written"),
+    ("model.safetensors", flip, "model.safetensors is not as it was written"),
+    ("value_model/model.safetensors", Path.unlink, "value_model/model.safetensors is missing"),
+    ("optimizer.pt", flip, "optimizer.pt is not as it was written"),
+    ("ppo_state_0.pt", Path.unlink, "ppo_state_0.pt is missing"),
+    ("trainer_state.json", truncate, "trainer_state.json is not as it was written"),
+    ("checkpoint.json", truncate, "checkpoint.json is missing or broken"),
+    ("checkpoint.json", Path.unlink, "checkpoint.json is missing or broken"),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "message"), DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_last_whole_one(copy, caplog, file, damage, message):
+    damage(copy / "checkpoint-3" / file)
+    logger = logging.getLogger("transformers")
+    logger.propagate = True
+    assert last_whole_checkpoint(copy) == str(copy / "checkpoint-2")
+    logger.propagate = False
+    assert f"checkpoint-3 is damaged ({message})" in caplog.text
+    with pytest.raises(InputError, match=f"checkpoint-3 is damaged: {message}"):
+        check_resumable(copy / "checkpoint-3", num_processes=1)
+
+
+def test_training_goes_on_from_the_last_whole_checkpoint(copy, run):
+    flip(copy / "checkpoint-3" / "model.safetensors")
+    trainer = make(copy, **SAVING)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer._initial_global_step == 2
+    assert find_damage(copy / "checkpoint-3") is None  # written anew
+    whole = AutoModelForCausalLM.from_pretrained(run / "checkpoint-3")
+    assert_equal(trainer.model.policy.state_dict(), whole.state_dict())
+    with pytest.raises(InputError, match="there is no folder"):
+        trainer.train(resume_from_checkpoint=str(copy / "checkpoint-9"))
+
+
+def test_a_name_that_is_no_number_is_no_checkpoint(copy):
+    (copy / "checkpoint-3").rename(copy / "checkpoint-3-of-mine")
+    assert last_whole_checkpoint(copy) == str(copy / "checkpoint-2")
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        make(copy / "elsewhere").train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_without_optimizer_and_rollout_is_refused(tmp_path):
+    make(tmp_path, save_only_model=True, **SAVING).train()
+    for given in (True, str(tmp_path / "checkpoint-2")):
+        with pytest.raises(InputError, match="`save_only_model=True`"):
+            make(tmp_path, **SAVING).train(resume_from_checkpoint=given)
+
+
+def test_another_number_of_processes_is_refused(copy):
+    path = copy / "checkpoint-3" / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"num_processes": 2}))
+    with pytest.raises(InputError, match=r"saved by 2 process\(es\) and cannot be resumed by 1"):
+        make(copy, **SAVING).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_is_written_aside_and_stands_in_its_place_before_it_is_pushed_and_counted(tmp_path, monkeypatch):
+    seen = []
+
+    def look(what):
+        there = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+        aside = sorted(path.name for path in tmp_path.glob(f"{ASIDE_FOLDER}/*"))
+        seen.append((what, there, aside))
+
+    class OnSave(TrainerCallback):
+        def on_save(self, *args, **kwargs):
+            look("on_save")
+
+    trainer = make(tmp_path, callbacks=[OnSave()], **{**SAVING, "max_steps": 2, "save_total_limit": 1})
+    trainer.args.push_to_hub = True
+    monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda self, folder: look(f"push {Path(folder).name}"))
+    save_rng = trainer._save_rng_state
+    trainer._save_rng_state = lambda folder: (look(f"write {Path(folder).name}"), save_rng(folder))
+    trainer.train()
+    assert seen == [
+        ("write checkpoint-1", [], ["checkpoint-1"]),
+        ("push checkpoint-1", ["checkpoint-1"], []),
+        ("on_save", ["checkpoint-1"], []),
+        ("write checkpoint-2", ["checkpoint-1"], ["checkpoint-2"]),
+        ("push checkpoint-2", ["checkpoint-1", "checkpoint-2"], []),
+        ("on_save", ["checkpoint-2"], []),
+    ]
+    assert not (tmp_path / ASIDE_FOLDER).exists()
+
+
+def test_the_best_checkpoint_is_remembered_where_it_stands(tmp_path):
+    options = {"eval_dataset": PROMPTS, "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "score"}
+    trainer = make(tmp_path, **SAVING, **options)
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert Path(best).parent == tmp_path and Path(best).is_dir()
+    for step in range(trainer.state.best_global_step, 4):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert state["best_model_checkpoint"] == best
+
+
+def test_nothing_is_loaded_that_weights_only_would_refuse(run, tmp_path, monkeypatch):
+    """Neither by our code nor by Trainer's: a checkpoint from elsewhere cannot run code."""
+    load, opened = torch.load, []
+
+    def strict(file, *args, weights_only=None, **kwargs):
+        assert weights_only is True, file
+        opened.append(Path(file).name)
+        return load(file, *args, weights_only=True, **kwargs)
+
+    monkeypatch.setattr(torch, "load", strict)
+    make(tmp_path, **SAVING).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "ppo_state_0.pt"} <= set(opened)
+
+
+def test_the_mean_loss_of_a_resumed_run_is_that_of_the_whole_run(run, tmp_path):
+    whole = make(tmp_path / "whole", logging_steps=2, **SAVING)
+    whole_output = whole.train()
+    resumed = make(tmp_path / "resumed", logging_steps=2, **SAVING)
+    output = resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-1"))
+    assert logged(resumed, "loss") == logged(whole, "loss")
+    assert output.training_loss == whole_output.training_loss == output.metrics["train_loss"]
+
+
+def test_a_checkpoint_may_be_started_from_as_a_model(run, tmp_path):
+    trainer = make(tmp_path, str(run / "checkpoint-3"), lengths, processing_class=None, max_steps=1)
+    trainer.train()
+    assert trainer.generation_config.eos_token_id == [EOS]
+    assert not trainer.model.policy.lm_head.weight.equal(policy().lm_head.weight)

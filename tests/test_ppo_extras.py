@@ -1,0 +1,378 @@
+"""What stands beside PPO's own update: a shared trunk, warm-up, pretraining text, EMA, scaled scores, NaN guards."""
+
+import json
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from test_ppo_trainer import (
+    EOS,
+    PROMPTS,
+    TOKENIZER,
+    assert_equal,
+    gpt2,
+    lengths,
+    llama,
+    logged,
+    make,
+    policy,
+    reward_model,
+    weights,
+)
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from hf_instructgpt.errors import InputError
+from hf_instructgpt.ppo.actor_critic import ActorCritic, ValueModel, load_value_model
+from hf_instructgpt.ppo.config import PPOConfig
+from hf_instructgpt.ppo.functional import combine_scores, score_scale
+from hf_instructgpt.ppo.ptx import PretrainingText
+
+TEXT = Dataset.from_dict({"text": ["abc", "defgh", "ij", "klmno", "pq"]})
+
+
+def gradients(trainer):
+    """The gradient of the first step, before it is clipped or dropped."""
+    seen = []
+
+    class Snapshot(TrainerCallback):
+        def on_pre_optimizer_step(self, *args, **kwargs):
+            named = trainer.model.named_parameters()
+            seen.append({name: None if p.grad is None else p.grad.clone() for name, p in named})
+
+    trainer.add_callback(Snapshot())
+    trainer.train()
+    return seen
+
+
+# ---- A critic on the policy's trunk --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [policy, gpt2, llama])
+def test_a_shared_critic_s_values_are_its_head_on_the_policy_s_last_hidden_state(build):
+    model = build().eval()
+    critic = ValueModel(None, hidden_size=16)
+    torch.nn.init.normal_(critic.value_head.weight)
+    prompt, response = torch.tensor([[0, 5, 6], [7, 8, 9]]), torch.tensor([[4, 3], [2, 0]])
+    masks = prompt.ne(0), response.ne(0)
+    logits, values = ActorCritic(model, critic)(prompt, masks[0], response, masks[1])
+    own = ActorCritic(model, ValueModel(model.base_model))
+    own.value_model.value_head = critic.value_head
+    expected_logits, expected = own(prompt, masks[0], response, masks[1])
+    assert logits.equal(expected_logits)
+    torch.testing.assert_close(values, expected)
+
+
+def test_a_shared_critic_trains_the_trunk_and_reloads_on_its_own(tmp_path):
+    trainer = make(tmp_path, value_model="shared", max_steps=3)
+    before = weights(trainer.model)
+    trainer.train()
+    assert [name for name, tensor in trainer.model.state_dict().items() if tensor.equal(before[name])] == []
+    assert {name for name in before if not name.startswith("policy.")} == {
+        "value_model.value_head.weight",
+        "value_model.value_head.bias",
+    }
+    trainer.save_model()
+    critic = load_value_model(tmp_path / "value_model")
+    assert critic.value_head.weight.equal(trainer.model.value_model.value_head.weight)
+    assert_equal(critic.backbone.state_dict(), trainer.model.policy.base_model.state_dict())
+    with pytest.raises(InputError, match="holds no critic"):
+        load_value_model(tmp_path)
+
+
+def test_the_value_loss_of_a_shared_critic_reaches_the_trunk(tmp_path):
+    options = {"value_model": "shared", "kl_coef": 0.0, "max_steps": 2, "max_grad_norm": 0.0}
+    steps, without = (gradients(make(tmp_path, vf_coef=weight, **options)) for weight in (0.5, 0.0))
+    # The head is 0 at first, so the trunk feels the values from the second step on only.
+    assert steps[0]["policy.lm_head.weight"].equal(without[0]["policy.lm_head.weight"])
+    name = "policy.model.layers.0.fc1.weight"
+    assert not torch.allclose(steps[1][name], without[1][name], rtol=1e-2)
+
+
+# ---- Critic warm-up ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value_model", [None, "shared"])
+def test_in_the_warm_up_the_critic_alone_moves(tmp_path, value_model):
+    snapshots = []
+
+    class Snapshot(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            snapshots.append(weights(trainer.model))
+
+    options = {"critic_warmup_steps": 3, "weight_decay": 0.1, "max_steps": 4, "value_model": value_model}
+    trainer = make(tmp_path, callbacks=[Snapshot()], **options)
+    start = weights(trainer.model)
+    trainer.train()
+    for before, after, frozen in zip([start, *snapshots], snapshots, [True, True, True, False], strict=False):
+        same = {name: tensor.equal(after[name]) for name, tensor in before.items()}
+        assert all(value == frozen for name, value in same.items() if name.startswith("policy."))
+        assert not any(value for name, value in same.items() if "value_head" in name)
+
+
+# ---- PPO-ptx -------------------------------------------------------------------------------------------------------
+
+
+def test_pretraining_rows_come_in_permutations_that_follow_from_the_seed():
+    text = PretrainingText(TEXT, tokenizer=TOKENIZER, max_length=4, seed=3)
+    rows = text.rows(0, 10)
+    ids = [tuple(row) for row in rows]
+    assert sorted(ids[:5]) == sorted(ids[5:]) and ids[:5] != ids[5:]
+    assert text.rows(3, 4) == rows[3:7]  # across the end of a pass
+    assert sorted(map(len, rows[:5])) == [3, 3, 4, 4, 4]  # cut at four tokens, the end-of-text token included
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(3)).tolist()
+    assert rows[0] == TOKENIZER(TEXT["text"][order[0]] + "<eos>")["input_ids"][:4]
+
+
+def test_the_pretraining_gradient_is_that_of_the_mean_cross_entropy(tmp_path):
+    """PPO's own gradient plus `ptx_coef` times the gradient of the mean over the texts' tokens, worked out alone."""
+    options = {"kl_coef": 0.0, "max_steps": 1, "vf_coef": 0.0, "max_grad_norm": 0.0}
+    plain = gradients(make(tmp_path, **options))[0]
+    mixed = gradients(make(tmp_path, ptx_dataset=TEXT, ptx_coef=0.7, ptx_ratio=1.0, **options))[0]
+    model, total, count = policy(dropout=0.0), 0.0, 0
+    rows = PretrainingText(TEXT, tokenizer=TOKENIZER, max_length=50, seed=42).rows(0, 4)
+    for ids in rows:
+        logprobs = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        total = total - logprobs[torch.arange(len(ids) - 1), ids[1:]].sum()
+        count += len(ids) - 1
+    (0.7 * total / count).backward()
+    for name, p in model.named_parameters():
+        expected = plain[f"policy.{name}"] + p.grad
+        torch.testing.assert_close(mixed[f"policy.{name}"], expected, atol=1e-6, rtol=1e-4)
+
+
+def test_the_pretraining_gradient_does_not_depend_on_the_split_into_micro_batches(tmp_path):
+    results = []
+    for size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "optim": "sgd"}
+        trainer = make(tmp_path, ptx_dataset=TEXT, ptx_coef=2.0, ptx_ratio=2.0, max_steps=1, **options)
+        before = weights(trainer.model)
+        trainer.train()
+        results.append({name: tensor - before[name] for name, tensor in trainer.model.state_dict().items()})
+    for moved in results[1:]:
+        for name, tensor in moved.items():
+            torch.testing.assert_close(tensor, results[0][name], rtol=1e-3, atol=1e-7)
+
+
+def test_pretraining_text_is_learned_beside_the_reward(tmp_path):
+    losses = {}
+    for coefficient in (0.0, 1.0):
+        extra = {"ptx_dataset": TEXT, "ptx_coef": coefficient} if coefficient else {}
+        trainer = make(tmp_path, policy(eos_bias=0.0), max_steps=40, **extra)
+        trainer.train()
+        model = trainer.model.policy.eval()
+        ids = torch.tensor([TOKENIZER("defgh<eos>")["input_ids"]])
+        losses[coefficient] = model(input_ids=ids, labels=ids).loss.item()
+        assert logged(trainer, "score")[-1] > logged(trainer, "score")[0] or logged(trainer, "score")[0] == 6.0
+    assert logged(trainer, "ptx_loss")[-1] < 0.5 * logged(trainer, "ptx_loss")[0]
+    assert losses[1.0] < 0.5 * losses[0.0]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"messages": [[{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]]},
+        {"prompt": ["ab"], "completion": ["cd"]},
+    ],
+)
+def test_pretraining_text_may_have_the_columns_of_demonstrations(columns):
+    row = PretrainingText(Dataset.from_dict(columns), tokenizer=TOKENIZER, max_length=50, seed=0).rows(0, 1)[0]
+    text = TOKENIZER.decode(row)
+    assert "ab" in text and "cd" in text and row[-1] == EOS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ptx_dataset": TEXT}, "both a `ptx_dataset` and a `ptx_coef`"),
+        ({"ptx_coef": 1.0}, "both a `ptx_dataset` and a `ptx_coef`"),
+        ({"ptx_dataset": Dataset.from_dict({"body": ["a"]}), "ptx_coef": 1.0}, "`ptx_dataset`.*body"),
+        ({"ptx_dataset": TEXT.select([]), "ptx_coef": 1.0}, "`ptx_dataset`: there are no rows"),
+    ],
+)
+def test_pretraining_text_that_does_not_fit_is_named(tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        make(tmp_path, **arguments)
+
+
+# ---- EMA -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_average_is_the_decayed_sum_of_all_weights_and_saved_beside_them(tmp_path):
+    snapshots = []
+
+    class Snapshot(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            snapshots.append(weights(trainer.model.policy))
+
+    trainer = make(tmp_path, ema_decay=0.75, max_steps=3, callbacks=[Snapshot()])
+    start = weights(trainer.model.policy)
+    trainer.train()
+    trainer.save_model()
+    average = AutoModelForCausalLM.from_pretrained(tmp_path / "ema").state_dict()
+    for name, tensor in average.items():
+        first, second, third = (snapshot[name] for snapshot in snapshots)
+        # 0.75 * (0.75 * (0.75 * start + 0.25 * first) + 0.25 * second) + 0.25 * third
+        expected = 0.421875 * start[name] + 0.140625 * first + 0.1875 * second + 0.25 * third
+        torch.testing.assert_close(tensor, expected)
+    # Saving it leaves the policy as it is.
+    assert_equal(AutoModelForCausalLM.from_pretrained(tmp_path).state_dict(), snapshots[-1])
+    assert_equal(trainer.model.policy.state_dict(), snapshots[-1])
+
+
+def test_an_average_needs_float32(tmp_path):
+    with pytest.raises(InputError, match="`ema_decay` needs weights in float32"):
+        make(tmp_path, policy().bfloat16(), ema_decay=0.9)
+
+
+# ---- Scores: several functions, scaled -----------------------------------------------------------------------------
+
+
+def test_scores_are_combined_by_hand():
+    terms = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, math.nan], [math.inf, 5.0]])
+    given = torch.tensor([[True, True], [False, True], [True, True], [True, True]])
+    assert combine_scores(terms, given=given, weights=torch.tensor([2.0, -1.0])).tolist() == [-8.0, -20.0, 6.0, -5.0]
+
+
+def test_the_scale_is_the_standard_deviation_of_all_scores():
+    # 1, 3, 5, 7: mean 4, variance (9 + 1 + 1 + 9) / 4 = 5
+    sums = torch.tensor([4.0, 16.0, 84.0], dtype=torch.float64)
+    assert score_scale(sums) == pytest.approx(5**0.5)
+    assert score_scale(torch.zeros(3, dtype=torch.float64)) == 1.0
+    assert score_scale(torch.tensor([2.0, 6.0, 18.0], dtype=torch.float64)) == 1.0  # 3 and 3
+
+
+def test_scores_are_scaled_by_the_deviation_of_all_rollouts_so_far_and_logged_as_they_are(tmp_path):
+    numbers = iter([[1.0, 3.0, 5.0, 7.0], [8.0, 8.0, 8.0, 8.0], [1.0, 1.0, 1.0, 1.0]])
+    trainer = make(tmp_path, reward_funcs=lambda **_: next(numbers), scale_scores=True, kl_coef=0.0)
+    rows = list(PROMPTS)[:4]
+    first = trainer._roll_out(rows, num_generations=1, is_training=True)
+    torch.testing.assert_close(first.rewards.sum(-1), torch.tensor([1.0, 3.0, 5.0, 7.0]) / 5**0.5)
+    assert first.scores.tolist() == [1.0, 3.0, 5.0, 7.0]
+    second = trainer._roll_out(rows, num_generations=1, is_training=True)
+    # 1, 3, 5, 7, 8, 8, 8, 8: mean 6, mean square 42.5
+    torch.testing.assert_close(second.rewards.sum(-1), torch.full((4,), 8 / 6.5**0.5))
+    trainer._roll_out(rows, num_generations=1)  # an evaluation teaches it nothing
+    assert trainer._score_sums.tolist() == [8.0, 48.0, 340.0]
+
+
+def test_each_reward_function_s_own_mean_is_logged(tmp_path):
+    def ones(completions, **_):
+        return [1.0, None, 3.0, None][: len(completions)]
+
+    trainer = make(tmp_path, reward_funcs=[ones, lengths, ones], reward_weights=[1.0, 0.0, 1.0], max_steps=1)
+    trainer.train()
+    assert logged(trainer, "scores/ones") == logged(trainer, "scores/ones_2") == [2.0]
+    assert logged(trainer, "scores/lengths") == logged(trainer, "completion_length")
+
+
+# ---- NaN and inf ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_reward_function_s_nan_is_named_or_its_response_left_out(tmp_path, bad):
+    def broken(completions, **_):
+        return [bad, 2.0, 4.0, 6.0][: len(completions)]
+
+    with pytest.raises(FloatingPointError, match="scores of broken in 1 of 4 rows"):
+        make(tmp_path, reward_funcs=[lengths, broken], max_steps=1).train()
+    trainer = make(tmp_path, reward_funcs=broken, on_nonfinite="skip", max_steps=2)
+    trainer.train()
+    assert trainer._rollout.response_mask.any(-1).tolist() == [False, True, True, True]
+    assert logged(trainer, "score") == [4.0] and logged(trainer, "dropped_samples") == [0.25]
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("part", ["log-probs", "reference's log-probs", "values"])
+def test_a_nan_in_what_is_measured_is_named_and_its_row_left_out(tmp_path, part):
+    def broken_measure(trainer):
+        measure = trainer._measure
+
+        def wrapped(prompt_ids, prompt_mask, response_ids, mask):
+            names = ["log-probs", "reference's log-probs", "KL", "values"]
+            tensors = list(measure(prompt_ids, prompt_mask, response_ids, mask))
+            tensors[names.index(part)] = tensors[names.index(part)].clone()
+            tensors[names.index(part)][1, 0] = math.nan
+            # Behind the mask anything may stand.
+            return tuple(torch.where(mask, x, math.nan) for x in tensors)
+
+        trainer._measure = wrapped
+        return trainer
+
+    with pytest.raises(FloatingPointError, match=f"{part} in 1 of 4 rows"):
+        broken_measure(make(tmp_path, max_steps=1)).train()
+    trainer = broken_measure(make(tmp_path, on_nonfinite="skip", max_steps=2))
+    trainer.train()
+    assert trainer._rollout.response_mask.any(-1).tolist() == [True, False, True, True]
+    assert all(tensor.isfinite().all() for name, tensor in trainer._rollout.state_dict().items())
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    assert json.dumps(trainer.state.log_history, allow_nan=False)
+
+
+class NaNOnce(torch.autograd.Function):
+    """The identity; its gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.nan
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_nan_in_an_update_is_named_or_the_step_left_out(tmp_path, where):
+    def broken(trainer):
+        forward = trainer.model.forward
+
+        def wrapped(*batch, **kwargs):
+            logits, values = forward(*batch, **kwargs)
+            if torch.is_grad_enabled() and trainer.state.global_step == 1:
+                logits = NaNOnce.apply(logits) if where == "backward" else logits * math.nan
+            return logits, values
+
+        trainer.model.forward = wrapped
+        return trainer
+
+    what = "gradients" if where == "backward" else "log-probs or values of .* tokens"
+    with pytest.raises(FloatingPointError, match=f"after step 1: NaN or infinite {what}"):
+        broken(make(tmp_path, max_steps=3)).train()
+    snapshots = []
+
+    class Snapshot(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            snapshots.append(weights(trainer.model))
+
+    trainer = broken(make(tmp_path, on_nonfinite="skip", max_steps=3, callbacks=[Snapshot()]))
+    trainer.train()
+    assert_equal(snapshots[0], snapshots[1])
+    assert not snapshots[2]["policy.lm_head.weight"].equal(snapshots[1]["policy.lm_head.weight"])
+    assert all(tensor.isfinite().all() for tensor in snapshots[2].values())
+    assert logged(trainer, "skipped_updates") == [0.0, 1.0, 0.0]
+
+
+def test_a_policy_that_cannot_be_sampled_from_names_its_broken_weights(tmp_path):
+    model = policy()
+    with torch.no_grad():
+        model.lm_head.weight[3] = math.nan
+    with pytest.raises(FloatingPointError, match=r"lm_head\.weight is NaN or infinite"):
+        make(tmp_path, model, reward_funcs=reward_model(), max_steps=1, on_nonfinite="skip").train()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_nonfinite": "ignore"}, "`on_nonfinite`"),
+        ({"ema_decay": 1.0}, "`ema_decay`"),
+        ({"critic_warmup_steps": -1}, "`critic_warmup_steps`"),
+        ({"ptx_ratio": 0.0}, "`ptx_ratio`"),
+        ({"ptx_coef": 1.0, "ptx_ratio": 0.3}, "`ptx_ratio` = 0.3 gives 1.2 pretraining rows"),
+        ({"ptx_coef": 1.0, "ptx_ratio": 0.5, "gradient_accumulation_steps": 4, "per_device_train_batch_size": 1}, "2"),
+        ({"vllm_kwargs": {"mode": "server"}}, "`vllm_kwargs` needs `use_vllm`"),
+        ({"critic_warmup_steps": 1, "advantage_estimator": "reward"}, "`critic_warmup_steps` needs"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(output_dir=str(tmp_path), **{"per_device_train_batch_size": 4, **options})

@@ -1,0 +1,196 @@
+"""Who samples: the policy under settings that do not bend its distribution, an engine of one's own, TRL's vLLM."""
+
+import pytest
+import torch
+from test_ppo_trainer import EOS, PROMPTS, TOKENIZER, lengths, logged, make, policy, weights
+from transformers import AutoModelForCausalLM
+from trl.generation import vllm_generation
+
+from hf_instructgpt.errors import InputError
+from hf_instructgpt.ppo.config import PPOConfig
+from hf_instructgpt.ppo.generation import VLLMGenerator
+
+
+class Engine:
+    """An engine that answers each prompt with given tokens and remembers what it was asked."""
+
+    def __init__(self, answer=lambda prompt: [5, 6, EOS]):
+        self.answer, self.synced, self.asked = answer, [], []
+
+    def sync_weights(self, policy):
+        self.synced.append({name: p.detach().clone() for name, p in policy.named_parameters()})
+
+    def generate(self, prompt_ids, *, generation_config):
+        self.asked.append((prompt_ids, generation_config.max_new_tokens, generation_config.temperature))
+        return [self.answer(prompt) for prompt in prompt_ids]
+
+
+# ---- Settings of `generate` ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_k", 50),
+        ("top_p", 0.9),
+        ("min_p", 0.1),
+        ("typical_p", 0.9),
+        ("repetition_penalty", 1.2),
+        ("no_repeat_ngram_size", 3),
+        ("min_new_tokens", 4),
+        ("bad_words_ids", [[5]]),
+        ("num_beams", 4),
+        ("do_sample", False),
+        ("sequence_bias", [[[5], 1.0]]),
+    ],
+)
+def test_a_setting_that_bends_the_distribution_is_refused_with_the_reason(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` = .* is refused.*another distribution"):
+        PPOConfig(output_dir=str(tmp_path), generation_kwargs={name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("temperature", "temperature"), ("max_new_tokens", "max_completion_length"), ("eos_token_id", "stop_token_ids")],
+)
+def test_a_setting_that_ppo_has_an_option_for_names_it(tmp_path, name, option):
+    with pytest.raises(ValueError, match=f"set `{name}` by PPO's own option `{option}`"):
+        PPOConfig(output_dir=str(tmp_path), generation_kwargs={name: 1})
+
+
+def test_harmless_and_neutral_settings_reach_the_sampler(tmp_path):
+    settings = {"cache_implementation": "static", "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    trainer = make(tmp_path, generation_kwargs=settings, max_steps=1)
+    assert trainer.generation_config.cache_implementation == "static"
+    trainer.train()
+    assert logged(trainer, "kl")[0] == 0.0
+    as_json = PPOConfig(output_dir=str(tmp_path), generation_kwargs='{"use_cache": false}')
+    assert as_json.generation_kwargs == {"use_cache": False}
+    with pytest.raises(ValueError, match="`top_k` = 5 is refused"):
+        PPOConfig(output_dir=str(tmp_path), generation_kwargs='{"top_k": 5}')
+
+
+@pytest.mark.parametrize("missing_eos_penalty", [0.0, 7.0])
+def test_more_stop_tokens_end_responses_and_are_no_missing_end(tmp_path, missing_eos_penalty):
+    model = policy(eos_bias=-100.0)
+    with torch.no_grad():
+        model.lm_head.bias[3] += 3.0
+    options = {"stop_token_ids": [3, 4], "missing_eos_penalty": missing_eos_penalty, "max_steps": 1}
+    trainer = make(tmp_path, model, lambda completions, **_: [0.0] * len(completions), **options)
+    assert trainer.generation_config.eos_token_id == [3, 4, EOS]
+    rollout = trainer._roll_out(list(PROMPTS) * 4, num_generations=1)
+    ended = torch.tensor([ids[mask][-1].item() in (3, 4) for ids, mask in zip(*rollout.sequences[2:], strict=True)])
+    assert 0 < ended.sum() < len(ended)
+    for ids, mask in zip(*rollout.sequences[2:], strict=True):
+        assert not torch.isin(ids[mask][:-1], torch.tensor([3, 4])).any()
+    assert rollout.scores.tolist() == torch.where(ended, 0.0, -missing_eos_penalty).tolist()
+    trainer.save_model()  # what was trained to stop there stops there for everyone
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.eos_token_id == [3, 4, EOS]
+
+
+# ---- An engine -----------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_s_responses_are_trained_on_and_it_gets_new_weights_before_each_rollout(tmp_path):
+    engine = Engine()
+    trainer = make(tmp_path, generator=engine, max_steps=4, temperature=0.5)
+    trainer.model.policy.generate = None  # is not asked
+    start = weights(trainer.model.policy)
+    trainer.train()
+    assert len(engine.asked) == len(engine.synced) == 2
+    prompts, longest, temperature = engine.asked[0]
+    assert (longest, temperature) == (6, 0.5)
+    assert {tuple(row) for row in prompts} <= {tuple(TOKENIZER(text)["input_ids"]) for text in PROMPTS["prompt"]}
+    assert trainer._rollout.response_ids.tolist() == [[5, 6, EOS]] * 4
+    assert all(start[name].equal(tensor) for name, tensor in engine.synced[0].items())
+    assert not engine.synced[1]["lm_head.weight"].equal(start["lm_head.weight"])
+    assert logged(trainer, "approx_kl")[0] == 0.0
+    trainer.evaluate(PROMPTS)
+    assert len(engine.synced) == 3 and len(engine.asked) == 3  # once for the evaluation, whatever it asks
+
+
+def test_what_an_engine_says_behind_a_stop_token_is_not_real(tmp_path):
+    trainer = make(tmp_path, generator=Engine(lambda prompt: [5, EOS, 7, 8] if len(prompt) > 1 else [5] * 6))
+    rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    real = [2 if len(text) > 1 else 6 for text in PROMPTS["prompt"]]
+    assert rollout.response_mask.sum(-1).tolist() == real == rollout.scores.tolist()
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (Engine(lambda prompt: []), "Engine: response 0 has 0 tokens, not 1 to 6"),
+        (Engine(lambda prompt: [5] * 7), "Engine: response 0 has 7 tokens, not 1 to 6"),
+    ],
+)
+def test_an_engine_s_bad_responses_are_named(tmp_path, engine, message):
+    with pytest.raises(InputError, match=message):
+        make(tmp_path, generator=engine, max_steps=1).train()
+
+
+def test_an_engine_that_loses_a_prompt_is_named(tmp_path):
+    engine = Engine()
+    engine.generate = lambda prompt_ids, **_: [[5, EOS]]
+    with pytest.raises(InputError, match="Engine gave 1 responses for 4 prompts"):
+        make(tmp_path, generator=engine, max_steps=1).train()
+
+
+# ---- TRL's vLLM engine, where vLLM is not installed ----------------------------------------------------------------
+
+
+class FakeVLLM:
+    """The arguments and the methods of TRL's `VLLMGeneration`; it answers with the end-of-text token."""
+
+    def __init__(self, model, accelerator, processing_class, mode="colocate", temperature=1.0, **kwargs):
+        known = {"max_completion_length", "logprobs", "generation_kwargs", "gpu_memory_utilization"}
+        if unknown := set(kwargs) - known:
+            raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")
+        self.arguments = {"model": model, "mode": mode, "temperature": temperature, **kwargs}
+        self.num_syncs = 0
+
+    def sync_weights(self):
+        self.num_syncs += 1
+
+    def generate(self, prompts, images, num_generations):
+        assert images is None and num_generations == 1
+        return prompts, [[9, EOS] for _ in prompts], None, None
+
+
+def test_vllm_gets_the_policy_and_ppo_s_sampling_options(tmp_path, monkeypatch):
+    monkeypatch.setattr(vllm_generation, "VLLMGeneration", FakeVLLM)
+    kwargs = {"mode": "server", "gpu_memory_utilization": 0.3}
+    options = {"use_vllm": True, "vllm_kwargs": kwargs, "temperature": 0.7, "stop_token_ids": [3]}
+    trainer = make(tmp_path, max_steps=4, **options)
+    engine = trainer.generator.engine
+    assert isinstance(trainer.generator, VLLMGenerator)
+    assert engine.arguments == {
+        **kwargs,
+        "model": trainer.model.policy,  # bare: the engine goes by the names of its parameters
+        "temperature": 0.7,
+        "max_completion_length": 6,
+        "logprobs": None,
+        "generation_kwargs": {"stop_token_ids": [3, EOS]},
+    }
+    trainer.train()
+    assert engine.num_syncs == 2
+    assert trainer._rollout.response_ids.tolist() == [[9, EOS]] * 4
+    with pytest.raises(InputError, match=r"`vllm_kwargs`: .*gpu_memory"):
+        make(tmp_path, use_vllm=True, vllm_kwargs={"gpu_memory": 1})
+    with pytest.raises(InputError, match="choose one engine"):
+        make(tmp_path, use_vllm=True, generator=Engine())
+
+
+def test_the_fake_has_the_arguments_of_the_real_one():
+    import inspect
+
+    real = inspect.signature(vllm_generation.VLLMGeneration.__init__).parameters
+    ours = {"model", "accelerator", "processing_class", "temperature", "max_completion_length", "logprobs"}
+    assert ours | {"generation_kwargs", "mode", "gpu_memory_utilization"} <= set(real)
+    assert {"prompts", "images", "num_generations"} <= set(
+        inspect.signature(vllm_generation.VLLMGeneration.generate).parameters
+    )
+
+
+def test_without_vllm_the_error_says_so(tmp_path):
+    with pytest.raises(InputError, match="`use_vllm` needs vLLM, which is not installed"):
+        make(tmp_path, reward_funcs=lengths, use_vllm=True)

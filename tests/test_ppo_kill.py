@@ -1,0 +1,286 @@
+"""A run that SIGKILL ends again and again, each time at another moment, ends as one that was never killed.
+
+The runs are children of a process that has imported everything and never trained: `python test_ppo_kill.py FOLDER`
+forks one for each attempt (two for the run on two processes).
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
+from hf_instructgpt.ppo import resumable, token_log
+from hf_instructgpt.ppo import trainer as trainer_module
+from hf_instructgpt.ppo.actor_critic import ValueModel
+from hf_instructgpt.ppo.config import PPOConfig
+from hf_instructgpt.ppo.trainer import PPOTrainer
+
+KINDS = ("plain", "lora", "two")
+# Where a run is killed, and at which passage of that place: in sampling (of the first rollout, of a later one, of an
+# evaluation), in a step, in the logs, in each part of writing a checkpoint, and right after one.
+MOMENTS = [
+    ("reward", 1),
+    ("step", 3),
+    ("critic", 2),
+    ("state", 2),
+    ("reward", 3),
+    ("manifest", 2),
+    ("token_log", 2),
+    ("rotate", 2),
+    ("step", 2),
+    ("aside", 1),
+    ("state", 1),
+    ("reward", 2),
+]
+WALL_CLOCK = ("runtime", "per_second")
+
+
+class Killer:
+    """Ends its own process, as a machine that fails would, at the n-th passage of a place."""
+
+    def __init__(self, place, passage):
+        self.place, self.left = place, passage
+
+    def __call__(self, place):
+        if place == self.place:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make(output_dir, kind, killer):
+    torch.manual_seed(0)
+    tokenizer = CharGPTTokenizer.from_document()
+    model = CharGPTForCausalLM(CharGPTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1))
+    with torch.no_grad():
+        model.lm_head.bias[tokenizer.eos_token_id] += 3.0
+    prompts = Dataset.from_list([{"prompt": text} for text in ("a", "bcd", "ef", "ghij", "kl", "m")])
+
+    def reward(completions, **_):
+        killer("reward")
+        return [float(len(text)) for text in completions]
+
+    class InStep(TrainerCallback):
+        def on_optimizer_step(self, *args, **kwargs):
+            killer("step")
+
+    args = PPOConfig(
+        output_dir=str(output_dir),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        learning_rate=1e-2,
+        # Rollouts of 4 (of 2 on each of two processes), two an epoch, four steps each: 16 steps.
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1 if kind == "two" else 2,
+        num_mini_batches=2,
+        num_ppo_epochs=2,
+        num_train_epochs=2,
+        max_completion_length=5,
+        save_steps=1,
+        save_total_limit=3,
+        logging_steps=3,
+        eval_strategy="steps",
+        eval_steps=5,
+        metric_for_best_model="score",
+        kl_target=1.0,
+        kl_horizon=20,
+        scale_scores=True,
+        ema_decay=0.9,
+        ptx_coef=0.1,
+        log_tokens=2,
+        log_completions=True,
+        num_completions_to_print=0,
+    )
+    return PPOTrainer(
+        model,
+        reward,
+        args=args,
+        train_dataset=prompts,
+        eval_dataset=prompts.select(range(3)),
+        processing_class=tokenizer,
+        ptx_dataset=Dataset.from_dict({"text": ["abc", "defg", "hi"]}),
+        callbacks=[InStep()],
+        peft_config=LoraConfig(r=2, target_modules="all-linear") if kind == "lora" else None,
+    )
+
+
+def install(killer):
+    """Let the killer see each part of the writing."""
+
+    def before(owner, name, place):
+        original = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            killer(place)
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    before(ValueModel, "save_pretrained", "critic")  # the policy is written, nothing else
+    before(PPOTrainer, "_save_rng_state", "state")
+    before(resumable, "write_manifest", "manifest")
+    before(resumable, "rotate_checkpoints", "rotate")
+    rename = Path.rename
+
+    def killed_rename(self, target):
+        if self.name.startswith("checkpoint-"):
+            killer("aside")
+        return rename(self, target)
+
+    Path.rename = killed_rename
+    append_rows = token_log.append_rows
+
+    def half_a_line(path, rows):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write('{"step": ')
+            file.flush()
+            killer("token_log")
+        lines = path.read_text(encoding="utf-8").removesuffix('{"step": ')
+        path.write_text(lines, encoding="utf-8")
+        append_rows(path, rows)
+
+    trainer_module.append_rows = half_a_line
+
+
+def attempt(output_dir, kind, moment):
+    """In a child: begin, or go on from the last whole checkpoint, until the end or the moment."""
+    killer = Killer(*moment)
+    install(killer)
+    trainer = make(output_dir, kind, killer)
+    trainer.train(resume_from_checkpoint=any(output_dir.glob("checkpoint-*")))
+    trainer.save_model()
+    trainer.save_state()
+
+
+def fork(output_dir, kind, moment):
+    """Run an attempt in children of this process; the exit status of the first that ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2 if kind == "two" else 1):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                if kind == "two":
+                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+                # On two processes the second one dies, but for what only the first one does.
+                mine = kind != "two" or rank == (moment[0] in ("reward", "step", "state"))
+                attempt(output_dir, kind, moment if mine else ("nowhere", 1))
+                status = 0
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(pid)
+    pid, status = os.wait()
+    for other in children:
+        if other != pid:
+            if status != 0:
+                os.kill(other, signal.SIGKILL)  # as a launcher does when one process has died
+            os.waitpid(other, 0)
+    return -status if status == signal.SIGKILL else os.waitstatus_to_exitcode(status)
+
+
+def main(folder: Path):
+    results = {}
+    for kind in KINDS:
+        results[kind] = {"whole": fork(folder / kind / "whole", kind, ("nowhere", 1)), "killed": []}
+        for moment in [*MOMENTS, ("nowhere", 1)]:
+            results[kind]["killed"].append(fork(folder / kind / "killed", kind, moment))
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, json.loads((folder / "results.json").read_text()), done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_attempt_was_killed_and_the_last_one_ended(runs, kind):
+    _, results, stderr = runs
+    assert results[kind]["whole"] == 0, stderr[-3000:]
+    assert results[kind]["killed"] == [-signal.SIGKILL] * len(MOMENTS) + [0], stderr[-3000:]
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def assert_same(left, right, name):
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype and torch.equal(left.nan_to_num(-7), right.nan_to_num(-7)), name
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), name
+        for key in left:
+            if key == "best_model_checkpoint":
+                assert Path(left[key]).name == Path(right[key]).name
+            elif not any(str(key).endswith(word) for word in WALL_CLOCK):
+                assert_same(left[key], right[key], f"{name}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), name
+        for i, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_same(a, b, f"{name}[{i}]")
+    elif hasattr(left, "tolist"):
+        assert left.tolist() == right.tolist(), name
+    else:
+        assert left == right, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_killed_run_ends_as_the_whole_one(runs, kind):
+    folder, *_ = runs
+    whole, killed = files(folder / kind / "whole"), files(folder / kind / "killed")
+    assert whole.keys() == killed.keys()
+    assert {"checkpoint-15", "checkpoint-16"} < {name.split("/")[0] for name in whole}  # and the best one
+    compared = set()
+    for name, path in whole.items():
+        suffix = path.suffix
+        if suffix in (".safetensors", ".jsonl", ".parquet"):
+            assert path.read_bytes() == killed[name].read_bytes(), name
+        elif suffix in (".pt", ".pth"):
+            with torch.serialization.safe_globals(_numpy_globals()):
+                left, right = (torch.load(p, map_location="cpu", weights_only=True) for p in (path, killed[name]))
+            assert_same(left, right, name)
+        elif path.name == "trainer_state.json":
+            left, right = (json.loads(p.read_text()) for p in (path, killed[name]))
+            assert_same(left, right, name)
+        compared.add(path.name if suffix != ".parquet" else "parquet")
+    adapters = {"adapter_model.safetensors"} if kind == "lora" else {"model.safetensors"}
+    rank_states = {"ppo_state_0.pt", "ppo_state_1.pt", "rng_state_1.pth"} if kind == "two" else {"ppo_state_0.pt"}
+    expected = {"value_head.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "tokens.jsonl"}
+    assert expected | adapters | rank_states | {"parquet"} <= compared
+    assert any(name.startswith("ema/") and name.endswith(".safetensors") for name in whole)
+    # And it has learned something in the meantime.
+    weights = {"lora": "adapter_model.safetensors"}.get(kind, "model.safetensors")
+    first, last = (load_file(folder / kind / "whole" / step / weights) for step in ("checkpoint-15", "checkpoint-16"))
+    assert any(not tensor.equal(last[name]) for name, tensor in first.items())
+
+
+def _numpy_globals():
+    import numpy as np
+
+    return [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

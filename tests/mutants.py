@@ -10,6 +10,9 @@ CHECKLIST = "tests/test_ppo_checklist.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
 FUNCTIONAL = "tests/test_ppo_functional.py::"
+GENERATION = "tests/test_ppo_generation.py::"
+LOGGING = "tests/test_ppo_logging.py::"
+LORA = "tests/test_ppo_lora.py::"
 OPTIONS = "tests/test_ppo_options.py::"
 ROLLOUT = "tests/test_ppo_rollout.py::"
 TRAINER = "tests/test_ppo_trainer.py::"
@@ -139,7 +142,7 @@ MUTANTS = [
         f"{PPO}/config.py",
         "check_generation_kwargs(self.generation_kwargs or {})",
         "pass",
-        f"{CHECKLIST}test_settings_that_bend_the_distribution_are_refused[top_p-0.9]",
+        f"{GENERATION}test_a_setting_that_bends_the_distribution_is_refused_with_the_reason[top_p-0.9]",
     ),
     Mutant(
         "9b",
@@ -147,7 +150,7 @@ MUTANTS = [
         f"{PPO}/generation.py",
         'HARMLESS = ("use_cache",',
         'HARMLESS = ("repetition_penalty", "use_cache",',
-        f"{CHECKLIST}test_settings_that_bend_the_distribution_are_refused[repetition_penalty-1.1]",
+        f"{GENERATION}test_a_setting_that_bends_the_distribution_is_refused_with_the_reason[repetition_penalty-1.2]",
     ),
     Mutant(
         "10a",
@@ -268,6 +271,22 @@ MUTANTS = [
         f"{PPO}/trainer.py",
         'self._record("ratio", log_ratio.exp()[mask])',
         'self._record("ratio", log_ratio.exp())',
+        f"{CHECKLIST}test_metrics_are_means_over_real_tokens",
+    ),
+    Mutant(
+        "16c",
+        "the estimated KL of an update is averaged over padding too",
+        f"{PPO}/trainer.py",
+        'self._record("approx_kl", (log_ratio.exp() - 1 - log_ratio)[mask])',
+        'self._record("approx_kl", log_ratio.exp() - 1 - log_ratio)',
+        f"{CHECKLIST}test_metrics_are_means_over_real_tokens",
+    ),
+    Mutant(
+        "16d",
+        "the value loss is averaged over padding too",
+        f"{PPO}/trainer.py",
+        'self._record("value_loss", loss[mask])',
+        'self._record("value_loss", loss)',
         f"{CHECKLIST}test_metrics_are_means_over_real_tokens",
     ),
     Mutant(
@@ -421,12 +440,20 @@ MUTANTS = [
         f"{DISTRIBUTED}test_two_processes_make_the_step_of_one[accumulated]",
     ),
     Mutant(
-        "25",
+        "25a",
         "each micro-batch throws away the gradients of those before it",
         f"{PPO}/trainer.py",
         "loss = super().training_step(model, inputs, num_items_in_batch)",
         "model.zero_grad()\n        loss = super().training_step(model, inputs, num_items_in_batch)",
         f"{TRAINER}test_the_gradient_does_not_depend_on_the_split_into_micro_batches",
+    ),
+    Mutant(
+        "25b",
+        "of a refused step the last micro-batches are taken",
+        f"{PPO}/trainer.py",
+        "if self._micro_step % self.args.gradient_accumulation_steps == 0:",
+        "if self._micro_step % self.args.gradient_accumulation_steps == 1:",
+        f"{OPTIONS}test_updates_stop_when_the_kl_passes_its_bound_and_the_next_rollout_begins_anew[2]",
     ),
     Mutant(
         "26",
@@ -469,6 +496,22 @@ MUTANTS = [
         f"{TRAINER}test_policy_and_critic_move_reference_and_reward_model_do_not_and_nothing_is_shared",
     ),
     Mutant(
+        "28b",
+        "the reference is measured with the adapter on",
+        f"{PPO}/trainer.py",
+        "with self._actor_critic.policy.disable_adapter():",
+        "if True:",
+        f"{LORA}test_only_adapters_and_heads_move_and_the_reference_is_the_policy_without_its_adapter[None-policy]",
+    ),
+    Mutant(
+        "28c",
+        "the adapter stays off once the reference was measured",
+        f"{PPO}/trainer.py",
+        "with self._actor_critic.policy.disable_adapter():",
+        "self._actor_critic.policy.base_model.disable_adapter_layers()\n            if True:",
+        f"{LORA}test_measuring_the_reference_leaves_the_adapter_on_and_trainable",
+    ),
+    Mutant(
         "29a",
         "a reloaded critic has a new head",
         f"{PPO}/actor_critic.py",
@@ -478,11 +521,11 @@ MUTANTS = [
     ),
     Mutant(
         "29b",
-        "a reward model made from a language model does not find its body under the name it was saved by",
+        "a part of a reward model's head is not saved",
         "hf_instructgpt/char_gpt/modeling_char_gpt.py",
-        'base_model_prefix = "model"',
-        'base_model_prefix = "transformer"',
-        "tests/test_char_gpt_model.py::test_reward_model_from_a_language_model_has_its_body_and_a_fresh_head",
+        'self.register_buffer("score_bias", torch.zeros(config.num_labels))',
+        'self.register_buffer("score_bias", torch.zeros(config.num_labels), persistent=False)',
+        "tests/test_char_gpt_model.py::test_score_bias_shifts_the_score_and_is_saved",
     ),
     Mutant(
         "29c",
@@ -544,6 +587,14 @@ MUTANTS = [
         f"{TRAINER}test_advantages_are_whitened_in_the_mini_batch_unless_told_not_to",
     ),
     Mutant(
+        "32d",
+        "in the table of completions the scores are those of other responses",
+        f"{PPO}/trainer.py",
+        '"score": rollout.scores.tolist(),',
+        '"score": rollout.scores.flip(0).tolist(),',
+        f"{LOGGING}test_a_rollout_s_completions_stand_beside_their_own_scores[False]",
+    ),
+    Mutant(
         "33a",
         "prompts that do not fill a whole rollout are dropped",
         f"{PPO}/sampler.py",
@@ -555,8 +606,8 @@ MUTANTS = [
         "33b",
         "the run is one rollout longer than its epochs",
         f"{PPO}/sampler.py",
-        "for block in range(self.num_blocks):",
-        "for block in range(self.num_blocks + 1):",
+        "-(-num_rows // block_size)",
+        "-(-num_rows // block_size) + 1",
         f"{TRAINER}test_batch_algebra[4-1-1-2-1-2]",
     ),
     Mutant(
@@ -592,6 +643,14 @@ MUTANTS = [
         f"{TRAINER}test_a_resumed_run_ends_with_the_same_bytes[3]",
     ),
     Mutant(
+        "34e",
+        "a resumed run begins its average of the weights anew",
+        f"{PPO}/trainer.py",
+        "            self.ema.reset()\n",
+        "",
+        f"{LORA}test_a_resumed_adapter_ends_with_the_same_bytes",
+    ),
+    Mutant(
         "34f",
         "a resumed run begins its prompts in the first epoch's order",
         f"{PPO}/trainer.py",
@@ -600,11 +659,19 @@ MUTANTS = [
         f"{TRAINER}test_a_resumed_run_ends_with_the_same_bytes[8]",
     ),
     Mutant(
-        "35",
+        "35a",
         "rollouts take the most probable token",
         f"{PPO}/generation.py",
         '"do_sample": do_sample',
         '"do_sample": False',
         f"{CHECKLIST}test_two_seeds_sample_different_responses_and_one_seed_the_same",
+    ),
+    Mutant(
+        "35b",
+        "all processes sample the same responses",
+        f"{PPO}/trainer.py",
+        "set_seed(args.seed, device_specific=True)",
+        "set_seed(args.seed)",
+        f"{DISTRIBUTED}test_the_processes_sample_different_responses_in_every_rollout",
     ),
 ]

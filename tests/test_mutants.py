@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from mutants import MUTANTS
+from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = range(1, 36)
@@ -44,7 +44,7 @@ def pytest_configure(config):
 """
 
 
-def replaced(mutant) -> str:
+def replaced(mutant: Mutant) -> str:
     """The file's text with the bug in it; a piece that is not there exactly once makes the mutant stale."""
     text = (ROOT / mutant.file).read_text(encoding="utf-8")
     old, new = ((piece,) if isinstance(piece, str) else piece for piece in (mutant.old, mutant.new))
@@ -97,6 +97,18 @@ def run_tests(folder: Path, tests: list[str], *, timeout: float) -> dict[str, st
     return results
 
 
+def check_killed(folder: Path, mutant: Mutant) -> None:
+    """A bug must make the test that is named beside it fail, and by an assertion."""
+    copy_checkout(folder)
+    (folder / mutant.file).write_text(replaced(mutant), encoding="utf-8")
+    results = run_tests(folder, [mutant.test], timeout=TIMEOUT)
+    assert list(results) == [mutant.test], results
+    (result,) = results.values()
+    assert result is not None, f"SURVIVED: {mutant.bug}"
+    kind, _, message = result.partition(": ")
+    assert kind == "failure" and message.startswith(ASSERTIONS), result
+
+
 def test_every_number_has_a_mutant_whose_place_is_known():
     assert {int(mutant.number.rstrip("abcdefgh")) for mutant in MUTANTS} == set(NUMBERS)
     assert len({mutant.number for mutant in MUTANTS}) == len(MUTANTS)
@@ -114,11 +126,22 @@ def test_all_named_tests_pass_as_the_package_stands(tmp_path):
 @pytest.mark.mutants
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.number)
 def test_a_mutant_is_killed(tmp_path, mutant):
-    copy_checkout(tmp_path)
-    (tmp_path / mutant.file).write_text(replaced(mutant), encoding="utf-8")
-    results = run_tests(tmp_path, [mutant.test], timeout=TIMEOUT)
-    assert list(results) == [mutant.test]
-    (result,) = results.values()
-    assert result is not None, f"SURVIVED: {mutant.bug}"
-    kind, _, message = result.partition(": ")
-    assert kind == "failure" and message.startswith(ASSERTIONS), result
+    check_killed(tmp_path, mutant)
+
+
+@pytest.mark.mutants
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("return stops_before == 0", "return stops_before < 1", "SURVIVED"),
+        ("return stops_before == 9", "return stops_before == 1", "STALE"),
+        ("return stops_before == 0", "return stops_before == nothing", "failure: NameError"),
+        ("import torch\n", "import no_such_module\n", "error: collection failure"),
+    ],
+    ids=["survived", "stale", "error", "not imported"],
+)
+def test_what_is_no_killed_mutant_is_told(tmp_path, old, new, reason):
+    test = "tests/test_ppo_functional.py::test_a_response_mask_has_no_hole"
+    mutant = Mutant("0", "none", "hf_instructgpt/ppo/functional.py", old, new, test)
+    with pytest.raises(AssertionError, match=reason):
+        check_killed(tmp_path, mutant)

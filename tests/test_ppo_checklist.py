@@ -6,7 +6,6 @@ import pytest
 import torch
 from test_ppo_trainer import EOS, PROMPTS, assert_equal, logged, make, policy, reward_model
 
-from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.generation import engine_responses, sampling_config
 from hf_instructgpt.ppo.rollout import response_logprobs, reward_model_scores
 
@@ -54,27 +53,6 @@ def test_a_response_cut_short_without_a_stop_token_ends_where_its_tokens_do(pad)
 
 
 # ---- Sampling ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("top_k", 50),
-        ("top_p", 0.9),
-        ("min_p", 0.1),
-        ("typical_p", 0.5),
-        ("repetition_penalty", 1.1),
-        ("no_repeat_ngram_size", 3),
-        ("num_beams", 2),
-        ("do_sample", False),
-        ("min_new_tokens", 2),
-        ("bad_words_ids", [[1]]),
-        ("temperature", 0.5),
-    ],
-)
-def test_settings_that_bend_the_distribution_are_refused(tmp_path, name, value):
-    with pytest.raises(ValueError, match=f"`generation_kwargs`.*`{name}`"):
-        PPOConfig(output_dir=str(tmp_path), generation_kwargs={name: value})
 
 
 def test_two_seeds_sample_different_responses_and_one_seed_the_same(tmp_path):

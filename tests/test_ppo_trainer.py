@@ -508,9 +508,8 @@ def llama():
     return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=68, attention_dropout=0.3, eos_token_id=EOS))
 
 
-@pytest.mark.parametrize("build", [gpt2, llama, lambda: PlainGPT2(gpt2().config)], ids=["gpt2", "llama", "plain"])
-def test_other_families_train_from_a_ratio_of_one(tmp_path, build):
-    trainer = make(tmp_path, build(), max_steps=2)
+def test_a_model_without_the_optional_arguments_trains_from_a_ratio_of_one(tmp_path):
+    trainer = make(tmp_path, PlainGPT2(gpt2().config), max_steps=2)
     before = weights(trainer.model)
     trainer.train()
     assert logged(trainer, "approx_kl")[0] == logged(trainer, "kl")[0] == 0.0

@@ -120,7 +120,8 @@ class PPOConfig(TrainingArguments):
         default="k1",
         metadata={
             "help": "Estimate of the penalised KL at each token: `k1` log-ratio, `k2` half its square, `k3` never "
-            "negative, `full` exact over the vocabulary.",
+            "negative, `full` exact over the vocabulary. In the reward only `k1` gives the KL's whole gradient: the "
+            "others' own derivative is left out there.",
             "choices": ["k1", "k2", "k3", "full"],
         },
     )

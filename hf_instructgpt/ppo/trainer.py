@@ -476,13 +476,14 @@ class PPOTrainer(ResumableTrainer):
     def _measure(self, *batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probs under policy and reference, the KL estimate to penalise, and values, `(B, R)` each."""
         temperature, (*_, response_ids, _) = self.args.temperature, batch
+        is_full = self.args.kl_estimator == "full"
         with self.accelerator.autocast():
             logits, values = self._actor_critic(*batch)
+            logprobs = token_logprobs(logits, token_ids=response_ids, temperature=temperature)
+            logits = logits if is_full else None  # a vocabulary wide: gone before the reference's come
             ref_logits = self._reference_logits(*batch)
-        logprobs, ref_logprobs = (
-            token_logprobs(x, token_ids=response_ids, temperature=temperature) for x in (logits, ref_logits)
-        )
-        if self.args.kl_estimator == "full":
+        ref_logprobs = token_logprobs(ref_logits, token_ids=response_ids, temperature=temperature)
+        if is_full:
             kl = full_kl(logits, ref_logits=ref_logits, temperature=temperature)
         else:
             kl = kl_estimate(logprobs, ref_logprobs=ref_logprobs, estimator=self.args.kl_estimator)

@@ -221,8 +221,8 @@ MUTANTS = [
         "13c",
         "the KL is measured from the policy before the update instead of the reference",
         f"{PPO}/trainer.py",
-        "ref_logits = self._reference_logits(*batch)\n",
-        "ref_logits = logits\n",
+        "ref_logprobs = token_logprobs(ref_logits, token_ids=response_ids, temperature=temperature)",
+        "ref_logprobs = logprobs",
         f"{TRAINER}test_the_reward_estimator_gives_every_token_the_score_less_the_kl",
     ),
     Mutant(

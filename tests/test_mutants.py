@@ -84,10 +84,13 @@ def run_tests(folder: Path, tests: list[str], *, timeout: float) -> dict[str, st
     options = ["-p", PLUGIN, "-p", "no:cacheprovider", "-o", "addopts=", f"--basetemp={folder / '.tmp'}"]
     process = PROCESSES.Process(target=run_pytest, args=(folder, [*options, f"--junitxml={folder / REPORT}", *tests]))
     process.start()
-    process.join(timeout)
-    if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started itself
-        pytest.fail(f"not done after {timeout} seconds")
+    try:
+        process.join(timeout)
+        assert not process.is_alive(), f"not done after {timeout} seconds"
+    finally:
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started itself
+            process.join()
     assert (folder / REPORT).is_file(), (folder / OUTPUT).read_text()[-4000:]
     results = {}
     for case in ElementTree.parse(folder / REPORT).iter("testcase"):

@@ -159,6 +159,56 @@ def test_the_mean_loss_of_a_resumed_run_is_that_of_the_whole_run(run, tmp_path):
     assert output.training_loss == whole_output.training_loss == output.metrics["train_loss"]
 
 
+ENDINGS = {
+    # Two epochs of four steps; what comes at their ends is still to do when the checkpoint of their last step is kept.
+    "epochs": {"num_train_epochs": 2, "eval_strategy": "epoch", "logging_strategy": "epoch", "eval_on_start": True},
+    # Broken off in the middle of the second epoch, in the middle of a rollout.
+    "max_steps": {"max_steps": 5, "eval_strategy": "epoch", "logging_steps": 2},
+    # A callback ends it.
+    "stopped": {"num_train_epochs": 2, "eval_strategy": "epoch"},
+}
+
+
+class StopAtSix(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step == 6
+
+
+def without_times(history):
+    times = ("runtime", "per_second")
+    return [{name: x for name, x in log.items() if not name.endswith(times)} for log in history]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_from_whichever_checkpoint_a_run_goes_on_it_ends_alike(tmp_path, ending):
+    def trainer(folder):
+        callbacks = [StopAtSix()] if ending == "stopped" else []
+        options = {"eval_dataset": PROMPTS.select([0, 1]), "save_strategy": "steps", "save_steps": 1}
+        return make(folder, callbacks=callbacks, **options, **ENDINGS[ending])
+
+    whole = trainer(tmp_path / "whole")
+    output = whole.train()
+    steps = {"epochs": 8, "max_steps": 5, "stopped": 6}[ending]
+    assert whole.state.global_step == steps
+    for step in range(1, steps + 1):
+        checkpoint = tmp_path / "whole" / f"checkpoint-{step}"
+        resumed = trainer(tmp_path / str(step))
+        again = resumed.train(resume_from_checkpoint=str(checkpoint))
+        assert resumed.state.global_step == steps, step
+        assert_equal(resumed.model.state_dict(), whole.model.state_dict())
+        assert without_times(resumed.state.log_history) == without_times(whole.state.log_history), step
+        assert again.training_loss == output.training_loss
+        assert resumed._num_tokens == whole._num_tokens
+
+
+def test_a_finished_run_may_be_made_longer(tmp_path):
+    make(tmp_path, **SAVING).train()
+    longer = make(tmp_path, **{**SAVING, "max_steps": 5})
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == 5
+    assert [log["step"] for log in longer.state.log_history if "loss" in log] == [1, 2, 3, 4, 5]
+
+
 def test_a_checkpoint_may_be_started_from_as_a_model(run, tmp_path):
     trainer = make(tmp_path, str(run / "checkpoint-3"), lengths, processing_class=None, max_steps=1)
     trainer.train()

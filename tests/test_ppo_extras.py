@@ -228,6 +228,12 @@ def test_an_average_needs_float32(tmp_path):
 # ---- Scores: several functions, scaled -----------------------------------------------------------------------------
 
 
+def test_weights_may_be_whole_numbers(tmp_path):
+    trainer = make(tmp_path, reward_funcs=[lengths, lengths], reward_weights=[1, 2])
+    rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    assert rollout.scores.equal(3.0 * rollout.response_mask.sum(-1))
+
+
 def test_scores_are_combined_by_hand():
     terms = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, math.nan], [math.inf, 5.0]])
     given = torch.tensor([[True, True], [False, True], [True, True], [True, True]])

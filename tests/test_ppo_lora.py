@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from hf_instructgpt.char_gpt import CharGPTTokenizer
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.actor_critic import load_value_model
-from hf_instructgpt.ppo.rollout import reward_model_scores
+from hf_instructgpt.ppo.rollout import response_logprobs, reward_model_scores
 
 LORA = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.3)
 
@@ -66,6 +66,20 @@ def test_only_adapters_and_heads_move_and_the_reference_is_the_policy_without_it
         rollout = trainer._roll_out(rows, num_generations=1)
     assert_equal(trainer.model.policy.unload().state_dict(), before)
     assert rollout.old_logprobs.equal(rollout.ref_logprobs)
+
+
+@pytest.mark.parametrize("options", [{"bias": "all"}, {"init_lora_weights": "pissa"}])
+def test_an_adapter_that_cannot_be_switched_off_has_a_copy_as_reference(tmp_path, options):
+    model = policy()
+    before = weights(model)
+    config = LoraConfig(r=2, target_modules=["fc1", "fc2"], **options)
+    trainer = make(tmp_path, model, peft_config=config, max_steps=4)
+    assert_equal(trainer.ref_model.state_dict(), before)
+    trainer.train()
+    assert logged(trainer, "kl")[0] == pytest.approx(0.0, abs=1e-4)
+    rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    expected = response_logprobs(trainer.ref_model, *rollout.sequences)
+    torch.testing.assert_close(rollout.ref_logprobs, expected)
 
 
 def test_a_configuration_that_served_before_serves_again(tmp_path):
@@ -198,6 +212,7 @@ def test_a_resumed_adapter_ends_with_the_same_bytes(tmp_path, saved_policy):
         ({"peft_config": LoraConfig(target_modules=["none_such"])}, "`peft_config`: .*none_such"),
         ({"peft_config": PrefixTuningConfig(num_virtual_tokens=2)}, "prompt learning"),
         ({"model": get_peft_model(policy(), copy.deepcopy(LORA)), "peft_config": LORA}, "has an adapter already"),
+        ({"model": get_peft_model(policy(), copy.deepcopy(LORA)).requires_grad_(False)}, "`is_trainable=True`"),
         ({"value_model": "sharde"}, "`value_model` must be \"shared\" or a model, not 'sharde'"),
     ],
 )

@@ -65,7 +65,7 @@ def lengths(completion_ids, **_):
 
 def make(tmp_path, model=None, reward_funcs=lengths, train_dataset=PROMPTS, processing_class=TOKENIZER, **options):
     names = ("eval_dataset", "ref_model", "value_model", "callbacks", "reward_processing_classes")
-    names += ("ptx_dataset", "generator", "peft_config")
+    names += ("ptx_dataset", "generator", "peft_config", "optimizers")
     arguments = {name: options.pop(name) for name in names if name in options}
     defaults = {
         "output_dir": str(tmp_path),
@@ -760,6 +760,18 @@ def test_the_token_log_of_a_second_run_does_not_mix_with_the_first(tmp_path):
 def test_bad_input_is_named(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         make(tmp_path, **arguments)
+
+
+def test_an_optimizer_that_leaves_the_critic_out_is_refused(tmp_path):
+    model = policy()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(InputError, match=r"the optimizer lacks \d+ parameters, such as value_model\."):
+        make(tmp_path, model, optimizers=(optimizer, None))
+
+
+def test_the_critic_learns_in_the_policy_s_precision(tmp_path):
+    trainer = make(tmp_path, reward_funcs=reward_model().bfloat16())
+    assert {p.dtype for p in trainer.model.value_model.parameters()} == {torch.float32}
 
 
 def test_the_policy_itself_is_no_reference(tmp_path):

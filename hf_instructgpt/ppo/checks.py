@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -84,6 +85,11 @@ def check_models(
             f"the tokenizer has {len(tokenizer)} tokens and the model {vocab_size}: they do not belong together. "
             "Pass the model's own tokenizer, or resize the model's embeddings."
         )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(
+            "the policy has no parameter to train. Load an adapter with `is_trainable=True`, or unfreeze the model "
+            "(`model.requires_grad_(True)`)."
+        )
     if len(reward_weights) != len(reward_funcs):
         raise InputError(
             f"`reward_weights` has {len(reward_weights)} entries for {len(reward_funcs)} reward functions."
@@ -107,6 +113,20 @@ def check_models(
                 f"the reward model {name} knows {func.get_input_embeddings().num_embeddings} tokens and the policy "
                 f"{vocab_size}: pass its tokenizer as `reward_processing_classes`, or one of the policy's vocabulary."
             )
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise an `InputError` for a given optimizer that would leave out a parameter that is to be trained."""
+    if optimizer is None:
+        return
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
+    if missing:
+        raise InputError(
+            f"`optimizers`: the optimizer lacks {len(missing)} parameters, such as {missing[0]}, which would never "
+            "move. Leave it out and set `optim`, `learning_rate` and `critic_learning_rate`, or give "
+            "`trainer.optimizer` one made from `trainer.model`."
+        )
 
 
 def check_prompts(

@@ -76,6 +76,12 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
         raise InputError(f"`peft_config`: {' '.join(str(error).split())}") from error
 
 
+def switches_off(peft_config: "PeftConfig") -> bool:
+    """Whether the model without such an adapter is again what it was before; one with biases or weights is not."""
+    init = getattr(peft_config, "init_lora_weights", True)
+    return getattr(peft_config, "bias", "none") == "none" and init in (True, False, "gaussian", "orthogonal")
+
+
 def make_critic(
     policy: PreTrainedModel,
     value_model: PreTrainedModel | ValueModel | str | None,
@@ -101,7 +107,7 @@ def make_critic(
     family = [model for model in reward_models if model.config.model_type == policy.config.model_type]
     source = value_model if value_model is not None else next(iter(family), policy)
     # A reward model that scored for another trainer comes frozen.
-    backbone = independent_copy(source).base_model.requires_grad_(True)
+    backbone = independent_copy(source).base_model.requires_grad_(True).to(policy.dtype)
     if peft_config is not None:
         backbone = add_lora(backbone, peft_config, task_type="FEATURE_EXTRACTION")
     return ValueModel(backbone)

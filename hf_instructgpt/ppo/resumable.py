@@ -1,24 +1,54 @@
-"""A Trainer whose checkpoints are whole or not there, and whose resumed runs report what unbroken ones do."""
+"""A Trainer whose checkpoints are whole or not there, and whose resumed runs do what unbroken ones do."""
 
 import shutil
+import time
 from pathlib import Path
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from ..errors import InputError
 from .checkpoint import ASIDE_FOLDER, check_resumable, last_whole_checkpoint, write_manifest
 
 
+class _EpochBorders(TrainerCallback):
+    """Tells the trainer when training begins, and whether the end of an epoch has been seen to."""
+
+    def __init__(self, trainer: "ResumableTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.trainer._begin_training()
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        self.trainer._epoch_is_closed = False
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        self.trainer._epoch_is_closed = True
+
+
 class ResumableTrainer(Trainer):
     """`transformers.Trainer` with checkpoints that are written aside and moved into place when all processes are done.
 
-    Overrides `_get_output_dir`, `_save_checkpoint` and `_push_from_checkpoint`, private hooks each with a test.
+    Trainer itself, resumed from a checkpoint of an epoch's last step, passes over what comes at the end of an epoch
+    (evaluation, a log); from one of the last step of all, it makes a step too many. Here both are done as in an
+    unbroken run.
+
+    Overrides `_get_output_dir`, `_save_checkpoint`, `_push_from_checkpoint`, `_run_epoch` and
+    `_maybe_log_save_evaluate`, and keeps Trainer's counters `_tr_loss`, `_total_loss_scalar` and
+    `_globalstep_last_logged`: private, each with a test.
     """
 
-    _is_saving_aside = False
+    def __init__(self, *args, **kwargs):
+        self._is_saving_aside = False
+        self._resumed_from: str | None = None
+        self._is_finished = self._epoch_is_closed = self._rng_is_loaded = False
+        self._last_step = {"grad_norm": None, "learning_rate": None}
+        super().__init__(*args, **kwargs)
+        self.add_callback(_EpochBorders(self))
 
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
@@ -73,9 +103,13 @@ class ResumableTrainer(Trainer):
             InputError: There is no such checkpoint, it is damaged, it was saved with `save_only_model`, or by another
                 number of processes.
         """
-        if resume_from_checkpoint:
-            resume_from_checkpoint = self._find_checkpoint(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._resumed_from = self._find_checkpoint(resume_from_checkpoint) if resume_from_checkpoint else None
+        eval_on_start = self.args.eval_on_start
+        self.args.eval_on_start = eval_on_start and self._resumed_from is None
+        try:
+            output = super().train(resume_from_checkpoint=self._resumed_from, **kwargs)
+        finally:
+            self.args.eval_on_start = eval_on_start
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def _find_checkpoint(self, given: str | bool) -> str:
@@ -94,16 +128,65 @@ class ResumableTrainer(Trainer):
             raise InputError(error)
         return checkpoint
 
+    def _begin_training(self) -> None:
+        """At the end of a step that ended an epoch, or all: go on with what was still to do then."""
+        self._is_finished = self._epoch_is_closed = self._rng_is_loaded = False
+        if self._resumed_from is None:
+            return
+        saved = TrainerState.load_from_json(str(Path(self._resumed_from) / "trainer_state.json"))
+        # A callback's wish; Trainer's own, of a run that was shorter, does not count.
+        control = saved.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        stopped = control.get("should_training_stop", False) and saved.global_step < saved.max_steps
+        self._is_finished = stopped or self.state.global_step >= self.state.max_steps
+        if not self._is_finished and not float(self.state.epoch).is_integer():
+            return
+        self._load_rng_state(self._resumed_from)
+        self._rng_is_loaded = True
+        if not self._epoch_is_closed:
+            self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+            self._maybe_log_save_evaluate(
+                self._tr_loss,
+                self._last_step["grad_norm"],
+                self.model_wrapped,
+                trial=None,
+                epoch=self.state.epoch,
+                ignore_keys_for_eval=None,
+                start_time=time.time(),
+                learning_rate=self._last_step["learning_rate"],
+            )
+
+    def _run_epoch(self, *, epoch: int, epochs_trained: int, resume_from_checkpoint: str | None, **kwargs) -> None:
+        if self._is_finished:
+            self.control.should_training_stop = True
+            return
+        if self._rng_is_loaded:  # and random numbers drawn since
+            resume_from_checkpoint = None
+        super()._run_epoch(
+            epoch=epoch, epochs_trained=epochs_trained, resume_from_checkpoint=resume_from_checkpoint, **kwargs
+        )
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss, grad_norm, *args, learning_rate: float | None = None, **kwargs
+    ) -> None:
+        grad_norm = grad_norm.item() if isinstance(grad_norm, torch.Tensor) else grad_norm
+        self._last_step = {"grad_norm": grad_norm, "learning_rate": learning_rate}
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log; the summary's mean loss is that of the whole run, also when it was resumed."""
         if "train_loss" in logs:
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
-    def _loss_state(self) -> list[float]:
-        """What Trainer knows of the loss since its last log and before, to be kept in a checkpoint."""
-        return [self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged]
+    def _progress_state(self) -> dict:
+        """What Trainer knows beside its state and forgets, to be kept in a checkpoint."""
+        return {
+            "loss": [self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged],
+            "last_step": self._last_step,
+            "epoch_is_closed": self._epoch_is_closed,
+        }
 
-    def _load_loss_state(self, state: list[float]) -> None:
-        loss, self._total_loss_scalar, self._globalstep_last_logged = state
+    def _load_progress_state(self, state: dict) -> None:
+        loss, self._total_loss_scalar, self._globalstep_last_logged = state["loss"]
         self._tr_loss.fill_(loss)
+        self._last_step, self._epoch_is_closed = state["last_step"], state["epoch_is_closed"]

@@ -51,7 +51,7 @@ from trl.models import prepare_fsdp, unwrap_model_for_generation
 from ..errors import InputError
 from .actor_critic import ActorCritic, ValueModel, disable_dropout, independent_copy, load_weights
 from .checkpoint import PPO_STATE_FILE
-from .checks import check_fsdp, check_models, check_processes, check_prompts, foreign_tokenizers
+from .checks import check_fsdp, check_models, check_optimizer, check_processes, check_prompts, foreign_tokenizers
 from .config import PPOConfig
 from .ema import PolicyEMA
 from .functional import (
@@ -70,7 +70,7 @@ from .functional import (
     value_loss,
 )
 from .generation import Generator, VLLMGenerator, engine_responses, generate_responses, pad_rows, sampling_config
-from .models import add_lora, load_policy, load_reward_func, make_critic
+from .models import add_lora, load_policy, load_reward_func, make_critic, switches_off
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
 from .resumable import ResumableTrainer
@@ -173,7 +173,7 @@ class PPOTrainer(ResumableTrainer):
         critic = self._make_critic(model, value_model, peft_config, args)
         # None: the policy with its new adapter off.
         self.ref_model = ref_model
-        if ref_model is None and peft_config is None:
+        if ref_model is None and (peft_config is None or not switches_off(peft_config)):
             self.ref_model = independent_copy(model)
         policy = add_lora(model, peft_config, task_type="CAUSAL_LM") if peft_config is not None else model
         actor_critic = ActorCritic(policy, critic)
@@ -189,6 +189,7 @@ class PPOTrainer(ResumableTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        check_optimizer(actor_critic, self.optimizer)
         self._prepare_frozen_models()
         self._prepare_generation(generator)
         self._prepare_ptx(ptx_dataset)
@@ -311,17 +312,19 @@ class PPOTrainer(ResumableTrainer):
             is_training=True,
         )
 
-    def _run_epoch(self, *, epoch: int, epochs_trained: int, **kwargs) -> None:
+    def _begin_training(self) -> None:
+        self._sums.clear()
+        self._synced_step = None
+        if self.is_world_process_zero():
+            rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
+        super()._begin_training()
+
+    def _run_epoch(self, *, epoch: int, **kwargs) -> None:
         """Trainer's pass over the prompts, which always begins with a new rollout."""
         self._epoch = epoch
         # A callback may have ended the last epoch, or a `max_steps` the last training, in the middle of a rollout.
         self._micro_step += -self._micro_step % self._micro_batches_per_rollout()
-        if epoch == epochs_trained:
-            self._sums.clear()
-            self._synced_step = None
-            if self.is_world_process_zero():
-                rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
-        super()._run_epoch(epoch=epoch, epochs_trained=epochs_trained, **kwargs)
+        super()._run_epoch(epoch=epoch, **kwargs)
 
     # ---- The main path: prompts -> rollout -> reward -> advantage -> loss ------------------------------------------
 
@@ -468,7 +471,7 @@ class PPOTrainer(ResumableTrainer):
         )
         bad = given & ~terms.isfinite()
         self._report_rows({f"scores of {name}": bad[:, i] for i, name in enumerate(self.reward_names)})
-        scores = combine_scores(terms, given=given, weights=torch.tensor(self.reward_weights))
+        scores = combine_scores(terms, given=given, weights=torch.tensor(self.reward_weights, dtype=torch.float32))
         terms = torch.where(given, terms, torch.nan)
         scores, terms, dropped = (x.to(ended.device) for x in (scores, terms, bad.any(-1) | ~given.any(-1)))
         return scores - self.args.missing_eos_penalty * ~ended, terms, dropped
@@ -850,7 +853,7 @@ class PPOTrainer(ResumableTrainer):
             "score_sums": self._score_sums,
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": {name: torch.stack(sums).cpu() for name, sums in self._sums.items()},
-            "loss": self._loss_state(),
+            "progress": self._progress_state(),
         }
         torch.save(state, Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index))
 
@@ -867,4 +870,4 @@ class PPOTrainer(ResumableTrainer):
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self._sums.update({name: list(sums.to(device)) for name, sums in state["sums"].items()})
-        self._load_loss_state(state["loss"])
+        self._load_progress_state(state["progress"])

@@ -655,7 +655,7 @@ MUTANTS = [
         "a resumed run begins its prompts in the first epoch's order",
         f"{PPO}/trainer.py",
         "        self._epoch = epoch\n",
-        "        self._epoch = epoch - epochs_trained\n",
+        '        self._epoch = epoch - kwargs["epochs_trained"]\n',
         f"{TRAINER}test_a_resumed_run_ends_with_the_same_bytes[8]",
     ),
     Mutant(

@@ -214,3 +214,67 @@ def test_a_checkpoint_may_be_started_from_as_a_model(run, tmp_path):
     trainer.train()
     assert trainer.generation_config.eos_token_id == [EOS]
     assert not trainer.model.policy.lm_head.weight.equal(policy().lm_head.weight)
+
+
+def test_a_run_whose_epochs_end_early_goes_on_exactly(tmp_path):
+    class Short(TrainerCallback):
+        """Ends each epoch after its third step."""
+
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = state.global_step % 3 == 0
+
+    def trainer(folder):
+        options = {"num_train_epochs": 3, "num_ppo_epochs": 4, "eval_strategy": "epoch", "eval_dataset": PROMPTS}
+        return make(folder, callbacks=[Short()], save_strategy="steps", save_steps=1, **options)
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    assert whole.state.global_step == 9
+    for step in (2, 3, 4, 6, 8, 9):
+        resumed = trainer(tmp_path / str(step))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert_equal(resumed.model.state_dict(), whole.model.state_dict())
+        assert without_times(resumed.state.log_history) == without_times(whole.state.log_history), step
+
+
+def test_a_checkpoint_that_was_whole_but_not_in_its_place_is_moved_there(copy):
+    (copy / ASIDE_FOLDER).mkdir()
+    (copy / "checkpoint-3").rename(copy / ASIDE_FOLDER / "checkpoint-3")
+    assert last_whole_checkpoint(copy) == str(copy / "checkpoint-3")
+    (copy / "checkpoint-2").rename(copy / ASIDE_FOLDER / "checkpoint-2")
+    truncate(copy / ASIDE_FOLDER / "checkpoint-2" / "model.safetensors")
+    last_whole_checkpoint(copy)
+    assert not (copy / "checkpoint-2").exists()
+
+
+def test_the_best_checkpoint_of_a_run_that_was_moved_is_found_again(tmp_path):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"load_best_model_at_end": True, "num_ppo_epochs": 9, "save_total_limit": 2, "eval_dataset": PROMPTS}
+
+    def reward(completions, **_):
+        return [9.0 * (trainer.state.global_step == 2)] * len(completions)
+
+    trainer = make(tmp_path / "before", reward_funcs=reward, max_steps=3, **options)
+    trainer.train()
+    (tmp_path / "before").rename(tmp_path / "after")
+    trainer = make(tmp_path / "after", reward_funcs=reward, max_steps=5, **options)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "after" / "checkpoint-2")
+    best = AutoModelForCausalLM.from_pretrained(tmp_path / "after" / "checkpoint-2")
+    assert_equal(trainer.model.policy.state_dict(), best.state_dict())
+
+
+def test_a_model_whose_parameters_have_several_types_is_resumed_exactly(tmp_path):
+    def trainer(folder):
+        model = policy().bfloat16()
+        model.lm_head.float()
+        forward = model.lm_head.forward
+        model.lm_head.forward = lambda hidden: forward(hidden.float())
+        return make(folder, model, learning_rate=1e-3, **SAVING)
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    resumed = trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert {p.dtype for p in resumed.model.policy.parameters()} == {torch.bfloat16, torch.float32}
+    assert_equal(resumed.model.state_dict(), whole.model.state_dict())

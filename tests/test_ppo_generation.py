@@ -194,3 +194,23 @@ def test_the_fake_has_the_arguments_of_the_real_one():
 def test_without_vllm_the_error_says_so(tmp_path):
     with pytest.raises(InputError, match="`use_vllm` needs vLLM, which is not installed"):
         make(tmp_path, reward_funcs=lengths, use_vllm=True)
+
+
+def test_an_engine_gets_the_weights_that_are_sampled_from_after_they_were_changed_back(tmp_path):
+    engine = Engine()
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    scores = iter(range(100, 0, -1))
+    trainer = make(
+        tmp_path,
+        reward_funcs=lambda completions, **_: [float(next(scores))] * len(completions),
+        generator=engine,
+        eval_dataset=PROMPTS.select([0]),
+        load_best_model_at_end=True,
+        **options,
+    )
+    trainer.train()  # ends with the weights of step 1
+    trainer.evaluate()
+    assert all(engine.synced[-1][name].equal(p) for name, p in trainer.model.policy.named_parameters())
+    num_syncs, weights_then = len(engine.synced), weights(trainer.model.policy)
+    trainer.train()  # its steps count from 0 again
+    assert all(engine.synced[num_syncs][name].equal(tensor) for name, tensor in weights_then.items())

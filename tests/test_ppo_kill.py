@@ -26,6 +26,8 @@ from hf_instructgpt.ppo.actor_critic import ValueModel
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.trainer import PPOTrainer
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("plain", "lora", "two")
 # Where a run is killed, and at which passage of that place: in sampling (of the first rollout, of a later one, of an
 # evaluation), in a step, in the logs, in each part of writing a checkpoint, and right after one.

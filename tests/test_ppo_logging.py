@@ -190,3 +190,28 @@ def test_bf16_keeps_log_probs_and_values_in_float32(tmp_path):
     real = values[values != 0]
     assert not torch.equal(real, real.bfloat16().float())
     trainer.train()
+
+
+def test_a_rollout_that_nobody_scored_leaves_no_step_and_no_number(tmp_path):
+    calls = []
+
+    def reward(completions, **_):
+        calls.append(1)
+        return [None if len(calls) == 2 else 1.0] * len(completions)
+
+    snapshots = []
+
+    class Snapshot(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            snapshots.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+
+    options = {"num_ppo_epochs": 1, "max_steps": 3, "log_completions": True, "num_completions_to_print": 0}
+    trainer = make(tmp_path, reward_funcs=reward, callbacks=[Snapshot()], **options)
+    trainer.train()
+    # Adam has momentum by then, but nothing to follow.
+    assert all(snapshots[0][name].equal(tensor) for name, tensor in snapshots[1].items())
+    assert not snapshots[2]["value_model.value_head.bias"].equal(snapshots[1]["value_model.value_head.bias"])
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert ["score" in log for log in logs] == [True, False, True]
+    assert logs[1]["dropped_samples"] == 1.0
+    assert len(pd.read_parquet(tmp_path / "completions" / "completions_00002.parquet")) == 0

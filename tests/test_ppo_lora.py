@@ -91,6 +91,14 @@ def test_a_configuration_that_served_before_serves_again(tmp_path):
     assert sum("value_model" in name for name in names) == sum("policy" in name for name in names) > 0
 
 
+def test_the_critic_s_adapter_has_the_ranks_of_the_policy_s(tmp_path):
+    config = LoraConfig(r=2, target_modules=["c_attn"], rank_pattern={"transformer.h.0.attn.c_attn": 5})
+    trainer = make(tmp_path, gpt2(), peft_config=config)
+    names = [(name, p.shape[0]) for name, p in trainer.model.named_parameters() if "lora_A" in name]
+    assert [rank for name, rank in names if "policy" in name] == [5, 2]
+    assert [rank for name, rank in names if "value_model" in name] == [5, 2]
+
+
 def test_measuring_the_reference_leaves_the_adapter_on_and_trainable(tmp_path):
     trainer = make(tmp_path, peft_config=LORA, kl_penalty_in="loss", kl_estimator="full", max_steps=3)
     trainer.train()
@@ -213,6 +221,14 @@ def test_a_resumed_adapter_ends_with_the_same_bytes(tmp_path, saved_policy):
         ({"peft_config": PrefixTuningConfig(num_virtual_tokens=2)}, "prompt learning"),
         ({"model": get_peft_model(policy(), copy.deepcopy(LORA)), "peft_config": LORA}, "has an adapter already"),
         ({"model": get_peft_model(policy(), copy.deepcopy(LORA)).requires_grad_(False)}, "`is_trainable=True`"),
+        ({"model": get_peft_model(policy(), copy.deepcopy(LORA), adapter_name="mine")}, "adapters mine; .*`default`"),
+        (
+            {
+                "model": policy(tie_word_embeddings=True),
+                "peft_config": LoraConfig(target_modules=["embed_tokens", "fc1"]),
+            },
+            "input and output embeddings are one matrix",
+        ),
         ({"value_model": "sharde"}, "`value_model` must be \"shared\" or a model, not 'sharde'"),
     ],
 )

@@ -174,6 +174,19 @@ def test_the_coefficient_adapts_to_the_mean_kl_of_a_response(tmp_path):
     assert trainer.kl_coef == pytest.approx(0.1 * (1 + 0.1 * 0.1), rel=1e-5)
 
 
+def test_the_coefficient_adapts_to_the_responses_that_count(tmp_path):
+    def reward(completions, **_):
+        return [1.0, None, None, None, None, None][: len(completions)]
+
+    trainer = make(tmp_path, reward_funcs=reward, ref_model=policy(seed=5), kl_estimator="k3", kl_horizon=10)
+    trainer._rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    trainer.args.kl_target = (
+        trainer._rollout.kl_penalty.sum().item() / 1.1
+    )  # the one response's, 10 % above the target
+    trainer._adapt_kl_coef()
+    assert trainer.kl_coef == pytest.approx(0.05 * (1 + 0.1 * 1 / 10), rel=1e-5)
+
+
 def test_scores_are_clipped_and_zero_stays_zero(tmp_path):
     trainer = make(
         tmp_path, reward_funcs=lambda completions, **_: [-9.0, 0.0, 9.0, 1.0, 0.5, -3.0], score_clip=2.0, kl_coef=0.0

@@ -15,6 +15,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     TrainerCallback,
 )
 
@@ -772,6 +774,55 @@ def test_an_optimizer_that_leaves_the_critic_out_is_refused(tmp_path):
 def test_the_critic_learns_in_the_policy_s_precision(tmp_path):
     trainer = make(tmp_path, reward_funcs=reward_model().bfloat16())
     assert {p.dtype for p in trainer.model.value_model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("value_model", [None, "shared"])
+def test_a_trunk_narrower_at_its_end_than_its_config_says_gets_a_head_that_fits(tmp_path, value_model):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 68}
+    config = OPTConfig(**sizes, word_embed_proj_dim=8, max_position_embeddings=32, eos_token_id=EOS)
+    trainer = make(tmp_path, OPTForCausalLM(config), value_model=value_model, max_steps=2)
+    assert trainer.model.value_model.value_head.weight.shape == (1, 8)
+    trainer.train()
+    assert logged(trainer, "approx_kl")[0] == 0.0
+
+
+def test_several_evaluation_sets_have_their_names_in_their_metrics(tmp_path):
+    data = {"short": PROMPTS.select([0]), "long": PROMPTS.select([1, 2])}
+    trainer = make(tmp_path, eval_dataset=data, eval_strategy="steps", eval_steps=1, max_steps=1)
+    trainer.train()
+    assert logged(trainer, "eval_short_score") and logged(trainer, "eval_long_score")
+
+
+def test_a_reference_may_be_a_path_and_reward_functions_a_tuple(tmp_path):
+    policy(seed=9).save_pretrained(tmp_path / "reference")
+    trainer = make(tmp_path, reward_funcs=(lengths, lengths), ref_model=str(tmp_path / "reference"))
+    assert_equal(trainer.ref_model.state_dict(), policy(seed=9).state_dict())
+
+
+def test_the_best_model_is_the_one_of_the_best_score_by_default(tmp_path):
+    options = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, eval_steps=1, save_steps=1, **options)
+    assert (args.metric_for_best_model, args.greater_is_better) == ("score", True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size`"),
+        ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha`"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor`"),
+        ({"include_num_input_tokens_seen": "all"}, "`include_num_input_tokens_seen`"),
+        ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy`"),
+        ({"accelerator_config": {"split_batches": True}}, "`split_batches`"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches`"),
+        ({"train_dataset": PROMPTS.to_iterable_dataset()}, r"`train_dataset` must be a `datasets\.Dataset`"),
+        ({"train_dataset": PROMPTS.add_column("prompts", ["x"] * 6)}, "a column `prompts`"),
+    ],
+)
+def test_what_a_rollout_has_no_use_for_is_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        make(tmp_path, **options)
 
 
 def test_the_policy_itself_is_no_reference(tmp_path):

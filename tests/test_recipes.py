@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.stages.arguments import parse_stage
@@ -36,6 +39,86 @@ def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
     else:
         parse_stage(path.stem, ["--config", str(path)])
         assert f"hf-instructgpt {path.stem} --config {name}" in path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder with a Llama of random weights and a tokenizer of bytes that puts `<s>` before a text."""
+    folder = tmp_path_factory.mktemp("llama")
+    tokens = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights", "num_rows"),
+    [("stories260k", "model.safetensors", (120, 64)), ("smollm2", "adapter_model.safetensors", (64, 16))],
+)
+def test_a_recipe_with_a_python_reward_runs(recipe, weights, num_rows, llama, tmp_path, monkeypatch):
+    """One step on another model; every other option is the file's."""
+    monkeypatch.chdir(RECIPES.parent)
+    out, config = tmp_path / "out", Path("recipes", recipe, "ppo.yaml")
+    mine = {"model_name_or_path": str(llama), "max_steps": 1}
+    flags = [part for name, value in mine.items() for part in (f"--{name}", str(value))]
+    assert main(["ppo", "--config", str(config), *flags, "--output_dir", str(out)]) == 0
+    for file in (weights, "trainer_state.json", "stage.json", "tokenizer.json", "value_model/value_head.safetensors"):
+        assert (out / file).is_file(), file
+    assert json.loads((out / "trainer_state.json").read_text(encoding="utf-8"))["global_step"] == 1
+    used = json.loads((out / "stage.json").read_text(encoding="utf-8"))["options"]
+    options = yaml.safe_load(config.read_text(encoding="utf-8"))
+    del options["output_dir"]
+    for name, value in {**options, **mine}.items():
+        assert used[name] == ([] if name == "report_to" else value), name  # "none"
+    rows = [(config.parent / "data" / f"{split}.jsonl").read_text(encoding="utf-8") for split in ("train", "test")]
+    assert tuple(len(text.splitlines()) for text in rows) == num_rows
+    assert not {*rows[0].splitlines()} & {*rows[1].splitlines()}
+
+
+def test_the_stories_are_compared(llama, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.stories260k.compare import distinct_pairs, main
+
+    assert distinct_pairs(["a b a b", "b A c"]) == 3 / 5  # ab, ba and ac
+    monkeypatch.setattr(sys, "argv", ["compare", str(llama), str(llama), "--num_samples", "1"])
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "| rise | | 0.000 [0.000, 0.000] |" in lines and "| KL, nats a response | 0 | 0.0 |" in lines
+    assert len(lines[lines.index("| opening | start model | after PPO |") :]) == 2 + 10
+
+
+def test_the_recipes_rewards(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.smollm2.rewards import short_sentences
+    from recipes.stories260k.rewards import sentiment
+
+    good, bad, none = sentiment(["They were happy.", "They were sad.", "They were there."], prompts=None)
+    assert good > 0.5 and bad < -0.4 and none == 0
+    four, eight, sixteen = "A b c d.", "A b c d e f g h!", "a b c d e f g h i j k l m n o p"
+    assert short_sentences([four, eight, sixteen, f"{four} {sixteen}.", ""]) == [0.5, 1.0, 0.5, 0.8, 0.0]
+    assert short_sentences([[{"role": "assistant", "content": "It is 3.5 km. A b c."}]]) == [3.5 / 8]
 
 
 @pytest.mark.slow

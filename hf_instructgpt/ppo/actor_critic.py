@@ -49,6 +49,16 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+@torch.no_grad()
+def hidden_width(model: nn.Module) -> int:
+    """Width of a model's last hidden state, looked at: it need not be the configuration's `hidden_size` (OPT-350m)."""
+    trunk = without_adapter(model).base_model
+    was_training = trunk.training
+    hidden = trunk.eval()(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device)).last_hidden_state
+    trunk.train(was_training)
+    return hidden.shape[-1]
+
+
 class ValueModel(nn.Module):
     """The critic: a scalar head on the last hidden state of any base model.
 
@@ -62,7 +72,7 @@ class ValueModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         # Zero at first: the first advantages are then the plain returns, whatever scale the rewards have.
-        self.value_head = nn.Linear(hidden_size or backbone.config.get_text_config().hidden_size, 1)
+        self.value_head = nn.Linear(hidden_size or hidden_width(backbone), 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         if backbone is not None:
@@ -114,7 +124,8 @@ def load_weights(model: nn.Module, directory: str | Path) -> None:
 
         set_peft_model_state_dict(model, load_peft_weights(str(directory), device="cpu"))
     else:
-        saved = type(model).from_pretrained(directory, dtype=model.dtype)
+        # In float32, which holds every other type exactly: the model's parameters need not all have one.
+        saved = type(model).from_pretrained(directory, dtype=torch.float32)
         model.load_state_dict(saved.state_dict())
 
 

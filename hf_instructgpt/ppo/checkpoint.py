@@ -40,7 +40,13 @@ def find_damage(folder: Path) -> str | None:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint of a run that is whole; damaged ones are named and passed over."""
+    """The newest checkpoint of a run that is whole; damaged ones are named and passed over.
+
+    One that was whole, but not yet in its place when its run was killed, is moved there first.
+    """
+    for path in Path(output_dir, ASIDE_FOLDER).glob("checkpoint-*"):
+        if not Path(output_dir, path.name).exists() and find_damage(path) is None:
+            path.rename(Path(output_dir, path.name))
     numbered = []
     for path in Path(output_dir).glob("checkpoint-*"):
         if match := re.fullmatch(r"checkpoint-(\d+)", path.name):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -11,6 +12,16 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import InputError
 from .config import PPOConfig
 from .rollout import encode_prompt
+
+# Options of Trainer that a rollout has no use for, and what they are when nobody sets them.
+UNUSED_OPTIONS = {
+    "auto_find_batch_size": False,
+    "include_num_input_tokens_seen": "no",
+    "label_smoothing_factor": 0.0,
+    "neftune_noise_alpha": None,
+    "train_sampling_strategy": "random",
+}
+TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
 
 
 def check_processes(args: PPOConfig) -> None:
@@ -20,6 +31,12 @@ def check_processes(args: PPOConfig) -> None:
             f"one process sees {args.n_gpu} GPUs: start with `accelerate launch` or `torchrun`, one process "
             "a GPU, or let CUDA_VISIBLE_DEVICES name a single one."
         )
+    for name, unused in UNUSED_OPTIONS.items():
+        if getattr(args, name) != unused:
+            raise InputError(f"`{name}` = {getattr(args, name)!r} is an option of Trainer that PPO cannot keep.")
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(args.accelerator_config, name):
+            raise InputError(f"`accelerator_config`: `{name}` would deal a rollout's prompts out twice; leave it out.")
     skipping = {
         "max_update_kl": args.max_update_kl is not None,
         "max_ratio": args.max_ratio is not None,
@@ -115,6 +132,24 @@ def check_models(
             )
 
 
+def check_adapter(policy: nn.Module) -> None:
+    """Raise an `InputError` for an adapter that could not be saved, merged or loaded as what it is."""
+    if not is_peft_model(policy):
+        return
+    if list(policy.peft_config) != ["default"]:
+        raise InputError(
+            f"the policy has the adapters {', '.join(policy.peft_config)}; PPO trains one, called `default`: load it "
+            "under that name."
+        )
+    model = policy.get_base_model()
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    if model.config.get_text_config().tie_word_embeddings and any(hasattr(end, "base_layer") for end in ends):
+        raise InputError(
+            "`peft_config`: the model's input and output embeddings are one matrix, and an adapter on it could not be "
+            "merged. Leave the embeddings out of `target_modules`."
+        )
+
+
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """Raise an `InputError` for a given optimizer that would leave out a parameter that is to be trained."""
     if optimizer is None:
@@ -139,6 +174,10 @@ def check_prompts(
     """Raise an `InputError` for data without prompts, or for a prompt that leaves no room to answer."""
     if dataset is None:
         return
+    if not isinstance(dataset, Dataset):
+        raise InputError(f"`{name}` must be a `datasets.Dataset`, with a length, not {type(dataset).__name__}.")
+    if taken := [column for column in TAKEN_COLUMNS if column in dataset.column_names]:
+        raise InputError(f"`{name}` has a column `{taken[0]}`, which reward functions get already: rename it.")
     if "prompt" not in dataset.column_names:
         raise InputError(f"`{name}` has no column `prompt`; its columns are {', '.join(dataset.column_names)}.")
     if len(dataset) == 0:

@@ -237,6 +237,8 @@ class PPOConfig(TrainingArguments):
             if not holds(getattr(self, name)):
                 raise ValueError(f"`{name}` must {rule}, not {getattr(self, name)!r}.")
         self._check_together()
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "score"  # Trainer's default, the loss, is no metric of an evaluation here
         if self.logging_steps is None:
             self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
         super().__post_init__()

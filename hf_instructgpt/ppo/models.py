@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.utils import find_adapter_config_file
 
 from ..errors import InputError
-from .actor_critic import ValueModel, independent_copy, without_adapter
+from .actor_critic import ValueModel, hidden_width, independent_copy, without_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -67,13 +67,17 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
     if task_type != "CAUSAL_LM":
         # Names as they are in the policy, which has a head and the trunk under a prefix.
         peft_config.modules_to_save = None
+        prefix = f"{model.base_model_prefix}."
         if isinstance(peft_config.target_modules, list | set):
-            prefix = f"{model.base_model_prefix}."
             peft_config.target_modules = {name.removeprefix(prefix) for name in peft_config.target_modules}
+        for name in ("rank_pattern", "alpha_pattern"):
+            pattern = getattr(peft_config, name, None) or {}
+            setattr(peft_config, name, {key.removeprefix(prefix): value for key, value in pattern.items()})
     try:
         return get_peft_model(model, peft_config)
     except ValueError as error:
-        raise InputError(f"`peft_config`: {' '.join(str(error).split())}") from error
+        whose = "" if task_type == "CAUSAL_LM" else "the critic, whose modules have no head above them: "
+        raise InputError(f"`peft_config`: {whose}{' '.join(str(error).split())}") from error
 
 
 def switches_off(peft_config: "PeftConfig") -> bool:
@@ -102,8 +106,7 @@ def make_critic(
     if isinstance(value_model, str):
         if value_model != "shared":
             raise InputError(f'`value_model` must be "shared" or a model, not {value_model!r}.')
-        head = ValueModel(None, hidden_size=policy.config.get_text_config().hidden_size)
-        return head.to(policy.device)
+        return ValueModel(None, hidden_size=hidden_width(policy)).to(policy.device)
     family = [model for model in reward_models if model.config.model_type == policy.config.model_type]
     source = value_model if value_model is not None else next(iter(family), policy)
     # A reward model that scored for another trainer comes frozen.

@@ -13,6 +13,8 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from ..errors import InputError
 from .checkpoint import ASIDE_FOLDER, check_resumable, last_whole_checkpoint, write_manifest
 
+STATE_FILE = "trainer_state.json"
+
 
 class _EpochBorders(TrainerCallback):
     """Tells the trainer when training begins, and whether the end of an epoch has been seen to."""
@@ -37,7 +39,7 @@ class ResumableTrainer(Trainer):
     (evaluation, a log); from one of the last step of all, it makes a step too many. Here both are done as in an
     unbroken run.
 
-    Overrides `_get_output_dir`, `_save_checkpoint`, `_push_from_checkpoint`, `_run_epoch` and
+    Overrides `_get_output_dir`, `_save_checkpoint`, `_push_from_checkpoint`, `_init_training_state`, `_run_epoch` and
     `_maybe_log_save_evaluate`, and keeps Trainer's counters `_tr_loss`, `_total_loss_scalar` and
     `_globalstep_last_logged`: private, each with a test.
     """
@@ -45,6 +47,7 @@ class ResumableTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         self._is_saving_aside = False
         self._resumed_from: str | None = None
+        self._saved_state: TrainerState | None = None
         self._is_finished = self._epoch_is_closed = self._rng_is_loaded = False
         self._last_step = {"grad_norm": None, "learning_rate": None}
         super().__init__(*args, **kwargs)
@@ -67,15 +70,16 @@ class ResumableTrainer(Trainer):
         finally:
             self._is_saving_aside = False
         self.accelerator.wait_for_everyone()
-        if self.state.best_model_checkpoint == str(aside):
-            self.state.best_model_checkpoint = str(target)
+        best = folder / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir() or best == target:  # Trainer looked for it beside the one that is written aside
+            self.state.best_model_checkpoint = str(best)
         if should_save:
-            self.state.save_to_json(str(aside / "trainer_state.json"))
+            self.state.save_to_json(str(aside / STATE_FILE))
             write_manifest(aside, num_processes=self.args.world_size)
-            if target.exists():
-                shutil.rmtree(target)
+            if target.exists():  # of the same run, killed after it
+                target.rename(aside.parent / "replaced")
             aside.rename(target)
-            aside.parent.rmdir()
+            shutil.rmtree(aside.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
@@ -104,6 +108,7 @@ class ResumableTrainer(Trainer):
                 number of processes.
         """
         self._resumed_from = self._find_checkpoint(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._saved_state = self._resumed_from and TrainerState.load_from_json(f"{self._resumed_from}/{STATE_FILE}")
         eval_on_start = self.args.eval_on_start
         self.args.eval_on_start = eval_on_start and self._resumed_from is None
         try:
@@ -133,12 +138,11 @@ class ResumableTrainer(Trainer):
         self._is_finished = self._epoch_is_closed = self._rng_is_loaded = False
         if self._resumed_from is None:
             return
-        saved = TrainerState.load_from_json(str(Path(self._resumed_from) / "trainer_state.json"))
         # A callback's wish; Trainer's own, of a run that was shorter, does not count.
-        control = saved.stateful_callbacks.get("TrainerControl", {}).get("args", {})
-        stopped = control.get("should_training_stop", False) and saved.global_step < saved.max_steps
+        stopped = self._had_set("should_training_stop") and self._saved_state.global_step < self._saved_state.max_steps
         self._is_finished = stopped or self.state.global_step >= self.state.max_steps
-        if not self._is_finished and not float(self.state.epoch).is_integer():
+        at_border = float(self.state.epoch).is_integer() or self._had_set("should_epoch_stop")
+        if not self._is_finished and not at_border:
             return
         self._load_rng_state(self._resumed_from)
         self._rng_is_loaded = True
@@ -154,6 +158,21 @@ class ResumableTrainer(Trainer):
                 start_time=time.time(),
                 learning_rate=self._last_step["learning_rate"],
             )
+
+    def _had_set(self, flag: str) -> bool:
+        """Whether a control flag was set when the checkpoint was written."""
+        return self._saved_state.stateful_callbacks.get("TrainerControl", {}).get("args", {}).get(flag, False)
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, *args) -> tuple[int, int]:
+        """Trainer's count of epochs and micro-batches to pass over; it takes no epoch for shorter than the others."""
+        counted = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
+        if self._resumed_from is None:
+            return counted
+        epochs = int(self.state.epoch + 1e-9)
+        if self._had_set("should_epoch_stop"):
+            return epochs + 1, 0
+        steps = round((self.state.epoch - epochs) * num_update_steps_per_epoch)
+        return epochs, steps * self.args.gradient_accumulation_steps
 
     def _run_epoch(self, *, epoch: int, epochs_trained: int, resume_from_checkpoint: str | None, **kwargs) -> None:
         if self._is_finished:

@@ -83,7 +83,7 @@ def decode_responses(
 ) -> tuple[list[str], list[list[int]]]:
     """Texts (special tokens left out) and ids of the real tokens of each response."""
     ids = [row[row_mask].tolist() for row, row_mask in zip(response_ids, mask, strict=True)]
-    return tokenizer.batch_decode(ids, skip_special_tokens=True), ids
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in ids], ids
 
 
 def model_inputs(

@@ -51,7 +51,15 @@ from trl.models import prepare_fsdp, unwrap_model_for_generation
 from ..errors import InputError
 from .actor_critic import ActorCritic, ValueModel, disable_dropout, independent_copy, load_weights
 from .checkpoint import PPO_STATE_FILE
-from .checks import check_fsdp, check_models, check_optimizer, check_processes, check_prompts, foreign_tokenizers
+from .checks import (
+    check_adapter,
+    check_fsdp,
+    check_models,
+    check_optimizer,
+    check_processes,
+    check_prompts,
+    foreign_tokenizers,
+)
 from .config import PPOConfig
 from .ema import PolicyEMA
 from .functional import (
@@ -108,14 +116,15 @@ class PPOTrainer(ResumableTrainer):
             data set's other columns. None leaves its term out; a response without any term is dropped and counted.
         args ([`PPOConfig`], *optional*): The options.
         train_dataset ([`~datasets.Dataset`]): Rows with a column `prompt`, text or messages.
-        eval_dataset ([`~datasets.Dataset`], *optional*): The same, for `evaluate` and the token log.
+        eval_dataset ([`~datasets.Dataset`] or a `dict` of these, *optional*): The same, for `evaluate` and the token
+            log.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): The policy's tokenizer; from the
             model's path by default.
         reward_processing_classes (`PreTrainedTokenizerBase` or a list of these, *optional*): The reward models'
             tokenizers, None for functions; from a model's id or path by default. A model whose tokenizer differs from
             the policy's in vocabulary or chat template reads the text, any other the policy's token ids.
-        ref_model (`PreTrainedModel`, *optional*): What the KL is measured from. By default the policy as it comes in:
-            with `peft_config` the policy without its adapter, else a frozen copy.
+        ref_model (`str` or `PreTrainedModel`, *optional*): What the KL is measured from. By default the policy as it
+            comes in: with `peft_config` the policy without its adapter, else a frozen copy.
         value_model (`PreTrainedModel`, [`ValueModel`] or `"shared"`, *optional*): What the critic starts from: a base
             model, which is copied and gets a head, or a whole critic; "shared" is a head on the policy's own trunk. By
             default the body of the first reward model (as in the paper) of the policy's vocabulary and family, else
@@ -142,10 +151,10 @@ class PPOTrainer(ResumableTrainer):
         reward_funcs,
         args: PPOConfig | None = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
-        ref_model: PreTrainedModel | None = None,
+        ref_model: str | PreTrainedModel | None = None,
         value_model: PreTrainedModel | ValueModel | str | None = None,
         ptx_dataset: Dataset | None = None,
         generator: Generator | None = None,
@@ -167,8 +176,11 @@ class PPOTrainer(ResumableTrainer):
         check_models(model, processing_class, self.reward_funcs, self.reward_weights, self.reward_tokenizers)
         if ref_model is model:
             raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
-        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             check_prompts(name, dataset, model, processing_class, args)
+        if isinstance(ref_model, str):
+            ref_model = load_policy(ref_model, **trust)
 
         critic = self._make_critic(model, value_model, peft_config, args)
         # None: the policy with its new adapter off.
@@ -176,6 +188,7 @@ class PPOTrainer(ResumableTrainer):
         if ref_model is None and (peft_config is None or not switches_off(peft_config)):
             self.ref_model = independent_copy(model)
         policy = add_lora(model, peft_config, task_type="CAUSAL_LM") if peft_config is not None else model
+        check_adapter(policy)
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
 
@@ -202,7 +215,8 @@ class PPOTrainer(ResumableTrainer):
         self._rollout_is_done = False
         self.kl_coef = args.kl_coef
         self._score_sums = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
-        self._token_log_prompts = list(eval_dataset or train_dataset or [])[: args.log_tokens]
+        followed = next(iter(eval_datasets.values())) or train_dataset or []
+        self._token_log_prompts = list(followed)[: args.log_tokens]
         self._token_log_rollout: Rollout | None = None
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
         # From here on each process samples for itself.
@@ -211,8 +225,8 @@ class PPOTrainer(ResumableTrainer):
     def _prepare_reward_funcs(
         self, reward_funcs, tokenizers, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig
     ) -> None:
-        reward_funcs = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
-        tokenizers = tokenizers if isinstance(tokenizers, list) else [tokenizers] * len(reward_funcs)
+        reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        tokenizers = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(reward_funcs)
         trust = {"trust_remote_code": args.trust_remote_code}
         self.reward_funcs = [load_reward_func(func, **trust) for func in reward_funcs]
         self.reward_names = reward_names(self.reward_funcs)
@@ -361,14 +375,14 @@ class PPOTrainer(ResumableTrainer):
         """Move the coefficient by what the last rollout's KL was."""
         if self.args.kl_target is None or self._rollout is None:
             return
-        kl = self._global_sum(self._rollout.kl_penalty.sum())
-        num_responses = len(self._rollout) * self.args.world_size
+        kept = self._rollout.response_mask.any(-1).sum()
+        kl, num_responses = self._global_sum(torch.stack([self._rollout.kl_penalty.sum(), kept.float()])).tolist()
         self.kl_coef = adapted_kl_coef(
             self.kl_coef,
-            kl=kl.item() / num_responses,
+            kl=kl / max(num_responses, 1),
             target=self.args.kl_target,
             horizon=self.args.kl_horizon,
-            num_responses=num_responses,
+            num_responses=int(num_responses),
         )
 
     @torch.no_grad()
@@ -642,7 +656,9 @@ class PPOTrainer(ResumableTrainer):
         if args.max_update_kl is not None and approx_kl / num_tokens > args.max_update_kl:
             self._rollout_is_done = True
         spiked = args.max_ratio is not None and ratio / num_tokens > args.max_ratio
-        accepted = is_finite and not self._rollout_is_done and not spiked
+        # A step without any gradient would be momentum's alone.
+        is_empty = self._mini_batch[2].item() == 0 and self.ptx is None
+        accepted = is_finite and not is_empty and not self._rollout_is_done and not spiked
         if args.max_update_kl is not None or args.max_ratio is not None or args.on_nonfinite == "skip":
             self._record("skipped_updates", torch.tensor([float(not accepted)], device=self.accelerator.device))
         return accepted
@@ -676,6 +692,8 @@ class PPOTrainer(ResumableTrainer):
     def evaluate(self, eval_dataset: Dataset | None = None, ignore_keys=None, metric_key_prefix: str = "eval"):
         """Sample one response to each evaluation prompt and report its mean score, KL and length.
 
+        Of several data sets (a `dict`), each has its name in its metrics, as in Trainer.
+
         Returns:
             `dict[str, float]`: `eval_score`, `eval_reward` (score less the KL penalty), `eval_kl` (nats a response),
             `eval_kl_penalty` (the same by `kl_estimator`), `eval_completion_length` (tokens), `eval_eos_fraction`.
@@ -683,6 +701,11 @@ class PPOTrainer(ResumableTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise InputError("PPOTrainer.evaluate needs an `eval_dataset`.")
+        if isinstance(dataset, dict):
+            metrics = {}
+            for name, part in dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, metric_key_prefix=f"{metric_key_prefix}_{name}")
+            return metrics
         sums = {name: torch.zeros(2, dtype=torch.float64) for name in EVAL_METRICS}
         recorded, self._sums = self._sums, defaultdict(list)  # training's own
         size, world_size = self.args.per_device_eval_batch_size, self.args.world_size
@@ -698,7 +721,8 @@ class PPOTrainer(ResumableTrainer):
         metrics = {}
         for name, total_and_count in sums.items():
             total, count = self._global_sum(total_and_count.to(self.accelerator.device)).tolist()
-            metrics[f"{metric_key_prefix}_{name}"] = total / max(count, 1)
+            if count:
+                metrics[f"{metric_key_prefix}_{name}"] = total / count
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -732,7 +756,8 @@ class PPOTrainer(ResumableTrainer):
         if "loss" in logs:  # a log of training, not of an evaluation or the summary at the end
             for name, sums in self._sums.items():
                 total, count = self._global_sum(torch.stack(sums).sum(0)).tolist()
-                logs[name] = total / max(count, 1)
+                if count:
+                    logs[name] = total / count
             self._sums.clear()
             logs["num_tokens"] = self._num_tokens
             if self.args.kl_target is not None:

@@ -411,8 +411,8 @@ MUTANTS = [
         "23b",
         "metrics are averaged over places that no mini-batch has filled",
         f"{PPO}/trainer.py",
-        "logs[name] = total / max(count, 1)",
-        "logs[name] = total / max(count * self.args.gradient_accumulation_steps, 1)",
+        "logs[name] = total / count",
+        "logs[name] = total / (count * self.args.gradient_accumulation_steps)",
         f"{CHECKLIST}test_metrics_do_not_depend_on_how_a_rollout_is_divided[2-2]",
     ),
     Mutant(
@@ -541,8 +541,8 @@ MUTANTS = [
         "30",
         "reward models and functions get the ids of the decoded text",
         f"{PPO}/rollout.py",
-        "return tokenizer.batch_decode(ids, skip_special_tokens=True), ids",
-        "texts = tokenizer.batch_decode(ids, skip_special_tokens=True)\n"
+        "return [tokenizer.decode(row, skip_special_tokens=True) for row in ids], ids",
+        "texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]\n"
         '    return texts, [tokenizer(text)["input_ids"] for text in texts]',
         f"{CHECKLIST}test_tokens_that_no_text_can_carry_stay_as_they_were_sampled",
     ),

@@ -52,6 +52,13 @@ def test_stop_token_zero_ends_a_response():
     assert response_mask(torch.tensor([[3, 0, 0]]), stop_token_ids=[0]).tolist() == [[True, True, False]]
 
 
+def test_a_response_mask_has_no_hole():
+    ids = torch.randint(6, (500, 8), generator=torch.Generator().manual_seed(0))
+    mask = response_mask(ids, stop_token_ids=[0, 3])
+    assert mask[:, 0].all() and not mask.all()
+    assert (mask.long().diff(dim=-1) <= 0).all()  # once False, False to the end
+
+
 @pytest.mark.parametrize(
     ("stop", "expected"), [([9], [True, False]), ([8, 9], [True, True]), ([0], [False, False]), ([], [False, False])]
 )

@@ -42,6 +42,15 @@ def test_full_kl_is_the_expectation_of_k1_and_k3_over_the_vocabulary():
         assert estimator == "k1" or (values >= 0).all()
 
 
+def test_full_kl_of_bf16_logits_is_worked_out_in_float32():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 4, 500).bfloat16()
+    ref_logits = (logits + 0.1 * torch.randn(1, 4, 500)).bfloat16()
+    p, q = ((x.double() / 0.7).log_softmax(-1) for x in (logits, ref_logits))
+    actual = full_kl(logits, ref_logits=ref_logits, temperature=0.7)
+    torch.testing.assert_close(actual.double(), (p.exp() * (p - q)).sum(-1), atol=1e-6, rtol=1e-4)
+
+
 def test_only_k2_full_have_the_gradient_of_the_kl_and_k1_has_none():
     logits, ref_logits = two_distributions()
 

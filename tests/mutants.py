@@ -140,7 +140,7 @@ MUTANTS = [
         "9a",
         "sampling may be bent by any setting: log-probs are of another distribution",
         f"{PPO}/config.py",
-        "check_generation_kwargs(self.generation_kwargs or {})",
+        'check_generation_kwargs(self.generation_kwargs or {}, option="generation_kwargs")',
         "pass",
         f"{GENERATION}test_a_setting_that_bends_the_distribution_is_refused_with_the_reason[top_p-0.9]",
     ),

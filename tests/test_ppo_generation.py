@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
 
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.ppo import generation
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.generation import VLLMGenerator
 
@@ -121,12 +122,20 @@ def test_what_an_engine_says_behind_a_stop_token_is_not_real(tmp_path):
     [
         (Engine(lambda prompt: []), "Engine: response 0 has 0 tokens, not 1 to 6"),
         (Engine(lambda prompt: [5] * 7), "Engine: response 0 has 7 tokens, not 1 to 6"),
-        (Engine(lambda prompt: [5, 5]), "Engine: response 0 ends before the limit without a stop token"),
     ],
 )
 def test_an_engine_s_bad_responses_are_named(tmp_path, engine, message):
     with pytest.raises(InputError, match=message):
         make(tmp_path, generator=engine, max_steps=1).train()
+
+
+def test_an_engine_that_keeps_the_stop_tokens_to_itself_is_told_so(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(generation.logger, "warning_once", told.append)
+    for answer in ([5, 5, 5, 5, 5, 5], [5, EOS], [5, 5]):
+        assert told == []
+        make(tmp_path, generator=Engine(lambda prompt, answer=answer: answer), max_steps=1).train()
+    assert "no response that is shorter than 6 tokens ends with a stop token" in told[0]
 
 
 def test_an_engine_that_loses_a_prompt_is_named(tmp_path):

@@ -6,9 +6,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..errors import InputError
 from .functional import response_mask
+
+logger = logging.get_logger(__name__)
 
 # What may be set beside PPO's own options: it changes how fast tokens are sampled, not which.
 HARMLESS = ("use_cache", "cache_implementation", "cache_config", "compile_config", "disable_compile")
@@ -178,22 +181,21 @@ def engine_responses(
     """The same from an engine: response ids and the mask of their real tokens, `(B, R)` each.
 
     Raises:
-        InputError: The engine gave another number of responses, an empty one, one that is too long, or one that is
-            too short and does not end with a stop token.
+        InputError: The engine gave another number of responses, an empty one, or one that is too long.
     """
     rows = generator.generate(prompt_rows, generation_config=generation_config)
     name, longest = type(generator).__name__, generation_config.max_new_tokens
-    stop = set(generation_config.eos_token_id)
     if len(rows) != len(prompt_rows):
         raise InputError(f"the generator {name} gave {len(rows)} responses for {len(prompt_rows)} prompts.")
     for i, row in enumerate(rows):
         if not 1 <= len(row) <= longest:
             raise InputError(f"the generator {name}: response {i} has {len(row)} tokens, not 1 to {longest}.")
-        if len(row) < longest and not stop & set(row):
-            raise InputError(
-                f"the generator {name}: response {i} ends before the limit without a stop token; the one that ended "
-                "it belongs to it."
-            )
+    short, stop = [row for row in rows if len(row) < longest], set(generation_config.eos_token_id)
+    if short and not any(stop & set(row) for row in short):
+        logger.warning_once(
+            f"the generator {name}: no response that is shorter than {longest} tokens ends with a stop token. One that "
+            "ended a response belongs to it: without it, the response counts as cut off."
+        )
     ids, mask = pad_rows(rows, pad_token_id=generation_config.pad_token_id, side="right", device=device)
     return ids, mask & response_mask(ids, stop_token_ids=generation_config.eos_token_id)
 

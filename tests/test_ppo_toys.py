@@ -8,6 +8,8 @@ from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTo
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.trainer import PPOTrainer
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = CharGPTTokenizer(vocab={"<pad>": 0, "a": 1, "b": 2, "c": 3, "<eos>": 4, "<unk>": 5})
 EOS = TOKENIZER.eos_token_id
 LIMIT = 6

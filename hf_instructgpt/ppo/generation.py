@@ -193,8 +193,8 @@ def engine_responses(
     short, stop = [row for row in rows if len(row) < longest], set(generation_config.eos_token_id)
     if short and not any(stop & set(row) for row in short):
         logger.warning_once(
-            f"the generator {name}: no response that is shorter than {longest} tokens ends with a stop token. One that "
-            "ended a response belongs to it: without it, the response counts as cut off."
+            f"the generator {name}: no response that is shorter than {longest} tokens ends with a stop token. The one "
+            "that ended a response belongs to it: without it, the response counts as cut off."
         )
     ids, mask = pad_rows(rows, pad_token_id=generation_config.pad_token_id, side="right", device=device)
     return ids, mask & response_mask(ids, stop_token_ids=generation_config.eos_token_id)

@@ -258,7 +258,7 @@ def test_padding_token_equal_to_end_of_text_gives_the_same_masks_and_logprobs(gp
 
 
 def test_decoding_reads_real_tokens_only():
-    tokenizer = SimpleNamespace(batch_decode=lambda rows, skip_special_tokens: [str(row) for row in rows])
+    tokenizer = SimpleNamespace(decode=lambda row, skip_special_tokens: str(row))
     ids, mask = torch.tensor([[5, EOS, 0], [1, 2, 0]]), torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
     assert decode_responses(tokenizer, ids, mask) == ([f"[5, {EOS}]", "[1, 2, 0]"], [[5, EOS], [1, 2, 0]])
 

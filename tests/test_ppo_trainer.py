@@ -776,6 +776,21 @@ def test_the_critic_learns_in_the_policy_s_precision(tmp_path):
     assert {p.dtype for p in trainer.model.value_model.parameters()} == {torch.float32}
 
 
+class Dropping(GPT2LMHeadModel):
+    """Its dropout is no module: `disable_dropout` cannot see it."""
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
+        outputs = super().forward(input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        outputs.logits = torch.nn.functional.dropout(outputs.logits, self.config.resid_pdrop, self.training)
+        return outputs
+
+
+def test_a_policy_whose_first_ratio_is_not_one_is_refused(tmp_path):
+    with pytest.raises(InputError, match="other log-probs in an update than in the rollout"):
+        make(tmp_path, Dropping(gpt2().config), max_steps=1).train()
+    make(tmp_path, Dropping(gpt2(resid_pdrop=0.0).config), max_steps=1).train()
+
+
 class Counting(GPT2LMHeadModel):
     """Its positions count padding, whatever it is told."""
 

@@ -667,6 +667,7 @@ class PPOTrainer(ResumableTrainer):
         if not is_finite:
             what = f"log-probs or values of {num_nonfinite:.0f} tokens" if num_nonfinite else "gradients"
             self._report_nonfinite(f"{what} in an update")
+        self._check_first_ratio(approx_kl / num_tokens)
         if args.max_update_kl is not None and approx_kl / num_tokens > args.max_update_kl:
             self._rollout_is_done = True
         spiked = args.max_ratio is not None and ratio / num_tokens > args.max_ratio
@@ -676,6 +677,18 @@ class PPOTrainer(ResumableTrainer):
         if args.max_update_kl is not None or args.max_ratio is not None or args.on_nonfinite == "skip":
             self._record("skipped_updates", torch.tensor([float(not accepted)], device=self.accelerator.device))
         return accepted
+
+    def _check_first_ratio(self, approx_kl: float) -> None:
+        """Before a rollout's first step the policy is the one that was measured: every ratio is 1, or it is random."""
+        step = (self._micro_step - 1) // self.args.gradient_accumulation_steps
+        is_first = step % (self.args.num_ppo_epochs * self.args.num_mini_batches) == 0
+        is_half = self.args.bf16 or self.args.fp16 or self._actor_critic.language_model.dtype != torch.float32
+        if is_first and approx_kl > (1e-2 if is_half else 1e-4):
+            raise InputError(
+                "the policy gives other log-probs in an update than in the rollout just before it (a KL of "
+                f"{approx_kl:.2g} nats a token): is there a dropout in its `forward` that reads its rate from the "
+                "configuration? Set it to 0 there."
+            )
 
     def _gradients_are_finite(self) -> bool:
         if self.accelerator.scaler is not None or self.is_deepspeed_enabled:  # both look after that themselves

@@ -24,7 +24,7 @@ def independent_copy(model: PreTrainedModel) -> PreTrainedModel:
     run the original's weights.
     """
     clone = copy.deepcopy(model)
-    clone.__dict__.pop("forward", None)
+    without_adapter(clone).__dict__.pop("forward", None)
     if is_peft_model(clone):
         clone = clone.merge_and_unload()
         clone.config._name_or_path = ""  # the weights of that name no longer
@@ -106,8 +106,7 @@ class ValueModel(nn.Module):
         prefix = "backbone."
         weights = {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
         if is_peft_model(self.backbone) and not self.backbone.config._name_or_path:
-            base = directory / CRITIC_BASE_FOLDER
-            independent_base(self.backbone).save_pretrained(base)
+            copy.deepcopy(self.backbone).unload().save_pretrained(directory / CRITIC_BASE_FOLDER)
         self.backbone.save_pretrained(directory, state_dict=weights)
 
     def load_weights(self, directory: str | Path) -> None:
@@ -127,11 +126,6 @@ def load_weights(model: nn.Module, directory: str | Path) -> None:
         # In float32, which holds every other type exactly: the model's parameters need not all have one.
         saved = type(model).from_pretrained(directory, dtype=torch.float32)
         model.load_state_dict(saved.state_dict())
-
-
-def independent_base(model: nn.Module) -> PreTrainedModel:
-    """A copy of what a PEFT model's adapter stands on."""
-    return copy.deepcopy(model).unload()
 
 
 def load_value_model(directory: str | Path, **kwargs: Any) -> ValueModel:

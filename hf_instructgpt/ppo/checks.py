@@ -83,7 +83,7 @@ def foreign_tokenizers(
         )
     tokenizers = []
     for func, tokenizer in zip(reward_funcs, given, strict=True):
-        # A folder without one holds a model that is taken to know the policy's tokens; `check_models` counts them.
+        # A folder without one holds a model taken to know the policy's tokens; `check_reward_funcs` counts them.
         if tokenizer is None and isinstance(func, str):
             has_one = not Path(func).is_dir() or Path(func, "tokenizer_config.json").is_file()
             tokenizer = AutoTokenizer.from_pretrained(func, **kwargs) if has_one else None

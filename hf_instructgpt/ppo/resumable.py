@@ -107,8 +107,10 @@ class ResumableTrainer(Trainer):
             InputError: There is no such checkpoint, it is damaged, it was saved with `save_only_model`, or by a run
                 with other options where these must stay.
         """
-        self._resumed_from = self._find_checkpoint(resume_from_checkpoint) if resume_from_checkpoint else None
-        self._saved_state = self._resumed_from and TrainerState.load_from_json(f"{self._resumed_from}/{STATE_FILE}")
+        self._resumed_from = self._saved_state = None
+        if resume_from_checkpoint:
+            self._resumed_from = self._find_checkpoint(resume_from_checkpoint)
+            self._saved_state = TrainerState.load_from_json(f"{self._resumed_from}/{STATE_FILE}")
         eval_on_start = self.args.eval_on_start
         self.args.eval_on_start = eval_on_start and self._resumed_from is None
         try:

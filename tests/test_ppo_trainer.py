@@ -430,6 +430,7 @@ def test_the_reward_estimator_is_the_documents_loop(tmp_path):
 # ---- It learns -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "estimator"), [(0, "gae"), (1, "gae"), (2, "gae"), (0, "reward")])
 def test_a_bandits_best_token_is_found(tmp_path, seed, estimator):
     group = {"num_generations": 32, "subtract_group_mean": True} if estimator == "reward" else {}

@@ -734,7 +734,6 @@ class PPOTrainer(ResumableTrainer):
                 metrics |= self.evaluate(part, ignore_keys, metric_key_prefix=f"{metric_key_prefix}_{name}")
             return metrics
         sums = {name: torch.zeros(2, dtype=torch.float64) for name in EVAL_METRICS}
-        recorded, self._sums = self._sums, defaultdict(list)  # training's own
         size, world_size = self.args.per_device_eval_batch_size, self.args.world_size
         # All processes make the same number of rollouts: sharded weights are gathered by all of them together.
         for start in range(0, len(dataset), size * world_size):
@@ -744,7 +743,6 @@ class PPOTrainer(ResumableTrainer):
             for name in EVAL_METRICS:
                 values = summary[name]
                 sums[name] += torch.stack([values.sum().double(), torch.tensor(len(values))]).cpu()
-        self._sums = recorded
         metrics = {}
         for name, total_and_count in sums.items():
             total, count = self._global_sum(total_and_count.to(self.accelerator.device)).tolist()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_instructgpt.data import gold_reward, judge
+from hf_instructgpt.data import gold_reward, gold_rewards, judge
 from hf_instructgpt.data.lab_facts import FAMILIES, TAILS, prompt_facts
 from hf_instructgpt.errors import InputError
 
@@ -47,6 +47,8 @@ def test_score_by_hand(prompt, response, parts, score):
     assert judgement.score == pytest.approx(score, abs=1e-12)
     assert judgement.correct == (parts[0] == 1)
     assert gold_reward(prompt, response) == judgement.score
+    messages = [[{"role": "user", "content": prompt}]], [[{"role": "assistant", "content": response}]]
+    assert gold_rewards(*messages, completion_ids=[[1]]) == gold_rewards([prompt], [response]) == [judgement.score]
 
 
 def test_hand_table_has_a_right_and_a_wrong_answer_of_every_family():

@@ -840,6 +840,19 @@ def test_a_trunk_narrower_at_its_end_than_its_config_says_gets_a_head_that_fits(
     assert logged(trainer, "approx_kl")[0] == 0.0
 
 
+def test_evaluate_reports_each_reward_function_s_own_score(tmp_path):
+    def two(completions, **_):
+        return [2.0] * len(completions)
+
+    def sometimes(prompts, **_):
+        return [None if i else -1.0 for i in range(len(prompts))]
+
+    trainer = make(tmp_path, reward_funcs=[two, sometimes], eval_dataset=PROMPTS, reward_weights=[1.0, 0.0])
+    metrics = trainer.evaluate()
+    assert metrics["eval_scores/two"] == metrics["eval_score"] == 2
+    assert metrics["eval_scores/sometimes"] == -1
+
+
 def test_several_evaluation_sets_have_their_names_in_their_metrics(tmp_path):
     data = {"short": PROMPTS.select([0]), "long": PROMPTS.select([1, 2])}
     trainer = make(tmp_path, eval_dataset=data, eval_strategy="steps", eval_steps=1, max_steps=1)

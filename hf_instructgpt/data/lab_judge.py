@@ -62,6 +62,12 @@ def gold_reward(prompt: str, response: str) -> float:
     return judge(prompt, response).score
 
 
+def gold_rewards(prompts: list, completions: list, **_) -> list[float]:
+    """The same of many texts or message lists, as reward functions are called."""
+    texts = [[x if isinstance(x, str) else x[-1]["content"] for x in column] for column in (prompts, completions)]
+    return [gold_reward(prompt, response) for prompt, response in zip(*texts, strict=True)]
+
+
 def _content(fact: Fact, response: str) -> int:
     core = _without_form(response)
     values = {_value(template.format(s=fact.subject, v="\0"), core) for template in fact.family.answers}

@@ -723,7 +723,8 @@ class PPOTrainer(ResumableTrainer):
 
         Returns:
             `dict[str, float]`: `eval_score`, `eval_reward` (a response's rewards in all), `eval_kl` (nats a response),
-            `eval_kl_penalty` (the same by `kl_estimator`), `eval_completion_length` (tokens), `eval_eos_fraction`.
+            `eval_kl_penalty` (the same by `kl_estimator`), `eval_completion_length` (tokens), `eval_eos_fraction`,
+            and with several reward functions each one's own score, `eval_scores/NAME`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
@@ -733,14 +734,15 @@ class PPOTrainer(ResumableTrainer):
             for name, part in dataset.items():
                 metrics |= self.evaluate(part, ignore_keys, metric_key_prefix=f"{metric_key_prefix}_{name}")
             return metrics
-        sums = {name: torch.zeros(2, dtype=torch.float64) for name in EVAL_METRICS}
+        metric_names = [*EVAL_METRICS, *(f"scores/{name}" for name in self.reward_names if len(self.reward_funcs) > 1)]
+        sums = {name: torch.zeros(2, dtype=torch.float64) for name in metric_names}
         size, world_size = self.args.per_device_eval_batch_size, self.args.world_size
         # All processes make the same number of rollouts: sharded weights are gathered by all of them together.
         for start in range(0, len(dataset), size * world_size):
             mine = range(start + self.args.process_index, min(start + size * world_size, len(dataset)), world_size)
             rollout = self._roll_out([dataset[i] for i in mine] or [dataset[0]], num_generations=1)[: len(mine)]
             summary = self._summarize(rollout)
-            for name in EVAL_METRICS:
+            for name in metric_names:
                 values = summary[name]
                 sums[name] += torch.stack([values.sum().double(), torch.tensor(len(values))]).cpu()
         metrics = {}

@@ -1,0 +1,1 @@
+"""What runs the stages many times: the over-optimisation lab, the arena."""

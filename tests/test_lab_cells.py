@@ -1,0 +1,38 @@
+"""Cells: each run once, whole or not there, gone on with after a stop."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_instructgpt.errors import InputError
+from hf_instructgpt.lab.cells import run_cells
+
+
+def work(folder, x, fail=False):
+    print("hello from", x)
+    with (Path(folder).parent / "calls.txt").open("a") as calls:
+        calls.write(f"{x}\n")
+    if fail:
+        raise InputError(f"x = {x} does not work")
+    return {"square": x * x}
+
+
+def test_cells_are_run_once_and_their_output_is_kept(tmp_path, capfd):
+    cells = {name: {"x": x} for name, x in (("a", 2), ("b", 3))}
+    assert run_cells(work, cells, tmp_path / "cells") == {"a": {"square": 4}, "b": {"square": 9}}
+    assert json.loads((tmp_path / "cells" / "a" / "result.json").read_text()) == {"square": 4}
+    assert (tmp_path / "cells" / "b" / "log.txt").read_text() == "hello from 3\n"
+    assert "(2 of 2)" in capfd.readouterr().out
+    (tmp_path / "cells" / "b" / "result.json").unlink()
+    assert run_cells(work, cells, tmp_path / "cells")["b"] == {"square": 9}
+    assert sorted((tmp_path / "cells" / "calls.txt").read_text().split()) == ["2", "3", "3"]
+
+
+def test_a_cell_that_fails_is_named_and_the_others_stay(tmp_path):
+    cells = {"good": {"x": 1}, "bad": {"x": 2, "fail": True}}
+    with pytest.raises(InputError, match="cells, bad: x = 2 does not work"):
+        run_cells(work, cells, tmp_path / "cells")
+    assert not (tmp_path / "cells" / "bad").exists()
+    assert run_cells(work, {"good": {"x": 1}}, tmp_path / "cells") == {"good": {"square": 1}}
+    assert (tmp_path / "cells" / "calls.txt").read_text().split().count("1") == 1

@@ -25,6 +25,7 @@ from .inputs import (
     load_reward_func,
     load_rows,
     load_stage_datasets,
+    load_text,
     load_tokenizer,
 )
 from .output import STAGE_FILE, make_directory, partial_directory, read_json, to_json
@@ -74,6 +75,8 @@ class Pipeline:
         sft, reward = str(self.output_dir / "sft"), str(self.output_dir / "reward")
         given = {"sft": {}, "reward": {"model_name_or_path": sft}}
         given["ppo"] = {"model_name_or_path": sft, "reward_funcs": [reward]}
+        if "dataset_config" not in config["sft"]:  # the demonstrations are the scores' zero
+            given["reward"]["calibration_dataset_name"] = config["sft"].get("dataset_name")
         self.options = {stage: config[stage] for stage in STAGES}
         self.config = {
             stage: {**given[stage], **config[stage], "output_dir": str(self.output_dir / stage), "seed": self.seed}
@@ -91,6 +94,9 @@ class Pipeline:
                     "stages alone."
                 )
         check_ppo_options(*stages["ppo"])
+        for stage, option in (("reward", "calibration_dataset_name"), ("ppo", "ptx_dataset_name")):
+            if getattr(stages[stage][0], option) is not None:
+                load_text(option, stages[stage][0])
         for name in stages["ppo"][0].reward_funcs:
             if name != str(self.output_dir / "reward"):
                 load_reward_func(name, trust_remote_code=stages["ppo"][1].trust_remote_code)

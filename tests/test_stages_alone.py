@@ -215,8 +215,8 @@ def test_ppo_with_a_head_on_the_policy_and_pretraining_text(here, models, refuse
 def test_ppo_goes_on_from_adapters_of_the_other_stages(here, models):
     lora = [*TRAIN, *LORA, "qkv_proj", "out_proj", "--model_name_or_path"]
     assert main(["sft", "--dataset_name", "sft.jsonl", *lora, str(models / "sft"), "--output_dir", "sft"]) == 0
-    head = ["--lora_modules_to_save", "score", "--lora_task_type", "SEQ_CLS", "--output_dir", "reward"]
-    assert main(["reward", "--dataset_name", "rankings.jsonl", *lora, str(models / "sft"), *head]) == 0
+    argv = ["reward", "--dataset_name", "rankings.jsonl", *lora, str(models / "sft"), "--output_dir", "reward"]
+    assert main(argv) == 0
     argv = ["ppo", "--dataset_name", "prompts.jsonl", "--reward_funcs", "reward", "--max_completion_length", "4"]
     assert main([*argv, *FLAGS, "--model_name_or_path", "sft", "--output_dir", "out"]) == 0
     before, after = (load_file(here / name / "adapter_model.safetensors") for name in ("sft", "out"))
@@ -233,12 +233,11 @@ def test_a_stage_trains_an_adapter(here, models, stage, refused):
     argv = [stage, "--dataset_name", data, "--model_name_or_path", str(models / "sft"), *TRAIN, *LORA]
     if stage == "ppo":
         argv[3:3] = ["--reward_funcs", str(models / "reward"), "--max_completion_length", "4"]
-    head = ["--lora_modules_to_save", "score", "--lora_task_type", "SEQ_CLS"] if stage == "reward" else []
-    assert main([*argv, "qkv_proj", "out_proj", *head, "--output_dir", "out"]) == 0
+    assert main([*argv, "qkv_proj", "out_proj", "--output_dir", "out"]) == 0
     weights = load_file(here / "out" / "adapter_model.safetensors")
-    assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights.items())
     assert any("score" in name for name in weights) == (stage == "reward")
-    assert "none_such not found in the base model" in refused(*argv, "none_such", "--output_dir", "b")
+    assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights.items())
+    assert "`use_peft`: " in refused(*argv, "none_such", "--output_dir", "b")
 
 
 def test_a_text_that_is_cut_is_counted(here, caplog):

@@ -47,6 +47,7 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
+    model_args.lora_task_type = "SEQ_CLS"  # its default has no score head, which must be trained and saved
     with peft_errors(model_args):
         return RankingRewardTrainer(
             model=model,

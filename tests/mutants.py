@@ -1,4 +1,4 @@
-"""Bugs that implementations of PPO and of reward models have shipped, each as a change to this package and the test that must notice it.
+"""Bugs that implementations of PPO and reward models have shipped, each as a change here and the test that notices it.
 
 Data of `test_mutants.py`. A number stands for one kind of bug, a letter behind it for one of its forms.
 """

@@ -14,7 +14,16 @@ from ..evaluation.reward_card import measure_rewards
 from ..report.plots import draw_reward_card
 from ..report.reward_card import reward_card_markdown, reward_findings
 from .arguments import RewardArguments
-from .inputs import check_fits, checked_split, load_config, load_function, load_reward_model, load_rows, load_tokenizer
+from .inputs import (
+    check_fits,
+    check_reward_model,
+    checked_split,
+    load_config,
+    load_function,
+    load_reward_model,
+    load_rows,
+    load_tokenizer,
+)
 from .output import (
     REPORT_CARD_FILE,
     STAGE_FILE,
@@ -61,6 +70,7 @@ def evaluate_reward(
     """
     if batch_size < 1:
         raise InputError(f"`--batch_size` must be 1 or more, not {batch_size}.")
+    check_reward_model(model, trust_remote_code=trust_remote_code)
     if output_dir is None and not Path(model).is_dir():
         raise InputError(f"`--output_dir` is missing: {model} is no folder that the report card could go into.")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)

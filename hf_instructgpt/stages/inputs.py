@@ -248,8 +248,7 @@ def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwarg
 
 
 def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
-    """A trained reward model, an adapter on its base model included. Raises `InputError` for anything else there."""
-    check_reward_model(name, **kwargs)
+    """What [`check_reward_model`] let pass, an adapter on its base model. Raises `InputError` if it cannot be used."""
     with _loading(name), _quiet():
         model = load_scorer(name, **kwargs)
     _check_tokenizer(tokenizer, model)

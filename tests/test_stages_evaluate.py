@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from hf_instructgpt.cli import main
+from hf_instructgpt.errors import InputError
 from hf_instructgpt.stages import evaluate
 from hf_instructgpt.stages.arguments import PPOArguments, RewardArguments
 from hf_instructgpt.stages.evaluate import evaluate_reward
@@ -177,7 +178,7 @@ def test_an_adapter_is_measured_as_it_is(here):
 
 def test_an_adapter_of_a_policy_is_not_taken_for_a_reward_model(here):
     pytest.importorskip("peft")
-    argv = ["--use_peft", "true", "--lora_target_modules", "qkv_proj", "--model_name_or_path", "sft"]
+    argv = ["--use_peft", "true", "--lora_target_modules", "qkv_proj", "out_proj", "--model_name_or_path", "sft"]
     assert main(["sft", "--dataset_name", "sft.jsonl", *TRAIN, *argv, "--output_dir", "adapter"]) == 0
     with pytest.raises(InputError, match="the model adapter cannot be loaded"):
         evaluate_reward("adapter", dataset_name="pairs.jsonl", split="train")

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForSequenceClassification, CharGPTTokenizer
 from hf_instructgpt.data import gold_reward, gold_rewards, load_sample_dataset
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.evaluation import reward_card
 from hf_instructgpt.evaluation.preference import ScoredRanking, score_rankings
 from hf_instructgpt.evaluation.reward_card import (
     Pairs,
@@ -38,7 +39,9 @@ def sigmoid(x):
 
 @pytest.fixture(scope="module")
 def card():
-    return measure_rewards(RANKINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward_card, "MIN_PROMPTS", 2)
+        return measure_rewards(RANKINGS)
 
 
 def test_accuracy_by_hand(card):
@@ -158,11 +161,18 @@ def test_spearman_against_pearson_of_ranks():
 
 
 def test_an_interval_draws_prompts_not_pairs():
-    """Two prompts of 50 pairs each, all right and all wrong: 0 and 1 come up in a quarter of the draws each."""
-    prompts = torch.arange(2).repeat_interleave(50)
-    assert share(prompts, 1.0 - prompts)["ci95"] == [0.0, 1.0]
-    assert share(torch.arange(100), 1.0 - prompts)["ci95"] != [0.0, 1.0]
-    assert share(prompts[:50], prompts[:50].double())["ci95"] is None
+    """Six prompts of 50 pairs, all right in three of them: a draw is right in k of 6, binomial, so 1/6 to 5/6."""
+    prompts = torch.arange(6).repeat_interleave(50)
+    right = (prompts < 3).double()
+    assert share(prompts, right)["ci95"] == [pytest.approx(1 / 6), pytest.approx(5 / 6)]
+    assert share(torch.arange(300), right)["ci95"] == pytest.approx([0.5 - 0.057, 0.5 + 0.057], abs=0.01)
+
+
+def test_fewer_than_six_prompts_have_no_interval_and_prove_nothing():
+    rows = [ScoredRanking(str(i), ["a", "b"], [1, 2], [1.0, 0.0]) for i in range(6)]
+    assert measure_rewards(rows)["beats_baselines"] is True
+    card = measure_rewards(rows[:5])
+    assert card["accuracy"]["value"] == 1 and card["accuracy"]["ci95"] is None and card["beats_baselines"] is False
 
 
 def test_an_equal_score_is_half_a_win():

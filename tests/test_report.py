@@ -148,7 +148,7 @@ def test_a_card_of_a_run_that_logged_nothing(tmp_path):
     nothing = dict.fromkeys(STRONG) | {"better_baseline": "longer_wins", "beats_baselines": False}
     metrics["reward"] |= nothing
     text = run_card(metrics, CONFIG, name="my-run", notes=[], prompt="a").text
-    assert "not measured" in text and "too few pairs to tell" in text
+    assert "not measured" in text and "too few prompts to tell" in text
 
 
 def test_plots_are_written_and_show_something(tmp_path, recwarn):

@@ -68,7 +68,7 @@ def test_a_good_model_is_not_warned_of():
         (lambda i, b, text: 60 * (b is (i % 5 != 0)), {}, {}, ["worse than a coin's", "over-confident: it claims"]),
         (lambda i, b, text: good(i, b, text) / 9, {}, {}, ["under-confident: it claims"]),
         (good, {"num_prompts": 40}, {}, ["with 40 prompts the intervals are rough"]),
-        (good, {"num_prompts": 1}, {}, ["too few pairs to tell whether the reward model beats the rule"]),
+        (good, {"num_prompts": 1}, {}, ["too few prompts to tell whether the reward model beats the rule"]),
         (good, {"better": ("aaa", "bbbbb")}, {}, ["does not beat", "likes length less"]),
         (good, {"judge": lambda i: i % 2 - 0.5}, {"judged_by": "x.y"}, ["agrees with the judge not clearly more"]),
         (good, {}, {"trained_on": True}, ["was trained on the split `test`"]),
@@ -101,7 +101,7 @@ def test_the_weakness_says_the_numbers_or_that_there_are_none():
         'the reward model does not beat the rule "the shorter response wins": it gets 61.0% of the pairs right, the '
         "rule 60.0% (difference +1.0%, 95 % interval -2.0% to +4.0%)"
     )
-    assert "too few pairs" in weakness({**figures, "gain_ci95": None})
+    assert "too few prompts" in weakness({**figures, "gain_ci95": None})
 
 
 @pytest.mark.parametrize("judge", [None, lambda i: 1.0])

@@ -65,7 +65,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     write_rows(folder / "sft.jsonl", SFT)
     write_rows(folder / "pairs.jsonl", PAIRS)
-    for split, rows in {"train": RANKINGS[:3], "validation": RANKINGS[3:]}.items():
+    for split, rows in {"train": RANKINGS[:3], "validation": RANKINGS}.items():
         write_rows(folder / "data" / f"{split}.jsonl", rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -113,11 +113,11 @@ def test_a_report_card_by_default(here, capsys):
         "model": "reward",
         "dataset_name": "data",
         "split": "validation",
-        "num_rows": 3,
-        "num_prompts": 3,
+        "num_rows": 6,
+        "num_prompts": 6,
         "num_cut": 0,
     }
-    assert card["accuracy"]["num"] == 9 and card["judge"] is card["judged_by"] is None and not card["trained_on"]
+    assert card["accuracy"]["num"] == 18 and card["judge"] is card["judged_by"] is None and not card["trained_on"]
     assert card["length"]["longer_wins"]["value"] == pytest.approx((1 + 1 + 0.5) / 3)
     page = (here / "reward" / "report_card.md").read_text()
     assert "`reward` on the data set `data`, split `validation`" in page and "## Judge" not in page
@@ -169,7 +169,7 @@ def test_an_adapter_is_measured_as_it_is(here):
     lora += ["--lora_modules_to_save", "score", "--lora_task_type", "SEQ_CLS", "--learning_rate", "0.5"]
     assert main(["reward", *REWARD, *lora, "--output_dir", "adapter"]) == 0
     card = evaluate_reward("adapter")
-    assert list(card["weights_sha256"]) == ["adapter_model.safetensors"] and card["accuracy"]["num"] == 9
+    assert list(card["weights_sha256"]) == ["adapter_model.safetensors"] and card["accuracy"]["num"] == 18
     weights = load_file("adapter/adapter_model.safetensors")
     [head] = [name for name in weights if "score" in name]
     save_file(weights | {head: 3 * weights[head]}, "adapter/adapter_model.safetensors", metadata={"format": "pt"})

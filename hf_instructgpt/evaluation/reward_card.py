@@ -21,6 +21,8 @@ from .preference import ScoredRanking
 # The lab judge's scores step by .05; from here on a pair differs in more than one small thing.
 CLEAR_GAP = 0.39
 NUM_BINS = 10
+# Of fewer prompts no interval: even six out of six is what a coin gets in 1 of 64.
+MIN_PROMPTS = 6
 
 
 def measure_rewards(rankings: list[ScoredRanking]) -> dict:
@@ -128,7 +130,7 @@ def share(prompts: torch.Tensor, values: torch.Tensor, *, weights: torch.Tensor 
         weights (`torch.Tensor`, *optional*): `(M,)`, above 0; 1 by default.
 
     Returns:
-        `dict`: `value`; `ci95`, None with fewer than two prompts; `num` of the values; `num_prompts`.
+        `dict`: `value`; `ci95`, None with fewer than `MIN_PROMPTS` prompts; `num` of the values; `num_prompts`.
     """
     weights = torch.ones(len(values), dtype=torch.float64) if weights is None else weights
     known, index = prompts.unique(return_inverse=True)
@@ -136,7 +138,7 @@ def share(prompts: torch.Tensor, values: torch.Tensor, *, weights: torch.Tensor 
     over, under = (zeros.index_add(0, index, column) for column in (weights * values, weights))
     return {
         "value": (over.sum() / under.sum()).item() if len(values) else None,
-        "ci95": bootstrap_ratio_ci(over.tolist(), under.tolist()) if len(known) > 1 else None,
+        "ci95": bootstrap_ratio_ci(over.tolist(), under.tolist()) if len(known) >= MIN_PROMPTS else None,
         "num": len(values),
         "num_prompts": len(known),
     }

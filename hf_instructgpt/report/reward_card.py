@@ -37,7 +37,7 @@ def weakness(figures: dict) -> str | None:
         return None
     rule = RULES[figures["better_baseline"]]
     if figures["gain_ci95"] is None:
-        return f'there are too few pairs to tell whether the reward model beats the rule "{rule}"'
+        return f'there are too few prompts to tell whether the reward model beats the rule "{rule}"'
     low, high = figures["gain_ci95"]
     return (
         f'the reward model does not beat the rule "{rule}": it gets {figures["eval_accuracy"]:.1%} of the pairs '
@@ -249,9 +249,9 @@ def reward_card_markdown(card: dict) -> str:
         "",
         "A pair is two different responses to one prompt that differ in rank; equal scores, and equal lengths, count "
         "half. Lengths are characters. The intervals are of 95 %, by a bootstrap that draws whole prompts, because "
-        "the pairs of one prompt are not independent. The better of the two rules of length is chosen on the same "
-        "pairs, which can only help the rule. A pair's confidence is the larger of the two probabilities that the "
-        "scores give, sigmoid of their difference.",
+        "the pairs of one prompt are not independent; of few prompts, or of pairs that are all right, they are too "
+        "narrow. The better of the two rules of length is chosen on the same pairs, which can only help the rule. A "
+        "pair's confidence is the larger of the two probabilities that the scores give, sigmoid of their difference.",
         "",
         f"The scores have mean {card['score_mean']:.3f} and standard deviation {card['score_std']:.3f}. All figures, "
         "and what was measured, are in `report_card.json`.",

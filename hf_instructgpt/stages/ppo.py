@@ -67,7 +67,7 @@ def _weakness(name: str) -> str | None:
         what = "no report card" if not card else "a report card of other weights"
         return f"{name} has {what}; `hf-instructgpt evaluate reward {name}` makes one."
     problem = weakness(main_figures(card))
-    return problem and f"{name}: {problem}. PPO will teach what it rewards; see {Path(name) / 'report_card.md'}."
+    return problem and f"{name}: {problem}; see {Path(name) / 'report_card.md'}."
 
 
 def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> PPOTrainer:

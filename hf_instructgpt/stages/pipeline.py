@@ -27,6 +27,7 @@ from .inputs import (
     load_reward_func,
     load_rows,
     load_stage_datasets,
+    load_text,
     load_tokenizer,
 )
 from .output import (
@@ -84,6 +85,8 @@ class Pipeline:
         sft, reward = str(self.output_dir / "sft"), str(self.output_dir / "reward")
         given = {"sft": {}, "reward": {"model_name_or_path": sft}}
         given["ppo"] = {"model_name_or_path": sft, "reward_funcs": [reward]}
+        if "dataset_config" not in config["sft"]:  # the demonstrations are the scores' zero
+            given["reward"]["calibration_dataset_name"] = config["sft"].get("dataset_name")
         self.options = {stage: config[stage] for stage in STAGES}
         self.config = {
             stage: {**given[stage], **config[stage], "output_dir": str(self.output_dir / stage), "seed": self.seed}
@@ -101,11 +104,15 @@ class Pipeline:
                     "stages alone."
                 )
         check_ppo_options(*stages["ppo"])
+        for stage, option in (("reward", "calibration_dataset_name"), ("ppo", "ptx_dataset_name")):
+            if getattr(stages[stage][0], option) is not None:
+                load_text(option, stages[stage][0])
+        for name in stages["ppo"][0].reward_funcs:
+            if name != str(self.output_dir / "reward"):
+                load_reward_func(name, trust_remote_code=stages["ppo"][1].trust_remote_code)
         ppo_args = stages["ppo"][0]
-        others = [name for name in ppo_args.reward_funcs if name != str(self.output_dir / "reward")]
-        for name in others:
-            load_reward_func(name, trust_remote_code=stages["ppo"][1].trust_remote_code)
-        if ppo_args.on_weak_reward == "raise":
+        if ppo_args.on_weak_reward == "raise":  # those that are there already; the run's own has its card in time
+            others = [name for name in ppo_args.reward_funcs if name != str(self.output_dir / "reward")]
             check_report_cards(replace(ppo_args, reward_funcs=others))
         rows = {stage: self._checked_rows(stage) for stage in STAGES}
         policy = tokenizer_and_config(*stages["sft"], rows["sft"][0])

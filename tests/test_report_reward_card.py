@@ -130,7 +130,8 @@ def test_plots_are_written_and_show_something(tmp_path, recwarn):
     for name in names:
         image = imread(tmp_path / name)
         assert image.shape[0] > 300 and image.std() > 0.05
-    for some in (rankings(good, num_prompts=1), [ScoredRanking("a", ["x", "y"], [1, 1], [0.0, 1.0])]):
+    long = rankings(good, worse=("c" * 999, "d"))
+    for some in (long, rankings(good, num_prompts=1), [ScoredRanking("a", ["x", "y"], [1, 1], [0.0, 1.0])]):
         draw_reward_card(card_of(some), some, tmp_path)
     assert not recwarn.list
 

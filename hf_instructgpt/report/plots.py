@@ -1,6 +1,7 @@
 """The curves of the three stages as PNG files, labelled in English so that no font lacks a glyph."""
 
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -77,22 +78,22 @@ def _draw_accuracies(card: dict, path: Path) -> None:
         "steps of rank between the two": [(str(some["rank_gap"]), some) for some in card["by_rank_gap"]],
         "difference of the two scores": margins,
     }
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    figure.suptitle("Share of pairs right, with 95 % intervals and numbers of pairs")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    figure.suptitle("Share of pairs right, with 95 % intervals (none of fewer than six prompts) and numbers of pairs")
     rule = card["length"][card["length"]["better_baseline"]]["value"]
     for axes, (xlabel, bars) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         if rule is not None:
             axes.axhline(rule, color="tab:red", linestyle="--", linewidth=1, label="better rule of length")
         for x, (_, some) in enumerate(bars):
             _point(axes, x, some)
-            axes.annotate(some["num"], (x, 0.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
+            axes.annotate(some["num"], (x, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
         axes.set_xticks(range(len(bars)), [name for name, _ in bars])
         axes.set_xlabel(xlabel)
         axes.set_ylim(0, 1.05)
         axes.grid(alpha=0.3, axis="y")
         axes.axhline(0.5, color="grey", linestyle=":", linewidth=1, label="coin")
     figure.axes[0].set_ylabel("share right")
-    figure.axes[0].legend(loc="center left")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
@@ -133,6 +134,8 @@ def _draw_length(rankings: list[ScoredRanking], path: Path) -> None:
     axes = figure.subplots()
     points = axes.scatter(lengths, scores, c=ranks, cmap="viridis_r", s=10, alpha=0.6, linewidths=0)
     figure.colorbar(points, label="rank in its row: 0 best, 1 worst").ax.invert_yaxis()
+    if max(lengths) > 10 * median(lengths):
+        axes.set_xscale("log")
     axes.set_xlabel("characters of the response")
     axes.set_ylabel("score")
     axes.grid(alpha=0.3)

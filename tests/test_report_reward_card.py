@@ -84,6 +84,13 @@ def test_what_is_warned_of_in_this_order(score, options, changes, expected):
         assert places[0] == 0
 
 
+def test_a_liking_for_length_that_may_be_chance_is_not_warned_of():
+    """Wrong on two of 20 prompts, both times for the shorter response: 10 % less, but 0 is in the interval."""
+    card = card_of(rankings(lambda i, is_better, text: 2.2 * (is_better is (i % 10 != 0)), num_prompts=20))
+    assert card["length"]["excess"]["value"] == pytest.approx(-0.1)
+    assert [line for line in warnings(card) if "length" in line] == []
+
+
 def test_a_blind_spot_is_named():
     """Right on rankings of two, a coin on those of three."""
     rows = rankings(good)

@@ -14,6 +14,7 @@ VERBS = {
     "reward": "stage 2: the reward model, from preferences or rankings",
     "ppo": "stage 3: PPO against the reward model",
     "generate": "answer a prompt with a trained model",
+    "evaluate": "the report card of a reward model, on held-out rows",
 }
 
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1]).verb
         name = f"hf-instructgpt {verb}"
-        {"run": run, "generate": generate}.get(verb, stage)(verb, argv[1:])
+        {"run": run, "generate": generate, "evaluate": evaluate}.get(verb, stage)(verb, argv[1:])
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -103,6 +104,29 @@ def generate(verb: str, argv: list[str]) -> None:
     from .stages.generate import answer
 
     print(answer(**vars(args)))
+
+
+def evaluate(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt evaluate reward`: the report card of a reward model."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("what", choices=["reward"], help="what to evaluate")
+    parser.add_argument("model", help="a reward model: its folder, as `hf-instructgpt reward` leaves it, or a Hub id")
+    parser.add_argument("--dataset_name", help="rankings or preferences; default: what the model was trained with")
+    parser.add_argument("--dataset_config", help="which configuration of the data set")
+    parser.add_argument("--split", help="default: `test`, else the `dataset_test_split` of the model's stage")
+    parser.add_argument(
+        "--judge", help="dotted path of a function, called as a reward function is; default: of `lab` its judge"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="texts at a time (default: 64)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow the model to bring its own code")
+    parser.add_argument("--output_dir", help="where the report card goes; default: the model's folder")
+    args = vars(parser.parse_args(argv))
+    del args["what"]  # there is one kind
+
+    from .stages.evaluate import evaluate_reward, print_reward_card
+
+    card = evaluate_reward(**args)
+    print_reward_card(card, Path(args["output_dir"] or args["model"]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 PPO = "hf_instructgpt/ppo"
 REWARD = "hf_instructgpt/reward"
+EVALUATION = "hf_instructgpt/evaluation"
 CHECKLIST = "tests/test_ppo_checklist.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
@@ -16,6 +17,7 @@ LOGGING = "tests/test_ppo_logging.py::"
 LORA = "tests/test_ppo_lora.py::"
 OPTIONS = "tests/test_ppo_options.py::"
 RANKING = "tests/test_reward_ranking.py::"
+REPORT_CARD = "tests/test_evaluation_reward_card.py::"
 ROLLOUT = "tests/test_ppo_rollout.py::"
 TRAINER = "tests/test_ppo_trainer.py::"
 
@@ -739,5 +741,53 @@ MUTANTS = [
         'model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)',
         "pass",
         f"{RANKING}test_an_adapter_keeps_the_shift_beside_it_and_a_merged_one_has_it_once",
+    ),
+    Mutant(
+        "37a",
+        "an interval takes the pairs of one prompt for independent",
+        f"{EVALUATION}/reward_card.py",
+        "known, index = prompts.unique(return_inverse=True)",
+        "known, index = torch.arange(len(prompts)).unique(return_inverse=True)",
+        f"{REPORT_CARD}test_an_interval_draws_prompts_not_pairs",
+    ),
+    Mutant(
+        "37b",
+        "rows of one prompt are taken for prompts of their own",
+        f"{EVALUATION}/reward_card.py",
+        "known.setdefault(ranking.prompt, len(known))",
+        "known.setdefault(id(ranking), len(known))",
+        f"{REPORT_CARD}test_pairs_keep_their_row_and_prompt",
+    ),
+    Mutant(
+        "37c",
+        "an interval is that of the prompts' mean accuracy, not of the pairs'",
+        f"{EVALUATION}/intervals.py",
+        "over[draws].sum(-1) / under[draws].sum(-1)",
+        "(over / under)[draws].mean(-1)",
+        "tests/test_evaluation.py::test_an_interval_of_a_ratio_is_that_of_all_resamples",
+    ),
+    Mutant(
+        "37d",
+        "a model that gives every response the same score is always right",
+        f"{EVALUATION}/reward_card.py",
+        "return (margins.double().sign() + 1) / 2",
+        "return (margins >= 0).double()",
+        f"{REPORT_CARD}test_an_equal_score_is_half_a_win",
+    ),
+    Mutant(
+        "37e",
+        "a reward model is compared with the weaker rule of length",
+        f"{EVALUATION}/reward_card.py",
+        "better = max(rules,",
+        "better = min(rules,",
+        f"{REPORT_CARD}test_a_model_that_only_likes_length_does_not_beat_the_rule_of_length",
+    ),
+    Mutant(
+        "37f",
+        "a report card of weights that are no longer there is believed",
+        "hf_instructgpt/stages/ppo.py",
+        'card.get("weights_sha256") != weights_sha256(name)',
+        'card.get("weights_sha256") is None',
+        "tests/test_stages_evaluate.py::test_ppo_looks_at_the_report_cards",
     ),
 ]

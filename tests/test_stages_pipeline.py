@@ -111,16 +111,29 @@ def test_metrics_have_exactly_these_keys(done):
     assert set(metrics) == {"seed", "sft", "reward", "ppo", "comparison", "comparison_greedy"}
     assert set(metrics["sft"]) == {"train_loss", "eval_loss"}
     accuracies = {"eval_accuracy", "eval_accuracy_clear", "eval_accuracy_content"}
-    assert set(metrics["reward"]) == {"train_loss", *accuracies}
+    others = {"eval_accuracy_ci95", "better_baseline", "better_baseline_accuracy", "gain", "gain_ci95"}
+    others |= {"beats_baselines", "expected_calibration_error"}
+    assert set(metrics["reward"]) == {"train_loss", *accuracies, *others}
     assert set(metrics["ppo"]) == {"score", "kl"}
     assert set(metrics["comparison"]) == {*COMPARISON, "kl"} and set(metrics["comparison_greedy"]) == COMPARISON
-    assert set(seconds) == {"sft", "reward", "ppo", "control", "comparison", "total"}
+    assert set(seconds) == {"sft", "reward", "report_card", "ppo", "control", "comparison", "total"}
     assert metrics["seed"] == 3 and len(metrics["ppo"]["score"]) == len(metrics["ppo"]["kl"]) == 2
     assert len(metrics["sft"]["train_loss"]) == len(metrics["sft"]["eval_loss"]) == 2
     for how in ("comparison", "comparison_greedy"):
         c = metrics[how]
         assert c["wins"] + c["ties"] + c["losses"] == c["num_prompts"] == 60
         assert c["gold_win_rate"] == pytest.approx((c["wins"] + c["ties"] / 2) / c["num_prompts"])
+
+
+def test_the_reward_model_has_a_report_card_and_the_run_shows_it(done):
+    card = json.loads((done / "reward" / "report_card.json").read_text())
+    metrics, _ = metrics_of(done)
+    assert (card["dataset_name"], card["split"], card["num_prompts"], card["trained_on"]) == ("lab", "test", 60, False)
+    assert card["judged_by"] == "hf_instructgpt.data.gold_rewards" and card["judge"]["labels"]["value"] == 1.0
+    assert metrics["reward"]["eval_accuracy"] == card["accuracy"]["value"]
+    assert metrics["reward"]["eval_accuracy_content"] == card["accuracy_content"]["value"] is not None
+    low, high = card["accuracy"]["ci95"]
+    assert f"{card['accuracy']['value']:.3f} [{low:.3f}, {high:.3f}] |" in (done / "README.md").read_text()
 
 
 def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, monkeypatch):
@@ -159,6 +172,49 @@ def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, mon
     assert {path.name for path in (here / "out").iterdir()} == LEFT
     mine, theirs = metrics_of(here / "out"), metrics_of(done)
     assert mine[0] == theirs[0] and set(mine[1]) == set(theirs[1])
+
+
+def weak_data(folder):
+    """Rows of a user's own whose labels follow length: no model can beat that rule."""
+    config = own_data(folder, chat=False)
+    rows = [{"prompt": word, "chosen": word + word, "rejected": "不"} for word in "天地人山水火"]
+    (folder / "reward.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return config
+
+
+def test_a_run_broken_before_the_report_card_goes_on_and_says_that_the_model_is_weak(
+    here, monkeypatch, capsys, caplog
+):
+    config = write(here, weak_data(here))
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "evaluate_reward", interrupted)
+        assert main(["run", "--config", config]) == 130
+    assert {path.name for path in (here / "out").iterdir()} == {"sft", "reward", "run.json"}
+    capsys.readouterr()
+    logging.enable_propagation()
+    assert main(["run", "--config", config, "--resume"]) == 0
+    logging.disable_propagation()
+    assert "does not beat the rule" in caplog.text and "report_card.md" in caplog.text
+    assert "WARNING: the reward model does not beat the rule" in capsys.readouterr().out
+    assert json.loads((here / "out/reward/report_card.json").read_text())["trained_on"] is True
+
+
+def test_a_run_that_must_not_go_on_with_a_weak_reward_model_stops_before_ppo(here, capfd):
+    config = weak_data(here)
+    config["ppo"]["on_weak_reward"] = "raise"
+    assert main(["run", "--config", write(here, config)]) == 2
+    assert "`on_weak_reward`: out/reward: the reward model does not beat the rule" in capfd.readouterr().err
+    assert {path.name for path in (here / "out").iterdir()} == {"sft", "reward", "run.json"}
+    # Another reward model that has no card is found before anything is trained.
+    (here / "out" / "reward").rename(here / "mine")
+    (here / "mine" / "report_card.json").unlink()
+    config["ppo"]["reward_funcs"] = ["./mine"]
+    assert main(["run", "--config", write(here, config), "--output_dir", "second"]) == 2
+    assert "./mine has no report card" in capfd.readouterr().err and not (here / "second").exists()
 
 
 def test_a_whole_run_is_neither_repeated_nor_replaced_by_accident(done, capsys):

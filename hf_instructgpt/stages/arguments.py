@@ -97,6 +97,16 @@ class PPOArguments(StageArguments):
             "own trunk. None: the first reward model of the policy's family, else the policy."
         },
     )
+    on_weak_reward: str = field(
+        default="warn",
+        metadata={
+            "help": "What it does if a reward model's report card says that it does not beat the better rule of "
+            "length (`the longer response wins`, `the shorter ...`), or if there is no card of its weights: `warn` "
+            "says so in a line, `raise` stops before anything is trained. Cards are made by `hf-instructgpt evaluate "
+            "reward DIR`; a model by its Hub id and a Python function need none.",
+            "choices": ["warn", "raise"],
+        },
+    )
     ptx_dataset_name: str | None = field(
         default=None,
         metadata={

@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..data.formats import check_columns, whole_text
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 from ..ppo.models import load_policy
+from ..ppo.models import load_reward_func as load_scorer
 from ..ppo.rollout import encode_prompt, encode_text
 from .arguments import StageArguments
 
@@ -274,6 +275,16 @@ def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwarg
     return model
 
 
+def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
+    """What [`check_reward_model`] let pass, an adapter on its base model. Raises `InputError` if it cannot be used."""
+    with _loading(name), _quiet():
+        model = load_scorer(name, **kwargs)
+    _check_tokenizer(tokenizer, model)
+    if model.config.get_text_config().pad_token_id is None:
+        raise InputError(f"{name} has no `pad_token_id` in its config. Set the one it was trained with.")
+    return model
+
+
 def load_options(training_args: SFTConfig | RewardConfig | PPOConfig, model_args: ModelConfig) -> dict:
     """Keyword arguments of `from_pretrained` that the options ask for. `model_init_kwargs` is used up by it."""
     init_kwargs, training_args.model_init_kwargs = training_args.model_init_kwargs or {}, None
@@ -337,25 +348,39 @@ def load_reward_func(name: str, *, trust_remote_code: bool = False):
         InputError: No model with one label and no function of that name.
     """
     if Path(name).is_dir() or "/" in name:
-        if find_adapter_config_file(name) is not None:
-            return name
+        check_reward_model(name, trust_remote_code=trust_remote_code)
+        return name
+    if "." not in name:
+        raise InputError(f"`reward_funcs`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
+    return load_function(name, option="reward_funcs")
+
+
+def check_reward_model(name: str, *, trust_remote_code: bool = False) -> None:
+    """Raise an `InputError` if there is no model with one label; what an adapter stands on is not looked at."""
+    check_model_path(name)
+    if find_adapter_config_file(name) is None:
         num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
         if num_labels != 1:
             raise InputError(
-                f"`reward_funcs`: {name} has num_labels = {num_labels}; a reward model has 1, such as "
-                "`hf-instructgpt reward` makes it."
+                f"{name} has num_labels = {num_labels}; a reward model has 1, such as `hf-instructgpt reward` makes "
+                "it."
             )
-        return name
+
+
+def load_function(name: str, *, option: str) -> Callable:
+    """The Python function behind a dotted path; the current folder is importable.
+
+    Raises:
+        InputError: It names `option`.
+    """
     module_name, _, attribute = name.rpartition(".")
-    if not module_name:
-        raise InputError(f"`reward_funcs`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
     sys.path.insert(0, "")
     try:
         func = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise InputError(f"`reward_funcs`: {name} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise InputError(f"`{option}`: {name} cannot be imported: {error}") from error
     finally:
         sys.path.remove("")
     if not callable(func):
-        raise InputError(f"`reward_funcs`: {name} is no function but {type(func).__name__}.")
+        raise InputError(f"`{option}`: {name} is no function but {type(func).__name__}.")
     return func

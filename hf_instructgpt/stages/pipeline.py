@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -14,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from ..data import judge
 from ..errors import InputError
 from ..evaluation.comparison import Answers, answer_prompts, compare, question
-from ..evaluation.preference import preference_accuracy
 from ..report.plots import draw_plots
+from ..report.reward_card import RULES, main_figures
 from ..report.run_card import findings, run_card, samples_markdown
 from .arguments import parse_options, read_yaml
+from .evaluate import evaluate_reward
 from .inputs import (
     check_fits,
     checked_split,
@@ -28,8 +30,16 @@ from .inputs import (
     load_text,
     load_tokenizer,
 )
-from .output import STAGE_FILE, make_directory, partial_directory, read_json, to_json
-from .ppo import check_ppo_options, run_ppo
+from .output import (
+    REPORT_CARD_FILE,
+    STAGE_FILE,
+    make_directory,
+    partial_directory,
+    read_json,
+    replace_file,
+    to_json,
+)
+from .ppo import check_ppo_options, check_report_cards, run_ppo
 from .reward import run_reward
 from .sft import make_sft_trainer, run_sft, tokenizer_and_config
 
@@ -100,6 +110,10 @@ class Pipeline:
         for name in stages["ppo"][0].reward_funcs:
             if name != str(self.output_dir / "reward"):
                 load_reward_func(name, trust_remote_code=stages["ppo"][1].trust_remote_code)
+        ppo_args = stages["ppo"][0]
+        if ppo_args.on_weak_reward == "raise":  # those that are there already; the run's own has its card in time
+            others = [name for name in ppo_args.reward_funcs if name != str(self.output_dir / "reward")]
+            check_report_cards(replace(ppo_args, reward_funcs=others))
         rows = {stage: self._checked_rows(stage) for stage in STAGES}
         policy = tokenizer_and_config(*stages["sft"], rows["sft"][0])
         fits = {"sft": policy, "reward": self._reward_fit(policy), "ppo": policy}
@@ -154,6 +168,8 @@ class Pipeline:
             return json.loads((self.output_dir / METRICS_FILE).read_text(encoding="utf-8"))
         before = sum(seconds.values())
         for stage, run_stage in STAGES.items():
+            if stage == "ppo":
+                seconds["report_card"] = self._make_report_card()
             if read_json(self.output_dir / stage / STAGE_FILE) is not None:
                 continue
             start = time.perf_counter()
@@ -219,10 +235,20 @@ class Pipeline:
     def _write_run_file(self, seconds: dict[str, float]) -> None:
         if PartialState().is_main_process:
             make_directory(self.output_dir)
-            _write(self.output_dir / RUN_FILE, to_json({**self._identity(), "seconds": seconds}))
+            replace_file(self.output_dir / RUN_FILE, to_json({**self._identity(), "seconds": seconds}))
         PartialState().wait_for_everyone()
 
     # ---- Measuring and reporting ---------------------------------------------------------------------------------
+
+    def _make_report_card(self) -> float:
+        """The reward model's, which PPO looks at. Returns the seconds it took."""
+        start = time.perf_counter()
+        if PartialState().is_main_process:
+            trust_remote_code = self._parse("reward")[1].trust_remote_code
+            model, split = str(self.output_dir / "reward"), self._held_out("reward")[0]
+            evaluate_reward(model, split=split, trust_remote_code=trust_remote_code)
+        PartialState().wait_for_everyone()
+        return round(time.perf_counter() - start, 1)
 
     def _report(self, seconds: dict[str, float], before: float, more_sft: PreTrainedModel) -> dict:
         histories = {stage: self._history(stage)["log_history"] for stage in STAGES}
@@ -262,12 +288,7 @@ class Pipeline:
             },
             "reward": {
                 "train_loss": _by_epoch(histories["reward"], "loss"),
-                **preference_accuracy(
-                    reward_model,
-                    self._load(AutoTokenizer, "reward"),
-                    self._held_out("reward")[1],
-                    judged=self.config["reward"].get("dataset_name") == "lab",
-                ),
+                **main_figures(read_json(self.output_dir / "reward" / REPORT_CARD_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
             **{how: compare(*some, num_samples=self.num_samples) for how, some in answers.items()},
@@ -351,7 +372,10 @@ def print_summary(metrics: dict, output_dir: Path) -> None:
     """Tell the person at the terminal what came out."""
     print(f"\nSFT loss by epoch           {_numbers(metrics['sft']['train_loss'])}")
     print(f"reward-model loss by epoch  {_numbers(metrics['reward']['train_loss'])}")
-    print(f"reward-model accuracy       {metrics['reward']['eval_accuracy']:.3f} of the pairs")
+    reward = metrics["reward"]
+    if reward["eval_accuracy"] is not None:  # the held-out rows have a pair
+        rule = f"{RULES[reward['better_baseline']]}: {reward['better_baseline_accuracy']:.3f}"
+        print(f"reward-model accuracy       {reward['eval_accuracy']:.3f} of the pairs ({rule})")
     print(f"PPO score by rollout        {_numbers(metrics['ppo']['score'])}")
     for line in findings(metrics):
         print(line)
@@ -401,10 +425,3 @@ def _flat(options: dict) -> dict:
     """`{"sft": {"seed": 1}}` as `{"sft.seed": 1}`."""
     nested = {key: value if isinstance(value, dict) else {"": value} for key, value in options.items()}
     return {f"{key}.{name}".rstrip("."): x for key, value in nested.items() for name, x in value.items()}
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader finds the old text or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -168,6 +168,8 @@ def test_answers_are_side_by_side_and_follow_from_their_seed(models, chat):
     assert asked == ["天"] * 3 + ["天地天地"] * 3
     assert len(first.texts) == len(first.scores) == len(first.gold) == len(first.kl) == 6 and all(first.correct)
     assert len(set(first.texts)) > 2
+    assert [TOKENIZER.decode(ids, skip_special_tokens=True) for ids in first.ids] == first.texts
+    assert all(len(ids) == 5 or ids[-1] == TOKENIZER.eos_token_id for ids in first.ids)
     again = answer_prompts(policy, TOKENIZER, prompts, judge=length, reference=reference, **options, batch_size=4)
     assert again == first
     other = answer_prompts(policy, TOKENIZER, prompts, judge=None, **options, seed=1)

@@ -39,6 +39,7 @@ KEYS = {
     "methods": dict,
 }
 DEFAULTS = {"output_dir": "runs/arena", "missing_eos_penalty": 0.0}
+SHARED = ("prompts", "judge", "budget_tokens", "max_completion_length", "missing_eos_penalty")
 REQUIRED = ("seeds", "budget_tokens", "max_completion_length", "judge", "prompts", "methods")
 LOWEST = {"seeds": 0, "budget_tokens": 1, "max_completion_length": 1, "missing_eos_penalty": 0}
 PROMPT_KEYS = dict.fromkeys(("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"), str)
@@ -87,11 +88,7 @@ class Arena:
         self.setting = Setting(
             sft_model=self.options.get("sft_model") or str(self.output_dir / "sft" / "model"),
             reward_model=self.options.get("reward_model") or str(self.output_dir / "reward" / "model"),
-            prompts=self.options["prompts"],
-            **{
-                key: self.options[key]
-                for key in ("judge", "budget_tokens", "max_completion_length", "missing_eos_penalty")
-            },
+            **{key: self.options[key] for key in SHARED},
         )
         self._check_data(*self._check_models())
 
@@ -99,18 +96,20 @@ class Arena:
 
     def _check_models(self) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
         """The policy's tokenizer and configuration; the stages that train the shared models fit their data."""
-        if "sft" in self.options:
-            args, training_args, model_args = self._parse("sft")
-            rows = load_stage_datasets(args, "sft", needs_eval=training_args.eval_strategy != "no")
-            policy = tokenizer_and_config(args, training_args, model_args, rows[0])
-            self._check_fits("sft", rows, policy)
-        else:
-            policy = self._load("sft_model")
-        if "reward" in self.options:
-            args, training_args, _ = self._parse("reward")
-            rows = load_stage_datasets(args, "reward", needs_eval=training_args.eval_strategy != "no")
-            self._check_fits("reward", rows, policy)
-        else:
+        policy = None if "sft" in self.options else self._load("sft_model")
+        for stage in (stage for stage in TAKEN if stage in self.options):
+            args, training_args, model_args = parse_options(
+                stage, self._stage(stage), source=f"{self.source}, {stage}"
+            )
+            if model_args.use_peft:
+                raise InputError(f"{self.source}, {stage}: `use_peft`: the arena trains whole models; leave it out.")
+            needs_eval = training_args.eval_strategy != "no"
+            rows = load_stage_datasets(args, DATA_KINDS[stage], needs_eval=needs_eval)
+            policy = policy or tokenizer_and_config(args, training_args, model_args, rows[0])
+            for some in filter(None, rows):
+                source = f"{self.source}, {stage}: {args.dataset_name}"
+                check_fits(some, DATA_KINDS[stage], *policy, training_args, source=source)
+        if "reward_model" in self.options:
             config = self._load("reward_model")[1]
             mine, its = (c.get_text_config().vocab_size for c in (policy[1], config))
             if config.num_labels != 1 or mine != its:
@@ -120,13 +119,10 @@ class Arena:
                 )
         return policy
 
-    def _check_fits(self, stage: str, rows: tuple, policy: tuple) -> None:
-        args, training_args, model_args = self._parse(stage)
-        if model_args.use_peft:
-            raise InputError(f"{self.source}, {stage}: `use_peft`: the arena trains whole models; leave it out.")
-        for some in filter(None, rows):
-            source = f"{self.source}, {stage}: {args.dataset_name}"
-            check_fits(some, DATA_KINDS[stage], *policy, training_args, source=source)
+    def _stage(self, stage: str) -> dict:
+        """Options of a stage that trains a shared model."""
+        more = {"model_name_or_path": self.setting.sft_model} if stage == "reward" else {}
+        return {**self.options[stage], **more}
 
     def _load(self, key: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
         name = self.options[key]
@@ -164,12 +160,6 @@ class Arena:
             if needed > len(prompts):
                 raise InputError(f"{source}: a rollout takes {needed} prompts, and there are {len(prompts)}.")
 
-    def _parse(self, stage: str):
-        more = {"output_dir": str(self.output_dir / stage)}
-        if stage == "reward":
-            more["model_name_or_path"] = self.setting.sft_model
-        return parse_options(stage, {**self.options[stage], **more}, source=f"{self.source}, {stage}")
-
     # ---- Running -------------------------------------------------------------------------------------------------
 
     def run(self, *, overwrite: bool = False, resume: bool = False) -> dict:
@@ -190,10 +180,8 @@ class Arena:
         open_folder(out, options, writes=writes, overwrite=overwrite, resume=resume)
         results = read_json(out / RESULTS_FILE)
         if results is None:
-            for stage in ("sft", "reward"):
-                if stage in self.options:
-                    more = {"model_name_or_path": self.setting.sft_model} if stage == "reward" else {}
-                    run_cells(train_stage, {stage: {"stage": stage, "options": {**self.options[stage], **more}}}, out)
+            for stage in (stage for stage in TAKEN if stage in self.options):
+                run_cells(train_stage, {stage: {"stage": stage, "options": self._stage(stage)}}, out)
             results = self._results(run_cells(run_method, self._cells(), out / "cells"))
             self._write_report(results)
         return results

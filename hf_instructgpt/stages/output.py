@@ -189,3 +189,10 @@ def read_json(path: Path) -> dict | None:
 def to_json(content: dict) -> str:
     """As this package writes JSON files."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader finds the old text or the new one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

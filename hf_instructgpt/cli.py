@@ -13,6 +13,7 @@ VERBS = {
     "sft": "stage 1: supervised fine-tuning on demonstrations",
     "reward": "stage 2: the reward model, from preferences or rankings",
     "ppo": "stage 3: PPO against the reward model",
+    "overopt": "how far a reward model can be optimised against: proxy and judge against the KL",
     "generate": "answer a prompt with a trained model",
 }
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1]).verb
         name = f"hf-instructgpt {verb}"
-        {"run": run, "generate": generate}.get(verb, stage)(verb, argv[1:])
+        {"run": run, "overopt": overopt, "generate": generate}.get(verb, stage)(verb, argv[1:])
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -78,6 +79,22 @@ def run(verb: str, argv: list[str]) -> None:
     metrics = pipeline.run(overwrite=args.overwrite_output_dir, resume=args.resume)
     if metrics:  # the main process has them
         print_summary(metrics, pipeline.output_dir)
+
+
+def overopt(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt overopt`: the over-optimisation lab."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("--config", type=Path, help="a lab file; default: the recipe overopt")
+    parser.add_argument("--output_dir", help="where the run goes; default: the config's")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace another run in the folder")
+    parser.add_argument("--resume", action="store_true", help="keep what is done and go on with the rest")
+    args = parser.parse_args(argv)
+
+    from .lab.overopt import OverOptLab, print_summary
+    from .resources import resource
+
+    lab = OverOptLab(args.config or resource("recipes", "overopt", "lab.yaml"), output_dir=args.output_dir)
+    print_summary(lab.run(overwrite=args.overwrite_output_dir, resume=args.resume), lab.output_dir)
 
 
 def stage(verb: str, argv: list[str]) -> None:

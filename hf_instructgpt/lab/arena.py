@@ -20,9 +20,10 @@ from ..stages.inputs import check_fits, load_config, load_stage_datasets, load_t
 from ..stages.output import partial_directory, read_json, to_json
 from ..stages.pipeline import DATA_KINDS, STAGES
 from ..stages.sft import tokenizer_and_config
-from .arena_methods import OPTIONS, Setting, judge_scores, load_judge, load_prompts, parse_method, run_method
+from .arena_methods import OPTIONS, Setting, load_prompts, parse_method, run_method
 from .arena_report import analyse, arena_markdown, draw_plot, findings
 from .cells import open_folder, run_cells
+from .overopt_cells import judge_scores, load_judge
 
 KEYS = {
     "output_dir": str,

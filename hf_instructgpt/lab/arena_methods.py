@@ -14,9 +14,8 @@ that is summed over a response's tokens:
 Private hook of TRL that is overridden, with a test: `DPOTrainer._prepare_dataset`.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -29,21 +28,22 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOO
 
 from ..data import judge as lab_judge
 from ..errors import InputError
+from ..evaluation.best_of_n import best_of_n_kl
 from ..evaluation.comparison import Answers, answer_prompts, question
 from ..ppo.config import PPOConfig
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.models import load_policy
 from ..ppo.models import load_reward_func as load_reward_model
-from ..ppo.rollout import decode_responses, encode_prompt, reward_model_scores, score_responses
+from ..ppo.rollout import decode_responses, encode_prompt, reward_model_scores
 from ..ppo.trainer import PPOTrainer
 from ..stages.arguments import StageArguments, parse_options
 from ..stages.inputs import (
     checked_split,
     load_causal_lm,
-    load_reward_func,
     load_rows,
     load_tokenizer,
 )
+from .overopt_cells import judge_scores, load_judge
 
 # Rows that are sampled or scored at a time.
 BATCH_SIZE = 128
@@ -139,38 +139,6 @@ def load_prompts(options: dict[str, str]) -> dict[str, Dataset]:
                 f"`dataset_{name}_split`: {args.dataset_name} has no split `{split}`; it has {', '.join(dataset)}."
             )
     return {name: checked_split(dataset, split, "prompts", source=args.dataset_name) for name, split in splits.items()}
-
-
-def load_judge(name: str) -> Callable:
-    """The Python function behind a dotted path. Raises `InputError` for anything else."""
-    judge = load_reward_func(name)
-    if isinstance(judge, str):
-        raise InputError(f"`judge` must be the dotted path of a Python function, not the model {name}.")
-    return judge
-
-
-def judge_scores(judge: Callable, rows: list[dict], texts: list[str], ids: list[list[int]]) -> list[float]:
-    """The judge's scores of responses, one to each row's prompt; it is called as PPO calls it.
-
-    Raises:
-        InputError: A response got no score, or one that is no finite number.
-    """
-    prompts = [row["prompt"] for row in rows]
-    is_text = isinstance(prompts[0], str)
-    scores, given = score_responses(
-        [judge],
-        tokenizers=[None],
-        prompts=prompts,
-        columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
-        prompt_rows=[],
-        completions=texts if is_text else [[{"role": "assistant", "content": text}] for text in texts],
-        completion_ids=ids,
-        ended=[],
-        batch_size=1,
-    )
-    if not (given & scores.isfinite()).all():
-        raise InputError("`judge`: every response needs a score, a finite number.")
-    return scores.squeeze(1).tolist()
 
 
 def run_method(
@@ -339,8 +307,7 @@ class Cell:
     def choose_best(self) -> dict:
         """Best-of-n on the held-out prompts, by the reward; n is what comes closest to the budget.
 
-        The KL of its answers to the SFT model's is at most log n - (n - 1) / n (Stiennon et al. 2020, appendix G.3;
-        Beirami et al. 2024).
+        The KL is its bound, see [`best_of_n_kl`].
         """
         set_seed(self.seed)
         prompts = list(self.prompts["test"]["prompt"])
@@ -352,7 +319,7 @@ class Cell:
         rows = [encode_prompt(self.tokenizer, prompt) + mine for prompt, mine in zip(prompts, ids, strict=True)]
         scores = reward_model_scores(self.reward_model, rows, batch_size=BATCH_SIZE).tolist()
         summary = self._summarize(Answers(texts=texts, scores=scores, gold=None, correct=None, kl=None, ids=ids))
-        return {"n": n, "sampled": {**summary, "kl": math.log(n) - (n - 1) / n}}
+        return {"n": n, "sampled": {**summary, "kl": best_of_n_kl(n)}}
 
     # ---- Training ------------------------------------------------------------------------------------------------
 

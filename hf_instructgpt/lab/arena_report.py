@@ -176,31 +176,24 @@ def _shown(row: dict, name: str) -> str:
 
 
 def draw_plot(results: dict, path: Path) -> None:
-    """The judge's mean against the KL: a point for each row with its intervals, a colour for each method."""
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    """The judge's mean against the KL, on a scale of square roots as in Gao et al. 2022: a point for each row."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
+    axes.set_xscale("function", functions=(lambda x: x.clip(0) ** 0.5, lambda x: x**2))
     for i, method in enumerate(("sft", "best_of_n", *results["methods"])):
-        for j, row in enumerate(_alive(results["rows"], method)):
-            kl, judge = row["numbers"]["kl"], row["numbers"]["judge"]
-            axes.errorbar(
-                kl["mean"],
-                judge["mean"],
-                xerr=_half(kl),
-                yerr=_half(judge),
-                fmt="*" if row["chosen"] else "o",
-                markersize=13 if row["chosen"] else 6,
-                color=f"C{i}",
-                elinewidth=0.8,
-                label=(NAMES[method] + " (KL: bound)" * (method == "best_of_n")) if j == 0 else None,
-            )
+        rows = _alive(results["rows"], method)
+        points = [tuple(row["numbers"][name]["mean"] for name in ("kl", "judge")) for row in rows]
+        name = NAMES[method] + " (KL: bound)" * (method == "best_of_n")
+        axes.plot([kl for kl, _ in points], [judge for _, judge in points], color=f"C{i}", linewidth=0.5)
+        for row, point in zip(rows, points, strict=True):
+            marker = {"fmt": "*", "markersize": 14} if row["chosen"] else {"fmt": "o", "markersize": 5}
+            errors = {"xerr": _half(row["numbers"]["kl"]), "yerr": _half(row["numbers"]["judge"])}
+            label = name if row is rows[0] else None
+            axes.errorbar(*point, **errors, **marker, color=f"C{i}", elinewidth=0.8, label=label)
             if row["learning_rate"] is not None:
-                axes.annotate(
-                    f"{row['learning_rate']:g}",
-                    (kl["mean"], judge["mean"]),
-                    xytext=(5, 5),
-                    textcoords="offset points",
-                    fontsize=7,
-                )
+                text = {"xytext": (6, -9), "textcoords": "offset points", "fontsize": 7, "color": f"C{i}"}
+                axes.annotate(f"{row['learning_rate']:g}", point, **text)
+    axes.set_xlim(left=0)
     axes.set_title(f"{results['budget_tokens']} sampled tokens each; star: the reward model's choice of learning rate")
     axes.set_xlabel("KL to the SFT model, nats a response")
     axes.set_ylabel("judge's mean on held-out prompts")

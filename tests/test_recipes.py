@@ -126,6 +126,38 @@ def test_the_recipes_rewards(monkeypatch):
     assert short_sentences([[{"role": "assistant", "content": "It is 3.5 km. A b c."}]]) == [3.5 / 8]
 
 
+def test_reward_models_on_human_preferences_are_swept_and_measured(llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.human_rankings import sweep
+
+    def run_here(work, cells, folder):
+        for name, options in cells.items():
+            (folder / name).mkdir(parents=True)
+            work(folder=folder / name, **options)
+
+    prompts = [[{"role": "user", "content": f"{i}？"}] for i in range(30)]
+    rankings = [{"prompt": p, "responses": ["好", "不好", "好的"], "ranks": [1, 3, 2]} for p in prompts]
+    answers = [{"messages": [*p, {"role": "assistant", "content": "好"}]} for p in prompts]
+    for name, rows in (("rankings", rankings), ("answers", answers)):
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(sweep, "run_cells", run_here)
+    monkeypatch.setattr(sweep, "SIZES", ((16, 32),))
+    monkeypatch.setattr(sweep, "SHARES", (0.5,))
+    argv = ["sweep", "--rankings", str(tmp_path / "rankings.jsonl"), "--learning_rates", "1e-3"]
+    starts = (["--demonstrations", str(tmp_path / "answers.jsonl")], ["--model", str(llama)])
+    for (option, value), name in zip(starts, ("width-16-context-32", "rows-0.5"), strict=True):
+        monkeypatch.setattr(sys, "argv", [*argv, option, value, "--output_dir", str(tmp_path / name)])
+        sweep.main()
+        assert f"| {name}-lr-0.001-seed-0 | " in capsys.readouterr().out
+        model = tmp_path / name / "reward" / f"{name}-lr-0.001-seed-0" / "model"
+        card = json.loads((model / "report_card.json").read_text(encoding="utf-8"))
+        assert not card["trained_on"] and 0 < card["num_rows"] < 30
+    # What the reward model is tested on, its start has not seen either.
+    stage = json.loads((tmp_path / "width-16-context-32/sft/width-16-context-32/model/stage.json").read_text())
+    assert stage["options"]["dataset_test_fraction"] == 0.2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_main_job_shows_what_the_readme_promises(seed, tmp_path):

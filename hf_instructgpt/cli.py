@@ -13,6 +13,8 @@ VERBS = {
     "sft": "stage 1: supervised fine-tuning on demonstrations",
     "reward": "stage 2: the reward model, from preferences or rankings",
     "ppo": "stage 3: PPO against the reward model",
+    "overopt": "how far a reward model can be optimised against: proxy and judge against the KL",
+    "arena": "best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens",
     "generate": "answer a prompt with a trained model",
     "evaluate": "the report card of a reward model, on held-out rows",
 }
@@ -47,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1]).verb
         name = f"hf-instructgpt {verb}"
-        {"run": run, "generate": generate, "evaluate": evaluate}.get(verb, stage)(verb, argv[1:])
+        verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
+        verbs.get(verb, stage)(verb, argv[1:])
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -79,6 +82,23 @@ def run(verb: str, argv: list[str]) -> None:
     metrics = pipeline.run(overwrite=args.overwrite_output_dir, resume=args.resume)
     if metrics:  # the main process has them
         print_summary(metrics, pipeline.output_dir)
+
+
+def lab(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt overopt|arena`: many runs into one folder, and a table of them."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("--config", type=Path, help=f"a file as the recipe {verb}, the default")
+    parser.add_argument("--output_dir", help="where the run goes; default: the config's")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="replace another run in the folder")
+    parser.add_argument("--resume", action="store_true", help="keep what is done and go on with the rest")
+    args = parser.parse_args(argv)
+
+    from .lab import arena, overopt
+    from .resources import resource
+
+    module, make = {"overopt": (overopt, overopt.OverOptLab), "arena": (arena, arena.Arena)}[verb]
+    run = make(args.config or resource("recipes", verb, "lab.yaml"), output_dir=args.output_dir)
+    module.print_summary(run.run(overwrite=args.overwrite_output_dir, resume=args.resume), run.output_dir)
 
 
 def stage(verb: str, argv: list[str]) -> None:

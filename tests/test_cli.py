@@ -75,7 +75,7 @@ def test_help_imports_nothing_heavy():
     code = """
 import sys
 from hf_instructgpt.cli import main
-for argv in (["--help"], ["run", "--help"], ["generate", "--help"], ["evaluate", "--help"]):
+for argv in (["--help"], ["run", "--help"], ["arena", "--help"], ["generate", "--help"], ["evaluate", "--help"]):
     try:
         main(argv)
     except SystemExit:

@@ -1,5 +1,6 @@
 """The numbers of the comparison, worked by hand."""
 
+import math
 from itertools import product
 
 import numpy
@@ -15,7 +16,7 @@ from hf_instructgpt.char_gpt import (
 from hf_instructgpt.data import judge
 from hf_instructgpt.evaluation import intervals
 from hf_instructgpt.evaluation.comparison import Answers, answer_prompts, compare, question
-from hf_instructgpt.evaluation.intervals import bootstrap_ci, bootstrap_ratio_ci
+from hf_instructgpt.evaluation.intervals import T_QUANTILES, bootstrap_ci, bootstrap_ratio_ci, seed_interval
 
 
 def test_an_interval_of_equal_values_is_that_value():
@@ -71,6 +72,26 @@ def test_the_draws_do_not_depend_on_how_many_fit_into_memory(monkeypatch):
     whole = bootstrap_ratio_ci(RIGHT, PAIRS)
     monkeypatch.setattr(intervals, "MAX_DRAWS", 40)
     assert bootstrap_ratio_ci(RIGHT, PAIRS) == whole
+
+
+def test_an_interval_over_seeds_by_hand():
+    """1, 2, 6: mean 3, variance (4 + 1 + 9) / 2 = 7, t = 4.303 for two degrees of freedom."""
+    half = 4.303 * (7 / 3) ** 0.5
+    assert seed_interval([1.0, 2.0, 6.0]) == pytest.approx([3 - half, 3 + half])
+    assert seed_interval([0.0, 1.0]) == pytest.approx([0.5 - 12.706 / 2, 0.5 + 12.706 / 2])
+    low, high = seed_interval([0.0, 1.0] * 50)  # beyond the table: its last quantile, 2.042
+    assert high - low == pytest.approx(2 * 2.042 * (25 / 99) ** 0.5 / 10)
+
+
+@pytest.mark.parametrize("df", range(1, 31))
+def test_the_quantiles_cut_off_a_fortieth(df):
+    """The density of Student's t integrated from 0 by the midpoint rule, as exact as three decimals can be."""
+    constant = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    t, steps = T_QUANTILES[df - 1], 20_000
+    x = (torch.arange(steps, dtype=torch.float64) + 0.5) * t / steps
+    density = constant * (1 + torch.cat([x, x.new_tensor([t])]) ** 2 / df) ** (-(df + 1) / 2)
+    below = 0.5 + density[:-1].sum().item() * t / steps
+    assert below == pytest.approx(0.975, abs=0.00051 * density[-1].item())
 
 
 def answers(gold, scores, correct, kl=None):
@@ -151,6 +172,8 @@ def test_answers_are_side_by_side_and_follow_from_their_seed(models, chat):
     assert asked == ["天"] * 3 + ["天地天地"] * 3
     assert len(first.texts) == len(first.scores) == len(first.gold) == len(first.kl) == 6 and all(first.correct)
     assert len(set(first.texts)) > 2
+    assert [TOKENIZER.decode(ids, skip_special_tokens=True) for ids in first.ids] == first.texts
+    assert all(len(ids) == 5 or ids[-1] == TOKENIZER.eos_token_id for ids in first.ids)
     again = answer_prompts(policy, TOKENIZER, prompts, judge=length, reference=reference, **options, batch_size=4)
     assert again == first
     other = answer_prompts(policy, TOKENIZER, prompts, judge=None, **options, seed=1)

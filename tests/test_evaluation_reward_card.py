@@ -319,6 +319,9 @@ def test_a_text_that_the_context_cannot_hold_loses_its_beginning_and_is_counted(
     (long, fits), num_cut = score_rankings(model, TOKENIZER, Dataset.from_list(rows))
     assert num_cut == 1 and long.scores[0] == pytest.approx(fits.scores[0], abs=1e-6)
     assert abs(long.scores[1] - fits.scores[1]) > 1e-4
+    # Cut to what training was allowed, both rows end with the same tokens.
+    (long, fits), num_cut = score_rankings(model, TOKENIZER, Dataset.from_list(rows), max_length=21)
+    assert num_cut == 4 and long.scores == pytest.approx(fits.scores, abs=1e-6)
 
 
 def test_an_end_of_text_that_is_there_already_is_not_doubled():

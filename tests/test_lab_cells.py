@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.lab.cells import run_cells
+from hf_instructgpt.lab.cells import open_folder, run_cells
 
 
 def work(folder, x, fail=False):
@@ -36,3 +36,29 @@ def test_a_cell_that_fails_is_named_and_the_others_stay(tmp_path):
     assert not (tmp_path / "cells" / "bad").exists()
     assert run_cells(work, {"good": {"x": 1}}, tmp_path / "cells") == {"good": {"square": 1}}
     assert (tmp_path / "cells" / "calls.txt").read_text().split().count("1") == 1
+
+
+def open_lab(folder, options, *, overwrite=False, resume=False):
+    open_folder(folder, options, writes=["found.json", "cells"], overwrite=overwrite, resume=resume)
+
+
+def test_a_folder_is_gone_on_with_or_replaced_only_when_that_is_said(tmp_path):
+    folder, options = tmp_path / "new" / "lab", {"seeds": (1, 2), "ppo": {"kl_coef": 0.1}}
+    open_lab(folder, options)
+    assert json.loads((folder / "run.json").read_text()) == {"seeds": [1, 2], "ppo": {"kl_coef": 0.1}}
+    (folder / "cells").mkdir()
+    for name in ("found.json", "cells/result.json", "thesis.txt"):
+        (folder / name).write_text("{}")
+    with pytest.raises(InputError, match="holds another run"):
+        open_lab(folder, options)
+    open_lab(folder, options, resume=True)
+    with pytest.raises(InputError, match=r"`ppo\.kl_coef` differs"):
+        open_lab(folder, {**options, "ppo": {"kl_coef": 0.2}}, resume=True)
+    with pytest.raises(InputError, match="another command"):
+        open_lab(folder, {"seeds": [1, 2]}, overwrite=True)
+    assert (folder / "cells" / "result.json").is_file()
+    open_lab(folder, {**options, "seeds": [3]}, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["run.json", "thesis.txt"]
+    (folder / "run.json").unlink()
+    with pytest.raises(InputError, match="holds no run"):
+        open_lab(folder, options, overwrite=True)

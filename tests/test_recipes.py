@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_instructgpt.cli import main
+from hf_instructgpt.lab.arena import Arena
+from hf_instructgpt.lab.overopt import OverOptLab
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.pipeline import Pipeline
 
@@ -33,7 +35,10 @@ def test_the_stage_files_hold_the_options_of_the_pipeline(recipe):
 def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     name = path.relative_to(RECIPES.parent)
-    if path.stem == "pipeline":
+    if path.stem == "lab":
+        {"arena": Arena, "overopt": OverOptLab}[path.parent.name](path)
+        assert f"hf-instructgpt {path.parent.name} --config {name}" in path.read_text(encoding="utf-8")
+    elif path.stem == "pipeline":
         Pipeline(path)
         assert f"hf-instructgpt run --config {name}" in path.read_text(encoding="utf-8")
     else:

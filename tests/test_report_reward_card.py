@@ -21,6 +21,8 @@ MEASURED_ON = {
     "trained_on": False,
     "judged_by": None,
     "num_cut": 0,
+    "calibrated_on": None,
+    "config_score_bias": None,
 }
 
 
@@ -49,6 +51,21 @@ def warnings(card):
     found = [line.removeprefix("WARNING: ") for line in lines if line.startswith("WARNING")]
     assert lines[: len(found)] == [f"WARNING: {line}" for line in found]  # first
     return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "not known to be calibrated"),
+        ({"calibrated_on": "lab"}, "demonstrations of `lab` score 0 on average, however the model is loaded."),
+        (
+            {"calibrated_on": "lab", "config_score_bias": -1.5},
+            "The shift, -1.500, stands in `config.score_bias` and is added wherever `hf_instructgpt` scores; stock",
+        ),
+    ],
+)
+def test_the_zero_of_the_scores_is_explained(changes, sentence):
+    assert sentence in reward_card_markdown(card_of(rankings(good), **changes))
 
 
 def test_a_good_model_is_not_warned_of():

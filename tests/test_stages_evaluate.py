@@ -236,7 +236,7 @@ def test_a_card_is_replaced_and_the_same_again(here):
         (["./none"], "there is no model at ./none"),
         (["some/model"], "the model some/model cannot be loaded"),
         (["data"], "data holds no model: it has no config.json"),
-        (["bare"], "`--dataset_name` is missing, and bare/stage.json names none"),
+        (["bare"], "`--dataset_name` is missing, and the model has no stage.json that names one"),
         (["reward", "--split", "tests"], "`--split`: data has no split `tests`; it has train, validation"),
         (["reward", "--dataset_name", "pairs.jsonl"], "`--split`: pairs.jsonl has no split `test`; it has train"),
         (["reward", "--dataset_name", "none.jsonl"], "the file none.jsonl does not exist"),

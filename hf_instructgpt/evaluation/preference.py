@@ -33,6 +33,7 @@ def score_rankings(
     *,
     gold_func: Callable | None = None,
     judged: bool = False,
+    max_length: int | None = None,
     batch_size: int = 64,
 ) -> tuple[list[ScoredRanking], int]:
     """Score the responses of held-out rows.
@@ -41,10 +42,12 @@ def score_rankings(
         model (`PreTrainedModel`): A sequence-classification model with one label.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         dataset ([`~datasets.Dataset`]): Rankings (`prompt`, `responses`, `ranks`) or preferences (`prompt`, `chosen`,
-            `rejected`), text or messages. A text that the model's context cannot hold loses its beginning.
+            `rejected`), text or messages. A text that the model's context cannot hold loses its beginning, as in
+            training.
         gold_func (`Callable`, *optional*): A judge, called as a reward function is:
             `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]`.
         judged (`bool`): Whether the prompts are of the sample data `lab`, whose judge tells kinds of pairs apart.
+        max_length (`int`, *optional*): Most tokens of a text, where that is fewer than the context.
         batch_size (`int`): Texts at a time.
 
     Returns:
@@ -60,7 +63,8 @@ def score_rankings(
     texts = [text.removesuffix(eos) if isinstance(text, str) else text for text in texts]
     ids = [encode_text(tokenizer, text, ended=True) for text in texts]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    kept = [row[-context:] for row in ids] if context else ids
+    longest = min(filter(None, (context, max_length)), default=None)
+    kept = ids if longest is None else [row[-longest:] for row in ids]
     scores = reward_model_scores(model, kept, batch_size=batch_size).cpu()
     if not scores.isfinite().all():
         raise InputError(

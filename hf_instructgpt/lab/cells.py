@@ -1,10 +1,15 @@
-"""Many runs as the cells of a table: made in worker processes, kept on disk, gone on with after a stop."""
+"""Many runs as the cells of a table: made in worker processes, kept on disk, gone on with after a stop.
 
+A lab's folder holds `run.json`, the options that it was started with, folders of cells, and what it found; the file
+of the results, moved in last, says that it is whole.
+"""
+
+import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
@@ -13,9 +18,49 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..stages.output import make_directory, partial_directory, read_json, to_json
+from ..stages.output import make_directory, partial_directory, read_json, to_json, write_whole
+from ..stages.pipeline import RUN_FILE, check_same_run
 
 RESULT_FILE, LOG_FILE = "result.json", "log.txt"
+
+
+def open_folder(folder: Path, options: dict, *, writes: Sequence[str], overwrite: bool, resume: bool) -> None:
+    """Make or reopen the folder of a lab's run.
+
+    Args:
+        folder (`Path`): The folder.
+        options (`dict`): What the results depend on, for JSON; mappings in it are compared key by key.
+        writes (`Sequence[str]`): Names of the files and folders that the run writes into `folder`, and so all that
+            `overwrite` may delete; the file that says that a run is whole stands first.
+        overwrite (`bool`): Delete another run in the folder.
+        resume (`bool`): Keep what is there of the same run.
+
+    Raises:
+        InputError: `folder` holds something else, a run with other options, or one that may not be replaced.
+    """
+    known = read_json(folder / RUN_FILE)
+    if known is not None and known.keys() != options.keys():
+        raise InputError(f"{folder} holds a run of another command. Choose another `output_dir`.")
+    if resume and known is not None:
+        check_same_run(folder, json.loads(to_json(options)), known)
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if known is None:
+            raise InputError(f"{folder} is not empty and holds no run. Choose another `output_dir`.")
+        if not overwrite:
+            raise InputError(
+                f"{folder} holds another run. Choose another `output_dir`, pass --resume to go on with it, or "
+                "--overwrite_output_dir to replace it."
+            )
+        for name in writes:
+            path, aside = folder / name, partial_directory(folder / name)
+            shutil.rmtree(aside, ignore_errors=True)
+            if path.is_dir():  # at any moment, what stands under its name is whole
+                path.rename(aside)
+                shutil.rmtree(aside)
+            path.unlink(missing_ok=True)
+    make_directory(folder)
+    write_whole(folder / RUN_FILE, to_json(options))
 
 
 def run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -> dict[str, dict]:

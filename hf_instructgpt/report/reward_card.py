@@ -253,10 +253,23 @@ def reward_card_markdown(card: dict) -> str:
         "narrow. The better of the two rules of length is chosen on the same pairs, which can only help the rule. A "
         "pair's confidence is the larger of the two probabilities that the scores give, sigmoid of their difference.",
         "",
-        f"The scores have mean {card['score_mean']:.3f} and standard deviation {card['score_std']:.3f}. All figures, "
-        "and what was measured, are in `report_card.json`.",
+        f"The scores have mean {card['score_mean']:.3f} and standard deviation {card['score_std']:.3f}. "
+        f"{_zero(card)} All figures, and what was measured, are in `report_card.json`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _zero(card: dict) -> str:
+    """What a score of 0 stands for, and who gets it."""
+    if card["calibrated_on"] is None:
+        return "The model is not known to be calibrated (`calibration_dataset_name`), so their zero means nothing."
+    text = f"They are calibrated: the demonstrations of `{card['calibrated_on']}` score 0 on average"
+    if card["config_score_bias"] is None:
+        return f"{text}, however the model is loaded."
+    return (
+        f"{text}. The shift, {card['config_score_bias']:+.3f}, stands in `config.score_bias` and is added wherever "
+        "`hf_instructgpt` scores; stock loading with `transformers` gives the scores without it."
+    )
 
 
 def _correlation(what: str, some: dict) -> list[str]:

@@ -10,6 +10,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import torch
 import yaml
+from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
@@ -144,6 +145,28 @@ def read_yaml(path: str | Path) -> dict:
     return content
 
 
+def check_keys(config: dict, types: dict[str, type], *, source: str) -> None:
+    """Check a config's own keys: that each is known, and its value of the key's type (a float's may be whole).
+
+    Raises:
+        InputError: It names `source`, the key and what there is.
+    """
+    for key, value in config.items():
+        if key not in types:
+            close = difflib.get_close_matches(str(key), types, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "is this a config for `hf-instructgpt sft|reward|ppo`?"
+            raise InputError(f"{source}: unknown key `{key}`; {hint} The file may have {', '.join(types)}.")
+        kind, (item_kind,) = get_origin(types[key]) or types[key], get_args(types[key]) or (None,)
+        if not _is(value, kind) or (item_kind and not all(_is(item, item_kind) for item in value)):
+            name = kind.__name__ if item_kind is None else f"{kind.__name__} of {item_kind.__name__}"
+            raise InputError(f"{source}: `{key}` must be of type {name}, not {value!r}.")
+
+
+def _is(value, kind: type) -> bool:
+    """Whether a YAML value is of this kind: True is no number, a whole number may stand for a float."""
+    return isinstance(value, (kind, int) if kind is float else kind) and not isinstance(value, bool)
+
+
 def parse_stage(
     stage: str, argv: list[str]
 ) -> tuple[StageArguments, SFTConfig | RewardConfig | PPOConfig, ModelConfig]:
@@ -153,14 +176,19 @@ def parse_stage(
     return parse_options(stage, options, source=config.config or "", argv=argv)
 
 
-def parse_options(stage: str, options: dict, *, source: str, argv: list[str] = ()):
+def parse_options(
+    stage: str, options: dict, *, source: str, argv: list[str] = (), classes: tuple[type, ...] | None = None
+):
     """Arguments of a stage from a mapping (`source` names it in errors) and flags, which win.
+
+    `classes` are the dataclasses that hold them, where the stage is none of `STAGES`.
 
     Raises:
         InputError: An unknown key or flag, a value of the wrong type, or options that contradict each other.
     """
+    classes = classes or STAGES[stage]
     parser = StageParser(
-        STAGES[stage],
+        classes,
         prog=f"hf-instructgpt {stage}",
         usage=f"hf-instructgpt {stage} [--config FILE] [--field value ...]",
         description="FILE is a YAML file of the fields below; flags win over it.",
@@ -168,9 +196,9 @@ def parse_options(stage: str, options: dict, *, source: str, argv: list[str] = (
     )
     if not torch.accelerator.is_available():
         # TRL trains in bfloat16 unless told otherwise, and refuses to on a machine without an accelerator.
-        parser.set_defaults(**({"bf16": False} if stage != "ppo" else {}), use_cpu=True)
-    hints = {name: hint for cls in STAGES[stage] for name, hint in get_type_hints(cls).items()}
-    known = {f.name for cls in STAGES[stage] for f in fields(cls) if f.init}
+        parser.set_defaults(bf16=False, use_cpu=True)
+    hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+    known = {f.name for cls in classes for f in fields(cls) if f.init}
     flags, defaults = [], {}
     try:
         for key, value in options.items():
@@ -189,7 +217,8 @@ def parse_options(stage: str, options: dict, *, source: str, argv: list[str] = (
         raise InputError(f"unknown argument `{unknown[0]}`. {_suggest(stage, name, known)}")
     try:
         parsed = parser.parse_args_and_config([*flags, *argv])
-        _check_values(*parsed[1:])
+        for part in parsed:
+            _check_values(part)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
         raise InputError(f"{where or stage}: {error}") from error
@@ -228,8 +257,15 @@ def _as_flags(key: str, value, hint) -> list[str]:
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
-def _check_values(training_args: SFTConfig | RewardConfig | PPOConfig, model_args: ModelConfig) -> None:
+def _check_values(args: object) -> None:
     """Raise an `InputError` for a value that would only fail, or be passed over, later."""
+    if isinstance(args, ModelConfig) and (args.load_in_8bit or args.load_in_4bit):
+        raise InputError("`load_in_8bit` and `load_in_4bit` are not supported.")
+    if isinstance(args, TrainingArguments):
+        _check_training_arguments(args)
+
+
+def _check_training_arguments(training_args: TrainingArguments) -> None:
     for name, (low, high) in BOUNDS.items():
         value = getattr(training_args, name, None)
         if value is not None and not low <= value <= high:
@@ -245,8 +281,6 @@ def _check_values(training_args: SFTConfig | RewardConfig | PPOConfig, model_arg
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
     if training_args.resume_from_checkpoint is not None:
         raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
-    if model_args.load_in_8bit or model_args.load_in_4bit:
-        raise InputError("`load_in_8bit` and `load_in_4bit` are not supported.")
     if Path(training_args.output_dir).name in ("", ".."):
         raise InputError(f"`output_dir` must name a folder, not {training_args.output_dir!r}.")
 
@@ -254,8 +288,10 @@ def _check_values(training_args: SFTConfig | RewardConfig | PPOConfig, model_arg
 def _suggest(stage: str, key: str, known: set[str]) -> str:
     if key in STAGES:
         return "This looks like a config for `hf-instructgpt run`."
-    for other, classes in STAGES.items():
+    for other, classes in STAGES.items() if stage in STAGES else ():
         if other != stage and any(key == f.name for cls in classes for f in fields(cls)):
             return f"It is an option of `hf-instructgpt {other}`: is this a config for another stage?"
     close = difflib.get_close_matches(key, known, n=1)
-    return f"Did you mean `{close[0]}`?" if close else f"See `hf-instructgpt {stage} --help`."
+    if close:
+        return f"Did you mean `{close[0]}`?"
+    return f"See `hf-instructgpt {stage} --help`." if stage in STAGES else f"{stage} has none of that name."

@@ -74,7 +74,8 @@ def evaluate_reward(
     if output_dir is None and not Path(model).is_dir():
         raise InputError(f"`--output_dir` is missing: {model} is no folder that the report card could go into.")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    args, split, rows, trained_on = _held_out_rows(model, dataset_name, dataset_config, split)
+    stage_options = (read_json(Path(model) / STAGE_FILE) or {}).get("options", {})
+    args, split, rows, trained_on = _held_out_rows(stage_options, dataset_name, dataset_config, split)
     config = load_config(model, trust_remote_code=trust_remote_code)
     check_fits(rows, "reward", tokenizer, config, args, source=f"{args.dataset_name} ({split})")
     is_lab = args.dataset_name == "lab"
@@ -82,7 +83,8 @@ def evaluate_reward(
     gold_func = load_function(judge, option="--judge") if judge is not None else None
     reward_model = load_reward_model(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device)
     options = {"gold_func": gold_func, "judged": is_lab, "batch_size": batch_size}
-    rankings, num_cut = score_rankings(reward_model, tokenizer, rows, **options)
+    max_length = stage_options.get("max_length")
+    rankings, num_cut = score_rankings(reward_model, tokenizer, rows, max_length=max_length, **options)
     folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
     card = {
         "model": model,
@@ -93,6 +95,8 @@ def evaluate_reward(
         "trained_on": trained_on,
         "judged_by": judge,
         "num_cut": num_cut,
+        "calibrated_on": stage_options.get("calibration_dataset_name"),
+        "config_score_bias": getattr(reward_model.config, "score_bias", None),
         **measure_rewards(rankings),
     }
     _write(card, rankings, Path(output_dir or model))
@@ -100,15 +104,17 @@ def evaluate_reward(
 
 
 def _held_out_rows(
-    model: str, name: str | None, config: str | None, split: str | None
+    options: dict, name: str | None, config: str | None, split: str | None
 ) -> tuple[RewardArguments, str, Dataset, bool]:
-    """What names the data set, the split, its rows, and whether the model was trained on them."""
-    options = (read_json(Path(model) / STAGE_FILE) or {}).get("options", {})
+    """What names the data set, the split, its rows, and whether the model was trained on them.
+
+    `options` are those of the stage that trained the model.
+    """
     known = {field.name: options[field.name] for field in fields(RewardArguments) if field.name in options}
     is_own = name in (None, known.get("dataset_name"))
     args = RewardArguments(**known) if is_own else RewardArguments(dataset_name=name)
     if args.dataset_name is None:
-        raise InputError(f"`--dataset_name` is missing, and {Path(model) / STAGE_FILE} names none.")
+        raise InputError(f"`--dataset_name` is missing, and the model has no {STAGE_FILE} that names one.")
     args.dataset_config = config or args.dataset_config
     dataset = load_rows(args, "reward")
     wanted = [split] if split is not None else ["test", args.dataset_test_split]

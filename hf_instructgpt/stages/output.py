@@ -191,19 +191,12 @@ def add_files(source: Path, target: Path) -> None:
     stage = read_json(target / STAGE_FILE)
     if stage is not None:
         mine = {path.name for path in source.iterdir() if path.is_file() or not (target / path.name).exists()}
-        replace_file(target / STAGE_FILE, to_json({**stage, "files": sorted({*stage["files"], *mine})}))
+        write_whole(target / STAGE_FILE, to_json({**stage, "files": sorted({*stage["files"], *mine})}))
     files = [path for path in source.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.suffix == ".json"):
         place = target / path.relative_to(source)
         make_directory(place.parent)
         path.replace(place)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader finds the old text or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def weights_sha256(folder: str | Path) -> dict[str, str]:
@@ -227,3 +220,10 @@ def read_json(path: Path) -> dict | None:
 def to_json(content: dict) -> str:
     """As this package writes JSON files."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader finds the old text or the new one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

@@ -1,6 +1,5 @@
 """All three stages in one go, and the proof that each worked: what `hf-instructgpt run` does."""
 
-import difflib
 import json
 import math
 import shutil
@@ -18,7 +17,7 @@ from ..evaluation.comparison import Answers, answer_prompts, compare, question
 from ..report.plots import draw_plots
 from ..report.reward_card import RULES, main_figures
 from ..report.run_card import findings, run_card, samples_markdown
-from .arguments import parse_options, read_yaml
+from .arguments import check_keys, parse_options, read_yaml
 from .evaluate import evaluate_reward
 from .inputs import (
     check_fits,
@@ -36,8 +35,8 @@ from .output import (
     make_directory,
     partial_directory,
     read_json,
-    replace_file,
     to_json,
+    write_whole,
 )
 from .ppo import check_ppo_options, check_report_cards, run_ppo
 from .reward import run_reward
@@ -192,13 +191,7 @@ class Pipeline:
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
         state.wait_for_everyone()  # all processes look before one writes
         if resume and known is not None:
-            mine, its = _flat(self._identity()), _flat({key: known.get(key) for key in self._identity()})
-            for key in {**mine, **its}:
-                if mine.get(key) != its.get(key):
-                    raise InputError(
-                        f"{folder} holds a run with other options (`{key}` differs): resume it with the options it "
-                        "was started with, or pass --overwrite_output_dir to start anew."
-                    )
+            check_same_run(folder, self._identity(), known)
             return known["seconds"]
         if taken:
             if known is None:
@@ -235,7 +228,7 @@ class Pipeline:
     def _write_run_file(self, seconds: dict[str, float]) -> None:
         if PartialState().is_main_process:
             make_directory(self.output_dir)
-            replace_file(self.output_dir / RUN_FILE, to_json({**self._identity(), "seconds": seconds}))
+            write_whole(self.output_dir / RUN_FILE, to_json({**self._identity(), "seconds": seconds}))
         PartialState().wait_for_everyone()
 
     # ---- Measuring and reporting ---------------------------------------------------------------------------------
@@ -402,13 +395,7 @@ def _logged(history: list[dict], key: str) -> list[float]:
 
 
 def _check_pipeline(config: dict, *, source: str) -> None:
-    for key, value in config.items():
-        if key not in KEYS:
-            close = difflib.get_close_matches(str(key), KEYS, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else "is this a config for `hf-instructgpt sft|reward|ppo`?"
-            raise InputError(f"{source}: unknown key `{key}`; {hint} A pipeline file has {', '.join(KEYS)}.")
-        if not isinstance(value, KEYS[key]) or isinstance(value, bool):
-            raise InputError(f"{source}: `{key}` must be of type {KEYS[key].__name__}, not {value!r}.")
+    check_keys(config, KEYS, source=source)
     if config.get("samples_per_prompt", 1) < 1:
         raise InputError(f"{source}: `samples_per_prompt` must be 1 or more, not {config['samples_per_prompt']}.")
     for stage in STAGES:
@@ -419,6 +406,17 @@ def _check_pipeline(config: dict, *, source: str) -> None:
             taken |= {"model_name_or_path", "logging_steps", "logging_strategy"}
         for key in taken & set(config[stage]):
             raise InputError(f"{source}: `{stage}.{key}` follows from the run itself; leave it out.")
+
+
+def check_same_run(folder: Path, options: dict, known: dict) -> None:
+    """Raise an `InputError` that names the first option in which the run in `folder` differs from `options`."""
+    mine, its = _flat(options), _flat({key: known.get(key) for key in options})
+    for key in {**mine, **its}:
+        if mine.get(key) != its.get(key):
+            raise InputError(
+                f"{folder} holds a run with other options (`{key}` differs): resume it with the options it "
+                "was started with, or pass --overwrite_output_dir to start anew."
+            )
 
 
 def _flat(options: dict) -> dict:

@@ -105,7 +105,7 @@ def _kinds(card: dict) -> list[tuple[str, dict]]:
 
 
 def _limits(card: dict) -> Iterator[str]:
-    if card["num_prompts"] < FEW_PROMPTS:
+    if card["accuracy"]["ci95"] and card["num_prompts"] < FEW_PROMPTS:
         yield f"with {card['num_prompts']} prompts the intervals are rough, and too narrow"
     if card["num_cut"]:
         yield f"{card['num_cut']} of {card['num_responses']} texts did not fit into the model's context and were cut"
@@ -189,7 +189,7 @@ def reward_card_markdown(card: dict) -> str:
         "## Where it is right",
         "",
         *_table(
-            "pairs",
+            "kind of pair",
             "right",
             *((f"of {some['num_responses']} responses", some) for some in card["by_num_responses"]),
             *((f"{some['rank_gap']} apart in rank", some) for some in card["by_rank_gap"]),

@@ -1,5 +1,6 @@
 """The arena: tokens counted by hand, the same for all methods; pairs, choices, the table; a whole tiny run."""
 
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -113,7 +114,7 @@ def test_the_first_rollout_that_reaches_the_budget_is_the_last(method, setting, 
     assert train(cell, method, tmp_path) == {"trainer_tokens": 60}
     assert planted == [8, 8, 8] and cell.reward.num_tokens == 60
     assert any(not torch.equal(a, b) for a, b in zip(before, cell.policy.parameters(), strict=True))
-    assert cell.policy(torch.tensor([[3, 4]])).logits is not None  # TRL's `forward` gives none
+    assert "position_ids" in inspect.signature(cell.policy.forward).parameters  # TRL's own `forward` hides it
     exact = Cell(replace(setting, budget_tokens=40), seed=0)
     assert train(exact, method, tmp_path) == {"trainer_tokens": 40}
 
@@ -143,6 +144,26 @@ def test_the_trainers_are_given_the_falling_learning_rate(method, setting, plant
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
     train(Cell(setting, seed=0), method, tmp_path)
     assert seen == pytest.approx([1e-3, 1e-3, 6e-4, 6e-4, 2e-4, 2e-4])
+
+
+@pytest.mark.parametrize("options", [{}, {"advantage_estimator": "reward"}])
+def test_ppo_s_critic_starts_from_the_reward_model(options, setting, planted, tmp_path, monkeypatch):
+    made = []
+
+    class Recorded(PPOTrainer):
+        def train(self):
+            made.append(self.model.value_model)
+            return super().train()
+
+    monkeypatch.setitem(arena_methods.ONLINE, "ppo", Recorded)
+    cell = Cell(replace(setting, budget_tokens=1), seed=0)
+    # What an update moves first is the head; the rate is too small for the rest to be seen.
+    train(cell, "ppo", tmp_path, options, learning_rate=1e-9)
+    if options:
+        assert made == [None]
+        return
+    mine, its = (dict(model.named_parameters()) for model in (made[0].backbone, cell.reward_model.base_model))
+    assert all(torch.allclose(mine[name], its[name], atol=1e-6) for name in mine) and mine.keys() == its.keys()
 
 
 def test_scores_and_tokens_by_hand_and_as_ppo_has_them(setting, tmp_path, planted):
@@ -503,6 +524,7 @@ UNEVEN = {"gradient_accumulation_steps": 2, "steps_per_generation": 3, "num_iter
         ({"methods": {"dpo": {**DPO, "betaa": 1}}}, "methods, dpo: unknown key `betaa`. Did you mean `beta`?"),
         ({"methods": {"dpo": {**DPO, "kl_coef": 1}}}, "unknown key `kl_coef`. DPOConfig has none of that name."),
         ({"methods": {"dpo": {**DPO, "seed": 1}}}, "methods, dpo: `seed` follows from the arena itself"),
+        ({"methods": {"ppo": {**DPO, "warmup_steps": 1}}}, "`warmup_steps` follows from the arena itself"),
         ({"methods": {"ppo": {**DPO, "max_steps": 1}}}, "methods, ppo: `max_steps` follows from the arena itself"),
         ({"methods": {"grpo": {**GRPO, "num_generations": 7}}}, "must be divisible by num_generations (7)"),
         (

@@ -95,9 +95,10 @@ def parse_method(
     refused = set(fixed)
     if method in ONLINE:
         # A pass over the prompts samples a token or more, so the budget ends before the epochs do.
-        fixed |= {"num_train_epochs": setting.budget_tokens, "lr_scheduler_type": "constant"}
+        fixed["num_train_epochs"] = setting.budget_tokens
         fixed["max_completion_length"] = setting.max_completion_length
         refused |= {*fixed, "max_steps", "missing_eos_penalty", "log_tokens"}
+        refused |= {"lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"}
     for name in refused & set(options):
         raise InputError(f"{source}: `{name}` follows from the arena itself; leave it out.")
     classes = OPTIONS[method]
@@ -355,14 +356,14 @@ class Cell:
             trainer.train()
             seen = trainer.state.num_input_tokens_seen - self.reward.num_prompt_tokens
             found = {"trainer_tokens": trainer._num_tokens if method == "ppo" else seen}
-        load_policy(self.policy).eval()  # TRL leaves a `forward` on it that gives no logits
+        load_policy(self.policy).eval()  # without the `forward` that TRL leaves on it, which hides what it takes
         return found
 
     def logits_are_finite(self) -> bool:
         """Whether the policy still predicts anything."""
         ids = torch.tensor([encode_prompt(self.tokenizer, self.prompts["test"][0]["prompt"])])
         with torch.no_grad():
-            return bool(load_policy(self.policy)(ids.to(self.policy.device)).logits.isfinite().all())
+            return bool(self.policy(ids.to(self.policy.device)).logits.isfinite().all())
 
     # ---- Measuring -------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from ..errors import InputError
 from ..ppo.config import PPOConfig
 from ..ppo.models import load_policy
 from ..ppo.rollout import encode_prompt, encode_text
-from .arguments import PPOArguments, StageArguments
+from .arguments import PPOArguments, SFTArguments, StageArguments
 
 # What must fit whole; other columns are cut where the context ends.
 MEASURED = ("prompt", "chosen", "rejected")
@@ -74,12 +74,14 @@ def load_rows(args: StageArguments, kind: str) -> DatasetDict:
     return load_sample_dataset(name, args.dataset_config or kind)
 
 
-def load_text(args: PPOArguments) -> Dataset:
-    """The pretraining text of PPO-ptx, its columns checked."""
-    name, split = args.ptx_dataset_name, args.dataset_train_split
+def load_text(args: SFTArguments | PPOArguments, option: str) -> Dataset | None:
+    """The pretraining text that `option` names, its columns checked; None if it names none."""
+    name, split = getattr(args, option), args.dataset_train_split
+    if name is None:
+        return None
     dataset = load_rows(StageArguments(dataset_name=name), "sft")
     if split not in dataset:
-        raise InputError(f"`ptx_dataset_name`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
+        raise InputError(f"`{option}`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
     return checked_split(dataset, split, "sft", source=name)
 
 
@@ -300,6 +302,19 @@ def check_model_path(name: str | None) -> None:
         raise InputError(f"there is no model at {name}: no such folder, and it is no Hub id (user/name).")
 
 
+def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> None:
+    """Raise an `InputError` that names `option` if there is no reward model of that name."""
+    check_model_path(name)
+    if find_adapter_config_file(name) is not None:
+        return
+    num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
+    if num_labels != 1:
+        raise InputError(
+            f"`{option}`: {name} has num_labels = {num_labels}; a reward model has 1, such as `hf-instructgpt reward` "
+            "makes it."
+        )
+
+
 def load_reward_func(name: str, *, trust_remote_code: bool = False):
     """A reward model's name as it is, or the Python function behind a dotted path.
 
@@ -309,14 +324,7 @@ def load_reward_func(name: str, *, trust_remote_code: bool = False):
         InputError: No model with one label and no function of that name.
     """
     if Path(name).is_dir() or "/" in name:
-        if find_adapter_config_file(name) is not None:
-            return name
-        num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
-        if num_labels != 1:
-            raise InputError(
-                f"`reward_funcs`: {name} has num_labels = {num_labels}; a reward model has 1, such as "
-                "`hf-instructgpt reward` makes it."
-            )
+        check_reward_model(name, option="reward_funcs", trust_remote_code=trust_remote_code)
         return name
     module_name, _, attribute = name.rpartition(".")
     if not module_name:

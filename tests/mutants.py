@@ -1,4 +1,4 @@
-"""Bugs that implementations of PPO have shipped, each as a change to this package and the test that must notice it.
+"""Bugs that implementations of PPO and reward models have shipped, each as a change here and the test that notices it.
 
 Data of `test_mutants.py`. A number stands for one kind of bug, a letter behind it for one of its forms.
 """
@@ -6,6 +6,7 @@ Data of `test_mutants.py`. A number stands for one kind of bug, a letter behind 
 from dataclasses import dataclass
 
 PPO = "hf_instructgpt/ppo"
+REWARD = "hf_instructgpt/reward"
 CHECKLIST = "tests/test_ppo_checklist.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
@@ -14,6 +15,7 @@ GENERATION = "tests/test_ppo_generation.py::"
 LOGGING = "tests/test_ppo_logging.py::"
 LORA = "tests/test_ppo_lora.py::"
 OPTIONS = "tests/test_ppo_options.py::"
+RANKING = "tests/test_reward_ranking.py::"
 ROLLOUT = "tests/test_ppo_rollout.py::"
 TRAINER = "tests/test_ppo_trainer.py::"
 
@@ -673,5 +675,69 @@ MUTANTS = [
         "set_seed(args.seed, device_specific=True)",
         "set_seed(args.seed)",
         f"{DISTRIBUTED}test_the_processes_sample_different_responses_in_every_rollout",
+    ),
+    Mutant(
+        "36a",
+        "responses of equal rank are compared",
+        f"{REWARD}/ranking_trainer.py",
+        "if ranks[better] < ranks[worse] and",
+        "if ranks[better] <= ranks[worse] and",
+        f"{RANKING}test_ties_and_identical_responses_give_no_pair",
+    ),
+    Mutant(
+        "36b",
+        "a ranking counts as often as it has pairs",
+        f"{REWARD}/ranking_trainer.py",
+        "weights += [1 / len(mine) for _ in mine]",
+        "weights += [1.0 for _ in mine]",
+        f"{RANKING}test_each_row_counts_once_however_many_pairs_it_has",
+    ),
+    Mutant(
+        "36c",
+        "the margin makes the comparison easier",
+        f"{REWARD}/ranking_trainer.py",
+        'logsigmoid(margins - inputs["margin"])',
+        'logsigmoid(margins + inputs["margin"])',
+        f"{RANKING}test_a_margin_is_subtracted_as_in_trl",
+    ),
+    Mutant(
+        "36d",
+        "a long text loses its end, where the score is read",
+        f"{REWARD}/ranking_trainer.py",
+        "some if max_length is None else some[-max_length:] for some in ids",
+        "some if max_length is None else some[:max_length] for some in ids",
+        f"{RANKING}test_long_texts_lose_their_beginning_and_are_counted",
+    ),
+    Mutant(
+        "36e",
+        "the demonstrations' mean is added rather than taken away",
+        f"{REWARD}/calibration.py",
+        "bias = -reward_model_scores",
+        "bias = reward_model_scores",
+        f"{RANKING}test_demonstrations_score_zero_on_average_with_stock_loading",
+    ),
+    Mutant(
+        "36f",
+        "the shift of a family without a buffer is not applied",
+        f"{PPO}/rollout.py",
+        'return torch.cat(scores) + getattr(model.config, "score_bias", 0.0)',
+        "return torch.cat(scores)",
+        f"{RANKING}test_another_family_keeps_the_shift_in_its_configuration",
+    ),
+    Mutant(
+        "36g",
+        "a CharGPT's shift is written into its configuration too, and so added twice",
+        f"{REWARD}/calibration.py",
+        "            model.score_bias += bias\n",
+        "            model.score_bias += bias\n        model.config.score_bias = bias\n",
+        f"{RANKING}test_calibrating_again_changes_nothing_and_returns_the_shift",
+    ),
+    Mutant(
+        "36h",
+        "an adapter's shift is lost",
+        f"{PPO}/models.py",
+        'model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)',
+        "pass",
+        f"{RANKING}test_an_adapter_keeps_the_shift_beside_it_and_a_merged_one_has_it_once",
     ),
 ]

@@ -18,7 +18,7 @@ from hf_instructgpt.stages.pipeline import Pipeline
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STAGES = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.parent.name != "accelerate"]
-FROM_PIPELINE = {"output_dir", "seed", "model_name_or_path", "reward_funcs"}
+FROM_PIPELINE = {"output_dir", "seed", "model_name_or_path", "reward_funcs", "calibration_dataset_name"}
 
 
 @pytest.mark.parametrize("recipe", ["char_gpt", "document"])

@@ -47,6 +47,13 @@ class StageArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "The rows to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "The rows to evaluate on while training."})
+    dataset_test_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Hold out this share of the prompts as `dataset_test_split`, where the data has no such split. "
+            "All rows of a prompt go together; which prompts follows from them alone, in every stage and run."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace an earlier result in `output_dir`. Without it, that is an error."}
     )
@@ -56,6 +63,11 @@ class StageArguments:
             "help": "Leave a finished `output_dir` as it is, and go on from the last checkpoint of a broken one."
         },
     )
+
+    def __post_init__(self):
+        fraction = self.dataset_test_fraction
+        if fraction is not None and not 0 < fraction < 1:
+            raise InputError(f"`dataset_test_fraction` must lie between 0 and 1, not {fraction}.")
 
 
 @dataclass
@@ -93,6 +105,14 @@ class SFTArguments(StageArguments):
 @dataclass
 class RewardArguments(StageArguments):
     """Arguments of `hf-instructgpt reward`."""
+
+    calibration_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Demonstrations (data as for `sft`, its split `dataset_train_split`): after training the scores "
+            "are shifted so that these score 0 on average. None: no shift."
+        },
+    )
 
 
 @dataclass

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
@@ -25,15 +26,12 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..data import SAMPLE_DATASETS, load_sample_dataset
-from ..data.formats import check_columns
+from ..data.formats import check_columns, whole_text
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 from ..ppo.models import load_policy
 from ..ppo.rollout import encode_prompt, encode_text
-from .arguments import PPOArguments, SFTArguments, StageArguments
-
-# What must fit whole; other columns are cut where the context ends.
-MEASURED = ("prompt", "chosen", "rejected")
+from .arguments import StageArguments
 
 # ---- Data ----------------------------------------------------------------------------------------------------------
 
@@ -68,17 +66,18 @@ def load_rows(args: StageArguments, kind: str) -> DatasetDict:
     if name is None:
         raise InputError("`dataset_name` is missing: a Hub id, a folder, a JSON Lines file, `document` or `lab`.")
     if name not in SAMPLE_DATASETS:
-        return _load_own_rows(name, args.dataset_config)
+        dataset = _load_own_rows(name, args.dataset_config)
+        return dataset if args.dataset_test_fraction is None else _hold_out(dataset, args)
+    if args.dataset_test_fraction is not None:
+        raise InputError(f"`dataset_test_fraction`: the sample data `{name}` is used as it is; leave it out.")
     if kind == "reward":
         kind = "ranking" if "ranking" in SAMPLE_DATASETS[name] else "preference"
     return load_sample_dataset(name, args.dataset_config or kind)
 
 
-def load_text(args: SFTArguments | PPOArguments, option: str) -> Dataset | None:
-    """The pretraining text that `option` names, its columns checked; None if it names none."""
+def load_text(option: str, args: StageArguments) -> Dataset:
+    """The text that an option beside `dataset_name` names, such as PPO-ptx's, its columns checked."""
     name, split = getattr(args, option), args.dataset_train_split
-    if name is None:
-        return None
     dataset = load_rows(StageArguments(dataset_name=name), "sft")
     if split not in dataset:
         raise InputError(f"`{option}`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
@@ -115,6 +114,31 @@ def _load_own_rows(name: str, config: str | None) -> DatasetDict:
         ) from error
 
 
+def _hold_out(dataset: DatasetDict, args: StageArguments) -> DatasetDict:
+    """The training split in two, by prompt."""
+    source, test, fraction = args.dataset_train_split, args.dataset_test_split, args.dataset_test_fraction
+    if test in dataset or source not in dataset:
+        raise InputError(
+            f"`dataset_test_fraction`: {args.dataset_name} has the splits {', '.join(dataset)}; it is for data with "
+            f"`{source}` and without `{test}`."
+        )
+    rows = dataset[source]
+    parts = {source: [], test: []}
+    for i, row in enumerate(rows):
+        parts[test if _place(row) < fraction else source].append(i)
+    if not all(parts.values()):
+        raise InputError(
+            f"`dataset_test_fraction`: {fraction} of the prompts of {args.dataset_name} leaves one part without rows."
+        )
+    return DatasetDict({**dataset, **{split: rows.select(indices) for split, indices in parts.items()}})
+
+
+def _place(row: dict) -> float:
+    """Where in [0, 1) a row's prompt falls, evenly and by its content alone."""
+    prompt = row.get("prompt") or (row.get("messages") or [])[:-1] or row
+    return int.from_bytes(sha256(json.dumps(prompt, sort_keys=True).encode()).digest()[:8]) / 2**64
+
+
 def _check_json_lines(path: Path) -> None:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -137,8 +161,8 @@ def check_fits(
 ) -> None:
     """Check that the chat template can render every row, and that the model's context holds it.
 
-    A prompt must leave room for an answer (of `max_completion_length` tokens, for PPO); of preferences both whole
-    texts must fit, because RewardTrainer would drop the pair without a word.
+    A prompt that is to be answered must leave room for it (`max_completion_length` tokens, for PPO). What a reward
+    model reads is cut, and counted, where its trainer does it.
 
     Raises:
         InputError: It names `source`, the row and the column.
@@ -150,17 +174,18 @@ def check_fits(
     for number, row in enumerate(rows, start=1):
         try:
             for column, text, is_prompt in _texts(row, form):
-                if column not in MEASURED:
+                measured = column == "prompt" and kind != "reward"
+                if not measured:
                     # Only the template can refuse it, and that by its roles: one of each sequence will do.
                     roles = None if isinstance(text, str) else tuple(message["role"] for message in text)
                     if roles is None or roles in known_roles:
                         continue
                     known_roles.add(roles)
                 length = _num_tokens(tokenizer, text, is_prompt)
-                if column in MEASURED and length + room * is_prompt > max_length:
+                if measured and length + room > max_length:
                     raise InputError(
-                        f"column {column!r}: {length} tokens{f' and an answer of {room}' * is_prompt} do not fit into "
-                        f"the {max_length} that the model's context and the options allow. Shorten or drop the row."
+                        f"column {column!r}: {length} tokens and an answer of {room} do not fit into the {max_length} "
+                        "that the model's context and the options allow. Shorten or drop the row."
                     )
         except (TemplateError, InputError) as error:
             raise InputError(f"{source}, row {number}, {error}") from error
@@ -176,9 +201,10 @@ def _texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:
     columns = {"sft": ["completion"], "preference": ["chosen", "rejected"], "ranking": ["responses"]}.get(form, [])
     for column in columns:
         for text in row[column] if column == "responses" else [row[column]]:
-            if isinstance(text, str) is not isinstance(row["prompt"], str):
+            is_text, answers_text = isinstance(text, str), isinstance(row["prompt"], str)
+            if is_text is not answers_text and (answers_text or form == "sft"):
                 raise InputError(f"column {column!r}: prompt and response must both be text or both be messages.")
-            yield column, row["prompt"] + text, False
+            yield column, whole_text(row["prompt"], text), False
 
 
 def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt: bool) -> int:

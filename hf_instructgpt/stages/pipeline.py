@@ -25,6 +25,7 @@ from .inputs import (
     load_reward_func,
     load_rows,
     load_stage_datasets,
+    load_text,
     load_tokenizer,
 )
 from .output import STAGE_FILE, make_directory, partial_directory, read_json, to_json
@@ -108,10 +109,13 @@ class Pipeline:
         vocabulary = {}
         if text in ppo_init and text not in sft:  # a new `sft` must know the characters that `ppo_init` does
             vocabulary = {text: ppo_init[text], "pretraining_fraction": 0.0}
+        zero = {}
+        if "dataset_config" not in sft:  # the demonstrations are the scores' zero
+            zero = {"calibration_dataset_name": sft.get("dataset_name")}
         start, body, reward = (str(self.output_dir / stage) for stage in (self.start, self.body, "reward"))
         return {
             "sft": vocabulary,
-            "reward": {"model_name_or_path": body},
+            "reward": {"model_name_or_path": body, **zero},
             PPO_INIT: {name: sft[name] for name in BASE if name in sft},
             "ppo": {"model_name_or_path": start, "reward_funcs": [reward]},
         }
@@ -126,6 +130,9 @@ class Pipeline:
                     "stages alone."
                 )
         check_ppo_options(*stages["ppo"])
+        for stage, option in (("reward", "calibration_dataset_name"), ("ppo", "ptx_dataset_name")):
+            if getattr(stages[stage][0], option) is not None:
+                load_text(option, stages[stage][0])
         for name in stages["ppo"][0].reward_funcs:
             if name != str(self.output_dir / "reward"):
                 load_reward_func(name, trust_remote_code=stages["ppo"][1].trust_remote_code)

@@ -71,7 +71,7 @@ def check_sft(
     if args.pretraining_dataset_name is not None:
         if training_args.packing and args.pretraining_fraction > 0:
             raise InputError("`packing` cannot be kept with `pretraining_dataset_name`: leave one of them out.")
-        text = load_text(args, "pretraining_dataset_name")
+        text = load_text("pretraining_dataset_name", args)
         check_fits(text, "sft", tokenizer, config, training_args, source=args.pretraining_dataset_name)
     if args.selection_reward_model is None:
         return
@@ -151,7 +151,7 @@ def _with_pretraining(
     `pretraining_fraction` f of all rows: `f / (1 - f)` times as many as there are demonstrations.
     """
     name, fraction, max_length = "pretraining_dataset_name", args.pretraining_fraction, training_args.max_length
-    text = load_text(args, name)
+    text = load_text(name, args)
     text = PretrainingText(text, tokenizer=tokenizer, max_length=max_length, seed=training_args.seed, option=name)
     rows = text.rows(0, round(len(demonstrations) * fraction / (1 - fraction)))
     cut = 0 if max_length is None else _num_cut(rows, max_length, tokenizer)
@@ -222,7 +222,7 @@ def _texts(args: SFTArguments, train_dataset: Dataset) -> Iterator[str]:
         configs = [config for config in configs if config != "preference" or "ranking" not in configs]
         datasets = [load_sample_dataset(args.dataset_name, config)["train"] for config in configs]
     if args.pretraining_dataset_name is not None:
-        datasets.append(load_text(args, "pretraining_dataset_name"))
+        datasets.append(load_text("pretraining_dataset_name", args))
     return (text for dataset in datasets for row in dataset for text in _strings(list(row.values())))
 
 

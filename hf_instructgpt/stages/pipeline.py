@@ -137,24 +137,32 @@ class Pipeline:
             if name != str(self.output_dir / "reward"):
                 load_reward_func(name, trust_remote_code=stages["ppo"][1].trust_remote_code)
         rows = {stage: self._checked_rows(stage) for stage in self.stages}
-        fits = {stage: tokenizer_and_config(*stages[stage], rows[stage][0]) for stage in self.policies}
-        if fits[self.start][0].get_vocab() != fits["sft"][0].get_vocab():
-            raise InputError(
-                f"{self.source}, {PPO_INIT}: its vocabulary is another than `sft`'s, and one reward model must read "
-                "both: give both the same `dataset_name` or the same `model_name_or_path`."
-            )
+        fits = self._policy_fits({stage: rows[stage][0] for stage in self.policies})
         fits |= {"reward": self._reward_fit(fits["sft"]), "ppo": fits[self.start]}
         for stage, (args, training_args, _) in stages.items():
             for some in rows[stage]:
                 source = f"{self.source}, {stage}: {args.dataset_name}"
                 check_fits(some, DATA_KINDS[stage], *fits[stage], training_args, source=source)
         for stage in self.policies:
-            args, training_args, _ = stages[stage]
-            eval_dataset = rows[stage][1] if training_args.eval_strategy != "no" else None
-            try:
-                check_sft(args, training_args, eval_dataset, *fits[stage], is_made_later=self._own_selection(stage))
-            except InputError as error:
-                raise InputError(f"{self.source}, {stage}: {error}") from error
+            self._check_sft(stage, rows[stage], fits[stage])
+
+    def _policy_fits(self, rows: dict[str, Dataset]) -> dict[str, tuple]:
+        """Tokenizer and configuration of `sft` and of what PPO starts from, which must share a vocabulary."""
+        fits = {stage: tokenizer_and_config(*self._parse(stage), rows[stage]) for stage in self.policies}
+        if fits[self.start][0].get_vocab() != fits["sft"][0].get_vocab():
+            raise InputError(
+                f"{self.source}, {PPO_INIT}: its vocabulary is another than `sft`'s, and one reward model must read "
+                "both: give both the same `dataset_name` or the same `model_name_or_path`."
+            )
+        return fits
+
+    def _check_sft(self, stage: str, rows: list[Dataset], fit: tuple) -> None:
+        args, training_args, _ = self._parse(stage)
+        eval_dataset = rows[1] if training_args.eval_strategy != "no" else None
+        try:
+            check_sft(args, training_args, eval_dataset, *fit, is_made_later=self._own_selection(stage))
+        except InputError as error:
+            raise InputError(f"{self.source}, {stage}: {error}") from error
 
     def _checked_rows(self, stage: str) -> list[Dataset]:
         """The rows that a stage and its measurements read, their columns checked; those it trains on come first."""

@@ -1,4 +1,4 @@
-"""Bugs that implementations of PPO and reward models have shipped, each as a change here and the test that notices it.
+"""Bugs of PPO, reward models and SFT that implementations have shipped: each a change here, and the test that sees it.
 
 Data of `test_mutants.py`. A number stands for one kind of bug, a letter behind it for one of its forms.
 """
@@ -19,6 +19,8 @@ OPTIONS = "tests/test_ppo_options.py::"
 RANKING = "tests/test_reward_ranking.py::"
 REPORT_CARD = "tests/test_evaluation_reward_card.py::"
 ROLLOUT = "tests/test_ppo_rollout.py::"
+SFT = "tests/test_stages_sft.py::"
+STAGES = "hf_instructgpt/stages"
 TRAINER = "tests/test_ppo_trainer.py::"
 
 
@@ -789,5 +791,53 @@ MUTANTS = [
         'card.get("weights_sha256") != weights_sha256(name)',
         'card.get("weights_sha256") is None',
         "tests/test_stages_evaluate.py::test_ppo_looks_at_the_report_cards",
+    ),
+    Mutant(
+        "38a",
+        "the model with the worst score is kept",
+        f"{STAGES}/arguments.py",
+        '"greater_is_better": True,',
+        '"greater_is_better": False,',
+        f"{SFT}test_the_model_with_the_best_score_is_kept[sft]",
+    ),
+    Mutant(
+        "38b",
+        "the pretraining text has no part in the loss",
+        f"{STAGES}/sft.py",
+        '{"input_ids": rows, "labels": rows}',
+        '{"input_ids": rows, "labels": [[-100] * len(ids) for ids in rows]}',
+        f"{SFT}test_the_loss_counts_every_token_of_the_pretraining_text_and_of_demonstrations_the_answer[sft-text]",
+    ),
+    Mutant(
+        "38c",
+        "the share of pretraining text is one of the demonstrations, not of all rows",
+        f"{STAGES}/sft.py",
+        "round(len(demonstrations) * fraction / (1 - fraction))",
+        "round(len(demonstrations) * fraction)",
+        f"{SFT}test_pretraining_rows_are_counted_and_drawn_in_passes",
+    ),
+    Mutant(
+        "38d",
+        "answers are scored with training's own random numbers",
+        f"{STAGES}/selection.py",
+        'torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type),',
+        "torch.no_grad(),",
+        f"{SFT}test_scoring_leaves_training_as_it_is",
+    ),
+    Mutant(
+        "38e",
+        "the answers that are scored are greedy",
+        f"{STAGES}/selection.py",
+        "config = sampling_config(model, tokenizer, max_new_tokens=self.max_new_tokens)",
+        "config = sampling_config(model, tokenizer, max_new_tokens=self.max_new_tokens, do_sample=False)",
+        f"{SFT}test_the_score_is_the_mean_over_sampled_answers[sft]",
+    ),
+    Mutant(
+        "38f",
+        "the KL is measured from SFT, though PPO started from another model",
+        f"{STAGES}/pipeline.py",
+        "reference=reference if policy is ppo",
+        "reference=sft if policy is ppo",
+        "tests/test_stages_pipeline.py::test_ppo_starts_from_a_stage_of_its_own",
     ),
 ]

@@ -14,21 +14,27 @@ MAX_POINTS = 5000
 
 
 def draw_plots(metrics: dict, histories: dict[str, list[dict]], folder: Path) -> None:
-    """Write `sft_loss.png`, `reward_model.png` and `ppo.png`.
+    """Write `sft_loss.png`, `reward_model.png` and `ppo.png`; with a stage `ppo_init`, `ppo_init_loss.png` too.
 
     Args:
         metrics (`dict`): The run's `metrics.json`.
         histories (`dict`): Trainer's `log_history` of each stage.
         folder (`Path`): Where the files go; it exists.
     """
-    _draw(folder / "sft_loss.png", "Supervised fine-tuning", "epoch", [("loss", _losses(metrics["sft"]))])
+    titles = {"sft": "Supervised fine-tuning", "ppo_init": "Supervised fine-tuning of what PPO starts from"}
+    for stage in titles.keys() & metrics.keys():
+        panels, scores = [("loss", _losses(metrics[stage]))], metrics[stage].get("eval_score", [])
+        if scores:
+            panels.append(("mean score", {"answers to validation prompts": list(enumerate(scores, start=1))}))
+        _draw(folder / f"{stage}_loss.png", titles[stage], "epoch", panels)
     accuracy = [(x["epoch"], x["accuracy"]) for x in histories["reward"] if "accuracy" in x]
     held_out = [(x["epoch"], x["eval_accuracy"]) for x in histories["reward"] if "eval_accuracy" in x]
     panels = [("loss", _losses(metrics["reward"])), ("pair accuracy", {"training": accuracy, "validation": held_out})]
     _draw(folder / "reward_model.png", "Reward model", "epoch", panels)
+    kl = f"KL to {'ppo_init' if 'ppo_init' in metrics else 'SFT'}, nats a response"
     panels = [
-        ("score", {"sampled responses": list(enumerate(metrics["ppo"]["score"], start=1))}),
-        ("KL to SFT, nats a response", {"sampled responses": list(enumerate(metrics["ppo"]["kl"], start=1))}),
+        (label, {"sampled responses": list(enumerate(metrics["ppo"][name], start=1))})
+        for label, name in (("score", "score"), (kl, "kl"))
     ]
     _draw(folder / "ppo.png", "PPO", "rollout", panels)
 

@@ -86,7 +86,7 @@ def run_card(metrics: dict, config: dict, *, name: str, notes: list[str], prompt
         template_path=str(resource("model_cards", "run.md")),
         name=name,
         seed=metrics["seed"],
-        datasets={stage: config[stage].get("dataset_name") for stage in ("sft", "reward", "ppo")},
+        datasets={stage: options.get("dataset_name") for stage, options in config.items()},
         metrics=metrics,
         reward_rows=_reward_rows(metrics["reward"]),
         prompt=json.dumps(prompt, ensure_ascii=False),

@@ -17,6 +17,15 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 
+# What `selection_reward_model` asks for; what is set by hand wins.
+SELECTION_OPTIONS = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,  # the best one; until the end, the last one too
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "score",
+    "greater_is_better": True,
+}
 # Options of every trainer that fail late, or not at all, outside these bounds.
 BOUNDS = {
     "seed": (0, 2**32 - 1),
@@ -65,6 +74,33 @@ class StageArguments:
 @dataclass
 class SFTArguments(StageArguments):
     """Arguments of `hf-instructgpt sft`. Without `model_name_or_path` a new CharGPT is made."""
+
+    selection_reward_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A reward model's Hub id or folder: at each evaluation the model answers evaluation prompts, the "
+            "answers' mean score is reported as `eval_score`, and the model with the best one is kept. The data needs "
+            "`prompt`; the options of Trainer that do the keeping follow from this one unless set."
+        },
+    )
+    selection_max_new_tokens: int = field(
+        default=64, metadata={"help": "Most tokens of an answer that is scored; fewer where the context ends."}
+    )
+    pretraining_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretraining text to mix into the demonstrations, as a Hub id, a folder, a JSON Lines file or "
+            "sample data; its split `dataset_train_split`, with `text`, `messages`, or `prompt` and `completion`. The "
+            "loss counts every token of it."
+        },
+    )
+    pretraining_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of the training rows that are pretraining text. 0: none is mixed in, but the vocabulary of "
+            "a new CharGPT knows its characters."
+        },
+    )
 
 
 @dataclass
@@ -211,7 +247,9 @@ def parse_options(
         parser.parse_known_args(flags)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    unknown = parser.parse_known_args([*flags, *argv])[1]
+    known_args, unknown = parser.parse_known_args([*flags, *argv])
+    if getattr(known_args, "selection_reward_model", None) is not None:
+        parser.set_defaults(**{**SELECTION_OPTIONS, **defaults})
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise InputError(f"unknown argument `{unknown[0]}`. {_suggest(stage, name, known)}")

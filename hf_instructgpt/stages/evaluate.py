@@ -70,7 +70,7 @@ def evaluate_reward(
     """
     if batch_size < 1:
         raise InputError(f"`--batch_size` must be 1 or more, not {batch_size}.")
-    check_reward_model(model, trust_remote_code=trust_remote_code)
+    check_reward_model(model, option="model", trust_remote_code=trust_remote_code)
     if output_dir is None and not Path(model).is_dir():
         raise InputError(f"`--output_dir` is missing: {model} is no folder that the report card could go into.")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)

@@ -339,6 +339,19 @@ def check_model_path(name: str | None) -> None:
         raise InputError(f"there is no model at {name}: no such folder, and it is no Hub id (user/name).")
 
 
+def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> None:
+    """Raise an `InputError` that names `option` if there is no reward model of that name."""
+    check_model_path(name)
+    if find_adapter_config_file(name) is not None:
+        return
+    num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
+    if num_labels != 1:
+        raise InputError(
+            f"`{option}`: {name} has num_labels = {num_labels}; a reward model has 1, such as `hf-instructgpt reward` "
+            "makes it."
+        )
+
+
 def load_reward_func(name: str, *, trust_remote_code: bool = False):
     """A reward model's name as it is, or the Python function behind a dotted path.
 
@@ -348,23 +361,11 @@ def load_reward_func(name: str, *, trust_remote_code: bool = False):
         InputError: No model with one label and no function of that name.
     """
     if Path(name).is_dir() or "/" in name:
-        check_reward_model(name, trust_remote_code=trust_remote_code)
+        check_reward_model(name, option="reward_funcs", trust_remote_code=trust_remote_code)
         return name
     if "." not in name:
         raise InputError(f"`reward_funcs`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
     return load_function(name, option="reward_funcs")
-
-
-def check_reward_model(name: str, *, trust_remote_code: bool = False) -> None:
-    """Raise an `InputError` if there is no model with one label; what an adapter stands on is not looked at."""
-    check_model_path(name)
-    if find_adapter_config_file(name) is None:
-        num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
-        if num_labels != 1:
-            raise InputError(
-                f"{name} has num_labels = {num_labels}; a reward model has 1, such as `hf-instructgpt reward` makes "
-                "it."
-            )
 
 
 def load_function(name: str, *, option: str) -> Callable:

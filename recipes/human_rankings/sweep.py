@@ -19,7 +19,7 @@ from hf_instructgpt.stages.reward import run_reward
 from hf_instructgpt.stages.sft import run_sft
 
 RECIPE = Path(__file__).parent
-SIZES = ((32, 160), (64, 160), (128, 160), (64, 512))  # width and context of a new CharGPT
+SIZES = ((32, 160), (64, 160), (128, 160))  # width and context of a new CharGPT
 SHARES = (0.25, 0.5, 1.0)  # of the rows, for a model that is there already
 # For a base model: who speaks is written before what is said.
 TEMPLATE = (

@@ -10,11 +10,11 @@ With demonstrations the sizes are widths and contexts of a new CharGPT; with a m
 import argparse
 from pathlib import Path
 
-from hf_instructgpt.stages.evaluate import evaluate_reward
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_instructgpt.lab.cells import run_cells
 from hf_instructgpt.stages.arguments import parse_options, read_yaml
+from hf_instructgpt.stages.evaluate import evaluate_reward
 from hf_instructgpt.stages.reward import run_reward
 from hf_instructgpt.stages.sft import run_sft
 

@@ -1,6 +1,11 @@
 """Cells: each run once, whole or not there, gone on with after a stop."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,3 +67,40 @@ def test_a_folder_is_gone_on_with_or_replaced_only_when_that_is_said(tmp_path):
     (folder / "run.json").unlink()
     with pytest.raises(InputError, match="holds no run"):
         open_lab(folder, options, overwrite=True)
+
+
+def stay(folder, pid_file):
+    Path(pid_file).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    """Also where that is killed and can tell them nothing."""
+    pid_file = tmp_path / "pid"
+    code = f"""
+from pathlib import Path
+from test_lab_cells import stay
+from hf_instructgpt.lab.cells import run_cells
+if __name__ == "__main__":
+    run_cells(stay, {{"a": {{"pid_file": {str(pid_file)!r}}}}}, Path({str(tmp_path / "cells")!r}))
+"""
+    (tmp_path / "main.py").write_text(code)
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    parent = subprocess.Popen([sys.executable, tmp_path / "main.py"], env={**os.environ, "PYTHONPATH": paths})
+    try:
+        for _ in range(6000):
+            if pid_file.is_file() and pid_file.read_text():
+                break
+            assert parent.poll() is None
+            time.sleep(0.1)
+        worker = int(pid_file.read_text())
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        for _ in range(300):
+            if not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text().split()[2]:
+                return
+            time.sleep(0.1)
+        os.kill(worker, signal.SIGKILL)
+        pytest.fail("the worker went on")
+    finally:
+        parent.kill()

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -104,6 +105,8 @@ def run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -
 def _prepare_worker() -> None:
     torch.set_num_threads(1)
     logging.captureWarnings(True)
+    # A worker whose parent was killed would finish its cell beside those of a resumed run, and then wait for ever.
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def _run_cell(work: Callable[..., dict], options: dict, folder: Path) -> tuple[dict, float]:

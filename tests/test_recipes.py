@@ -13,11 +13,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_instructgpt.cli import main
+from hf_instructgpt.lab.overopt import OverOptLab
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.pipeline import Pipeline
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-STAGES = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.parent.name != "accelerate"]
+LABS = {"overopt/lab.yaml": OverOptLab}
+STAGES = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.parent.name not in ("accelerate", "overopt")]
 FROM_PIPELINE = {"output_dir", "seed", "model_name_or_path", "reward_funcs"}
 
 
@@ -39,6 +41,14 @@ def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
     else:
         parse_stage(path.stem, ["--config", str(path)])
         assert f"hf-instructgpt {path.stem} --config {name}" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_every_lab_s_recipe_is_accepted_and_says_how_to_run_it(name):
+    LABS[name](RECIPES / name)
+    verb = name.split("/")[0]
+    assert f"hf-instructgpt {verb} --config recipes/{name}" in (RECIPES / name).read_text(encoding="utf-8")
+    assert f"hf-instructgpt {verb}" in (RECIPES / verb / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +151,18 @@ def test_the_main_job_shows_what_the_readme_promises(seed, tmp_path):
         assert result["gold_ppo"] > max(result["gold_sft"], result["gold_more_sft"])
         assert result["correct_ppo"] >= result["correct_sft"] - 0.13
     assert metrics["comparison"]["kl"] < 8
+
+
+@pytest.mark.slow
+def test_a_reward_model_can_be_optimised_against_too_far(tmp_path):
+    found = OverOptLab(RECIPES / "overopt" / "lab.yaml", output_dir=str(tmp_path / "run")).run()
+    small, large = found["proxies"]
+    assert small["accuracy_ci95"][1] < large["accuracy_ci95"][0]
+    for size in (small["num_rankings"], large["num_rankings"]):
+        free, held, _ = (curve for curve in found["curves"] if curve["num_rankings"] == size)
+        assert free["turns"] and free["points"][-1]["proxy"] > free["points"][free["peak"]]["proxy"]
+        assert not held["turns"] and held["points"][-1]["judge_ci95"][0] > 0
+    assert found["suggested"]["judge_ci95"][0] > 0
 
 
 @pytest.mark.slow

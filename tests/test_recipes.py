@@ -160,7 +160,7 @@ def test_a_reward_model_can_be_optimised_against_too_far(tmp_path):
     assert small["accuracy_ci95"][1] < large["accuracy_ci95"][0]
     for size in (small["num_rankings"], large["num_rankings"]):
         free, held, _ = (curve for curve in found["curves"] if curve["num_rankings"] == size)
-        assert free["turns"] and free["points"][-1]["proxy"] > free["points"][free["peak"]]["proxy"]
+        assert free["fall"] > 0.3 and free["points"][-1]["proxy"] > free["points"][free["peak"]]["proxy"]
         assert not held["turns"] and held["points"][-1]["judge_ci95"][0] > 0
     assert found["suggested"]["judge_ci95"][0] > 0
 

@@ -14,7 +14,9 @@ VERBS = {
     "reward": "stage 2: the reward model, from preferences or rankings",
     "ppo": "stage 3: PPO against the reward model",
     "overopt": "how far a reward model can be optimised against: proxy and judge against the KL",
+    "arena": "best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens",
     "generate": "answer a prompt with a trained model",
+    "evaluate": "the report card of a reward model, on held-out rows",
 }
 
 
@@ -47,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1]).verb
         name = f"hf-instructgpt {verb}"
-        {"run": run, "overopt": overopt, "generate": generate}.get(verb, stage)(verb, argv[1:])
+        verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
+        verbs.get(verb, stage)(verb, argv[1:])
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -81,20 +84,21 @@ def run(verb: str, argv: list[str]) -> None:
         print_summary(metrics, pipeline.output_dir)
 
 
-def overopt(verb: str, argv: list[str]) -> None:
-    """`hf-instructgpt overopt`: the over-optimisation lab."""
+def lab(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt overopt|arena`: many runs into one folder, and a table of them."""
     parser = Parser(verb, description=VERBS[verb])
-    parser.add_argument("--config", type=Path, help="a lab file; default: the recipe overopt")
+    parser.add_argument("--config", type=Path, help=f"a file as the recipe {verb}, the default")
     parser.add_argument("--output_dir", help="where the run goes; default: the config's")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="replace another run in the folder")
     parser.add_argument("--resume", action="store_true", help="keep what is done and go on with the rest")
     args = parser.parse_args(argv)
 
-    from .lab.overopt import OverOptLab, print_summary
+    from .lab import arena, overopt
     from .resources import resource
 
-    lab = OverOptLab(args.config or resource("recipes", "overopt", "lab.yaml"), output_dir=args.output_dir)
-    print_summary(lab.run(overwrite=args.overwrite_output_dir, resume=args.resume), lab.output_dir)
+    module, make = {"overopt": (overopt, overopt.OverOptLab), "arena": (arena, arena.Arena)}[verb]
+    run = make(args.config or resource("recipes", verb, "lab.yaml"), output_dir=args.output_dir)
+    module.print_summary(run.run(overwrite=args.overwrite_output_dir, resume=args.resume), run.output_dir)
 
 
 def stage(verb: str, argv: list[str]) -> None:
@@ -120,6 +124,29 @@ def generate(verb: str, argv: list[str]) -> None:
     from .stages.generate import answer
 
     print(answer(**vars(args)))
+
+
+def evaluate(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt evaluate reward`: the report card of a reward model."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("what", choices=["reward"], help="what to evaluate")
+    parser.add_argument("model", help="a reward model: its folder, as `hf-instructgpt reward` leaves it, or a Hub id")
+    parser.add_argument("--dataset_name", help="rankings or preferences; default: what the model was trained with")
+    parser.add_argument("--dataset_config", help="which configuration of the data set")
+    parser.add_argument("--split", help="default: `test`, else the `dataset_test_split` of the model's stage")
+    parser.add_argument(
+        "--judge", help="dotted path of a function, called as a reward function is; default: of `lab` its judge"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="texts at a time (default: 64)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow the model to bring its own code")
+    parser.add_argument("--output_dir", help="where the report card goes; default: the model's folder")
+    args = vars(parser.parse_args(argv))
+    del args["what"]  # there is one kind
+
+    from .stages.evaluate import evaluate_reward, print_reward_card
+
+    card = evaluate_reward(**args)
+    print_reward_card(card, Path(args["output_dir"] or args["model"]))
 
 
 if __name__ == "__main__":

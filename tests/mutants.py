@@ -1,4 +1,4 @@
-"""Bugs that implementations of PPO have shipped, each as a change to this package and the test that must notice it.
+"""Bugs of PPO, reward models and SFT that implementations have shipped: each a change here, and the test that sees it.
 
 Data of `test_mutants.py`. A number stands for one kind of bug, a letter behind it for one of its forms.
 """
@@ -6,6 +6,8 @@ Data of `test_mutants.py`. A number stands for one kind of bug, a letter behind 
 from dataclasses import dataclass
 
 PPO = "hf_instructgpt/ppo"
+REWARD = "hf_instructgpt/reward"
+EVALUATION = "hf_instructgpt/evaluation"
 CHECKLIST = "tests/test_ppo_checklist.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
@@ -14,7 +16,11 @@ GENERATION = "tests/test_ppo_generation.py::"
 LOGGING = "tests/test_ppo_logging.py::"
 LORA = "tests/test_ppo_lora.py::"
 OPTIONS = "tests/test_ppo_options.py::"
+RANKING = "tests/test_reward_ranking.py::"
+REPORT_CARD = "tests/test_evaluation_reward_card.py::"
 ROLLOUT = "tests/test_ppo_rollout.py::"
+SFT = "tests/test_stages_sft.py::"
+STAGES = "hf_instructgpt/stages"
 TRAINER = "tests/test_ppo_trainer.py::"
 
 
@@ -673,5 +679,165 @@ MUTANTS = [
         "set_seed(args.seed, device_specific=True)",
         "set_seed(args.seed)",
         f"{DISTRIBUTED}test_the_processes_sample_different_responses_in_every_rollout",
+    ),
+    Mutant(
+        "36a",
+        "responses of equal rank are compared",
+        f"{REWARD}/ranking_trainer.py",
+        "if ranks[better] < ranks[worse] and",
+        "if ranks[better] <= ranks[worse] and",
+        f"{RANKING}test_ties_and_identical_responses_give_no_pair",
+    ),
+    Mutant(
+        "36b",
+        "a ranking counts as often as it has pairs",
+        f"{REWARD}/ranking_trainer.py",
+        "weights += [1 / len(mine) for _ in mine]",
+        "weights += [1.0 for _ in mine]",
+        f"{RANKING}test_each_row_counts_once_however_many_pairs_it_has",
+    ),
+    Mutant(
+        "36c",
+        "the margin makes the comparison easier",
+        f"{REWARD}/ranking_trainer.py",
+        'logsigmoid(margins - inputs["margin"])',
+        'logsigmoid(margins + inputs["margin"])',
+        f"{RANKING}test_a_margin_is_subtracted_as_in_trl",
+    ),
+    Mutant(
+        "36d",
+        "a long text loses its end, where the score is read",
+        f"{REWARD}/ranking_trainer.py",
+        "some if max_length is None else some[-max_length:] for some in ids",
+        "some if max_length is None else some[:max_length] for some in ids",
+        f"{RANKING}test_long_texts_lose_their_beginning_and_are_counted",
+    ),
+    Mutant(
+        "36e",
+        "the demonstrations' mean is added rather than taken away",
+        f"{REWARD}/calibration.py",
+        "bias = -reward_model_scores",
+        "bias = reward_model_scores",
+        f"{RANKING}test_demonstrations_score_zero_on_average_with_stock_loading",
+    ),
+    Mutant(
+        "36f",
+        "the shift of a family without a buffer is not applied",
+        f"{PPO}/rollout.py",
+        'return torch.cat(scores) + getattr(model.config, "score_bias", 0.0)',
+        "return torch.cat(scores)",
+        f"{RANKING}test_another_family_keeps_the_shift_in_its_configuration",
+    ),
+    Mutant(
+        "36g",
+        "a CharGPT's shift is written into its configuration too, and so added twice",
+        f"{REWARD}/calibration.py",
+        "            model.score_bias += bias\n",
+        "            model.score_bias += bias\n        model.config.score_bias = bias\n",
+        f"{RANKING}test_calibrating_again_changes_nothing_and_returns_the_shift",
+    ),
+    Mutant(
+        "36h",
+        "an adapter's shift is lost",
+        f"{PPO}/models.py",
+        'model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)',
+        "pass",
+        f"{RANKING}test_an_adapter_keeps_the_shift_beside_it_and_a_merged_one_has_it_once",
+    ),
+    Mutant(
+        "37a",
+        "an interval takes the pairs of one prompt for independent",
+        f"{EVALUATION}/reward_card.py",
+        "known, index = prompts.unique(return_inverse=True)",
+        "known, index = torch.arange(len(prompts)).unique(return_inverse=True)",
+        f"{REPORT_CARD}test_an_interval_draws_prompts_not_pairs",
+    ),
+    Mutant(
+        "37b",
+        "rows of one prompt are taken for prompts of their own",
+        f"{EVALUATION}/reward_card.py",
+        "known.setdefault(ranking.prompt, len(known))",
+        "known.setdefault(id(ranking), len(known))",
+        f"{REPORT_CARD}test_pairs_keep_their_row_and_prompt",
+    ),
+    Mutant(
+        "37c",
+        "an interval is that of the prompts' mean accuracy, not of the pairs'",
+        f"{EVALUATION}/intervals.py",
+        "over[draws].sum(-1) / under[draws].sum(-1)",
+        "(over / under)[draws].mean(-1)",
+        "tests/test_evaluation.py::test_an_interval_of_a_ratio_is_that_of_all_resamples",
+    ),
+    Mutant(
+        "37d",
+        "a model that gives every response the same score is always right",
+        f"{EVALUATION}/reward_card.py",
+        "return (margins.double().sign() + 1) / 2",
+        "return (margins >= 0).double()",
+        f"{REPORT_CARD}test_an_equal_score_is_half_a_win",
+    ),
+    Mutant(
+        "37e",
+        "a reward model is compared with the weaker rule of length",
+        f"{EVALUATION}/reward_card.py",
+        "better = max(rules,",
+        "better = min(rules,",
+        f"{REPORT_CARD}test_a_model_that_only_likes_length_does_not_beat_the_rule_of_length",
+    ),
+    Mutant(
+        "37f",
+        "a report card of weights that are no longer there is believed",
+        "hf_instructgpt/stages/ppo.py",
+        'card.get("weights_sha256") != weights_sha256(name)',
+        'card.get("weights_sha256") is None',
+        "tests/test_stages_evaluate.py::test_ppo_looks_at_the_report_cards",
+    ),
+    Mutant(
+        "38a",
+        "the model with the worst score is kept",
+        f"{STAGES}/arguments.py",
+        '"greater_is_better": True,',
+        '"greater_is_better": False,',
+        f"{SFT}test_the_model_with_the_best_score_is_kept[sft]",
+    ),
+    Mutant(
+        "38b",
+        "the pretraining text has no part in the loss",
+        f"{STAGES}/sft.py",
+        '{"input_ids": rows, "labels": rows}',
+        '{"input_ids": rows, "labels": [[-100] * len(ids) for ids in rows]}',
+        f"{SFT}test_the_loss_counts_every_token_of_the_pretraining_text_and_of_demonstrations_the_answer[sft-text]",
+    ),
+    Mutant(
+        "38c",
+        "the share of pretraining text is one of the demonstrations, not of all rows",
+        f"{STAGES}/sft.py",
+        "round(len(demonstrations) * fraction / (1 - fraction))",
+        "round(len(demonstrations) * fraction)",
+        f"{SFT}test_pretraining_rows_are_counted_and_drawn_in_passes",
+    ),
+    Mutant(
+        "38d",
+        "answers are scored with training's own random numbers",
+        f"{STAGES}/selection.py",
+        'torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type),',
+        "torch.no_grad(),",
+        f"{SFT}test_scoring_leaves_training_as_it_is",
+    ),
+    Mutant(
+        "38e",
+        "the answers that are scored are greedy",
+        f"{STAGES}/selection.py",
+        "config = sampling_config(model, tokenizer, max_new_tokens=self.max_new_tokens)",
+        "config = sampling_config(model, tokenizer, max_new_tokens=self.max_new_tokens, do_sample=False)",
+        f"{SFT}test_the_score_is_the_mean_over_sampled_answers[sft]",
+    ),
+    Mutant(
+        "38f",
+        "the KL is measured from SFT, though PPO started from another model",
+        f"{STAGES}/pipeline.py",
+        "reference=reference if policy is ppo",
+        "reference=sft if policy is ppo",
+        "tests/test_stages_pipeline.py::test_ppo_starts_from_a_stage_of_its_own",
     ),
 ]

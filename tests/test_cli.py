@@ -29,6 +29,9 @@ def python(code, **kwargs):
         (["run", "--sead", "1"], "unrecognized arguments: --sead"),
         (["run", "lab"], "unrecognized arguments: lab"),
         (["generate"], "the following arguments are required: model, --prompt"),
+        (["evaluate"], "the following arguments are required: what, model"),
+        (["evaluate", "policy", "here"], "what: invalid choice: 'policy' (choose from"),
+        (["evaluate", "reward", "here", "--batch_size", "all"], "--batch_size: invalid int value: 'all'"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_code_2(argv, message, capfd, tmp_path, monkeypatch):
@@ -63,14 +66,16 @@ def test_every_verb_has_help(verb, capsys):
         cli.main([*verb, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert " ".join(["hf-instructgpt", *verb]) in out and ("--config" in out) == (verb not in ([], ["generate"]))
+    assert " ".join(["hf-instructgpt", *verb]) in out and ("--config" in out) == (
+        verb not in ([], ["generate"], ["evaluate"])
+    )
 
 
 def test_help_imports_nothing_heavy():
     code = """
 import sys
 from hf_instructgpt.cli import main
-for argv in (["--help"], ["run", "--help"], ["generate", "--help"]):
+for argv in (["--help"], ["run", "--help"], ["arena", "--help"], ["generate", "--help"], ["evaluate", "--help"]):
     try:
         main(argv)
     except SystemExit:

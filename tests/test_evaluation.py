@@ -1,11 +1,11 @@
 """The numbers of the comparison, worked by hand."""
 
 import math
+from itertools import product
 
+import numpy
 import pytest
 import torch
-from datasets import Dataset
-from transformers import PreTrainedConfig
 
 from hf_instructgpt.char_gpt import (
     CharGPTConfig,
@@ -13,10 +13,10 @@ from hf_instructgpt.char_gpt import (
     CharGPTForSequenceClassification,
     CharGPTTokenizer,
 )
-from hf_instructgpt.data import gold_reward, judge
+from hf_instructgpt.data import judge
+from hf_instructgpt.evaluation import intervals
 from hf_instructgpt.evaluation.comparison import Answers, answer_prompts, compare, question
-from hf_instructgpt.evaluation.intervals import T_QUANTILES, bootstrap_ci, seed_interval
-from hf_instructgpt.evaluation.preference import preference_accuracy
+from hf_instructgpt.evaluation.intervals import T_QUANTILES, bootstrap_ci, bootstrap_ratio_ci, seed_interval
 
 
 def test_an_interval_of_equal_values_is_that_value():
@@ -40,6 +40,38 @@ def test_an_interval_follows_from_its_seed_alone():
     first = bootstrap_ci(values)
     torch.manual_seed(9)
     assert bootstrap_ci(values) == first != bootstrap_ci(values, seed=1)
+
+
+# Right pairs and pairs of four prompts, 7 of 13 together.
+RIGHT, PAIRS = [1.0, 0.0, 3.0, 3.0], [1.0, 4.0, 3.0, 5.0]
+
+
+def test_an_interval_of_a_ratio_is_that_of_all_resamples():
+    """All 256 equally likely draws of four prompts; quantiles at which the ratio does not jump."""
+    draws = list(product(range(4), repeat=4))
+    ratios = [sum(RIGHT[i] for i in draw) / sum(PAIRS[i] for i in draw) for draw in draws]
+    low, high = bootstrap_ratio_ci(RIGHT, PAIRS, num_resamples=100_000, confidence=0.9)
+    assert [low, high] == pytest.approx(numpy.quantile(ratios, [0.05, 0.95]).tolist(), abs=1e-9)
+    assert low < 7 / 13 < high
+    # The mean of the prompts' own shares is another number: 1, 0, 1 and .6.
+    assert bootstrap_ratio_ci([1, 0, 1, 0.6], [1] * 4, confidence=0.9) != [low, high]
+
+
+def test_an_interval_of_a_ratio_is_near_the_delta_method_for_many_prompts():
+    """Standard error `sqrt(sum (n_i - R d_i)^2) / sum d_i`."""
+    rng = numpy.random.default_rng(0)
+    pairs = rng.integers(1, 20, 2000).astype(float)
+    right = rng.binomial(pairs.astype(int), rng.beta(3, 1, 2000)).astype(float)
+    ratio = right.sum() / pairs.sum()
+    error = numpy.sqrt(((right - ratio * pairs) ** 2).sum()) / pairs.sum()
+    low, high = bootstrap_ratio_ci(right.tolist(), pairs.tolist())
+    assert (ratio - low, high - ratio) == pytest.approx((1.96 * error, 1.96 * error), rel=0.08)
+
+
+def test_the_draws_do_not_depend_on_how_many_fit_into_memory(monkeypatch):
+    whole = bootstrap_ratio_ci(RIGHT, PAIRS)
+    monkeypatch.setattr(intervals, "MAX_DRAWS", 40)
+    assert bootstrap_ratio_ci(RIGHT, PAIRS) == whole
 
 
 def test_an_interval_over_seeds_by_hand():
@@ -115,56 +147,6 @@ def test_a_question_is_the_text_or_the_last_message():
 TOKENIZER = CharGPTTokenizer.from_texts(["甲乙丙丁天地"])
 
 
-class Longer(torch.nn.Module):
-    """Scores a text by the number of its real tokens."""
-
-    config = PreTrainedConfig(pad_token_id=0)
-    device = torch.device("cpu")
-
-    def forward(self, input_ids, attention_mask, use_cache):
-        return type("Output", (), {"logits": attention_mask.sum(-1, keepdim=True).float()})()
-
-
-def reply(text, *, chat):
-    return [{"role": "assistant", "content": text}] if chat else text
-
-
-@pytest.mark.parametrize("chat", [True, False])
-def test_preference_accuracy_by_hand(chat):
-    """Longer is scored higher. Ranking 1 ties two of three: 2 pairs, 1 right; the pair of row 2 is right."""
-    prompt = [{"role": "user", "content": "天"}] if chat else "天"
-    rankings = [(["甲甲", "乙", "丙丙丙"], [1, 2, 2]), (["甲甲", "乙"], [1, 2])]
-    rows = [{"prompt": prompt, "responses": [reply(t, chat=chat) for t in some], "ranks": r} for some, r in rankings]
-    result = preference_accuracy(Longer(), TOKENIZER, Dataset.from_list(rows), judged=False, batch_size=2)
-    assert result == {"eval_accuracy": 2 / 3, "eval_accuracy_clear": None, "eval_accuracy_content": None}
-
-    pairs = [("甲甲", "乙"), ("甲", "乙乙"), ("甲", "乙"), ("甲甲", "乙")]
-    rows = [{"prompt": prompt, "chosen": reply(a, chat=chat), "rejected": reply(b, chat=chat)} for a, b in pairs]
-    assert preference_accuracy(Longer(), TOKENIZER, Dataset.from_list(rows), judged=False)["eval_accuracy"] == 0.5
-
-
-def test_preference_accuracy_tells_clear_pairs_and_pairs_of_content_apart():
-    """By the judge: right and polite 1.0, the same but wrong 0.7, rude and without a mark far below."""
-    question, right, wrong, rude = "雪是什么颜色？", "好的，是白色。", "好的，是红色。", "喂，是白色"
-    gaps = [gold_reward(question, right) - gold_reward(question, other) for other in (wrong, rude)]
-    assert 0 < gaps[0] < 0.39 <= gaps[1]
-    row = {
-        "prompt": [{"role": "user", "content": question}],
-        "responses": [reply(text, chat=True) for text in (right, wrong, rude)],
-        "ranks": [1, 2, 3],
-    }
-    result = preference_accuracy(Longer(), TOKENIZER, Dataset.from_list([row]), judged=True)
-    # right = wrong > rude in length: right against wrong is no hit, both against rude are.
-    assert result == {"eval_accuracy": 2 / 3, "eval_accuracy_clear": 1.0, "eval_accuracy_content": 0.0}
-
-
-def test_preference_accuracy_cuts_what_the_context_cannot_hold():
-    config = CharGPTConfig(vocab_size=len(TOKENIZER), hidden_size=8, intermediate_size=8, num_attention_heads=1)
-    model = CharGPTForSequenceClassification(config)
-    rows = Dataset.from_list([{"prompt": "天", "chosen": "甲" * 60, "rejected": "乙"}])
-    assert preference_accuracy(model, TOKENIZER, rows, judged=False)["eval_accuracy"] in (0.0, 1.0)
-
-
 @pytest.fixture(scope="module")
 def models():
     torch.manual_seed(0)
@@ -190,6 +172,8 @@ def test_answers_are_side_by_side_and_follow_from_their_seed(models, chat):
     assert asked == ["天"] * 3 + ["天地天地"] * 3
     assert len(first.texts) == len(first.scores) == len(first.gold) == len(first.kl) == 6 and all(first.correct)
     assert len(set(first.texts)) > 2
+    assert [TOKENIZER.decode(ids, skip_special_tokens=True) for ids in first.ids] == first.texts
+    assert all(len(ids) == 5 or ids[-1] == TOKENIZER.eos_token_id for ids in first.ids)
     again = answer_prompts(policy, TOKENIZER, prompts, judge=length, reference=reference, **options, batch_size=4)
     assert again == first
     other = answer_prompts(policy, TOKENIZER, prompts, judge=None, **options, seed=1)

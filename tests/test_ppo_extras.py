@@ -154,6 +154,16 @@ def test_the_pretraining_gradient_does_not_depend_on_the_split_into_micro_batche
             torch.testing.assert_close(tensor, results[0][name], rtol=1e-3, atol=1e-7)
 
 
+def test_each_step_has_text_of_its_own_so_many_rows_a_response(tmp_path, monkeypatch):
+    taken, batch = [], PretrainingText.batch
+    monkeypatch.setattr(
+        PretrainingText, "batch", lambda self, *args, **options: taken.append(args) or batch(self, *args, **options)
+    )
+    options = {"per_device_train_batch_size": 2, "num_mini_batches": 2, "num_ppo_epochs": 2, "max_steps": 6}
+    make(tmp_path, ptx_dataset=TEXT, ptx_coef=1.0, ptx_ratio=8.0, **options).train()
+    assert taken == [(16 * step, 16) for step in range(6)]  # eight rows for each of a mini-batch's two responses
+
+
 def test_pretraining_text_is_learned_beside_the_reward(tmp_path):
     losses = {}
     for coefficient in (0.0, 1.0):

@@ -13,14 +13,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_instructgpt.cli import main
+from hf_instructgpt.lab.arena import Arena
 from hf_instructgpt.lab.overopt import OverOptLab
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.pipeline import Pipeline
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-LABS = {"overopt/lab.yaml": OverOptLab}
-STAGES = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.parent.name not in ("accelerate", "overopt")]
-FROM_PIPELINE = {"output_dir", "seed", "model_name_or_path", "reward_funcs"}
+STAGES = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.parent.name != "accelerate"]
+FROM_PIPELINE = {"output_dir", "seed", "model_name_or_path", "reward_funcs", "calibration_dataset_name"}
 
 
 @pytest.mark.parametrize("recipe", ["char_gpt", "document"])
@@ -35,20 +35,15 @@ def test_the_stage_files_hold_the_options_of_the_pipeline(recipe):
 def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     name = path.relative_to(RECIPES.parent)
-    if path.stem == "pipeline":
+    if path.stem == "lab":
+        {"arena": Arena, "overopt": OverOptLab}[path.parent.name](path)
+        assert f"hf-instructgpt {path.parent.name} --config {name}" in path.read_text(encoding="utf-8")
+    elif path.stem == "pipeline":
         Pipeline(path)
         assert f"hf-instructgpt run --config {name}" in path.read_text(encoding="utf-8")
     else:
         parse_stage(path.stem, ["--config", str(path)])
         assert f"hf-instructgpt {path.stem} --config {name}" in path.read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("name", LABS)
-def test_every_lab_s_recipe_is_accepted_and_says_how_to_run_it(name):
-    LABS[name](RECIPES / name)
-    verb = name.split("/")[0]
-    assert f"hf-instructgpt {verb} --config recipes/{name}" in (RECIPES / name).read_text(encoding="utf-8")
-    assert f"hf-instructgpt {verb}" in (RECIPES / verb / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +124,38 @@ def test_the_recipes_rewards(monkeypatch):
     four, eight, sixteen = "A b c d.", "A b c d e f g h!", "a b c d e f g h i j k l m n o p"
     assert short_sentences([four, eight, sixteen, f"{four} {sixteen}.", ""]) == [0.5, 1.0, 0.5, 0.8, 0.0]
     assert short_sentences([[{"role": "assistant", "content": "It is 3.5 km. A b c."}]]) == [3.5 / 8]
+
+
+def test_reward_models_on_human_preferences_are_swept_and_measured(llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.human_rankings import sweep
+
+    def run_here(work, cells, folder):
+        for name, options in cells.items():
+            (folder / name).mkdir(parents=True)
+            work(folder=folder / name, **options)
+
+    prompts = [[{"role": "user", "content": f"{i}？"}] for i in range(30)]
+    rankings = [{"prompt": p, "responses": ["好", "不好", "好的"], "ranks": [1, 3, 2]} for p in prompts]
+    answers = [{"messages": [*p, {"role": "assistant", "content": "好"}]} for p in prompts]
+    for name, rows in (("rankings", rankings), ("answers", answers)):
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(sweep, "run_cells", run_here)
+    monkeypatch.setattr(sweep, "SIZES", ((16, 32),))
+    monkeypatch.setattr(sweep, "SHARES", (0.5,))
+    argv = ["sweep", "--rankings", str(tmp_path / "rankings.jsonl"), "--learning_rates", "1e-3"]
+    starts = (["--demonstrations", str(tmp_path / "answers.jsonl")], ["--model", str(llama)])
+    for (option, value), name in zip(starts, ("width-16-context-32", "rows-0.5"), strict=True):
+        monkeypatch.setattr(sys, "argv", [*argv, option, value, "--output_dir", str(tmp_path / name)])
+        sweep.main()
+        assert f"| {name}-lr-0.001-seed-0 | " in capsys.readouterr().out
+        model = tmp_path / name / "reward" / f"{name}-lr-0.001-seed-0" / "model"
+        card = json.loads((model / "report_card.json").read_text(encoding="utf-8"))
+        assert not card["trained_on"] and 0 < card["num_rows"] < 30
+    # What the reward model is tested on, its start has not seen either.
+    stage = json.loads((tmp_path / "width-16-context-32/sft/width-16-context-32/model/stage.json").read_text())
+    assert stage["options"]["dataset_test_fraction"] == 0.2
 
 
 @pytest.mark.slow

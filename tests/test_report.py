@@ -28,6 +28,18 @@ COMPARISON = {
     "gold_win_rate": 0.75,
     "gold_win_rate_ci95": [0.5, 1.0],
 }
+STRONG = {
+    "eval_accuracy": 0.9,
+    "eval_accuracy_ci95": [0.85, 0.925],
+    "eval_accuracy_clear": 0.95,
+    "eval_accuracy_content": None,
+    "better_baseline": "longer_wins",
+    "better_baseline_accuracy": 0.6,
+    "gain": 0.3,
+    "gain_ci95": [0.25, 0.35],
+    "beats_baselines": True,
+    "expected_calibration_error": 0.05,
+}
 JUDGED = ("gold_sft", "gold_ppo", "gold_more_sft", "correct_sft", "correct_ppo", "wins", "ties", "losses")
 NOT_JUDGED = dict.fromkeys((*JUDGED, "gold_win_rate", "gold_win_rate_ci95"))
 
@@ -36,12 +48,7 @@ def metrics_with(**changes):
     return {
         "seed": 5,
         "sft": {"train_loss": [2.0, 1.0], "eval_loss": [2.5, 1.5]},
-        "reward": {
-            "train_loss": [0.7],
-            "eval_accuracy": 0.9,
-            "eval_accuracy_clear": 0.95,
-            "eval_accuracy_content": None,
-        },
+        "reward": {"train_loss": [0.7], **STRONG},
         "ppo": {"score": [0.1, 0.2], "kl": [0.0, 0.5]},
         "comparison": {**COMPARISON, "kl": 1.5, **changes},
         "comparison_greedy": {**COMPARISON, **changes},
@@ -77,6 +84,17 @@ def test_findings_say_the_numbers():
     assert "standard deviations" not in findings(metrics_with(score_sft_std=0.0))[0]
 
 
+def test_findings_begin_with_a_reward_model_that_does_not_beat_the_rule_of_length():
+    metrics = metrics_with(gold_ppo=0.0)
+    metrics["reward"] |= {"beats_baselines": False, "better_baseline_accuracy": 0.895, "gain": 0.005}
+    metrics["reward"]["gain_ci95"] = [-0.02, 0.03]
+    first, *others = findings(metrics)
+    assert others == findings(metrics_with(gold_ppo=0.0)) and "-2.0% to +3.0%" in first
+    assert first.startswith(
+        'WARNING: the reward model does not beat the rule "the longer response wins": it gets 90.0%'
+    )
+
+
 def test_samples_cannot_break_the_table():
     texts = ["a|b", "<b>c\nd & e", "\\|"]
     answers = Answers(texts=[t for t in texts for _ in range(2)], scores=[1.0] * 6, gold=None, correct=None, kl=None)
@@ -107,8 +125,18 @@ def test_the_card_renders_and_parses(tmp_path, changes):
     )
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.to_dict() == {"library_name": "hf-instructgpt", "tags": ["rlhf", "ppo", "instructgpt"]}
-    for text in ("# my-run", "seed 5", "- Mind the gap.", "own.jsonl", "share of pairs right | 0.900 |", "2.0, 1.0"):
+    for text in (
+        "# my-run",
+        "seed 5",
+        "- Mind the gap.",
+        "own.jsonl",
+        "share of pairs right | 0.900 [0.850, 0.925] |",
+        "2.0, 1.0",
+    ):
         assert text in card.text
+    assert (
+        '| the rule "the longer response wins" | 0.600 |' in card.text and "calibration error | 0.050 |" in card.text
+    )
     assert "content alone differs" not in card.text and "{{" not in card.text and "{%" not in card.text
     assert "\n- sampled: " in card.text and "\n- greedy: " in card.text
     [code] = [block.split("```")[0] for block in card.text.split("```python\n")[1:]]
@@ -117,8 +145,10 @@ def test_the_card_renders_and_parses(tmp_path, changes):
 
 def test_a_card_of_a_run_that_logged_nothing(tmp_path):
     metrics = metrics_with() | {"sft": {"train_loss": [], "eval_loss": []}, "ppo": {"score": [], "kl": []}}
-    metrics["reward"]["eval_accuracy"] = None
-    assert "not measured" in run_card(metrics, CONFIG, name="my-run", notes=[], prompt="a").text
+    nothing = dict.fromkeys(STRONG) | {"better_baseline": "longer_wins", "beats_baselines": False}
+    metrics["reward"] |= nothing
+    text = run_card(metrics, CONFIG, name="my-run", notes=[], prompt="a").text
+    assert "not measured" in text and "too few prompts to tell" in text
 
 
 def test_plots_are_written_and_show_something(tmp_path, recwarn):

@@ -6,10 +6,17 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification
+from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForSequenceClassification, CharGPTTokenizer
+from hf_instructgpt.errors import InputError
+from hf_instructgpt.ppo.actor_critic import independent_copy
+from hf_instructgpt.ppo.generation import pad_rows
+from hf_instructgpt.ppo.models import load_reward_func
+from hf_instructgpt.ppo.rollout import reward_model_scores
+from hf_instructgpt.reward.calibration import calibrate
 from hf_instructgpt.reward.ranking_trainer import RankingCollator, RankingRewardTrainer, ranked_pairs
 
 EOS = 66
@@ -44,6 +51,7 @@ ROWS = [ranking("ab", ["cc", "d", "eee"], [1, 2, 2]), ranking("f", ["g", "hi"], 
 
 
 def make(tmp_path, rows=ROWS, model=None, cls=RankingRewardTrainer, tokenizer=TOKENIZER, eval_rows=None, **options):
+    more = {name: options.pop(name) for name in ("calibration_dataset", "peft_config") if name in options}
     defaults = {
         "output_dir": str(tmp_path),
         "use_cpu": True,
@@ -61,6 +69,7 @@ def make(tmp_path, rows=ROWS, model=None, cls=RankingRewardTrainer, tokenizer=TO
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
         processing_class=tokenizer,
+        **more,
     )
 
 
@@ -95,6 +104,7 @@ def test_collator_by_hand():
     assert (batch["better"].tolist(), batch["worse"].tolist()) == ([1, 2, 5], [0, 0, 6])
     # Two rows with pairs; the first has two.
     assert batch["weight"].tolist() == [0.25, 0.25, 0.5]
+    assert batch["margin"].tolist() == [0, 0, 0]
 
 
 # ---- The loss ------------------------------------------------------------------------------------------------------
@@ -141,7 +151,7 @@ def test_of_two_responses_it_is_trls_loss(tmp_path, coefficient):
         ranking("g", ["ij", "h"], [2, 1]),
     ]
     losses = []
-    for cls, rows in ((RewardTrainer, pairs), (RankingRewardTrainer, rankings)):
+    for cls, rows in ((RewardTrainer, pairs), (RankingRewardTrainer, rankings), (RankingRewardTrainer, pairs)):
         model = reward_model().eval()
         trainer = make(tmp_path, rows, model, cls, center_rewards_coefficient=coefficient)
         model.eval()
@@ -149,7 +159,26 @@ def test_of_two_responses_it_is_trls_loss(tmp_path, coefficient):
             [{k: v for k, v in row.items() if k != "prompt"} for row in trainer.train_dataset]
         )
         losses.append(trainer.compute_loss(model, batch).item())
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+
+
+def test_a_margin_is_subtracted_as_in_trl(tmp_path):
+    pairs = [
+        {"prompt": "ab", "chosen": "cde", "rejected": "f", "margin": 0.5},
+        {"prompt": "g", "chosen": "h", "rejected": "ij", "margin": 2.0},
+    ]
+    losses = []
+    for cls in (RewardTrainer, RankingRewardTrainer):
+        model = reward_model()
+        trainer = make(tmp_path, pairs, model, cls)
+        model.eval()
+        rows = [{k: v for k, v in row.items() if k != "prompt"} for row in trainer.train_dataset]
+        losses.append(trainer.compute_loss(model, trainer.data_collator(rows)).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    # By hand, and of a ranking: rewards 2, 1 and 0, margins of the rewards 1, 2 and 1, less 0.5.
+    rows = [{"response_ids": [[20], [10], [0]], "ranks": [1, 2, 3], "margin": 0.5}]
+    expected = -(2 * log_sigmoid(0.5) + log_sigmoid(1.5)) / 3
+    assert loss_of(make(tmp_path), rows) == pytest.approx(expected, rel=1e-5)
 
 
 def test_one_forward_a_response_however_many_pairs(tmp_path):
@@ -187,9 +216,129 @@ def test_conversational_rows_go_through_the_chat_template(tmp_path):
     assert texts == ["指令：ab 回答：c<eos>", "指令：ab 回答：dd<eos>"]
 
 
-def test_long_responses_are_cut_at_the_end(tmp_path):
-    trainer = make(tmp_path, [ranking("ab", ["cdefgh", "i"], [1, 2])], max_length=4)
-    assert ids_of(trainer) == [[TOKENIZER("abcd")["input_ids"], TOKENIZER("abi<eos>")["input_ids"]]]
+def test_long_texts_lose_their_beginning_and_are_counted(tmp_path, caplog):
+    rows = [ranking("ab", ["cdefgh", "i", "jk"], [1, 2, 3]), ranking("l", ["m", "n"], [1, 2])]
+    trainer = make(tmp_path, rows, max_length=4)
+    texts = [["fgh<eos>", "abi<eos>", "bjk<eos>"], ["lm<eos>", "ln<eos>"]]
+    assert ids_of(trainer) == [[TOKENIZER(text)["input_ids"] for text in row] for row in texts]
+    message = "2 of 5 texts were longer than max_length = 4 tokens and lost their beginning; in 1 of them"
+    assert message in caplog.text
+
+
+def test_rows_without_a_pair_are_left_out_and_counted(tmp_path, caplog):
+    rows = [*ROWS, ranking("a", ["b", "c"], [1, 1]), ranking("a", ["b", "b"], [1, 2])]
+    # The same at their ends, which is all that a short context holds.
+    trainer = make(tmp_path, [*rows, ranking("a", ["xyzzy", "uyzzy"], [1, 2])], max_length=5)
+    assert len(trainer.train_dataset) == 2
+    assert "3 of 5 rows were left out" in caplog.text
+    with pytest.raises(InputError, match=r"`train_dataset`: no row has two responses that differ in rank"):
+        make(tmp_path, rows[2:])
+
+
+def test_text_that_answers_messages_is_the_assistant_s(tmp_path):
+    tokenizer = CharGPTTokenizer.from_texts(["abcd"])
+    prompt = [{"role": "user", "content": "ab"}]
+    messages = [[{"role": "assistant", "content": text}] for text in ("c", "dd")]
+    ids = []
+    for responses in (["c", "dd"], messages):
+        rows = [{"prompt": prompt, "responses": responses, "ranks": [2, 1]}]
+        ids.append(ids_of(make(tmp_path, rows, reward_model(vocab_size=len(tokenizer)), tokenizer=tokenizer)))
+    assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (ranking("ab", ["c", "d"], [True, False]), r"row 1, column 'ranks': \[True, False\]"),
+        ({"prompt": True, "responses": ["c", "d"], "ranks": [1, 2]}, r"column 'prompt': True \(bool\) where text"),
+        ({"prompt": "ab", "chosen": "c", "rejected": ""}, "column 'rejected': the text is empty"),
+        (ranking("ab", ["c"], [1]), "a ranking needs at least two"),
+    ],
+)
+def test_rows_that_are_no_rankings_are_named(tmp_path, row, message):
+    with pytest.raises(InputError, match="`train_dataset`.*" + message):
+        make(tmp_path, [row])
+
+
+# ---- Calibration ---------------------------------------------------------------------------------------------------
+
+DEMONSTRATIONS = [{"prompt": "ab", "completion": text} for text in ("c", "de", "fgh")]
+
+
+def scores_of(model, rows=DEMONSTRATIONS):
+    ids = [TOKENIZER(row["prompt"] + row["completion"] + "<eos>")["input_ids"] for row in rows]
+    return reward_model_scores(model, ids, batch_size=2)
+
+
+def test_demonstrations_score_zero_on_average_with_stock_loading(tmp_path):
+    model = reward_model()
+    trainer = make(tmp_path, model=model, calibration_dataset=Dataset.from_list(DEMONSTRATIONS), max_steps=2)
+    trainer.train()
+    trainer.save_model()
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    scores = scores_of(loaded)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-6) and scores.std() > 1e-3
+    ids, mask = pad_rows(
+        [TOKENIZER("abc<eos>")["input_ids"]], pad_token_id=0, side="right", device=torch.device("cpu")
+    )
+    assert loaded(ids, attention_mask=mask).logits.item() == pytest.approx(scores[0].item(), abs=1e-6)
+    assert loaded.score_bias.item() != 0 and not hasattr(loaded.config, "score_bias")
+
+
+def test_calibrating_again_changes_nothing_and_returns_the_shift():
+    model, rows = reward_model().eval(), Dataset.from_list(DEMONSTRATIONS)
+    mean = scores_of(model).mean().item()
+    assert calibrate(model, TOKENIZER, rows, batch_size=2) == pytest.approx(-mean, abs=1e-6)
+    assert model.score_bias.item() == pytest.approx(-mean, abs=1e-6)
+    assert calibrate(model, TOKENIZER, rows, batch_size=1) == pytest.approx(0, abs=1e-6)
+
+
+def test_another_family_keeps_the_shift_in_its_configuration(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(TOKENIZER), "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    model = GPT2ForSequenceClassification(GPT2Config(**sizes, num_labels=1, pad_token_id=0)).eval()
+    before = scores_of(model)
+    bias = calibrate(model, TOKENIZER, Dataset.from_list(DEMONSTRATIONS))
+    model.save_pretrained(tmp_path)
+    loaded = load_reward_func(str(tmp_path)).eval()
+    assert loaded.config.score_bias == bias == pytest.approx(-before.mean().item(), abs=1e-6)
+    assert scores_of(loaded).tolist() == pytest.approx((before + bias).tolist(), abs=1e-6)
+    stock = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    ids = torch.tensor([TOKENIZER("abc<eos>")["input_ids"]])
+    assert stock(ids).logits.item() == pytest.approx(before[0].item(), abs=1e-6)  # as the card says
+
+
+def test_an_adapter_keeps_the_shift_beside_it_and_a_merged_one_has_it_once(tmp_path):
+    reward_model().save_pretrained(tmp_path / "base")
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules=["fc1"], modules_to_save=["score"])
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
+    options = {"calibration_dataset": Dataset.from_list(DEMONSTRATIONS), "max_steps": 2}
+    trainer = make(tmp_path / "adapter", model=model, peft_config=lora, **options)
+    trainer.train()
+    trainer.save_model()
+    loaded = load_reward_func(str(tmp_path / "adapter"))
+    assert getattr(loaded.config, "score_bias", 0) != 0
+    for some in (loaded, independent_copy(loaded)):
+        assert scores_of(some.eval()).mean().item() == pytest.approx(0, abs=1e-5)
+
+
+def test_long_demonstrations_are_cut_as_in_training_and_many_thinned_out(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "hf_instructgpt.reward.calibration.reward_model_scores",
+        lambda model, rows, batch_size: seen.extend(rows) or torch.zeros(len(rows)),
+    )
+    rows = Dataset.from_list([{"text": "abcd"[: 1 + i % 4]} for i in range(2050)])
+    calibrate(reward_model(), TOKENIZER, rows, max_length=3)
+    assert len(seen) == 1024
+    assert {tuple(ids) for ids in seen} <= {
+        tuple(TOKENIZER(text + "<eos>")["input_ids"][-3:]) for text in ("a", "ab", "abc", "abcd")
+    }
+
+
+def test_demonstrations_of_another_form_are_named_before_training(tmp_path):
+    with pytest.raises(InputError, match=r"`calibration_dataset`.*'completion'"):
+        make(tmp_path, calibration_dataset=Dataset.from_list([{"prompt": "a", "answer": "b"}]))
 
 
 def test_a_tokenizer_without_padding_gets_one_before_the_first_batch(tmp_path):

@@ -12,6 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils import logging
 
 from hf_instructgpt.cli import main
+from hf_instructgpt.ppo.rollout import reward_model_scores
+from hf_instructgpt.stages.arguments import StageArguments
+from hf_instructgpt.stages.inputs import load_stage_datasets
 
 MODEL = '{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0}'
 FLAGS = ["--save_strategy", "no", "--report_to", "none", "--per_device_train_batch_size", "2", "--max_steps", "2"]
@@ -144,6 +147,37 @@ def test_reward_learns_from_pairs_and_from_rankings(here, models, kind, caplog):
     assert "MISSING" not in caplog.text
 
 
+def test_reward_calibrates_and_holds_out_prompts(here, models):
+    # As human rankings often come: several rows a prompt, text that answers messages.
+    rows = [
+        {
+            "prompt": user("你好吗再见几点了"[: 1 + i % 8]),
+            "responses": ["好的", "三点", "我"],
+            "ranks": [1, 2 + i % 2, 3],
+        }
+        for i in range(24)
+    ]
+    write_rows(here / "human.jsonl", rows)
+    args = StageArguments(dataset_name="human.jsonl", dataset_test_fraction=0.4)
+    train, test = load_stage_datasets(args, "reward", needs_eval=True)
+    prompts = [{row["prompt"][0]["content"] for row in part} for part in (train, test)]
+    assert prompts[0] and prompts[1] and not prompts[0] & prompts[1]
+    assert len(train) + len(test) == 24
+    write_rows(here / "human.jsonl", rows[::-1])  # their order plays no part
+    assert {row["prompt"][0]["content"] for row in load_stage_datasets(args, "reward", needs_eval=True)[1]} == prompts[
+        1
+    ]
+
+    argv = ["reward", "--dataset_name", "human.jsonl", "--dataset_test_fraction", "0.4", "--eval_strategy", "epoch"]
+    argv += ["--model_name_or_path", str(models / "sft"), "--calibration_dataset_name", "sft.jsonl", *TRAIN]
+    assert main([*argv, "--output_dir", "out"]) == 0
+    model = AutoModelForSequenceClassification.from_pretrained("out")
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    ids = [tokenizer(f"{q}{a}{tokenizer.eos_token}")["input_ids"] for q, a in QUESTIONS.items()]
+    scores = reward_model_scores(model.eval(), ids, batch_size=2)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-5) and model.score_bias.item() != 0
+
+
 @pytest.mark.parametrize("kind", ["prompts", "chat-prompts"])
 def test_ppo_with_a_reward_model_and_with_a_function_of_the_current_folder(here, models, kind):
     (here / f"rewards_of_{kind[:4]}.py").write_text(
@@ -181,8 +215,8 @@ def test_ppo_with_a_head_on_the_policy_and_pretraining_text(here, models, refuse
 def test_ppo_goes_on_from_adapters_of_the_other_stages(here, models):
     lora = [*TRAIN, *LORA, "qkv_proj", "out_proj", "--model_name_or_path"]
     assert main(["sft", "--dataset_name", "sft.jsonl", *lora, str(models / "sft"), "--output_dir", "sft"]) == 0
-    head = ["--lora_modules_to_save", "score", "--lora_task_type", "SEQ_CLS", "--output_dir", "reward"]
-    assert main(["reward", "--dataset_name", "rankings.jsonl", *lora, str(models / "sft"), *head]) == 0
+    argv = ["reward", "--dataset_name", "rankings.jsonl", *lora, str(models / "sft"), "--output_dir", "reward"]
+    assert main(argv) == 0
     argv = ["ppo", "--dataset_name", "prompts.jsonl", "--reward_funcs", "reward", "--max_completion_length", "4"]
     assert main([*argv, *FLAGS, "--model_name_or_path", "sft", "--output_dir", "out"]) == 0
     before, after = (load_file(here / name / "adapter_model.safetensors") for name in ("sft", "out"))
@@ -199,12 +233,13 @@ def test_a_stage_trains_an_adapter(here, models, stage, refused):
     argv = [stage, "--dataset_name", data, "--model_name_or_path", str(models / "sft"), *TRAIN, *LORA]
     if stage == "ppo":
         argv[3:3] = ["--reward_funcs", str(models / "reward"), "--max_completion_length", "4"]
-    head = ["--lora_modules_to_save", "score", "--lora_task_type", "SEQ_CLS"] if stage == "reward" else []
-    assert main([*argv, "qkv_proj", "out_proj", *head, "--output_dir", "out"]) == 0
+    assert main([*argv, "qkv_proj", "out_proj", "--output_dir", "out"]) == 0
     weights = load_file(here / "out" / "adapter_model.safetensors")
-    assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights.items())
     assert any("score" in name for name in weights) == (stage == "reward")
-    assert "none_such not found in the base model" in refused(*argv, "none_such", "--output_dir", "b")
+    assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights.items())
+    message = refused(*argv, "none_such", "--output_dir", "b")
+    # PEFT's own words: with a module that is saved whole, here the score head, it misses all others.
+    assert ("No modules were targeted" if stage == "reward" else "none_such not found in the base model") in message
 
 
 def test_a_text_that_is_cut_is_counted(here, caplog):
@@ -275,9 +310,14 @@ def test_a_killed_stage_resumes_to_the_same_weights(here, monkeypatch):
         ("sft", [{"prompt": "a", "completion": assistant("b")}], "must both be text or both be messages"),
         ("sft", [{"messages": [{"role": "system", "content": "a"}]}], "CharGPT knows the roles user and assistant"),
         ("reward", [{"prompt": "a", "chosen": "b"}], "missing: 'rejected'"),
-        ("reward", [{"prompt": "a", "chosen": "b" * 50, "rejected": "c"}], "column 'chosen': 52 tokens do not fit"),
+        ("reward", [{"prompt": "a", "chosen": "b" * 60, "rejected": "c" + "b" * 60}], "no row has two responses that"),
+        (
+            "reward",
+            [{"prompt": "a", "chosen": assistant("b"), "rejected": "c"}],
+            "column 'chosen': prompt and response",
+        ),
         ("reward", [{"prompt": "a", "responses": ["b"], "ranks": [1]}], "a ranking needs at least two"),
-        ("reward", [{"prompt": "长" * 50, "responses": ["b", "c"], "ranks": [1, 2]}], "column 'prompt': 50 tokens"),
+        ("reward", [{"prompt": "a", "responses": ["b", "c"], "ranks": [True, False]}], "row 1, column 'ranks'"),
         ("ppo", [{"prompt": "长" * 40}], "column 'prompt': 40 tokens and an answer of 26 do not fit into the 50"),
         ("ppo", [{"prompt": []}], "row 1, column 'prompt'"),
         ("ppo", [{"question": "a"}], "missing: 'prompt'"),
@@ -317,6 +357,25 @@ def test_bad_rows_are_named(here, models, refused, stage, rows, message):
 def test_sft_refuses(here, refused, argv, message):
     (here / "broken.jsonl").write_text('{"text": "a"')
     assert message in refused("sft", "--output_dir", "out", *argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--dataset_test_fraction", "1.5"], "`dataset_test_fraction` must lie between 0 and 1, not 1.5"),
+        (
+            ["--dataset_test_fraction", "0.5", "--dataset_test_split", "train"],
+            "for data with `train` and without `train`",
+        ),
+        (["--dataset_test_fraction", "0.5", "--dataset_name", "lab"], "the sample data `lab` is used as it is"),
+        (["--dataset_test_fraction", "0.0001"], "leaves one part without rows"),
+        (["--calibration_dataset_name", "prompts.jsonl"], "missing: 'completion'"),
+        (["--calibration_dataset_name", "none.jsonl"], "none.jsonl does not exist"),
+    ],
+)
+def test_reward_refuses(here, models, refused, argv, message):
+    more = ["--model_name_or_path", str(models / "sft"), "--output_dir", "out", *TRAIN]
+    assert message in refused("reward", "--dataset_name", "rankings.jsonl", *more, *argv)
 
 
 def test_text_that_is_not_utf8_is_named(here, refused):

@@ -6,7 +6,7 @@ import datasets
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from transformers.utils import logging
 
 from hf_instructgpt.cli import main
@@ -109,18 +109,31 @@ def test_what_a_run_leaves(done):
 def test_metrics_have_exactly_these_keys(done):
     metrics, seconds = metrics_of(done)
     assert set(metrics) == {"seed", "sft", "reward", "ppo", "comparison", "comparison_greedy"}
-    assert set(metrics["sft"]) == {"train_loss", "eval_loss"}
+    assert set(metrics["sft"]) == {"train_loss", "eval_loss", "eval_score"} and metrics["sft"]["eval_score"] == []
     accuracies = {"eval_accuracy", "eval_accuracy_clear", "eval_accuracy_content"}
-    assert set(metrics["reward"]) == {"train_loss", *accuracies}
+    others = {"eval_accuracy_ci95", "better_baseline", "better_baseline_accuracy", "gain", "gain_ci95"}
+    others |= {"beats_baselines", "expected_calibration_error"}
+    assert set(metrics["reward"]) == {"train_loss", *accuracies, *others}
     assert set(metrics["ppo"]) == {"score", "kl"}
     assert set(metrics["comparison"]) == {*COMPARISON, "kl"} and set(metrics["comparison_greedy"]) == COMPARISON
-    assert set(seconds) == {"sft", "reward", "ppo", "control", "comparison", "total"}
+    assert set(seconds) == {"sft", "reward", "report_card", "ppo", "control", "comparison", "total"}
     assert metrics["seed"] == 3 and len(metrics["ppo"]["score"]) == len(metrics["ppo"]["kl"]) == 2
     assert len(metrics["sft"]["train_loss"]) == len(metrics["sft"]["eval_loss"]) == 2
     for how in ("comparison", "comparison_greedy"):
         c = metrics[how]
         assert c["wins"] + c["ties"] + c["losses"] == c["num_prompts"] == 60
         assert c["gold_win_rate"] == pytest.approx((c["wins"] + c["ties"] / 2) / c["num_prompts"])
+
+
+def test_the_reward_model_has_a_report_card_and_the_run_shows_it(done):
+    card = json.loads((done / "reward" / "report_card.json").read_text())
+    metrics, _ = metrics_of(done)
+    assert (card["dataset_name"], card["split"], card["num_prompts"], card["trained_on"]) == ("lab", "test", 60, False)
+    assert card["judged_by"] == "hf_instructgpt.data.gold_rewards" and card["judge"]["labels"]["value"] == 1.0
+    assert metrics["reward"]["eval_accuracy"] == card["accuracy"]["value"]
+    assert metrics["reward"]["eval_accuracy_content"] == card["accuracy_content"]["value"] is not None
+    low, high = card["accuracy"]["ci95"]
+    assert f"{card['accuracy']['value']:.3f} [{low:.3f}, {high:.3f}] |" in (done / "README.md").read_text()
 
 
 def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, monkeypatch):
@@ -159,6 +172,49 @@ def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, mon
     assert {path.name for path in (here / "out").iterdir()} == LEFT
     mine, theirs = metrics_of(here / "out"), metrics_of(done)
     assert mine[0] == theirs[0] and set(mine[1]) == set(theirs[1])
+
+
+def weak_data(folder):
+    """Rows of a user's own whose labels follow length: no model can beat that rule."""
+    config = own_data(folder, chat=False)
+    rows = [{"prompt": word, "chosen": word + word, "rejected": "不"} for word in "天地人山水火"]
+    (folder / "reward.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return config
+
+
+def test_a_run_broken_before_the_report_card_goes_on_and_says_that_the_model_is_weak(
+    here, monkeypatch, capsys, caplog
+):
+    config = write(here, weak_data(here))
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "evaluate_reward", interrupted)
+        assert main(["run", "--config", config]) == 130
+    assert {path.name for path in (here / "out").iterdir()} == {"sft", "reward", "run.json"}
+    capsys.readouterr()
+    logging.enable_propagation()
+    assert main(["run", "--config", config, "--resume"]) == 0
+    logging.disable_propagation()
+    assert "does not beat the rule" in caplog.text and "report_card.md" in caplog.text
+    assert "WARNING: the reward model does not beat the rule" in capsys.readouterr().out
+    assert json.loads((here / "out/reward/report_card.json").read_text())["trained_on"] is True
+
+
+def test_a_run_that_must_not_go_on_with_a_weak_reward_model_stops_before_ppo(here, capfd):
+    config = weak_data(here)
+    config["ppo"]["on_weak_reward"] = "raise"
+    assert main(["run", "--config", write(here, config)]) == 2
+    assert "`on_weak_reward`: out/reward: the reward model does not beat the rule" in capfd.readouterr().err
+    assert {path.name for path in (here / "out").iterdir()} == {"sft", "reward", "run.json"}
+    # Another reward model that has no card is found before anything is trained.
+    (here / "out" / "reward").rename(here / "mine")
+    (here / "mine" / "report_card.json").unlink()
+    config["ppo"]["reward_funcs"] = ["./mine"]
+    assert main(["run", "--config", write(here, config), "--output_dir", "second"]) == 2
+    assert "./mine has no report card" in capfd.readouterr().err and not (here / "second").exists()
 
 
 def test_a_whole_run_is_neither_repeated_nor_replaced_by_accident(done, capsys):
@@ -344,3 +400,161 @@ def test_a_missing_stage_a_taken_folder_and_a_broken_mark(here, capsys):
     assert main(["run", "--config", config]) == 2
     assert main(["run", "--config", config, "--resume"]) == 2
     assert "holds a run with other options" in capsys.readouterr().err
+
+
+# ---- A stage of its own for what PPO starts from -------------------------------------------------------------------
+
+
+TEXT = "pretraining.jsonl"
+INIT = {**CONFIG["sft"], "max_steps": 2, "dataset_train_split": "train", "pretraining_dataset_name": TEXT}
+del INIT["model_init_kwargs"]
+
+
+def with_init(folder, *, selected="sft", **options):
+    """A pipeline with `ppo_init`, of which one stage is chosen by the run's own reward model."""
+    (folder / TEXT).write_text('{"text": "龙在天上"}\n{"text": "鱼在水里"}\n', encoding="utf-8")
+    config = {**CONFIG, "sft": {**CONFIG["sft"], "dataset_train_split": "train"}, "ppo_init": {**INIT, **options}}
+    if selected is not None:
+        config[selected] = {**config[selected], "selection_reward_model": "reward", "num_train_epochs": 2}
+        config[selected] |= {"save_strategy": "epoch", "max_steps": -1}
+    return config
+
+
+@pytest.fixture(scope="module")
+def done_with_init(tmp_path_factory):
+    """A whole run whose `sft` is chosen by its own reward model, and what its report measured."""
+    folder, measured, answer = tmp_path_factory.mktemp("init"), [], pipeline.answer_prompts
+
+    def spy(policy, *args, reference, **kwargs):
+        measured.append(None if reference is None else reference.config._name_or_path)
+        return answer(policy, *args, reference=reference, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(pipeline, "answer_prompts", spy)
+        assert main(["run", "--config", write(folder, with_init(folder))]) == 0
+    return folder / "out", measured
+
+
+def test_ppo_starts_from_a_stage_of_its_own(done_with_init):
+    out, measured = done_with_init
+    assert measured == [None, "out/ppo_init", None, None, None, None]  # SFT, PPO and control: sampled, greedy
+    assert {path.name for path in out.iterdir()} == {*LEFT, "ppo_init"}
+    options = {stage: json.loads((out / stage / "stage.json").read_text())["options"] for stage in pipeline.COMMANDS}
+    assert options["ppo"]["model_name_or_path"] == "out/ppo_init" and options["ppo"]["reward_funcs"] == ["out/reward"]
+    assert options["reward"]["model_name_or_path"] == "out/ppo_init"
+    assert options["sft"]["selection_reward_model"] == "out/reward"
+    assert options["ppo_init"]["selection_reward_model"] is None
+    assert options["ppo_init"]["model_init_kwargs"] == CONFIG["sft"]["model_init_kwargs"]
+    assert (options["sft"]["pretraining_fraction"], options["ppo_init"]["pretraining_fraction"]) == (0.0, 0.1)
+    assert all("龙" in AutoTokenizer.from_pretrained(out / stage).get_vocab() for stage in ("sft", "ppo_init", "ppo"))
+
+
+def test_what_is_reported_of_a_stage_that_ppo_starts_from_and_of_a_selection(done_with_init):
+    out, _ = done_with_init
+    metrics, seconds = metrics_of(out)
+    assert list(seconds) == ["ppo_init", "reward", "sft", "report_card", "ppo", "control", "comparison", "total"]
+    for stage, num_epochs, num_scores in (("sft", 2, 2), ("ppo_init", 1, 0)):
+        lengths = [len(metrics[stage][name]) for name in ("train_loss", "eval_loss", "eval_score")]
+        assert lengths == [num_epochs, num_epochs, num_scores]
+    card = (out / "README.md").read_text()
+    assert "| `ppo_init/` | what PPO started from | lab |" in card and "| KL to `ppo_init`, nats a response |" in card
+    assert "| SFT, mean score of its answers by epoch |" in card
+    assert "| `ppo_init`, loss by epoch |" in card and "`ppo_init`, mean score" not in card
+    assert (out / "plots/ppo_init_loss.png").is_file()
+
+
+def test_the_reward_model_comes_before_what_it_chooses(here):
+    for selected, stages in (
+        ("sft", ("ppo_init", "reward", "sft", "ppo")),
+        ("ppo_init", ("sft", "reward", "ppo_init", "ppo")),
+        (None, ("sft", "reward", "ppo_init", "ppo")),
+    ):
+        run = pipeline.Pipeline(write(here, with_init(here, selected=selected)))
+        assert run.stages == stages
+        assert run.config["reward"]["model_name_or_path"] == f"out/{stages[0]}"
+        assert run.config["ppo"]["model_name_or_path"] == "out/ppo_init"
+        for stage in ("sft", "ppo_init"):
+            assert run.config[stage].get("selection_reward_model") == ("out/reward" if stage == selected else None)
+    assert pipeline.Pipeline(write(here)).stages == ("sft", "reward", "ppo")
+
+
+def test_both_models_start_from_the_same_weights(here):
+    run, weights = pipeline.Pipeline(write(here, with_init(here, selected=None))), []
+    for stage in ("sft", "ppo_init"):
+        args, training_args, model_args = run._parse(stage)
+        set_seed(training_args.seed)
+        weights.append(sft._make_trainer(args, training_args, model_args).model.state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_run_with_a_start_of_its_own_goes_on_and_ends_the_same(done_with_init, here, monkeypatch):
+    config, run_sft = write(here, with_init(here)), pipeline.STAGES["sft"]
+
+    def interrupted(args, training_args, model_args):
+        if training_args.output_dir == "out/sft":
+            raise KeyboardInterrupt
+        return run_sft(args, training_args, model_args)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(pipeline.STAGES, "sft", interrupted)
+        assert main(["run", "--config", config]) == 130
+    assert {path.name for path in (here / "out").iterdir()} == {"ppo_init", "reward", "run.json"}
+    assert main(["run", "--config", config, "--resume"]) == 0
+    assert metrics_of(here / "out")[0] == metrics_of(done_with_init[0])[0]
+
+
+def test_with_and_without_a_start_of_its_own_are_different_runs(here, monkeypatch, capsys):
+    config = with_init(here, selected=None)
+    monkeypatch.setitem(pipeline.STAGES, "sft", lambda *args: 1 / 0)
+    assert main(["run", "--config", write(here, config)]) == 1
+    (here / "out" / "ppo_init").mkdir()
+    without = {name: x for name, x in config.items() if name != "ppo_init"}
+    assert main(["run", "--config", write(here, without), "--resume"]) == 2
+    assert "`ppo_init." in capsys.readouterr().err
+    assert main(["run", "--config", write(here, without), "--overwrite_output_dir"]) == 1
+    assert {path.name for path in (here / "out").iterdir()} == {"run.json"}
+    assert main(["run", "--config", write(here, config), "--resume"]) == 2
+    assert "`ppo_init." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ppo_init": 5}, "`ppo_init` must be of type dict"),
+        ({"ppo_init": {**INIT, "seed": 1}}, "`ppo_init.seed` follows from the run itself"),
+        ({"ppo_init": {**INIT, "learning_rat": 1}}, "pipeline.yaml, ppo_init: unknown key `learning_rat`."),
+        ({"ppo_init": {**INIT, "kl_coef": 1}}, "It is an option of `hf-instructgpt ppo`"),
+        ({"ppo_init": {**INIT, "pretraining_dataset_name": "none.jsonl"}}, "none.jsonl does not exist"),
+        ({"ppo_init": {**INIT, "pretraining_fraction": 2}}, "pipeline.yaml, ppo_init: `pretraining_fraction` must be"),
+        (
+            {"ppo_init": {**INIT, "dataset_name": "own.jsonl", "dataset_test_split": "train"}},
+            "ppo_init: its vocabulary is another than `sft`'s",
+        ),
+        (
+            {"ppo_init": {**INIT, "save_strategy": "epoch", "selection_reward_model": "./none"}},
+            "pipeline.yaml, ppo_init: there is no model at ./none",
+        ),
+        (
+            {"ppo_init": {**INIT, "save_strategy": "epoch", "selection_reward_model": "reward"}},
+            "`sft` and `ppo_init` cannot both have `selection_reward_model: reward`",
+        ),
+        ({"ppo_init": None}, "`ppo_init` must be of type dict"),
+    ],
+)
+def test_a_bad_start_is_refused_before_anything_is_written(here, capfd, changes, message):
+    rows = [{"prompt": [{"role": "user", "content": "天"}], "completion": [{"role": "assistant", "content": "地"}]}]
+    (here / "own.jsonl").write_text(json.dumps(rows[0]), encoding="utf-8")
+    config = write(here, with_init(here), **changes)
+    before = sorted(here.rglob("*"))
+    capfd.readouterr()
+    assert main(["run", "--config", config]) == 2
+    err = capfd.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert sorted(here.rglob("*")) == before
+
+
+def test_sft_cannot_be_chosen_by_a_reward_model_that_starts_from_it(here, capsys):
+    assert main(["run", "--config", write(here, **nested("sft", selection_reward_model="reward"))]) == 2
+    assert "Add a mapping `ppo_init`, from which it then starts" in capsys.readouterr().err

@@ -21,6 +21,7 @@ class Answers:
     gold: list[float] | None  # by the judge
     correct: list[bool] | None  # by the judge
     kl: list[float] | None  # summed log-ratio to the reference, nats
+    ids: list[list[int]] | None = None  # the texts' tokens, end-of-text tokens included
 
 
 @torch.no_grad()
@@ -57,13 +58,13 @@ def answer_prompts(
         model.eval()
     prompts = [prompt for prompt in prompts for _ in range(num_samples)]
     config = sampling_config(policy, tokenizer, max_new_tokens=max_completion_length, do_sample=do_sample)
-    texts, scores, kl = [], [], []
+    texts, scores, kl, all_ids = [], [], [], []
     for start in range(0, len(prompts), batch_size):
         rows = [encode_prompt(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
         prompt_ids, prompt_mask = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=policy.device)
         response_ids, mask = generate_responses(policy, prompt_ids, prompt_mask, generation_config=config)
         some_texts, ids = decode_responses(tokenizer, response_ids, mask)
-        texts += some_texts
+        texts, all_ids = texts + some_texts, all_ids + ids
         full = [row + response for row, response in zip(rows, ids, strict=True)]
         scores += reward_model_scores(reward_model, full, batch_size=batch_size).tolist()
         if reference is not None:
@@ -77,6 +78,7 @@ def answer_prompts(
         gold=[verdict.score for verdict in verdicts] if verdicts else None,
         correct=[verdict.correct for verdict in verdicts] if verdicts else None,
         kl=kl or None,
+        ids=all_ids,
     )
 
 

@@ -1,66 +1,124 @@
-"""How often a reward model agrees with known preferences on held-out responses."""
+"""Known rankings and preferences, their responses scored by a reward model and, where there is one, by a judge."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Judgement, judge
-from ..ppo.rollout import encode_text, reward_model_scores
-from ..reward.ranking_trainer import ranked_pairs
+from ..data.formats import as_ranking, whole_text
+from ..errors import InputError
+from ..ppo.rollout import encode_prompt, encode_text, reward_model_scores, score_responses
+from .comparison import question
 
-# The judge's scores step by .05; from here on a pair differs in more than one small thing.
-CLEAR_GAP = 0.39
+
+@dataclass
+class ScoredRanking:
+    """One row: K responses to a prompt, their ranks and what they were found worth."""
+
+    prompt: str  # the same text for the same prompt
+    responses: list[str]
+    ranks: list[int]  # 1 is best, equal ranks tie
+    scores: list[float]  # by the reward model
+    gold: list[float | None] | None = None  # by a judge
+    judgements: list[Judgement] | None = None  # by the judge of the sample data `lab`, in its parts
 
 
-def preference_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, *, judged: bool, batch_size: int = 64
-) -> dict[str, float | None]:
-    """Share of the untied pairs in which the reward model scores the better response higher.
+def score_rankings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    *,
+    gold_func: Callable | None = None,
+    judged: bool = False,
+    max_length: int | None = None,
+    batch_size: int = 64,
+) -> tuple[list[ScoredRanking], int]:
+    """Score the responses of held-out rows.
 
     Args:
         model (`PreTrainedModel`): A sequence-classification model with one label.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         dataset ([`~datasets.Dataset`]): Rankings (`prompt`, `responses`, `ranks`) or preferences (`prompt`, `chosen`,
-            `rejected`), text or messages. What the model's context cannot hold is cut off at the end.
+            `rejected`), text or messages. A text that the model's context cannot hold loses its beginning, as in
+            training.
+        gold_func (`Callable`, *optional*): A judge, called as a reward function is:
+            `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]`.
         judged (`bool`): Whether the prompts are of the sample data `lab`, whose judge tells kinds of pairs apart.
+        max_length (`int`, *optional*): Most tokens of a text, where that is fewer than the context.
+        batch_size (`int`): Texts at a time.
 
     Returns:
-        `dict`: `eval_accuracy` over all pairs; `eval_accuracy_clear` where the judge's scores differ by 0.39 or more;
-        `eval_accuracy_content` where the responses differ in content alone; None without a judge.
+        `tuple[list[ScoredRanking], int]`: the rows, and how many of their texts were cut.
+
+    Raises:
+        InputError: The model's scores are not finite, or the judge returned too few or too many.
     """
     model.eval()
-    hits: dict[str, list[bool]] = {"eval_accuracy": [], "eval_accuracy_clear": [], "eval_accuracy_content": []}
-    rankings = list(_as_rankings(dataset))
-    texts = [prompt + response for prompt, responses, _ in rankings for response in responses]
+    rankings = [as_ranking(row) for row in dataset]
+    texts = [whole_text(prompt, response) for prompt, responses, _ in rankings for response in responses]
+    eos = tokenizer.eos_token
+    texts = [text.removesuffix(eos) if isinstance(text, str) else text for text in texts]
+    ids = [encode_text(tokenizer, text, ended=True) for text in texts]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    rows = [encode_text(tokenizer, text, ended=True)[:context] for text in texts]
-    scores = iter(reward_model_scores(model, rows, batch_size=batch_size).tolist())
-    for prompt, responses, ranks in rankings:
-        mine = [next(scores) for _ in responses]
-        judgements = (
-            [judge(prompt[-1]["content"], response[-1]["content"]) for response in responses] if judged else []
+    longest = min(filter(None, (context, max_length)), default=None)
+    kept = ids if longest is None else [row[-longest:] for row in ids]
+    scores = reward_model_scores(model, kept, batch_size=batch_size).cpu()
+    if not scores.isfinite().all():
+        raise InputError(
+            f"the reward model gives {int((~scores.isfinite()).sum())} of {len(scores)} responses a score that is not "
+            "a finite number."
         )
-        for better, worse in ranked_pairs(responses, ranks):
-            hit = mine[better] > mine[worse]
-            hits["eval_accuracy"].append(hit)
-            if not judged:
-                continue
-            a, b = judgements[better], judgements[worse]
-            if a.score - b.score >= CLEAR_GAP:
-                hits["eval_accuracy_clear"].append(hit)
-            if _form(a) == _form(b):
-                hits["eval_accuracy_content"].append(hit)
-    return {name: sum(values) / len(values) if values else None for name, values in hits.items()}
+    gold = _gold(gold_func, tokenizer, dataset, rankings, ids, batch_size) if gold_func is not None else None
+    scores, gold = iter(scores.tolist()), iter(gold or ())
+    rows = [
+        ScoredRanking(
+            prompt=json.dumps(prompt, sort_keys=True),
+            responses=[response_text(response) for response in responses],
+            ranks=ranks,
+            scores=[next(scores) for _ in responses],
+            gold=None if gold_func is None else [next(gold) for _ in responses],
+            judgements=[judge(question(prompt), response_text(x)) for x in responses] if judged else None,
+        )
+        for prompt, responses, ranks in rankings
+    ]
+    return rows, sum(len(short) < len(row) for short, row in zip(kept, ids, strict=True))
 
 
-def _form(judgement: Judgement) -> tuple[int, int, int]:
-    return judgement.end_mark, judgement.politeness, judgement.length
+def response_text(response: str | list[dict]) -> str:
+    """What a response says: its text, or that of its messages, one after the other."""
+    return response if isinstance(response, str) else "\n".join(message["content"] for message in response)
 
 
-def _as_rankings(dataset: Dataset) -> Iterator[tuple[list, list, list[int]]]:
-    for row in dataset:
-        if "ranks" in row:
-            yield row["prompt"], row["responses"], row["ranks"]
-        else:
-            yield row["prompt"], [row["chosen"], row["rejected"]], [1, 2]
+def _gold(func, tokenizer, dataset: Dataset, rankings: list, ids: list[list[int]], batch_size: int) -> list:
+    """The judge's score of each response, None where it gave none."""
+    names = set(dataset.column_names) - {"prompt", "responses", "ranks", "chosen", "rejected"}
+    rows = [
+        (prompt, response, {name: row[name] for name in names})
+        for row, (prompt, responses, _) in zip(dataset, rankings, strict=True)
+        for response in responses
+    ]
+    gold = []
+    for start in range(0, len(rows), batch_size):
+        prompts, completions, others = zip(*rows[start : start + batch_size], strict=True)
+        prompt_rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        pairs = zip(prompt_rows, ids[start : start + batch_size], strict=True)
+        try:
+            terms, given = score_responses(
+                [func],
+                tokenizers=[None],
+                prompts=list(prompts),
+                columns={name: [other[name] for other in others] for name in names},
+                prompt_rows=prompt_rows,
+                completions=list(completions),
+                completion_ids=[row[len(prompt) :] for prompt, row in pairs],
+                ended=[True] * len(prompts),
+                batch_size=batch_size,
+            )
+        except ValueError as error:
+            raise InputError(f"the judge: {error}") from error
+        given &= terms.isfinite()
+        gold += [score if ok else None for score, ok in zip(terms[:, 0].tolist(), given[:, 0].tolist(), strict=True)]
+    return gold

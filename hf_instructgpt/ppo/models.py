@@ -2,11 +2,18 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import is_peft_model
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import find_adapter_config_file
 
 from ..errors import InputError
@@ -42,7 +49,10 @@ def load_reward_func(
     from peft import AutoPeftModelForSequenceClassification
 
     # The adapter's base model has no score head: its own comes with the adapter.
-    return AutoPeftModelForSequenceClassification.from_pretrained(func, num_labels=1, **kwargs)
+    model = AutoPeftModelForSequenceClassification.from_pretrained(func, num_labels=1, **kwargs)
+    with suppress(OSError):  # an adapter of another making has no configuration beside it
+        model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)
+    return model
 
 
 def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: str) -> "PeftModel":

@@ -1,4 +1,4 @@
-"""PPO-ptx: the pretraining text that is mixed into the updates (Ouyang et al. 2022, section 3.5)."""
+"""Pretraining text beside other training: PPO-ptx (Ouyang et al. 2022, section 3.5), and SFT's mix (appendix C.3)."""
 
 from dataclasses import dataclass
 
@@ -39,17 +39,27 @@ class PretrainingText:
     Args:
         dataset ([`~datasets.Dataset`]): Rows with `text`, with `messages`, or with `prompt` and `completion`.
         tokenizer (`PreTrainedTokenizerBase`): The policy's.
-        max_length (`int`): Tokens of a row that are used; the rest is cut.
+        max_length (`int`, *optional*): Tokens of a row that are used; the rest is cut.
         seed (`int`): Seed of the permutations.
+        option (`str`): What the text is called in errors.
 
     Raises:
         InputError: No such columns, no rows, or a row that is no text.
     """
 
-    def __init__(self, dataset: Dataset, *, tokenizer: PreTrainedTokenizerBase, max_length: int, seed: int):
-        check_columns(dataset, "sft", source="`ptx_dataset`")
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None,
+        seed: int,
+        option: str = "ptx_dataset",
+    ):
+        check_columns(dataset, "sft", source=f"`{option}`")
         self.columns = next(form for form in FORMS["sft"] if set(form) <= set(dataset.column_names))
         self.dataset, self.tokenizer, self.max_length, self.seed = dataset, tokenizer, max_length, seed
+        self.option = option
         self._epoch, self._order = -1, []
 
     def rows(self, start: int, count: int) -> list[list[int]]:
@@ -72,5 +82,5 @@ class PretrainingText:
         text = row[self.columns[0]] if len(self.columns) == 1 else row["prompt"] + row["completion"]
         ids = encode_text(self.tokenizer, text, ended=True)[: self.max_length]
         if len(ids) < 2:
-            raise InputError(f"`ptx_dataset`: a row of {len(ids)} tokens predicts nothing; drop it: {text!r}.")
+            raise InputError(f"`{self.option}`: a row of {len(ids)} tokens predicts nothing; drop it: {text!r}.")
         return ids

@@ -138,7 +138,7 @@ def reward_model_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]], *
     """Scores of whole texts (prompt and response as ids) by a sequence-classification model with one label, `(B,)`.
 
     The rows are padded on the right with the model's own padding id; which token is scored is the model's rule, the
-    one it was trained with.
+    one it was trained with. `config.score_bias`, where there is one, is added (see `reward/calibration.py`).
     """
     pad_token_id = model.config.get_text_config().pad_token_id
     scores = []
@@ -146,7 +146,7 @@ def reward_model_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]], *
         chunk = rows[start : start + batch_size]
         ids, mask = pad_rows(chunk, pad_token_id=pad_token_id, side="right", device=model.device)
         scores.append(model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1).float())
-    return torch.cat(scores)
+    return torch.cat(scores) + getattr(model.config, "score_bias", 0.0)
 
 
 def score_responses(

@@ -6,6 +6,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation.comparison import Answers, question
 from ..resources import resource
+from .reward_card import RULES, weakness
 
 NUM_SAMPLES = 16
 ACCURACIES = {
@@ -48,7 +49,8 @@ def findings(metrics: dict) -> list[str]:
                     "the reward model cannot see; mend the reward model, not the judge.",
                 )
         lines.append(line + ".")
-    return lines
+    problem = weakness(metrics["reward"])
+    return [f"WARNING: {problem}.", *lines] if problem else lines
 
 
 def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) -> str:
@@ -84,12 +86,25 @@ def run_card(metrics: dict, config: dict, *, name: str, notes: list[str], prompt
         template_path=str(resource("model_cards", "run.md")),
         name=name,
         seed=metrics["seed"],
-        datasets={stage: config[stage].get("dataset_name") for stage in ("sft", "reward", "ppo")},
+        datasets={stage: options.get("dataset_name") for stage, options in config.items()},
         metrics=metrics,
-        accuracies=[(what, metrics["reward"][name]) for name, what in ACCURACIES.items()],
+        reward_rows=_reward_rows(metrics["reward"]),
         prompt=json.dumps(prompt, ensure_ascii=False),
         findings=[*notes, *findings(metrics)],
     )
+
+
+def _reward_rows(reward: dict) -> list[tuple[str, str]]:
+    """The lines of the card's table that a reward model's report card fills."""
+    figures = {
+        **{what: reward[name] for name, what in ACCURACIES.items()},
+        f'the rule "{RULES[reward["better_baseline"]]}"': reward["better_baseline_accuracy"],
+        "reward model, expected calibration error": reward["expected_calibration_error"],
+    }
+    rows = [(what, f"{value:.3f}") for what, value in figures.items() if value is not None]
+    if reward["eval_accuracy_ci95"] is not None:
+        rows[0] = (rows[0][0], "{} [{:.3f}, {:.3f}]".format(rows[0][1], *reward["eval_accuracy_ci95"]))
+    return rows
 
 
 def _answer(answers: Answers, i: int) -> str:

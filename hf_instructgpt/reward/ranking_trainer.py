@@ -6,13 +6,18 @@ Private hooks of RewardTrainer that this relies on: `_prepare_dataset`, `_set_si
 from itertools import permutations
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
+from ..data.formats import as_ranking, check_columns, whole_text
+from ..errors import InputError
 from ..ppo.generation import pad_rows
+from ..ppo.rollout import encode_prompt, encode_text
+from .calibration import calibrate
 
 logger = logging.get_logger(__name__)
 
@@ -34,8 +39,8 @@ class RankingCollator:
 
     Returns:
         `dict` of tensors: `input_ids`, `attention_mask` `(N, T)` for the N responses of all rows; `better`, `worse`
-        `(M,)`, indices of the M pairs; `weight` `(M,)`, 1 over the row's number of pairs, over the number of rows that
-        have any.
+        `(M,)`, indices of the M pairs; `margin` `(M,)`, the row's margin (0 without one); `weight` `(M,)`, 1 over the
+        row's number of pairs, over the number of rows that have any.
     """
 
     def __init__(self, pad_token_id: int):
@@ -44,75 +49,115 @@ class RankingCollator:
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         responses = [ids for row in rows for ids in row["response_ids"]]
         input_ids, mask = pad_rows(responses, pad_token_id=self.pad_token_id, side="right", device=torch.device("cpu"))
-        pairs, weights, offset = [], [], 0
+        pairs, margins, weights, offset, with_pairs = [], [], [], 0, 0
         for row in rows:
             mine = ranked_pairs(row["response_ids"], row["ranks"])
             pairs += [(offset + better, offset + worse) for better, worse in mine]
+            margins += [row.get("margin", 0.0)] * len(mine)
             weights += [1 / len(mine) for _ in mine]
             offset += len(row["ranks"])
-        with_pairs = max(1, sum(bool(ranked_pairs(row["response_ids"], row["ranks"])) for row in rows))
+            with_pairs += bool(mine)
         better, worse = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(-1)
         return {
             "input_ids": input_ids,
             "attention_mask": mask.long(),
             "better": better,
             "worse": worse,
-            "weight": torch.tensor(weights) / with_pairs,
+            "margin": torch.tensor(margins, dtype=torch.float32),
+            "weight": torch.tensor(weights) / max(1, with_pairs),
         }
 
 
 class RankingRewardTrainer(RewardTrainer):
     """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row.
 
-    `loss = -mean over rows of 1/pairs * sum over pairs of log sigmoid(r_better - r_worse)` (Ouyang et al. 2022,
-    eq. 1): all comparisons of a prompt in one batch element, one forward a response however many pairs it is in.
+    `loss = -mean over rows of 1/pairs * sum over pairs of log sigmoid(r_better - r_worse - margin)` (Ouyang et al.
+    2022, eq. 1): all comparisons of a prompt in one batch element, one forward a response however many pairs it is in.
 
     Rows have the columns `prompt` (text or messages), `responses` (a list of texts or of message lists) and `ranks` (a
-    list of integers, 1 best, equal ranks tie). Responses longer than `args.max_length` tokens are cut at the end; how
-    many is logged. Takes the arguments of [`~trl.RewardTrainer`].
+    list of integers, 1 best, equal ranks tie), or TRL's `prompt`, `chosen` and `rejected`: a ranking of two. A column
+    `margin` (a number for the row) is subtracted as in TRL. A text longer than `args.max_length` tokens loses its
+    beginning, so that the end, where the score is read, stays; a row without a pair that differs is left out. How many
+    is logged.
+
+    Args:
+        model, args, processing_class, kwargs: As in [`~trl.RewardTrainer`].
+        calibration_dataset ([`~datasets.Dataset`], *optional*): Demonstrations (`prompt` and `completion`, or
+            `messages`, or `text`). After training the scores are shifted so that these score 0 on average; see
+            [`calibrate`].
+
+    Raises:
+        InputError: A row is none of these, or no row has a pair.
     """
 
-    def __init__(self, model, args: RewardConfig, *, processing_class: PreTrainedTokenizerBase, **kwargs):
+    def __init__(
+        self,
+        model,
+        args: RewardConfig,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        calibration_dataset: Dataset | None = None,
+        **kwargs,
+    ):
+        if calibration_dataset is not None:
+            check_columns(calibration_dataset, "sft", source="`calibration_dataset`")
         super().__init__(model, args, processing_class=processing_class, **kwargs)
+        self.calibration_dataset = calibration_dataset
         # Only now: RewardTrainer has given a padding token to a tokenizer without one.
         self.data_collator = RankingCollator(processing_class.pad_token_id)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args: RewardConfig, dataset_name: str) -> Dataset:
         if "response_ids" in dataset.column_names:
             return dataset
+        kind = "ranking" if "ranks" in dataset.column_names else "preference"
+        check_columns(dataset, kind, source=f"`{dataset_name}_dataset`")
+        eos, max_length = processing_class.eos_token or "", args.max_length
 
         def tokenize(row: dict) -> dict:
-            if isinstance(row["prompt"], str):
-                eos = processing_class.eos_token
-                texts = [row["prompt"] + response.removesuffix(eos) + eos for response in row["responses"]]
-                response_ids = processing_class(texts)["input_ids"]
-            else:
-                response_ids = [
-                    processing_class.apply_chat_template(row["prompt"] + response, return_dict=False)
-                    for response in row["responses"]
-                ]
+            prompt, responses, ranks = as_ranking(row)
+            texts = [whole_text(prompt, response) for response in responses]
+            texts = [text.removesuffix(eos) if isinstance(text, str) else text for text in texts]
+            ids = [encode_text(processing_class, text, ended=True) for text in texts]
+            too_long = [len(some) - max_length for some in ids if max_length is not None and len(some) > max_length]
+            prompt_length = len(encode_prompt(processing_class, prompt)) if too_long else 0
             return {
-                "response_ids": [ids[: args.max_length] for ids in response_ids],
-                "cut": sum(args.max_length is not None and len(ids) > args.max_length for ids in response_ids),
+                "response_ids": [some if max_length is None else some[-max_length:] for some in ids],
+                "ranks": ranks,
+                "cut": len(too_long),
+                "cut_responses": sum(excess > prompt_length for excess in too_long),
             }
 
         dataset = dataset.map(tokenize, desc=f"Tokenizing {dataset_name} rankings", num_proc=args.dataset_num_proc)
         if cut := sum(dataset["cut"]):
-            logger.warning(f"{dataset_name}: {cut} responses were cut to max_length = {args.max_length} tokens.")
-        empty = sum(not ranked_pairs(row["response_ids"], row["ranks"]) for row in dataset)
-        if empty:
-            logger.warning(f"{dataset_name}: {empty} of {len(dataset)} rankings have no pair that differs.")
-        return dataset.select_columns(["response_ids", "ranks"])
+            logger.warning(
+                f"{dataset_name}: {cut} of {sum(map(len, dataset['ranks']))} texts were longer than max_length = "
+                f"{max_length} tokens and lost their beginning; in {sum(dataset['cut_responses'])} of them a part of "
+                "the response too."
+            )
+        with_pairs = [i for i, row in enumerate(dataset) if ranked_pairs(row["response_ids"], row["ranks"])]
+        if not with_pairs:
+            raise InputError(
+                f"`{dataset_name}_dataset`: no row has two responses that differ in rank and, within max_length = "
+                f"{max_length} tokens, in text: there is nothing to learn."
+            )
+        if len(with_pairs) < len(dataset):
+            logger.warning(
+                f"{dataset_name}: {len(dataset) - len(with_pairs)} of {len(dataset)} rows were left out: all their "
+                "responses tie or are the same."
+            )
+            dataset = dataset.select(with_pairs)
+        names = {"response_ids", "ranks", "margin"}
+        return dataset.select_columns([name for name in dataset.column_names if name in names])
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["response_ids", "ranks"]
+        self._signature_columns = ["response_ids", "ranks", "margin"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The K-way loss of a batch of rankings; see the class."""
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
         rewards = outputs.logits.squeeze(-1)
         margins = rewards[inputs["better"]] - rewards[inputs["worse"]]
-        loss = -(logsigmoid(margins) * inputs["weight"]).sum()
+        loss = -(logsigmoid(margins - inputs["margin"]) * inputs["weight"]).sum()
         if self.args.center_rewards_coefficient is not None:
             sums = rewards[inputs["better"]] + rewards[inputs["worse"]]
             loss = loss + self.args.center_rewards_coefficient * (sums.square() * inputs["weight"]).sum()
@@ -140,3 +185,19 @@ class RankingRewardTrainer(RewardTrainer):
         if count > 0:
             metrics["accuracy"].append((right / count).item())
             metrics["margin"].append((total / count).item())
+
+    def train(self, *args, **kwargs):
+        """Trainer's, then the calibration."""
+        output = super().train(*args, **kwargs)
+        if self.calibration_dataset is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            options = {"max_length": self.args.max_length, "batch_size": self.args.per_device_eval_batch_size}
+            bias = calibrate(model, self.processing_class, self.calibration_dataset, **options)
+            logger.info(f"Scores are shifted by {bias:+.3f}: demonstrations score 0 on average.")
+        return output
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; beside an adapter the configuration too, which holds the shift of the scores."""
+        super().save_model(output_dir, _internal_call)
+        if is_peft_model(self.model) and self.args.should_save:
+            self.model.config.save_pretrained(output_dir or self.args.output_dir)

@@ -10,12 +10,22 @@ from typing import get_args, get_origin, get_type_hints
 
 import torch
 import yaml
+from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 
+# What `selection_reward_model` asks for; what is set by hand wins.
+SELECTION_OPTIONS = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 1,  # the best one; until the end, the last one too
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "score",
+    "greater_is_better": True,
+}
 # Options of every trainer that fail late, or not at all, outside these bounds.
 BOUNDS = {
     "seed": (0, 2**32 - 1),
@@ -38,6 +48,13 @@ class StageArguments:
     dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "The rows to train on."})
     dataset_test_split: str = field(default="test", metadata={"help": "The rows to evaluate on while training."})
+    dataset_test_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Hold out this share of the prompts as `dataset_test_split`, where the data has no such split. "
+            "All rows of a prompt go together; which prompts follows from them alone, in every stage and run."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace an earlier result in `output_dir`. Without it, that is an error."}
     )
@@ -48,15 +65,55 @@ class StageArguments:
         },
     )
 
+    def __post_init__(self):
+        fraction = self.dataset_test_fraction
+        if fraction is not None and not 0 < fraction < 1:
+            raise InputError(f"`dataset_test_fraction` must lie between 0 and 1, not {fraction}.")
+
 
 @dataclass
 class SFTArguments(StageArguments):
     """Arguments of `hf-instructgpt sft`. Without `model_name_or_path` a new CharGPT is made."""
 
+    selection_reward_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A reward model's Hub id or folder: at each evaluation the model answers evaluation prompts, the "
+            "answers' mean score is reported as `eval_score`, and the model with the best one is kept. The data needs "
+            "`prompt`; the options of Trainer that do the keeping follow from this one unless set."
+        },
+    )
+    selection_max_new_tokens: int = field(
+        default=64, metadata={"help": "Most tokens of an answer that is scored; fewer where the context ends."}
+    )
+    pretraining_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pretraining text to mix into the demonstrations, as a Hub id, a folder, a JSON Lines file or "
+            "sample data; its split `dataset_train_split`, with `text`, `messages`, or `prompt` and `completion`. The "
+            "loss counts every token of it."
+        },
+    )
+    pretraining_fraction: float = field(
+        default=0.1,
+        metadata={
+            "help": "Share of the training rows that are pretraining text. 0: none is mixed in, but the vocabulary of "
+            "a new CharGPT knows its characters."
+        },
+    )
+
 
 @dataclass
 class RewardArguments(StageArguments):
     """Arguments of `hf-instructgpt reward`."""
+
+    calibration_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Demonstrations (data as for `sft`, its split `dataset_train_split`): after training the scores "
+            "are shifted so that these score 0 on average. None: no shift."
+        },
+    )
 
 
 @dataclass
@@ -75,6 +132,16 @@ class PPOArguments(StageArguments):
         metadata={
             "help": "What the critic starts from: a model's Hub id or folder, or `shared` for a head on the policy's "
             "own trunk. None: the first reward model of the policy's family, else the policy."
+        },
+    )
+    on_weak_reward: str = field(
+        default="warn",
+        metadata={
+            "help": "What it does if a reward model's report card says that it does not beat the better rule of "
+            "length (`the longer response wins`, `the shorter ...`), or if there is no card of its weights: `warn` "
+            "says so in a line, `raise` stops before anything is trained. Cards are made by `hf-instructgpt evaluate "
+            "reward DIR`; a model by its Hub id and a Python function need none.",
+            "choices": ["warn", "raise"],
         },
     )
     ptx_dataset_name: str | None = field(
@@ -145,14 +212,19 @@ def parse_stage(
     return parse_options(stage, options, source=config.config or "", argv=argv)
 
 
-def parse_options(stage: str, options: dict, *, source: str, argv: list[str] = ()):
+def parse_options(
+    stage: str, options: dict, *, source: str, argv: list[str] = (), classes: tuple[type, ...] | None = None
+):
     """Arguments of a stage from a mapping (`source` names it in errors) and flags, which win.
+
+    `classes` are the dataclasses that hold them, where the stage is none of `STAGES`.
 
     Raises:
         InputError: An unknown key or flag, a value of the wrong type, or options that contradict each other.
     """
+    classes = classes or STAGES[stage]
     parser = StageParser(
-        STAGES[stage],
+        classes,
         prog=f"hf-instructgpt {stage}",
         usage=f"hf-instructgpt {stage} [--config FILE] [--field value ...]",
         description="FILE is a YAML file of the fields below; flags win over it.",
@@ -160,9 +232,9 @@ def parse_options(stage: str, options: dict, *, source: str, argv: list[str] = (
     )
     if not torch.accelerator.is_available():
         # TRL trains in bfloat16 unless told otherwise, and refuses to on a machine without an accelerator.
-        parser.set_defaults(**({"bf16": False} if stage != "ppo" else {}), use_cpu=True)
-    hints = {name: hint for cls in STAGES[stage] for name, hint in get_type_hints(cls).items()}
-    known = {f.name for cls in STAGES[stage] for f in fields(cls) if f.init}
+        parser.set_defaults(bf16=False, use_cpu=True)
+    hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+    known = {f.name for cls in classes for f in fields(cls) if f.init}
     flags, defaults = [], {}
     try:
         for key, value in options.items():
@@ -175,13 +247,16 @@ def parse_options(stage: str, options: dict, *, source: str, argv: list[str] = (
         parser.parse_known_args(flags)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    unknown = parser.parse_known_args([*flags, *argv])[1]
+    known_args, unknown = parser.parse_known_args([*flags, *argv])
+    if getattr(known_args, "selection_reward_model", None) is not None:
+        parser.set_defaults(**{**SELECTION_OPTIONS, **defaults})
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise InputError(f"unknown argument `{unknown[0]}`. {_suggest(stage, name, known)}")
     try:
         parsed = parser.parse_args_and_config([*flags, *argv])
-        _check_values(*parsed[1:])
+        for part in parsed:
+            _check_values(part)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
         raise InputError(f"{where or stage}: {error}") from error
@@ -220,8 +295,15 @@ def _as_flags(key: str, value, hint) -> list[str]:
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
-def _check_values(training_args: SFTConfig | RewardConfig | PPOConfig, model_args: ModelConfig) -> None:
+def _check_values(args: object) -> None:
     """Raise an `InputError` for a value that would only fail, or be passed over, later."""
+    if isinstance(args, ModelConfig) and (args.load_in_8bit or args.load_in_4bit):
+        raise InputError("`load_in_8bit` and `load_in_4bit` are not supported.")
+    if isinstance(args, TrainingArguments):
+        _check_training_arguments(args)
+
+
+def _check_training_arguments(training_args: TrainingArguments) -> None:
     for name, (low, high) in BOUNDS.items():
         value = getattr(training_args, name, None)
         if value is not None and not low <= value <= high:
@@ -237,8 +319,6 @@ def _check_values(training_args: SFTConfig | RewardConfig | PPOConfig, model_arg
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
     if training_args.resume_from_checkpoint is not None:
         raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
-    if model_args.load_in_8bit or model_args.load_in_4bit:
-        raise InputError("`load_in_8bit` and `load_in_4bit` are not supported.")
     if Path(training_args.output_dir).name in ("", ".."):
         raise InputError(f"`output_dir` must name a folder, not {training_args.output_dir!r}.")
 
@@ -246,8 +326,10 @@ def _check_values(training_args: SFTConfig | RewardConfig | PPOConfig, model_arg
 def _suggest(stage: str, key: str, known: set[str]) -> str:
     if key in STAGES:
         return "This looks like a config for `hf-instructgpt run`."
-    for other, classes in STAGES.items():
+    for other, classes in STAGES.items() if stage in STAGES else ():
         if other != stage and any(key == f.name for cls in classes for f in fields(cls)):
             return f"It is an option of `hf-instructgpt {other}`: is this a config for another stage?"
     close = difflib.get_close_matches(key, known, n=1)
-    return f"Did you mean `{close[0]}`?" if close else f"See `hf-instructgpt {stage} --help`."
+    if close:
+        return f"Did you mean `{close[0]}`?"
+    return f"See `hf-instructgpt {stage} --help`." if stage in STAGES else f"{stage} has none of that name."

@@ -3,8 +3,9 @@
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
@@ -25,15 +26,13 @@ from trl import ModelConfig, RewardConfig, SFTConfig
 
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..data import SAMPLE_DATASETS, load_sample_dataset
-from ..data.formats import check_columns
+from ..data.formats import check_columns, whole_text
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 from ..ppo.models import load_policy
+from ..ppo.models import load_reward_func as load_scorer
 from ..ppo.rollout import encode_prompt, encode_text
-from .arguments import PPOArguments, StageArguments
-
-# What must fit whole; other columns are cut where the context ends.
-MEASURED = ("prompt", "chosen", "rejected")
+from .arguments import StageArguments
 
 # ---- Data ----------------------------------------------------------------------------------------------------------
 
@@ -68,18 +67,21 @@ def load_rows(args: StageArguments, kind: str) -> DatasetDict:
     if name is None:
         raise InputError("`dataset_name` is missing: a Hub id, a folder, a JSON Lines file, `document` or `lab`.")
     if name not in SAMPLE_DATASETS:
-        return _load_own_rows(name, args.dataset_config)
+        dataset = _load_own_rows(name, args.dataset_config)
+        return dataset if args.dataset_test_fraction is None else _hold_out(dataset, args)
+    if args.dataset_test_fraction is not None:
+        raise InputError(f"`dataset_test_fraction`: the sample data `{name}` is used as it is; leave it out.")
     if kind == "reward":
         kind = "ranking" if "ranking" in SAMPLE_DATASETS[name] else "preference"
     return load_sample_dataset(name, args.dataset_config or kind)
 
 
-def load_text(args: PPOArguments) -> Dataset:
-    """The pretraining text of PPO-ptx, its columns checked."""
-    name, split = args.ptx_dataset_name, args.dataset_train_split
+def load_text(option: str, args: StageArguments) -> Dataset:
+    """The text that an option beside `dataset_name` names, such as PPO-ptx's, its columns checked."""
+    name, split = getattr(args, option), args.dataset_train_split
     dataset = load_rows(StageArguments(dataset_name=name), "sft")
     if split not in dataset:
-        raise InputError(f"`ptx_dataset_name`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
+        raise InputError(f"`{option}`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
     return checked_split(dataset, split, "sft", source=name)
 
 
@@ -113,6 +115,31 @@ def _load_own_rows(name: str, config: str | None) -> DatasetDict:
         ) from error
 
 
+def _hold_out(dataset: DatasetDict, args: StageArguments) -> DatasetDict:
+    """The training split in two, by prompt."""
+    source, test, fraction = args.dataset_train_split, args.dataset_test_split, args.dataset_test_fraction
+    if test in dataset or source not in dataset:
+        raise InputError(
+            f"`dataset_test_fraction`: {args.dataset_name} has the splits {', '.join(dataset)}; it is for data with "
+            f"`{source}` and without `{test}`."
+        )
+    rows = dataset[source]
+    parts = {source: [], test: []}
+    for i, row in enumerate(rows):
+        parts[test if _place(row) < fraction else source].append(i)
+    if not all(parts.values()):
+        raise InputError(
+            f"`dataset_test_fraction`: {fraction} of the prompts of {args.dataset_name} leaves one part without rows."
+        )
+    return DatasetDict({**dataset, **{split: rows.select(indices) for split, indices in parts.items()}})
+
+
+def _place(row: dict) -> float:
+    """Where in [0, 1) a row's prompt falls, evenly and by its content alone."""
+    prompt = row.get("prompt") or (row.get("messages") or [])[:-1] or row
+    return int.from_bytes(sha256(json.dumps(prompt, sort_keys=True).encode()).digest()[:8]) / 2**64
+
+
 def _check_json_lines(path: Path) -> None:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -135,8 +162,8 @@ def check_fits(
 ) -> None:
     """Check that the chat template can render every row, and that the model's context holds it.
 
-    A prompt must leave room for an answer (of `max_completion_length` tokens, for PPO); of preferences both whole
-    texts must fit, because RewardTrainer would drop the pair without a word.
+    A prompt that is to be answered must leave room for it (`max_completion_length` tokens, for PPO). What a reward
+    model reads is cut, and counted, where its trainer does it.
 
     Raises:
         InputError: It names `source`, the row and the column.
@@ -148,17 +175,18 @@ def check_fits(
     for number, row in enumerate(rows, start=1):
         try:
             for column, text, is_prompt in _texts(row, form):
-                if column not in MEASURED:
+                measured = column == "prompt" and kind != "reward"
+                if not measured:
                     # Only the template can refuse it, and that by its roles: one of each sequence will do.
                     roles = None if isinstance(text, str) else tuple(message["role"] for message in text)
                     if roles is None or roles in known_roles:
                         continue
                     known_roles.add(roles)
                 length = _num_tokens(tokenizer, text, is_prompt)
-                if column in MEASURED and length + room * is_prompt > max_length:
+                if measured and length + room > max_length:
                     raise InputError(
-                        f"column {column!r}: {length} tokens{f' and an answer of {room}' * is_prompt} do not fit into "
-                        f"the {max_length} that the model's context and the options allow. Shorten or drop the row."
+                        f"column {column!r}: {length} tokens and an answer of {room} do not fit into the {max_length} "
+                        "that the model's context and the options allow. Shorten or drop the row."
                     )
         except (TemplateError, InputError) as error:
             raise InputError(f"{source}, row {number}, {error}") from error
@@ -174,9 +202,10 @@ def _texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:
     columns = {"sft": ["completion"], "preference": ["chosen", "rejected"], "ranking": ["responses"]}.get(form, [])
     for column in columns:
         for text in row[column] if column == "responses" else [row[column]]:
-            if isinstance(text, str) is not isinstance(row["prompt"], str):
+            is_text, answers_text = isinstance(text, str), isinstance(row["prompt"], str)
+            if is_text is not answers_text and (answers_text or form == "sft"):
                 raise InputError(f"column {column!r}: prompt and response must both be text or both be messages.")
-            yield column, row["prompt"] + text, False
+            yield column, whole_text(row["prompt"], text), False
 
 
 def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt: bool) -> int:
@@ -246,6 +275,16 @@ def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwarg
     return model
 
 
+def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
+    """What [`check_reward_model`] let pass, an adapter on its base model. Raises `InputError` if it cannot be used."""
+    with _loading(name), _quiet():
+        model = load_scorer(name, **kwargs)
+    _check_tokenizer(tokenizer, model)
+    if model.config.get_text_config().pad_token_id is None:
+        raise InputError(f"{name} has no `pad_token_id` in its config. Set the one it was trained with.")
+    return model
+
+
 def load_options(training_args: SFTConfig | RewardConfig | PPOConfig, model_args: ModelConfig) -> dict:
     """Keyword arguments of `from_pretrained` that the options ask for. `model_init_kwargs` is used up by it."""
     init_kwargs, training_args.model_init_kwargs = training_args.model_init_kwargs or {}, None
@@ -300,6 +339,19 @@ def check_model_path(name: str | None) -> None:
         raise InputError(f"there is no model at {name}: no such folder, and it is no Hub id (user/name).")
 
 
+def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> None:
+    """Raise an `InputError` that names `option` if there is no reward model of that name."""
+    check_model_path(name)
+    if find_adapter_config_file(name) is not None:
+        return
+    num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
+    if num_labels != 1:
+        raise InputError(
+            f"`{option}`: {name} has num_labels = {num_labels}; a reward model has 1, such as `hf-instructgpt reward` "
+            "makes it."
+        )
+
+
 def load_reward_func(name: str, *, trust_remote_code: bool = False):
     """A reward model's name as it is, or the Python function behind a dotted path.
 
@@ -309,25 +361,27 @@ def load_reward_func(name: str, *, trust_remote_code: bool = False):
         InputError: No model with one label and no function of that name.
     """
     if Path(name).is_dir() or "/" in name:
-        if find_adapter_config_file(name) is not None:
-            return name
-        num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
-        if num_labels != 1:
-            raise InputError(
-                f"`reward_funcs`: {name} has num_labels = {num_labels}; a reward model has 1, such as "
-                "`hf-instructgpt reward` makes it."
-            )
+        check_reward_model(name, option="reward_funcs", trust_remote_code=trust_remote_code)
         return name
-    module_name, _, attribute = name.rpartition(".")
-    if not module_name:
+    if "." not in name:
         raise InputError(f"`reward_funcs`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
+    return load_function(name, option="reward_funcs")
+
+
+def load_function(name: str, *, option: str) -> Callable:
+    """The Python function behind a dotted path; the current folder is importable.
+
+    Raises:
+        InputError: It names `option`.
+    """
+    module_name, _, attribute = name.rpartition(".")
     sys.path.insert(0, "")
     try:
         func = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise InputError(f"`reward_funcs`: {name} cannot be imported: {error}") from error
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise InputError(f"`{option}`: {name} cannot be imported: {error}") from error
     finally:
         sys.path.remove("")
     if not callable(func):
-        raise InputError(f"`reward_funcs`: {name} is no function but {type(func).__name__}.")
+        raise InputError(f"`{option}`: {name} is no function but {type(func).__name__}.")
     return func

@@ -1,5 +1,6 @@
 """Where a stage writes: aside first, moved into place when whole."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from .arguments import StageArguments
 
 # In each result: the options it was made with and the names of its files. What stands beside them is the user's.
 STAGE_FILE = "stage.json"
+# What `hf-instructgpt evaluate reward` found, beside the reward model or elsewhere.
+REPORT_CARD_FILE = "report_card.json"
 
 
 def partial_directory(output_dir: str | Path) -> Path:
@@ -176,6 +179,34 @@ def _copy_foreign(source: Path, target: Path, files: list[str]) -> None:
                 shutil.copytree(path, copy, symlinks=True)
             else:
                 shutil.copy2(path, copy, follow_symlinks=False)
+
+
+def add_files(source: Path, target: Path) -> None:
+    """Move the files in `source` to the same places in `target`, JSON last.
+
+    Of a stage's result they become a part, which goes when the stage is run anew; a folder that the user has there
+    already stays the user's.
+    """
+    make_directory(target)
+    stage = read_json(target / STAGE_FILE)
+    if stage is not None:
+        mine = {path.name for path in source.iterdir() if path.is_file() or not (target / path.name).exists()}
+        write_whole(target / STAGE_FILE, to_json({**stage, "files": sorted({*stage["files"], *mine})}))
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.suffix == ".json"):
+        place = target / path.relative_to(source)
+        make_directory(place.parent)
+        path.replace(place)
+
+
+def weights_sha256(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of each file of weights in a model's folder, by name."""
+    files = [path for path in sorted(Path(folder).glob("*model*")) if path.suffix in (".safetensors", ".bin")]
+    sums = {}
+    for path in files:
+        with path.open("rb") as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
 
 
 def read_json(path: Path) -> dict | None:

@@ -4,19 +4,23 @@ import json
 import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from trl import ModelConfig
 
 from ..data import judge
 from ..errors import InputError
 from ..evaluation.comparison import Answers, answer_prompts, compare, question
-from ..evaluation.preference import preference_accuracy
+from ..ppo.config import PPOConfig
 from ..report.plots import draw_plots
+from ..report.reward_card import RULES, main_figures
 from ..report.run_card import findings, run_card, samples_markdown
-from .arguments import check_keys, parse_options, read_yaml
+from .arguments import PPOArguments, check_keys, parse_options, read_yaml
+from .evaluate import evaluate_reward
 from .inputs import (
     check_fits,
     checked_split,
@@ -24,29 +28,50 @@ from .inputs import (
     load_reward_func,
     load_rows,
     load_stage_datasets,
+    load_text,
     load_tokenizer,
 )
-from .output import STAGE_FILE, make_directory, partial_directory, read_json, to_json, write_whole
-from .ppo import check_ppo_options, run_ppo
+from .output import (
+    REPORT_CARD_FILE,
+    STAGE_FILE,
+    make_directory,
+    partial_directory,
+    read_json,
+    to_json,
+    write_whole,
+)
+from .ppo import check_ppo_options, check_report_cards, run_ppo
 from .reward import run_reward
-from .sft import make_sft_trainer, run_sft, tokenizer_and_config
+from .sft import check_sft, make_sft_trainer, run_sft, tokenizer_and_config
 
 STAGES = {"sft": run_sft, "reward": run_reward, "ppo": run_ppo}
-DATA_KINDS = {"sft": "sft", "reward": "reward", "ppo": "prompts"}
+# The optional stage whose model PPO starts from: another supervised fine-tuning, with the same command.
+PPO_INIT = "ppo_init"
+COMMANDS = {"sft": "sft", "reward": "reward", PPO_INIT: "sft", "ppo": "ppo"}
+DATA_KINDS = {"sft": "sft", "reward": "reward", PPO_INIT: "sft", "ppo": "prompts"}
+# Options that say what SFT starts from; `ppo_init` takes them over.
+BASE = ("model_name_or_path", "model_revision", "trust_remote_code", "model_init_kwargs", "dtype")
 # What a run writes, and so all that --overwrite_output_dir may delete. run.json says that a folder holds a run;
 # metrics.json, moved in last, that it is whole.
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
 REPORT_FILES = ("plots", "samples.md", "README.md", METRICS_FILE)
-KEYS = {"output_dir": str, "seed": int, "samples_per_prompt": int, "sft": dict, "reward": dict, "ppo": dict}
+KEYS = {"output_dir": str, "seed": int, "samples_per_prompt": int, **dict.fromkeys(COMMANDS, dict)}
+SFT_METRICS = {"train_loss": "loss", "eval_loss": "eval_loss", "eval_score": "eval_score"}
 
 
 class Pipeline:
     """One run of the three stages into one folder.
 
+    With a mapping `ppo_init` PPO starts from, and its KL is measured from, a model of its own as in the paper: from
+    the same base as `sft`, trained by its own options. PPO is compared with `sft` all the same. The reward model
+    starts from `sft`, which comes before it; but where `sft` has `selection_reward_model: reward`, and so is chosen by
+    the run's own reward model, that one comes first and starts from `ppo_init`.
+
     Args:
         config_path (`str` or `Path`): A pipeline file: `output_dir`, `seed`, `samples_per_prompt` (answers to each
-            prompt of the comparison, 1 by default) and the mappings `sft`, `reward`, `ppo`, whose keys are those of
-            the stage files.
+            prompt of the comparison, 1 by default) and the mappings `sft`, `reward`, `ppo` and, where wanted,
+            `ppo_init`, whose keys are those of the stage files (`ppo_init`: of `sft`). Where
+            `selection_reward_model` is `reward`, it is the run's own.
         output_dir (`str`, *optional*): Instead of the file's.
         seed (`int`, *optional*): Instead of the file's.
         started (`float`, *optional*): `time.perf_counter()` when the command began; start-up counts in `seconds`.
@@ -70,36 +95,91 @@ class Pipeline:
         self.output_dir = Path(output_dir or config.get("output_dir", "runs/instructgpt"))
         self.seed = config.get("seed", 42) if seed is None else seed
         self.num_samples = config.get("samples_per_prompt", 1)
-        sft, reward = str(self.output_dir / "sft"), str(self.output_dir / "reward")
-        given = {"sft": {}, "reward": {"model_name_or_path": sft}}
-        given["ppo"] = {"model_name_or_path": sft, "reward_funcs": [reward]}
-        self.options = {stage: config[stage] for stage in STAGES}
+        self.options = {stage: config[stage] for stage in COMMANDS if stage in config}
+        # What PPO starts from, what the reward model starts from, and the stages in their order.
+        self.start = PPO_INIT if PPO_INIT in config else "sft"
+        self.body = PPO_INIT if self._own_selection("sft") else "sft"
+        self.policies = tuple(dict.fromkeys(["sft", self.start]))
+        self.stages = tuple(dict.fromkeys([self.body, "reward", *self.policies, "ppo"]))
+        given = self._given()
         self.config = {
             stage: {**given[stage], **config[stage], "output_dir": str(self.output_dir / stage), "seed": self.seed}
-            for stage in STAGES
+            for stage in self.stages
         }
+        for stage in filter(self._own_selection, self.policies):
+            self.config[stage]["selection_reward_model"] = str(self.output_dir / "reward")
         self._check()
+
+    def _own_selection(self, stage: str) -> bool:
+        """Whether a stage is chosen by the run's own reward model."""
+        return self.options[stage].get("selection_reward_model") == "reward"
+
+    def _given(self) -> dict[str, dict]:
+        """Options that each stage has from the run and from the others, unless it has its own."""
+        sft, ppo_init, text = self.options["sft"], self.options.get(PPO_INIT, {}), "pretraining_dataset_name"
+        vocabulary = {}
+        if text in ppo_init and text not in sft:  # a new `sft` must know the characters that `ppo_init` does
+            vocabulary = {text: ppo_init[text], "pretraining_fraction": 0.0}
+        zero = {}
+        if "dataset_config" not in sft:  # the demonstrations are the scores' zero
+            zero = {"calibration_dataset_name": sft.get("dataset_name")}
+        start, body, reward = (str(self.output_dir / stage) for stage in (self.start, self.body, "reward"))
+        return {
+            "sft": vocabulary,
+            "reward": {"model_name_or_path": body, **zero},
+            PPO_INIT: {name: sft[name] for name in BASE if name in sft},
+            "ppo": {"model_name_or_path": start, "reward_funcs": [reward]},
+        }
 
     def _check(self) -> None:
         """Check what can be checked before anything is trained: options, data, and models that are there already."""
-        stages = {stage: self._parse(stage) for stage in STAGES}
+        stages = {stage: self._parse(stage) for stage in self.stages}
         for stage, (_, _, model_args) in stages.items():
             if model_args.use_peft:
                 raise InputError(
                     f"{self.source}, {stage}: `use_peft`: the pipeline trains whole models; leave it out, or run the "
                     "stages alone."
                 )
-        check_ppo_options(*stages["ppo"])
-        for name in stages["ppo"][0].reward_funcs:
-            if name != str(self.output_dir / "reward"):
-                load_reward_func(name, trust_remote_code=stages["ppo"][1].trust_remote_code)
-        rows = {stage: self._checked_rows(stage) for stage in STAGES}
-        policy = tokenizer_and_config(*stages["sft"], rows["sft"][0])
-        fits = {"sft": policy, "reward": self._reward_fit(policy), "ppo": policy}
+        self._check_rewards(*stages["ppo"])
+        for stage, option in (("reward", "calibration_dataset_name"), ("ppo", "ptx_dataset_name")):
+            if getattr(stages[stage][0], option) is not None:
+                load_text(option, stages[stage][0])
+        rows = {stage: self._checked_rows(stage) for stage in self.stages}
+        fits = self._policy_fits({stage: rows[stage][0] for stage in self.policies})
+        fits |= {"reward": self._reward_fit(fits["sft"]), "ppo": fits[self.start]}
         for stage, (args, training_args, _) in stages.items():
             for some in rows[stage]:
                 source = f"{self.source}, {stage}: {args.dataset_name}"
                 check_fits(some, DATA_KINDS[stage], *fits[stage], training_args, source=source)
+        for stage in self.policies:
+            self._check_sft(stage, rows[stage], fits[stage])
+
+    def _check_rewards(self, args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> None:
+        """PPO's options and its reward functions; the run's own reward model is not there yet."""
+        check_ppo_options(args, training_args, model_args)
+        others = [name for name in args.reward_funcs if name != str(self.output_dir / "reward")]
+        for name in others:
+            load_reward_func(name, trust_remote_code=training_args.trust_remote_code)
+        if args.on_weak_reward == "raise":
+            check_report_cards(replace(args, reward_funcs=others))
+
+    def _policy_fits(self, rows: dict[str, Dataset]) -> dict[str, tuple]:
+        """Tokenizer and configuration of `sft` and of what PPO starts from, which must share a vocabulary."""
+        fits = {stage: tokenizer_and_config(*self._parse(stage), rows[stage]) for stage in self.policies}
+        if fits[self.start][0].get_vocab() != fits["sft"][0].get_vocab():
+            raise InputError(
+                f"{self.source}, {PPO_INIT}: its vocabulary is another than `sft`'s, and one reward model must read "
+                "both: give both the same `dataset_name` or the same `model_name_or_path`."
+            )
+        return fits
+
+    def _check_sft(self, stage: str, rows: list[Dataset], fit: tuple) -> None:
+        args, training_args, _ = self._parse(stage)
+        eval_dataset = rows[1] if training_args.eval_strategy != "no" else None
+        try:
+            check_sft(args, training_args, eval_dataset, *fit, is_made_later=self._own_selection(stage))
+        except InputError as error:
+            raise InputError(f"{self.source}, {stage}: {error}") from error
 
     def _checked_rows(self, stage: str) -> list[Dataset]:
         """The rows that a stage and its measurements read, their columns checked; those it trains on come first."""
@@ -111,7 +191,7 @@ class Pipeline:
         """Tokenizer and configuration of the reward model: the policy's, unless the file names another model."""
         _, training_args, model_args = self._parse("reward")
         name = model_args.model_name_or_path
-        if name == str(self.output_dir / "sft"):
+        if name == str(self.output_dir / self.body):
             return policy
         source = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
         tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
@@ -124,7 +204,7 @@ class Pipeline:
         return tokenizer, config
 
     def _parse(self, stage: str):
-        return parse_options(stage, self.config[stage], source=f"{self.source}, {stage}")
+        return parse_options(COMMANDS[stage], self.config[stage], source=f"{self.source}, {stage}")
 
     # ---- Running -----------------------------------------------------------------------------------------------
 
@@ -146,13 +226,15 @@ class Pipeline:
         if (self.output_dir / METRICS_FILE).is_file():
             return json.loads((self.output_dir / METRICS_FILE).read_text(encoding="utf-8"))
         before = sum(seconds.values())
-        for stage, run_stage in STAGES.items():
+        for stage in self.stages:
+            if stage == "ppo":
+                seconds["report_card"] = self._make_report_card()
             if read_json(self.output_dir / stage / STAGE_FILE) is not None:
                 continue
             start = time.perf_counter()
             args, *others = self._parse(stage)
             args.resume = resume
-            run_stage(args, *others)
+            STAGES[COMMANDS[stage]](args, *others)
             seconds[stage] = round(time.perf_counter() - start, 1)
             self._write_run_file(seconds)
         start = time.perf_counter()
@@ -187,10 +269,10 @@ class Pipeline:
     def _delete_run(self) -> None:
         """Delete what a run writes and nothing else; at any moment what stands under a stage's name is whole."""
         (self.output_dir / METRICS_FILE).unlink(missing_ok=True)
-        for name in (*STAGES, "control", "report"):
+        for name in (*COMMANDS, "control", "report"):
             partial = partial_directory(self.output_dir / name)
             shutil.rmtree(partial, ignore_errors=True)
-            if name in STAGES and (self.output_dir / name).is_dir():
+            if name in COMMANDS and (self.output_dir / name).is_dir():
                 (self.output_dir / name).rename(partial)
                 shutil.rmtree(partial)
         for name in (*REPORT_FILES, RUN_FILE):
@@ -211,15 +293,26 @@ class Pipeline:
 
     # ---- Measuring and reporting ---------------------------------------------------------------------------------
 
+    def _make_report_card(self) -> float:
+        """The reward model's, which PPO looks at. Returns the seconds it took."""
+        start = time.perf_counter()
+        if PartialState().is_main_process:
+            trust_remote_code = self._parse("reward")[1].trust_remote_code
+            model, split = str(self.output_dir / "reward"), self._held_out("reward")[0]
+            evaluate_reward(model, split=split, trust_remote_code=trust_remote_code)
+        PartialState().wait_for_everyone()
+        return round(time.perf_counter() - start, 1)
+
     def _report(self, seconds: dict[str, float], before: float, more_sft: PreTrainedModel) -> dict:
-        histories = {stage: self._history(stage)["log_history"] for stage in STAGES}
-        for stage in STAGES:  # a run that was stopped right after a stage does not know how long it took
+        histories = {stage: self._history(stage)["log_history"] for stage in self.stages}
+        for stage in self.stages:  # a run that was stopped right after a stage does not know how long it took
             seconds.setdefault(stage, round(_logged(histories[stage], "train_runtime")[-1], 1))
         ppo_args, ppo_config, _ = self._parse("ppo")
         tokenizer, sft = self._load(AutoTokenizer, "sft"), self._load(AutoModelForCausalLM, "sft")
         ppo = self._load(AutoModelForCausalLM, "ppo")
+        reference = sft if self.start == "sft" else self._load(AutoModelForCausalLM, self.start)
         reward_model = self._load(AutoModelForSequenceClassification, "reward")
-        for model in (sft, ppo, reward_model):
+        for model in (sft, ppo, reference, reward_model):
             model.to(more_sft.device)
 
         start = time.perf_counter()
@@ -236,25 +329,20 @@ class Pipeline:
                     max_completion_length=ppo_config.max_completion_length,
                     do_sample=how == "comparison",
                     num_samples=self.num_samples,
-                    reference=sft if policy is ppo and how == "comparison" else None,
+                    reference=reference if policy is ppo and how == "comparison" else None,
                     seed=self.seed,
                 )
                 for policy in (sft, ppo, more_sft)
             ]
         metrics = {
             "seed": self.seed,
-            "sft": {
-                "train_loss": _by_epoch(histories["sft"], "loss"),
-                "eval_loss": _by_epoch(histories["sft"], "eval_loss"),
+            **{
+                stage: {name: _by_epoch(histories[stage], key) for name, key in SFT_METRICS.items()}
+                for stage in self.policies
             },
             "reward": {
                 "train_loss": _by_epoch(histories["reward"], "loss"),
-                **preference_accuracy(
-                    reward_model,
-                    self._load(AutoTokenizer, "reward"),
-                    self._held_out("reward")[1],
-                    judged=self.config["reward"].get("dataset_name") == "lab",
-                ),
+                **main_figures(read_json(self.output_dir / "reward" / REPORT_CARD_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
             **{how: compare(*some, num_samples=self.num_samples) for how, some in answers.items()},
@@ -270,22 +358,25 @@ class Pipeline:
 
         The budget is counted in forward passes over a text (a backward pass counts as two), so that a repeated run
         gives the same numbers; `seconds` in `metrics.json` shows both times. A PPO response costs one pass to sample,
-        one each for policy, reference, reward model and critic, and three for each model trained, every epoch.
+        one each for policy, reference, reward model and critic, and three for each model trained, every epoch; PPO-ptx
+        trains the policy on text besides.
         """
         _, ppo_config, _ = self._parse("ppo")
         num_rollouts = self._history("ppo")["global_step"] / (ppo_config.num_ppo_epochs * ppo_config.num_mini_batches)
         args, training_args, model_args = self._parse("sft")
         training_args.model_init_kwargs = None  # the model is there already
         trained = 2 if ppo_config.advantage_estimator == "gae" else 1
-        passes = num_rollouts * ppo_config.rollout_size * (3 + trained + 3 * trained * ppo_config.num_ppo_epochs)
+        num_texts = trained + (ppo_config.ptx_ratio if ppo_config.ptx_coef else 0)
+        passes = num_rollouts * ppo_config.rollout_size * (3 + trained + 3 * num_texts * ppo_config.num_ppo_epochs)
         rows_a_step = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
         training_args.max_steps = max(1, round(passes / 3 / rows_a_step))
         training_args.output_dir = str(partial_directory(self.output_dir / "control"))
         for name in ("eval_strategy", "save_strategy", "logging_strategy"):
             setattr(training_args, name, "no")
+        training_args.load_best_model_at_end = False
         train_dataset, _ = load_stage_datasets(args, "sft", needs_eval=False)
         model, tokenizer = self._load(AutoModelForCausalLM, "sft"), self._load(AutoTokenizer, "sft")
-        make_sft_trainer(model, tokenizer, training_args, train_dataset, None, model_args).train()
+        make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, None).train()
         shutil.rmtree(training_args.output_dir, ignore_errors=True)
         return model
 
@@ -337,8 +428,13 @@ class Pipeline:
 def print_summary(metrics: dict, output_dir: Path) -> None:
     """Tell the person at the terminal what came out."""
     print(f"\nSFT loss by epoch           {_numbers(metrics['sft']['train_loss'])}")
+    if metrics["sft"]["eval_score"]:
+        print(f"SFT score by epoch          {_numbers(metrics['sft']['eval_score'])}")
     print(f"reward-model loss by epoch  {_numbers(metrics['reward']['train_loss'])}")
-    print(f"reward-model accuracy       {metrics['reward']['eval_accuracy']:.3f} of the pairs")
+    reward = metrics["reward"]
+    if reward["eval_accuracy"] is not None:  # the held-out rows have a pair
+        rule = f"{RULES[reward['better_baseline']]}: {reward['better_baseline_accuracy']:.3f}"
+        print(f"reward-model accuracy       {reward['eval_accuracy']:.3f} of the pairs ({rule})")
     print(f"PPO score by rollout        {_numbers(metrics['ppo']['score'])}")
     for line in findings(metrics):
         print(line)
@@ -371,6 +467,8 @@ def _check_pipeline(config: dict, *, source: str) -> None:
     for stage in STAGES:
         if stage not in config:
             raise InputError(f"{source}: the mapping `{stage}` is missing; a pipeline file has one for each stage.")
+    _check_own_selection(config, source=source)
+    for stage in filter(config.get, COMMANDS):
         taken = {"output_dir", "seed", "resume", "overwrite_output_dir"}
         if stage == "ppo":  # `metrics.json` holds one number a rollout
             taken |= {"model_name_or_path", "logging_steps", "logging_strategy"}
@@ -380,13 +478,27 @@ def _check_pipeline(config: dict, *, source: str) -> None:
 
 def check_same_run(folder: Path, options: dict, known: dict) -> None:
     """Raise an `InputError` that names the first option in which the run in `folder` differs from `options`."""
-    mine, its = _flat(options), _flat({key: known.get(key) for key in options})
+    mine, its = _flat(options), _flat({key: x for key, x in known.items() if key != "seconds"})
     for key in {**mine, **its}:
         if mine.get(key) != its.get(key):
             raise InputError(
                 f"{folder} holds a run with other options (`{key}` differs): resume it with the options it "
                 "was started with, or pass --overwrite_output_dir to start anew."
             )
+
+
+def _check_own_selection(config: dict, *, source: str) -> None:
+    chosen = [s for s in ("sft", PPO_INIT) if config.get(s, {}).get("selection_reward_model") == "reward"]
+    if chosen == ["sft"] and PPO_INIT not in config:
+        raise InputError(
+            f"{source}: `sft.selection_reward_model`: the run's own reward model starts from `sft` itself. Add a "
+            f"mapping `{PPO_INIT}`, from which it then starts, or name a reward model that is there already."
+        )
+    if len(chosen) == 2:
+        raise InputError(
+            f"{source}: `sft` and `{PPO_INIT}` cannot both have `selection_reward_model: reward`: the run's own "
+            "reward model starts from one of them."
+        )
 
 
 def _flat(options: dict) -> dict:

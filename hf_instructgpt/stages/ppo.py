@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from accelerate import PartialState
+from transformers.utils import logging
 from trl import ModelConfig, get_peft_config
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
+from ..report.reward_card import main_figures, weakness
 from .arguments import PPOArguments
 from .inputs import (
     check_fits,
@@ -20,7 +23,9 @@ from .inputs import (
     load_tokenizer,
     peft_errors,
 )
-from .output import run_stage
+from .output import REPORT_CARD_FILE, read_json, run_stage, weights_sha256
+
+logger = logging.get_logger(__name__)
 
 
 def run_ppo(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> Path:
@@ -46,6 +51,25 @@ def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: 
         raise InputError("PPO-ptx needs both `ptx_dataset_name` and a `ptx_coef` above 0; leave out both or none.")
 
 
+def check_report_cards(args: PPOArguments) -> None:
+    """Warn of reward models that are weak by their report cards or have none, or raise an `InputError`."""
+    for name in args.reward_funcs:
+        problem = _weakness(name) if Path(name).is_dir() else None
+        if problem and args.on_weak_reward == "raise":
+            raise InputError(f"`on_weak_reward`: {problem}")
+        if problem and PartialState().is_main_process:
+            logger.warning(problem)
+
+
+def _weakness(name: str) -> str | None:
+    card = read_json(Path(name) / REPORT_CARD_FILE) or {}
+    if card.get("weights_sha256") != weights_sha256(name):
+        what = "no report card" if not card else "a report card of other weights"
+        return f"{name} has {what}; `hf-instructgpt evaluate reward {name}` makes one."
+    problem = weakness(main_figures(card))
+    return problem and f"{name}: {problem}; see {Path(name) / 'report_card.md'}."
+
+
 def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> PPOTrainer:
     check_ppo_options(args, training_args, model_args)
     needs_eval = training_args.eval_strategy != "no"
@@ -57,6 +81,7 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
         check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
     trust = training_args.trust_remote_code
     reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
+    check_report_cards(args)
     if args.value_model not in (None, "shared"):
         check_model_path(args.value_model)
     model = load_causal_lm(name, tokenizer, **options)
@@ -69,6 +94,6 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             value_model=args.value_model,
-            ptx_dataset=load_text(args) if args.ptx_dataset_name is not None else None,
+            ptx_dataset=load_text("ptx_dataset_name", args) if args.ptx_dataset_name is not None else None,
             peft_config=get_peft_config(model_args),
         )

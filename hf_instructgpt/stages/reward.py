@@ -1,18 +1,18 @@
-"""Stage 2: the reward model, by TRL's RewardTrainer, or by ours for rankings of several responses."""
+"""Stage 2: the reward model, by our RankingRewardTrainer, a RewardTrainer of TRL's."""
 
 from pathlib import Path
 
-from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config
+from trl import ModelConfig, RewardConfig, get_peft_config
 
 from ..reward.ranking_trainer import RankingRewardTrainer
 from .arguments import RewardArguments
 from .inputs import (
     check_fits,
-    data_form,
     load_config,
     load_new_reward_model,
     load_options,
     load_stage_datasets,
+    load_text,
     load_tokenizer,
     peft_errors,
 )
@@ -31,7 +31,7 @@ def run_reward(args: RewardArguments, training_args: RewardConfig, model_args: M
     return run_stage(_make_trainer, args, training_args, model_args)
 
 
-def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig) -> RewardTrainer:
+def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig) -> RankingRewardTrainer:
     needs_eval = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_stage_datasets(args, "reward", needs_eval=needs_eval)
     eval_dataset = eval_dataset if needs_eval else None
@@ -40,17 +40,21 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "reward", tokenizer, config, training_args, source=args.dataset_name)
+    calibration_dataset = None
+    if args.calibration_dataset_name is not None:
+        calibration_dataset = load_text("calibration_dataset_name", args)
     model = load_new_reward_model(name, tokenizer, **options)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
-    trainer_class = RankingRewardTrainer if data_form(train_dataset, "reward") == "ranking" else RewardTrainer
+    model_args.lora_task_type = "SEQ_CLS"  # its default has no score head, which must be trained and saved
     with peft_errors(model_args):
-        return trainer_class(
+        return RankingRewardTrainer(
             model=model,
             args=training_args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
+            calibration_dataset=calibration_dataset,
             peft_config=get_peft_config(model_args),
         )

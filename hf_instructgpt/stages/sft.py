@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
@@ -11,19 +11,29 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..errors import InputError
+from ..ppo.checks import check_reward_funcs, foreign_tokenizers
+from ..ppo.models import load_reward_func
+from ..ppo.ptx import PretrainingText
+from ..ppo.rollout import encode_prompt
 from .arguments import SFTArguments
 from .inputs import (
     check_fits,
+    check_reward_model,
     load_causal_lm,
     load_config,
     load_options,
     load_stage_datasets,
+    load_text,
     load_tokenizer,
     peft_errors,
 )
 from .output import run_stage
+from .selection import SelectingSFTTrainer
 
 logger = logging.get_logger(__name__)
+
+# Prompts answered at each evaluation for `selection_reward_model`, drawn from the evaluation split by the seed.
+NUM_SELECTION_PROMPTS = 256
 
 
 def run_sft(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> Path:
@@ -41,6 +51,42 @@ def run_sft(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfi
     return run_stage(_make_trainer, args, training_args, model_args)
 
 
+def check_sft(
+    args: SFTArguments,
+    training_args: SFTConfig,
+    eval_dataset: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    *,
+    is_made_later: bool = False,
+) -> None:
+    """Raise an `InputError` for options of this stage's own that contradict each other, the data or the models.
+
+    `is_made_later` says that there will be a reward model, but is none yet.
+    """
+    if args.selection_max_new_tokens < 1:
+        raise InputError(f"`selection_max_new_tokens` must be 1 or more, not {args.selection_max_new_tokens}.")
+    if not 0 <= args.pretraining_fraction < 1:
+        raise InputError(f"`pretraining_fraction` must be 0 or more and below 1, not {args.pretraining_fraction}.")
+    if args.pretraining_dataset_name is not None:
+        if training_args.packing and args.pretraining_fraction > 0:
+            raise InputError("`packing` cannot be kept with `pretraining_dataset_name`: leave one of them out.")
+        text = load_text("pretraining_dataset_name", args)
+        check_fits(text, "sft", tokenizer, config, training_args, source=args.pretraining_dataset_name)
+    if args.selection_reward_model is None:
+        return
+    if eval_dataset is None:
+        raise InputError("`selection_reward_model` scores answers at evaluations: set `eval_strategy`.")
+    if "prompt" not in eval_dataset.column_names:
+        raise InputError(
+            f"`selection_reward_model` needs prompts to answer: {args.dataset_name} must have `prompt` and "
+            f"`completion`; it has {', '.join(eval_dataset.column_names)}."
+        )
+    if not is_made_later:
+        trust = training_args.trust_remote_code
+        check_reward_model(args.selection_reward_model, option="selection_reward_model", trust_remote_code=trust)
+
+
 def _make_trainer(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> SFTTrainer:
     needs_eval = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_stage_datasets(args, "sft", needs_eval=needs_eval)
@@ -48,45 +94,103 @@ def _make_trainer(args: SFTArguments, training_args: SFTConfig, model_args: Mode
     tokenizer, config = tokenizer_and_config(args, training_args, model_args, train_dataset)
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "sft", tokenizer, config, training_args, source=args.dataset_name)
+    check_sft(args, training_args, eval_dataset, tokenizer, config)
     options = load_options(training_args, model_args)
     if model_args.model_name_or_path is not None:
         model = load_causal_lm(model_args.model_name_or_path, tokenizer, **options)
     else:
         loading = {name: options[name] for name in ("dtype", "attn_implementation")}
         model = AutoModelForCausalLM.from_config(config, **loading)
-    return make_sft_trainer(model, tokenizer, training_args, train_dataset, eval_dataset, model_args)
+    return make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, eval_dataset)
 
 
 def make_sft_trainer(
+    args: SFTArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    training_args: SFTConfig,
     train_dataset: Dataset,
     eval_dataset: Dataset | None,
-    model_args: ModelConfig,
 ) -> SFTTrainer:
-    """SFTTrainer on a loaded model, texts cut to the model's context at most."""
+    """SFTTrainer on a loaded model, texts cut to the model's context at most, pretraining text mixed in."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
+    selection = {}
+    if args.selection_reward_model is not None and eval_dataset is not None:
+        selection = _selection(args, training_args, model, tokenizer, eval_dataset)
     with peft_errors(model_args):
-        trainer = SFTTrainer(
+        trainer = (SelectingSFTTrainer if selection else SFTTrainer)(
             model=model,
             args=training_args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             peft_config=get_peft_config(model_args),
+            **selection,
         )
     if training_args.max_length is not None and not training_args.packing:
         rows = trainer.train_dataset["input_ids"]
-        cut = sum(len(ids) == training_args.max_length and ids[-1] != tokenizer.eos_token_id for ids in rows)
+        cut = _num_cut(rows, training_args.max_length, tokenizer)
         if cut:
             logger.warning(
                 f"{cut} of {len(rows)} texts were cut to `max_length` = {training_args.max_length} tokens: their "
                 "answers do not end."
             )
+    if args.pretraining_dataset_name is not None and args.pretraining_fraction > 0:
+        trainer.train_dataset = _with_pretraining(trainer.train_dataset, args, training_args, tokenizer)
     return trainer
+
+
+def _with_pretraining(
+    demonstrations: Dataset, args: SFTArguments, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase
+) -> Dataset:
+    """Processed demonstrations and, behind them, rows of pretraining text whose every token is a label.
+
+    `pretraining_fraction` f of all rows: `f / (1 - f)` times as many as there are demonstrations.
+    """
+    name, fraction, max_length = "pretraining_dataset_name", args.pretraining_fraction, training_args.max_length
+    text = load_text(name, args)
+    text = PretrainingText(text, tokenizer=tokenizer, max_length=max_length, seed=training_args.seed, option=name)
+    rows = text.rows(0, round(len(demonstrations) * fraction / (1 - fraction)))
+    cut = 0 if max_length is None else _num_cut(rows, max_length, tokenizer)
+    logger.warning(
+        f"{len(rows)} rows of pretraining text are mixed into {len(demonstrations)} demonstrations; {cut} of the rows "
+        f"were cut to `max_length` = {max_length} tokens."
+    )
+    demonstrations = demonstrations.select_columns(["input_ids", "labels"])
+    rows = Dataset.from_dict({"input_ids": rows, "labels": rows}, features=demonstrations.features)
+    return concatenate_datasets([demonstrations, rows])
+
+
+def _num_cut(rows: list[list[int]], max_length: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    return sum(len(ids) == max_length and ids[-1] != tokenizer.eos_token_id for ids in rows)
+
+
+def _selection(
+    args: SFTArguments,
+    training_args: SFTConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    eval_dataset: Dataset,
+) -> dict:
+    """Arguments of [`SelectingSFTTrainer`]: the reward model, its tokenizer, prompts and the room for an answer."""
+    trust = {"trust_remote_code": training_args.trust_remote_code}
+    reward_model = load_reward_func(args.selection_reward_model, **trust).requires_grad_(False).eval()
+    tokenizers = foreign_tokenizers([args.selection_reward_model], [None], tokenizer, **trust)
+    check_reward_funcs(model, [reward_model], [1.0], tokenizers)
+    prompts = eval_dataset.shuffle(seed=training_args.seed)["prompt"][:NUM_SELECTION_PROMPTS]
+    max_new_tokens = args.selection_max_new_tokens
+    if training_args.max_length is not None:
+        longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+        max_new_tokens = min(max_new_tokens, training_args.max_length - longest)
+    return {
+        "reward_model": reward_model,
+        "reward_tokenizer": tokenizers[0],
+        "prompts": prompts,
+        "max_new_tokens": max_new_tokens,
+    }
 
 
 def tokenizer_and_config(
@@ -117,6 +221,8 @@ def _texts(args: SFTArguments, train_dataset: Dataset) -> Iterator[str]:
         configs = SAMPLE_DATASETS[args.dataset_name]
         configs = [config for config in configs if config != "preference" or "ranking" not in configs]
         datasets = [load_sample_dataset(args.dataset_name, config)["train"] for config in configs]
+    if args.pretraining_dataset_name is not None:
+        datasets.append(load_text("pretraining_dataset_name", args))
     return (text for dataset in datasets for row in dataset for text in _strings(list(row.values())))
 
 

@@ -1,0 +1,147 @@
+"""The report card of a reward model: measured on held-out rows, written beside the model."""
+
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import Dataset
+from huggingface_hub import snapshot_download
+
+from ..errors import InputError
+from ..evaluation.preference import ScoredRanking, score_rankings
+from ..evaluation.reward_card import measure_rewards
+from ..report.plots import draw_reward_card
+from ..report.reward_card import reward_card_markdown, reward_findings
+from .arguments import RewardArguments
+from .inputs import (
+    check_fits,
+    check_reward_model,
+    checked_split,
+    load_config,
+    load_function,
+    load_reward_model,
+    load_rows,
+    load_tokenizer,
+)
+from .output import (
+    REPORT_CARD_FILE,
+    STAGE_FILE,
+    add_files,
+    make_directory,
+    partial_directory,
+    read_json,
+    to_json,
+    weights_sha256,
+)
+
+LAB_JUDGE = "hf_instructgpt.data.gold_rewards"
+
+
+def evaluate_reward(
+    model: str,
+    *,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    split: str | None = None,
+    judge: str | None = None,
+    batch_size: int = 64,
+    trust_remote_code: bool = False,
+    output_dir: str | None = None,
+) -> dict:
+    """Measure a reward model on held-out rows and leave `report_card.json`, `report_card.md` and their plots.
+
+    Args:
+        model (`str`): A folder or a Hub id.
+        dataset_name, dataset_config (`str`, *optional*): Default: those the reward stage in `model` was run with, and
+            so with the prompts that it held out.
+        split (`str`, *optional*): Default: `test`, else the `dataset_test_split` of that stage.
+        judge (`str`, *optional*): Dotted path of a function, called as a reward function is. Default: for the sample
+            data `lab` its judge, else none.
+        batch_size (`int`): Texts at a time.
+        trust_remote_code (`bool`): Whether the model may run its own code.
+        output_dir (`str`, *optional*): Default: `model`.
+
+    Returns:
+        `dict`: the content of `report_card.json`.
+
+    Raises:
+        InputError: The model, the data or the options do not fit. Nothing has been written then.
+    """
+    if batch_size < 1:
+        raise InputError(f"`--batch_size` must be 1 or more, not {batch_size}.")
+    check_reward_model(model, option="model", trust_remote_code=trust_remote_code)
+    if output_dir is None and not Path(model).is_dir():
+        raise InputError(f"`--output_dir` is missing: {model} is no folder that the report card could go into.")
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    stage_options = (read_json(Path(model) / STAGE_FILE) or {}).get("options", {})
+    args, split, rows, trained_on = _held_out_rows(stage_options, dataset_name, dataset_config, split)
+    config = load_config(model, trust_remote_code=trust_remote_code)
+    check_fits(rows, "reward", tokenizer, config, args, source=f"{args.dataset_name} ({split})")
+    is_lab = args.dataset_name == "lab"
+    judge = judge or (LAB_JUDGE if is_lab else None)
+    gold_func = load_function(judge, option="--judge") if judge is not None else None
+    reward_model = load_reward_model(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device)
+    options = {"gold_func": gold_func, "judged": is_lab, "batch_size": batch_size}
+    max_length = stage_options.get("max_length")
+    rankings, num_cut = score_rankings(reward_model, tokenizer, rows, max_length=max_length, **options)
+    folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
+    card = {
+        "model": model,
+        "weights_sha256": weights_sha256(folder),
+        "dataset_name": args.dataset_name,
+        "dataset_config": args.dataset_config,
+        "split": split,
+        "trained_on": trained_on,
+        "judged_by": judge,
+        "num_cut": num_cut,
+        "calibrated_on": stage_options.get("calibration_dataset_name"),
+        "config_score_bias": getattr(reward_model.config, "score_bias", None),
+        **measure_rewards(rankings),
+    }
+    _write(card, rankings, Path(output_dir or model))
+    return card
+
+
+def _held_out_rows(
+    options: dict, name: str | None, config: str | None, split: str | None
+) -> tuple[RewardArguments, str, Dataset, bool]:
+    """What names the data set, the split, its rows, and whether the model was trained on them.
+
+    `options` are those of the stage that trained the model.
+    """
+    known = {field.name: options[field.name] for field in fields(RewardArguments) if field.name in options}
+    is_own = name in (None, known.get("dataset_name"))
+    args = RewardArguments(**known) if is_own else RewardArguments(dataset_name=name)
+    if args.dataset_name is None:
+        raise InputError(f"`--dataset_name` is missing, and the model has no {STAGE_FILE} that names one.")
+    args.dataset_config = config or args.dataset_config
+    dataset = load_rows(args, "reward")
+    wanted = [split] if split is not None else ["test", args.dataset_test_split]
+    found = next((some for some in wanted if some in dataset), None)
+    if found is None:
+        names = " or ".join(f"`{some}`" for some in dict.fromkeys(wanted))
+        raise InputError(f"`--split`: {args.dataset_name} has no split {names}; it has {', '.join(dataset)}.")
+    rows = checked_split(dataset, found, "reward", source=args.dataset_name)
+    same = {"dataset_name": args.dataset_name, "dataset_config": args.dataset_config, "dataset_train_split": found}
+    return args, found, rows, same.items() <= known.items()
+
+
+def _write(card: dict, rankings: list[ScoredRanking], output_dir: Path) -> None:
+    aside = partial_directory(output_dir / "report_card")
+    shutil.rmtree(aside, ignore_errors=True)
+    make_directory(aside / "plots")
+    try:
+        (aside / REPORT_CARD_FILE).write_text(to_json(card), encoding="utf-8")
+        (aside / "report_card.md").write_text(reward_card_markdown(card), encoding="utf-8")
+        draw_reward_card(card, rankings, aside / "plots")
+        add_files(aside, output_dir)
+    finally:
+        shutil.rmtree(aside)
+
+
+def print_reward_card(card: dict, folder: Path) -> None:
+    """Tell the person at the terminal what came out."""
+    for line in reward_findings(card):
+        print(line)
+    print(f"\nSee {folder / 'report_card.md'} and {folder / 'plots'}.")

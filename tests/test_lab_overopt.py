@@ -162,7 +162,9 @@ def test_what_is_found_is_said_the_warning_first():
     assert "while the proxy rises from +2.00 to +4.00" in first
     assert "KL coefficient 0.1 and 4 optimizer steps" in last and "optimistic" in last
     text = "\n".join(findings(found))
-    assert "Best-of-n against the proxies of 2 rankings: the judge does not turn within this run" in text
+    assert (
+        "Best-of-n against the proxies of 2 rankings: the judge does not turn within this run (it is highest" in text
+    )
     assert "agree with the judge on 75.0%" in text
     found["suggested"]["step"] = 0
     assert findings(found)[-1].startswith("Suggested: the SFT model as it is")
@@ -399,6 +401,8 @@ def nested(stage, **options):
         ({"seeds": [1]}, "`seeds` needs 2 or more different values: intervals are over seeds"),
         ({"seeds": [1, 1, 2]}, "`seeds` needs 2 or more different values"),
         ({"seeds": [-1, 2]}, "`seeds` must be 0 or more"),
+        ({"seeds": [1, 2**32]}, "`seed` must be 0 or more, at most 4294967295"),
+        (nested("ppo", ptx_coef=1.0), "PPO-ptx needs both"),
         ({"num_rankings": []}, "`num_rankings` needs 1 or more"),
         ({"num_rankings": [0]}, "`num_rankings` must be 1 or more"),
         ({"num_rankings": [6]}, "`num_rankings`: 6 prompts are to be ranked; the data of `reward` has 5"),

@@ -181,6 +181,18 @@ def test_the_main_job_shows_what_the_readme_promises(seed, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_reward_model_can_be_optimised_against_too_far(tmp_path):
+    found = OverOptLab(RECIPES / "overopt" / "lab.yaml", output_dir=str(tmp_path / "run")).run()
+    small, large = found["proxies"]
+    assert small["accuracy_ci95"][1] < large["accuracy_ci95"][0]
+    for size in (small["num_rankings"], large["num_rankings"]):
+        free, held, _ = (curve for curve in found["curves"] if curve["num_rankings"] == size)
+        assert free["fall"] > 0.3 and free["points"][-1]["proxy"] > free["points"][free["peak"]]["proxy"]
+        assert not held["turns"] and held["points"][-1]["judge_ci95"][0] > 0
+    assert found["suggested"]["judge_ci95"][0] > 0
+
+
+@pytest.mark.slow
 def test_the_document_keeps_its_promises_on_nine_of_ten_seeds(tmp_path):
     kept = []
     for seed in range(10):

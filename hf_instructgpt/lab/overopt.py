@@ -1,8 +1,8 @@
 """The over-optimisation lab, what `hf-instructgpt overopt` does.
 
 A known judge stands for the human labeller. Proxy reward models learn from its rankings, PPO and best-of-n optimise
-against the proxies, and the judge, which neither ever sees, tells what the optimisation was worth (Gao, Schulman and
-Hilton 2022, arXiv 2210.10760).
+against the proxies, and the judge, which the policies never see, tells what that was worth (Gao, Schulman and Hilton
+2022, arXiv 2210.10760).
 """
 
 import shutil
@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..stages.arguments import check_keys, parse_options, read_yaml
 from ..stages.inputs import check_fits, load_config, load_stage_datasets, load_tokenizer
 from ..stages.output import partial_directory, read_json, to_json
+from ..stages.ppo import check_ppo_options
 from ..stages.sft import tokenizer_and_config
 from .cells import open_folder, run_cells
 from .overopt_cells import (
@@ -104,6 +105,7 @@ class OverOptLab:
         for stage, (_, _, model_args) in stages.items():
             if model_args.use_peft:
                 raise InputError(f"{self.source}, {stage}: `use_peft`: the lab trains whole models; leave it out.")
+        check_ppo_options(*stages["ppo"])
         ppo_args, ppo_config, _ = stages["ppo"]
         trust = {"trust_remote_code": ppo_config.trust_remote_code}
         rows = {
@@ -133,9 +135,12 @@ class OverOptLab:
                     _try_judge(judge, some[0], policy[0], source=source)
 
     def _parse(self, stage: str):
+        """A mapping as its stage takes it, with what the cells will add."""
         more = {"output_dir": str(self.output_dir / stage)}
         if stage != "sft":
-            more["model_name_or_path"] = self.sft
+            more |= {"model_name_or_path": self.sft, "seed": max(self.options["seeds"])}
+        if stage == "ppo":
+            more |= {"reward_funcs": ["proxy", self.options["judge"]], "eval_strategy": "steps"}
         return parse_options(stage, {**self.options[stage], **more}, source=f"{self.source}, {stage}")
 
     def run(self, *, overwrite: bool = False, resume: bool = False) -> dict:
@@ -196,7 +201,7 @@ class OverOptLab:
         }
         proxies = run_cells(train_proxy, cells, out / "proxies")
         cells = {
-            f"rankings-{size}_kl-{coef:g}_seed-{seed}": {
+            f"rankings-{size}_kl-{coef}_seed-{seed}": {
                 "sft": self.sft,
                 "options": o["ppo"],
                 "proxy": str(out / "proxies" / f"rankings-{size}_seed-{seed}" / "proxy"),
@@ -215,13 +220,13 @@ class OverOptLab:
             [samples[f"seed-{seed}"] for seed in seeds],
             {size: [proxies[f"rankings-{size}_seed-{seed}"] for seed in seeds] for size in o["num_rankings"]},
             {
-                (size, coef): [policies[f"rankings-{size}_kl-{coef:g}_seed-{seed}"] for seed in seeds]
+                (size, coef): [policies[f"rankings-{size}_kl-{coef}_seed-{seed}"] for seed in seeds]
                 for size in o["num_rankings"]
                 for coef in o["kl_coefs"]
             },
         )
         best = results["suggested"]
-        folder = f"rankings-{best['num_rankings']}_kl-{best['kl_coef']:g}_seed-{seeds[0]}"
+        folder = f"rankings-{best['num_rankings']}_kl-{best['kl_coef']}_seed-{seeds[0]}"
         best["policy"] = (
             f"ppo/{folder}/checkpoint-{best['step']}" if best["step"] else o.get("model_name_or_path", "sft/model")
         )
@@ -261,7 +266,7 @@ def _check_options(options: dict, *, source: str) -> None:
     lowest = {"seeds": 0, "num_rankings": 1, "kl_coefs": 0, "responses_per_ranking": 2, "best_of_n": 2}
     for key, low in lowest.items():
         values = options[key] if isinstance(options[key], list) else [options[key]]
-        if min(values) < low or (key == "seeds" and max(values) >= 2**32):
+        if min(values) < low:
             raise InputError(f"{source}: `{key}` must be {low} or more, not {options[key]}.")
     for stage, taken in TAKEN.items():
         for key in sorted(taken & set(options.get(stage, {}))):

@@ -136,7 +136,8 @@ def findings(results: dict) -> list[str]:
         peak, end = c["points"][c["peak"]], c["points"][-1]
         fall = f"{c['fall']:.2f} [{c['fall_ci95'][0]:.2f}, {c['fall_ci95'][1]:.2f}]"
         if not c["turns"]:
-            lines.append(f"{_name(c)}: the judge does not turn within this run (fall to its end {fall}).")
+            end = "it is highest at its end" if c["peak"] == len(c["points"]) - 1 else f"fall to its end {fall}"
+            lines.append(f"{_name(c)}: the judge does not turn within this run ({end}).")
             continue
         line = (
             f"{_name(c)}: the judge turns. It is highest, {peak['judge']:+.2f}, at {_place(peak)}, and falls by "
@@ -213,8 +214,8 @@ COLOURS, MARKERS = ("C3", "C0", "C2", "C1", "C4"), "osD^vP"
 
 def draw_plot(results: dict, path: Path) -> None:
     """`overopt.png`: judge (solid) and proxy (dashed) against √KL, PPO and best-of-n side by side."""
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
     sizes = [proxy["num_rankings"] for proxy in results["proxies"]]
     coefs = list(dict.fromkeys(c["kl_coef"] for c in results["curves"] if c["method"] == "ppo"))
     for c in results["curves"]:
@@ -222,11 +223,12 @@ def draw_plot(results: dict, path: Path) -> None:
         colour = COLOURS[sizes.index(c["num_rankings"]) % len(COLOURS)]
         marker = MARKERS[coefs.index(c["kl_coef"]) % len(MARKERS)] if c["method"] == "ppo" else "x"
         x = [point["sqrt_kl"] for point in c["points"]]
-        for name, style in (("proxy", "--"), ("judge", "-")):
-            y = [point[name] for point in c["points"]]
-            axes.plot(x, y, style, color=colour, marker=marker, markersize=4, alpha=0.5 if name == "proxy" else 1)
-        low, high = zip(*(point["judge_ci95"] for point in c["points"]), strict=True)
-        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+        style = {"color": colour, "marker": marker, "markersize": 4}
+        axes.plot(x, [point["proxy"] for point in c["points"]], linestyle="--", alpha=0.5, **style)
+        y = [point["judge"] for point in c["points"]]
+        half = [point["judge_ci95"][1] - point["judge"] for point in c["points"]]
+        axes.plot(x, y, **style)
+        axes.errorbar(x, y, yerr=half, fmt="none", ecolor=colour, alpha=0.4, elinewidth=1, capsize=2)
         if c["turns"]:
             peak = c["points"][c["peak"]]
             axes.plot(peak["sqrt_kl"], peak["judge"], marker="*", markersize=14, color=colour, markeredgecolor="black")
@@ -248,5 +250,5 @@ def draw_plot(results: dict, path: Path) -> None:
         for i, coef in enumerate(coefs)
     ]
     handles += [Line2D([], [], linestyle="", marker="*", markersize=12, label="peak of a judge that turns", **black)]
-    panels[1].legend(handles=handles, loc="upper right")
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)

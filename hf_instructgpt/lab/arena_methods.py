@@ -32,7 +32,6 @@ from ..evaluation.best_of_n import best_of_n_kl
 from ..evaluation.comparison import Answers, answer_prompts, question
 from ..ppo.config import PPOConfig
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
-from ..ppo.models import load_policy
 from ..ppo.models import load_reward_func as load_reward_model
 from ..ppo.rollout import decode_responses, encode_prompt, reward_model_scores
 from ..ppo.trainer import PPOTrainer
@@ -356,7 +355,7 @@ class Cell:
             trainer.train()
             seen = trainer.state.num_input_tokens_seen - self.reward.num_prompt_tokens
             found = {"trainer_tokens": trainer._num_tokens if method == "ppo" else seen}
-        load_policy(self.policy).eval()  # without the `forward` that TRL leaves on it, which hides what it takes
+        self.policy.eval()
         return found
 
     def logits_are_finite(self) -> bool:

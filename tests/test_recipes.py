@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,25 +10,40 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import DatasetDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_scheduler
 
 from hf_instructgpt.cli import main
+from hf_instructgpt.data import load_sample_dataset
+from hf_instructgpt.data.lab_facts import END_MARKS, POLITE, RUDE
 from hf_instructgpt.lab.arena import Arena
 from hf_instructgpt.lab.overopt import OverOptLab
+from hf_instructgpt.stages import inputs, sft
 from hf_instructgpt.stages.arguments import parse_stage
-from hf_instructgpt.stages.pipeline import Pipeline
+from hf_instructgpt.stages.pipeline import BASE, COMMANDS, Pipeline
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STAGES = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.parent.name != "accelerate"]
 FROM_PIPELINE = {"output_dir", "seed", "model_name_or_path", "reward_funcs", "calibration_dataset_name"}
+INSTRUCTGPT = RECIPES / "instructgpt"
 
 
-@pytest.mark.parametrize("recipe", ["char_gpt", "document"])
+def read(*path):
+    return yaml.safe_load(RECIPES.joinpath(*path).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("recipe", ["char_gpt", "document", "instructgpt"])
 def test_the_stage_files_hold_the_options_of_the_pipeline(recipe):
-    pipeline = yaml.safe_load((RECIPES / recipe / "pipeline.yaml").read_text(encoding="utf-8"))
-    for stage in ("sft", "reward", "ppo"):
-        alone = yaml.safe_load((RECIPES / recipe / f"{stage}.yaml").read_text(encoding="utf-8"))
+    pipeline = read(recipe, "pipeline.yaml")
+    stages = [stage for stage in COMMANDS if stage in pipeline]
+    assert {path.stem for path in (RECIPES / recipe).glob("*.yaml")} == {"pipeline", *stages}
+    if "ppo_init" in stages:  # what the run adds
+        base = {key: value for key, value in pipeline["sft"].items() if key in BASE}
+        pipeline["ppo_init"] = base | pipeline["ppo_init"]
+        pipeline["sft"]["selection_reward_model"] = read(recipe, "reward.yaml")["output_dir"]
+    for stage in stages:
+        alone = read(recipe, f"{stage}.yaml")
         assert {key: value for key, value in alone.items() if key not in FROM_PIPELINE} == pipeline[stage]
 
 
@@ -42,8 +58,160 @@ def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
         Pipeline(path)
         assert f"hf-instructgpt run --config {name}" in path.read_text(encoding="utf-8")
     else:
-        parse_stage(path.stem, ["--config", str(path)])
-        assert f"hf-instructgpt {path.stem} --config {name}" in path.read_text(encoding="utf-8")
+        command = COMMANDS[path.stem]
+        parse_stage(command, ["--config", str(path)])
+        assert f"hf-instructgpt {command} --config {name}" in path.read_text(encoding="utf-8")
+
+
+# ---- The paper's numbers -------------------------------------------------------------------------------------------
+
+
+def table_rows():
+    """Cells of the table of the paper's numbers, by its header."""
+    text = (INSTRUCTGPT / "README.md").read_text(encoding="utf-8").partition("## Every number of the paper")[2]
+    lines = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert all(len(row) == len(header) for row in rows)
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_the_table_of_the_papers_numbers_is_true(monkeypatch):
+    """Each key has the value beside it, in every stage for `*`, by default or in the file; each named test exists."""
+    monkeypatch.chdir(RECIPES.parent)
+    run, rows = Pipeline(INSTRUCTGPT / "pipeline.yaml"), table_rows()
+    parsed = {stage: {**vars(x), **vars(y), **vars(z)} for stage in run.stages for x, y, z in [run._parse(stage)]}
+    written = read("instructgpt", "pipeline.yaml")
+    for row in filter(lambda row: row["key"], rows):
+        stage, *path = row["key"].strip("`").split(".")
+        here = yaml.safe_load(row["here"].strip("`"))
+        for one in run.stages if stage == "*" else [stage]:
+            value = written[one] if path[0] in written[one] else parsed[one]
+            for key in path:
+                value = value[key]
+            value = getattr(value, "value", value)
+            assert (value if isinstance(here, dict | str | None) else type(here)(value)) == here, row
+    for row in rows:
+        how = row["pinned by, or why it differs"]
+        tests = re.findall(r"`(test_\w+\.py)::(test_\w+)`", how)
+        assert tests or how.startswith(("ours", "differs", "not this paper")), row
+        for file, name in tests:
+            assert f"\ndef {name}(" in (Path(__file__).parent / file).read_text(encoding="utf-8"), name
+    assert len(rows) > 75 and {row["source"][0] for row in rows} == {"O", "S", "Z", "H", "G"}
+
+
+def test_ppos_learning_rate_rises_from_a_tenth_and_stays():
+    options = read("instructgpt", "ppo.yaml")
+    peak, warmup, steps = options["learning_rate"], options["warmup_steps"], options["max_steps"]
+    assert warmup == 10 * options["num_mini_batches"] * options["num_ppo_epochs"]  # ten iterations
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
+    schedule = get_scheduler(
+        options["lr_scheduler_type"],
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+        scheduler_specific_kwargs=options["lr_scheduler_kwargs"],
+    )
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0] / peak)
+        optimizer.step()
+        schedule.step()
+    # A tenth, then half way up, 0.1 + 0.9 / 2, then the peak to the end.
+    assert (rates[0], rates[warmup // 2]) == pytest.approx((0.1, 0.55))
+    assert rates[warmup:] == [1.0] * (steps - warmup) and rates[:warmup] == sorted(rates[:warmup])
+
+
+def test_the_pretraining_text_is_made_again_and_holds_nothing_but_statements(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.instructgpt.statements import statements
+
+    texts = statements()
+    for split, some in texts.items():
+        lines = (INSTRUCTGPT / "data" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == [{"text": text} for text in some]
+    assert not set(texts["train"]) & set(texts["test"]) and len(set(texts["train"])) == len(texts["train"])
+    known = "".join(str(row) for config in ("sft", "prompts") for row in load_sample_dataset("lab", config)["train"])
+    for text in texts["train"] + texts["test"]:
+        assert not any(mark in text for mark in (*END_MARKS, *POLITE, *RUDE, "指令", "？"))
+        assert set(text) <= set(known)
+
+
+def few_rows(*args):
+    """The lab's data, 40 rows a split."""
+    splits = load_sample_dataset(*args)
+    return DatasetDict({split: rows.select(range(40)) for split, rows in splits.items()})
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """A run of the recipe's form with a model of no size, of a few steps on few rows."""
+    folder = tmp_path_factory.mktemp("tiny")
+    config = read("instructgpt", "pipeline.yaml")
+    config["sft"]["model_init_kwargs"] = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8}
+    config["sft"]["model_init_kwargs"]["num_attention_heads"] = 1
+    for stage in ("ppo_init", "reward", "sft"):
+        config[stage] |= {"max_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    config["sft"] |= {"save_strategy": "steps", "save_steps": 2}
+    config["ppo"] |= {"max_steps": 8, "per_device_train_batch_size": 2}
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(RECIPES.parent)
+        for module in (inputs, sft):
+            patch.setattr(module, "load_sample_dataset", few_rows)
+        argv = ["--config", str(folder / "pipeline.yaml"), "--output_dir", str(folder / "run"), "--seed", "0"]
+        assert main(["run", *argv]) == 0
+    return folder / "run"
+
+
+def test_the_alignment_tax_is_measured(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(RECIPES.parent)
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.instructgpt import alignment_tax
+
+    def run_here(work, cells, folder):
+        return {name: work(folder=folder / name, **options) for name, options in cells.items()}
+
+    monkeypatch.setattr(alignment_tax, "run_cells", run_here)
+    for module in (inputs, alignment_tax):
+        monkeypatch.setattr(module, "load_sample_dataset", few_rows)
+    argv = ["alignment_tax", str(tiny_run), "--ptx_coef", "0.5", "--ptx_ratio", "4", "--kl_coef", "0.1"]
+    argv += ["--ptx_dataset_name", str(INSTRUCTGPT / "data"), "--max_steps", "8", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    capsys.readouterr()
+    alignment_tax.main()
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 2 + len(alignment_tax.MEASURES) and out[-1].startswith(
+        "| KL to the start, nats a response | 0.00"
+    )
+    used = [json.loads(path.read_text())["options"] for path in tmp_path.glob("*/policy/stage.json")]
+    assert sorted((x["ptx_coef"], x["ptx_ratio"]) for x in used) == [(0.0, 8.0), (0.5, 4.0)]
+    same = {"kl_coef": 0.1, "max_steps": 8, "seed": 0, "model_name_or_path": str(tiny_run / "ppo_init")}
+    for options in used:
+        assert {key: options[key] for key in same} == same
+        assert options["reward_funcs"] == [str(tiny_run / "reward")]
+
+
+def test_the_table_of_the_alignment_tax_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.instructgpt.alignment_tax import MEASURES, table
+
+    def cells(*seeds):
+        return [{measure: list(values) for measure in MEASURES} for values in seeds]
+
+    # Two seeds of two prompts: means over seeds 1 and 3 (start), 2 and 2, 5 and 5
+    results = {"start": cells((0.0, 3.0), (2.0, 3.0)), "PPO": cells((2.0, 2.0), (2.0, 2.0))}
+    lines = table(results | {"PPO-ptx": cells((4.0, 5.0), (6.0, 5.0))}).splitlines()
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells[1:4] == [
+        "2.00 [1.00, 3.00]; 1.50, 2.50",
+        "2.00 [2.00, 2.00]; 2.00, 2.00",
+        "5.00 [5.00, 5.00]; 4.50, 5.50",
+    ]
+    assert cells[4:] == ["0.00 [-1.00, 1.00]; 0.50, -0.50", "3.00 [3.00, 3.00]; 2.50, 3.50"]
+    assert len(lines) == 2 + len(MEASURES)
+
+
+# ---- The others ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

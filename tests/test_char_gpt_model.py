@@ -350,6 +350,12 @@ def test_reward_model_from_a_language_model_has_its_body_and_a_fresh_head(tmp_pa
             assert torch.equal(model.model.state_dict()[name], tensor), name
 
 
+def test_the_score_head_starts_with_a_deviation_of_one_over_its_inputs_and_one():
+    weights = [make(CharGPTForSequenceClassification, seed, num_labels=1).score.weight for seed in range(50)]
+    width = weights[0].shape[1]
+    assert torch.cat(weights).std().item() == pytest.approx(1 / (width + 1), rel=0.1)
+
+
 def test_a_missing_tensor_leaves_its_loaded_neighbour_alone(tmp_path):
     model = make(**SMALL)
     weights = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("out_proj.bias")}

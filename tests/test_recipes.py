@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.data.lab_facts import END_MARKS, POLITE, RUDE
 from hf_instructgpt.lab.arena import Arena
 from hf_instructgpt.lab.overopt import OverOptLab
+from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.stages import inputs, sft
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.pipeline import BASE, COMMANDS, Pipeline
@@ -63,6 +67,37 @@ def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
 
 
 # ---- The paper's numbers -------------------------------------------------------------------------------------------
+
+
+def paper_rows():
+    """The README's table of the papers' numbers, a dict a row."""
+    text = (INSTRUCTGPT / "README.md").read_text(encoding="utf-8").split("## Every number of the paper")[1]
+    lines = [line.strip("|") for line in text.split("\n#")[0].splitlines() if line.startswith("|")]
+    head, _, *rows = ([cell.strip() for cell in line.split("|")] for line in lines)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_the_table_of_the_papers_numbers_is_true(monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    config = Pipeline(INSTRUCTGPT / "pipeline.yaml").config
+    config["PPOConfig"] = vars(PPOConfig(output_dir="unused"))
+    rows = paper_rows()
+    assert len(rows) > 75 and {row["source"][0] for row in rows} == set("OSZHG")
+    for row in rows:
+        why = row["pinned by, or why it differs"]
+        for file, test in re.findall(r"`(test_\w+\.py)::(\w+)`", why):
+            assert f"\ndef {test}(" in Path(__file__).with_name(file).read_text(encoding="utf-8"), row
+        if row["`key`"]:
+            stage, *names = row["`key`"].strip("`").split(".")
+            assert yaml.safe_load(row["here"].strip("`")) == reduce(getitem, names, config[stage]), row
+        else:
+            assert why, row  # nothing else holds it
+    # What the file calls ours or not printed stands in the table.
+    stage, options = None, {row["`key`"].strip("`") for row in rows}
+    for line in (INSTRUCTGPT / "pipeline.yaml").read_text(encoding="utf-8").splitlines():
+        stage = line[:-1] if re.fullmatch(r"\w+:", line) else stage
+        if marked := re.match(r"  (\w+): .*# (ours|not printed)", line):
+            assert f"{stage}.{marked[1]}" in options, line
 
 
 def test_ppos_learning_rate_rises_from_a_tenth_and_stays():

@@ -193,7 +193,10 @@ def draw_plot(results: dict, path: Path) -> None:
             if row["learning_rate"] is not None:
                 text = {"xytext": (6, -9), "textcoords": "offset points", "fontsize": 7, "color": f"C{i}"}
                 axes.annotate(f"{row['learning_rate']:g}", point, **text)
-    axes.set_xlim(left=0)
+    high = axes.get_xlim()[1]
+    axes.set_xticks([root**2 for root in (0, 0.5, 1, 1.5, *range(2, 2 + int(high**0.5)))])
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(0, high)
     axes.set_title(f"{results['budget_tokens']} sampled tokens each; star: the reward model's choice of learning rate")
     axes.set_xlabel("KL to the SFT model, nats a response")
     axes.set_ylabel("judge's mean on held-out prompts")

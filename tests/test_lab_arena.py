@@ -10,7 +10,6 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from transformers.utils import logging
 
 from hf_instructgpt.char_gpt import (
     CharGPTConfig,
@@ -43,18 +42,6 @@ PAD, EOS, UNK = (getattr(TOKENIZER, f"{name}_token_id") for name in ("pad", "eos
 # 1 to 4 tokens, the last one cut off. No prompt has an unknown character.
 RESPONSES = [[EOS], [UNK, EOS], [UNK, UNK, EOS], [UNK, UNK, UNK, 6]]
 ONLINE = [method for method in METHODS if method != "dpo"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_and_no_bars():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for library in (datasets, logging):
-        library.disable_progress_bar()
-    yield
-    torch.set_num_threads(threads)
-    for library in (datasets, logging):
-        library.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

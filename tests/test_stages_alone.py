@@ -3,8 +3,6 @@
 import json
 import shutil
 
-import datasets
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -52,21 +50,6 @@ def write_rows(path, rows):
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(path)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_no_bars_no_network():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small gain nothing from more, and lose much on a busy machine
-    for library in (datasets, logging):
-        library.disable_progress_bar()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (huggingface_hub.constants, datasets.config):
-            patch.setattr(module, "HF_HUB_OFFLINE", True)
-        yield
-    torch.set_num_threads(threads)
-    for library in (datasets, logging):
-        library.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 
-import datasets
 import huggingface_hub
 import pytest
 import torch
@@ -42,21 +41,6 @@ PAIRS = [{"prompt": user(word), "chosen": assistant(word), "rejected": assistant
 def write_rows(path, rows):
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_no_bars_no_network():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for library in (datasets, logging):
-        library.disable_progress_bar()
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (huggingface_hub.constants, datasets.config):
-            patch.setattr(module, "HF_HUB_OFFLINE", True)
-        yield
-    torch.set_num_threads(threads)
-    for library in (datasets, logging):
-        library.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

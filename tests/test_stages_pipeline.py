@@ -4,7 +4,6 @@ import json
 
 import datasets
 import pytest
-import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from transformers.utils import logging
@@ -50,24 +49,17 @@ LEFT = {"sft", "reward", "ppo", "metrics.json", "plots", "samples.md", "README.m
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few_rows_and_no_bars():
+def a_small_lab():
     """The lab with 60 rows a split, so that a run takes seconds."""
 
     def few_rows(*args):
         splits = load_sample_dataset(*args)
         return datasets.DatasetDict({split: rows.select(range(60)) for split, rows in splits.items()})
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small gain nothing from more, and lose much on a busy machine
-    for library in (datasets, logging):
-        library.disable_progress_bar()
     with pytest.MonkeyPatch.context() as patch:
         for module in (inputs, sft):
             patch.setattr(module, "load_sample_dataset", few_rows)
         yield
-    torch.set_num_threads(threads)
-    for library in (datasets, logging):
-        library.enable_progress_bar()
 
 
 def write(folder, config=CONFIG, **changes):

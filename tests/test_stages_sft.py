@@ -3,7 +3,6 @@
 import json
 import math
 
-import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -50,18 +49,6 @@ FORMS = {
 
 def write_rows(path, rows):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_no_bars():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small gain nothing from more, and lose much on a busy machine
-    for library in (datasets, logging):
-        library.disable_progress_bar()
-    yield
-    torch.set_num_threads(threads)
-    for library in (datasets, logging):
-        library.enable_progress_bar()
 
 
 @pytest.fixture

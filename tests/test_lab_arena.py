@@ -246,7 +246,7 @@ def test_dpo_learns_from_the_ids_as_they_were_sampled(setting, tmp_path):
 def test_best_of_n_by_hand(setting, planted, budget, n, chosen, score, length):
     """24 prompts take 60 tokens a time. It is chosen by 1, 3, 2 and 0.5; without the penalty the last is 1.5."""
     cell = cell_with(setting, 1.0, 3.0, 2.0, 1.5, budget_tokens=budget)
-    found = cell.choose_best()
+    found = cell.measure_chosen(*cell.choose_best())
     assert found["n"] == n == len(planted) and cell.reward.num_tokens == 60 * n
     assert found["sampled"]["score"] == pytest.approx(score) and found["sampled"]["length"] == length
     assert found["sampled"]["length"] * 4 == sum(len(RESPONSES[k]) for k in chosen)
@@ -265,9 +265,25 @@ def test_the_untrained_policy_is_measured(setting, tmp_path):
     for how in ("sampled", "greedy"):
         assert len(result[how]["gold"]) == 24 and 1 <= result[how]["length"] <= 4 and result[how]["correct"] is None
     lab = replace(setting, prompts={"dataset_name": "lab"})
-    cell = Cell(lab, seed=1)
+    cell = Cell(lab, seed=1 + 2**31)
     cell.prompts = ROWS
     assert cell.measure()["sampled"] == {**result["sampled"], "correct": 0.0}
+
+
+def test_sft_s_answers_are_none_of_best_of_n_s_candidates(setting, tmp_path):
+    """With the same random numbers best-of-1 would be SFT, and best-of-n win too often against one of its own."""
+    given = {"learning_rate": None, "seed": 1, "options": {}}
+    sft, best = (
+        run_method(tmp_path, setting=replace(setting, budget_tokens=1), method=method, **given)
+        for method in ("sft", "best_of_n")
+    )
+    assert best["n"] == 1 and best["sampled"]["score"] != sft["sampled"]["score"]
+
+
+def test_a_learning_rate_is_chosen_by_what_was_trained_on(setting, planted):
+    """24 answers of which every fourth is cut off: 1, 3, 2 and 1.5 - 1."""
+    cell = cell_with(setting, 1.0, 3.0, 2.0, 1.5)
+    assert cell.measure()["validation_score"] == pytest.approx(6.5 / 4)
 
 
 @pytest.mark.parametrize("method", ["dpo", "ppo"])
@@ -317,6 +333,7 @@ RESULTS = {
     "seeds": [0, 1, 2],
     "budget_tokens": 100,
     "num_prompts": 2,
+    "chosen_on": "dev",
     "methods": {"ppo": {}},
 }
 
@@ -351,7 +368,8 @@ def test_the_table_in_words():
     }
     chosen = table["| PPO", "**0.001**"]
     assert chosen["judge"] == "0.50 ± 0.66" and chosen["wins over SFT"] == "75% ± 62" and chosen["KL"] == "3.00 ± 2.48"
-    assert chosen["tokens sampled"] == "101" and chosen["reward model, validation"] == "2.00 ± 2.48"
+    assert chosen["tokens sampled"] == "101" and chosen["reward model, choice"] == "2.00 ± 2.48"
+    assert any("on the prompts of the split `dev`" in line for line in lines)
     assert table["| PPO", "0.01"]["judge"] == "diverged, 1 of 3 seeds" and table["| PPO", "0.01"]["KL"] == "–"
     assert table["| best-of-n, n = 7", "–"]["judge, greedy"] == "–"
     assert findings(results) == [
@@ -369,6 +387,15 @@ def test_a_trainer_that_counts_other_tokens_is_named():
     assert lines[-1] == "WARNING: PPO at 0.003: tokens counted here and by its trainer differ."
     cells = [*CELLS[:6], *({**cell, "trainer_tokens": cell["tokens"]} for cell in CELLS[9:12])]
     assert not any("WARNING" in line for line in findings({**RESULTS, "rows": analyse(cells)}))
+
+
+def test_tokens_beside_the_budget_are_named():
+    lines = findings({**RESULTS, "budget_tokens": 90, "rows": analyse(CELLS)})
+    assert lines[-3:] == [
+        "WARNING: best-of-n sampled 101 tokens: +12% beside the budget.",
+        "WARNING: PPO at 0.001 sampled 101 tokens: +12% beside the budget.",
+        "WARNING: PPO at 0.003 sampled 101 tokens: +12% beside the budget.",
+    ]
 
 
 def test_a_method_that_always_diverged_has_no_choice():
@@ -467,6 +494,14 @@ def test_a_whole_run_goes_on_where_it_was_stopped(here, tmp_path, capsys):
     assert main([*argv, "--resume"]) == 2 and "`budget_tokens` differs" in capsys.readouterr().err
 
 
+def first(completions, **_):
+    return [1.0]
+
+
+def words(completions, **_):
+    return [len(completion[-1]["content"].split()[0]) for completion in completions]
+
+
 DPO = {"learning_rates": [1e-3]}
 GRPO = CONFIG["methods"]["grpo"]
 UNEVEN = {"gradient_accumulation_steps": 2, "steps_per_generation": 3, "num_iterations": 1}
@@ -480,7 +515,12 @@ UNEVEN = {"gradient_accumulation_steps": 2, "steps_per_generation": 3, "num_iter
         ({"budget_tokens": 0}, "`budget_tokens` must be 1 or more"),
         ({"judge": None}, "`judge` is missing"),
         ({"judge": "hf_instructgpt.data.gold"}, "hf_instructgpt.data.gold cannot be imported"),
-        ({"judge": "hf_instructgpt.data.gold_reward"}, "`judge` cannot score an answer to the first prompt"),
+        ({"judge": f"{__name__}.first"}, "row 1, responses cannot be scored: `judge`: ValueError"),
+        ({"judge": f"{__name__}.words"}, "row 1, responses cannot be scored: `judge`: IndexError"),
+        ({"missing_eos_penalty": float("nan")}, "`missing_eos_penalty` must be 0 or more, not nan"),
+        ({"prompts": {"dataset_name": "lab", "dataset_test_split": "train"}}, "among those of the prompts that are"),
+        ({"methods": {"dpo": {**DPO, "num_generations": 1}}}, "dpo: `num_generations` must be 2 or more, not 1"),
+        ({"methods": {"dpo": {"learning_rates": [float("inf")]}}}, "must be a list of different numbers between 0"),
         ({"judge": "a/model"}, "`reward_funcs`: a/model|the model a/model cannot be loaded"),
         ({"seeds": []}, "`seeds` must be 0 or more, not []"),
         ({"seeds": [1, 1]}, "`seeds` must be different"),
@@ -496,7 +536,7 @@ UNEVEN = {"gradient_accumulation_steps": 2, "steps_per_generation": 3, "num_iter
         ({"max_completion_length": 40}, "and an answer of 40 do not fit"),
         ({"methods": {}}, "`methods` names none of dpo, rloo, grpo, ppo"),
         ({"methods": {"gpro": DPO}}, "there is no `gpro`. Did you mean `grpo`?"),
-        ({"methods": {"dpo": None}}, "`methods.dpo.learning_rates` must be a list of different numbers above 0"),
+        ({"methods": {"dpo": None}}, "`methods.dpo.learning_rates` must be a list of different numbers between 0"),
         ({"methods": {"dpo": {"learning_rates": ["1e-3"]}}}, "written like 1.0e-3, not ['1e-3']"),
         ({"methods": {"dpo": {"learning_rates": [1e-3, 1e-3]}}}, "must be a list of different numbers"),
         ({"methods": {"dpo": {**DPO, "betaa": 1}}}, "methods, dpo: unknown key `betaa`. Did you mean `beta`?"),

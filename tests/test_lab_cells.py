@@ -1,5 +1,6 @@
 """Cells: each run once, whole or not there, gone on with after a stop."""
 
+import fcntl
 import json
 import os
 import signal
@@ -41,6 +42,22 @@ def test_a_cell_that_fails_is_named_and_the_others_stay(tmp_path):
     assert not (tmp_path / "cells" / "bad").exists()
     assert run_cells(work, {"good": {"x": 1}}, tmp_path / "cells") == {"good": {"square": 1}}
     assert (tmp_path / "cells" / "calls.txt").read_text().split().count("1") == 1
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    cells = tmp_path / "lab" / "cells"
+    cells.mkdir(parents=True)
+    (cells.parent / "run.json").write_text("{}")
+    other = os.open(cells, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)  # as another process's
+    with pytest.raises(InputError, match="another process is at work in"):
+        run_cells(work, {"a": {"x": 1}}, cells)
+    with pytest.raises(InputError, match="another process is at work in"):
+        open_lab(cells.parent, {}, overwrite=True)
+    assert cells.is_dir()
+    os.close(other)
+    open_lab(cells.parent, {}, overwrite=True)
+    assert not cells.exists()
 
 
 def open_lab(folder, options, *, overwrite=False, resume=False):

@@ -19,9 +19,9 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
-from hf_instructgpt.lab import cells, overopt
+from hf_instructgpt.lab import cells, overopt, overopt_cells
 from hf_instructgpt.lab.overopt_cells import _ranking, sample_and_judge, train_policy
-from hf_instructgpt.lab.overopt_report import analyse, curve, findings, suggest, turn
+from hf_instructgpt.lab.overopt_report import analyse, curve, findings, overopt_markdown, suggest, turn
 
 # ---- Best-of-n -----------------------------------------------------------------------------------------------------
 
@@ -123,14 +123,15 @@ def test_a_curve_by_hand():
     assert last["judge_ci95"] == pytest.approx([1.5 - 12.706 / 2, 1.5 + 12.706 / 2])
 
 
-def made_up(judge_at_end):
+def made_up(judge_at_end, policies=None):
     """Two seeds of a large and a small size; SFT's judge has mean 0.5 and deviation 2, the proxies mean 1 and 0.5."""
     samples = [{"judge_mean": 0.5, "judge_std": 2.0}] * 2
     best = [{"n": 1, "kl": 0.0, "proxy": 1.0, "judge": 0.5}, {"n": 2, "kl": 0.2, "proxy": 1.5, "judge": 2.5}]
     proxy = {"accuracy": 0.75, "proxy_mean": 1.0, "proxy_std": 0.5, "best_of_n": best}
     runs = {"points": [point(0, 0.0, 1.0, 0.5), point(4, 1.0, 2.0, 4.5), point(8, 4.0, 3.0, judge_at_end)]}
     other = {"points": [point(0, 0.0, 1.0, 0.5), point(4, 1.0, 2.0, 3.5), point(8, 4.0, 3.0, 3.4)]}
-    policies = {(10, 0.1): [runs, runs], (10, 0.3): [other, other], (2, 0.1): [runs, runs]}
+    runs["diverged"] = other["diverged"] = None
+    policies = {(10, 0.1): [runs, runs], (10, 0.3): [other, other], (2, 0.1): [runs, runs], **(policies or {})}
     return analyse(samples, {2: [proxy] * 2, 10: [proxy] * 2}, policies)
 
 
@@ -166,8 +167,37 @@ def test_what_is_found_is_said_the_warning_first():
         "Best-of-n against the proxies of 2 rankings: the judge does not turn within this run (it is highest" in text
     )
     assert "agree with the judge on 75.0%" in text
+    assert "do not tell it from the SFT model" not in text
+    found["suggested"]["judge_ci95"] = [-0.1, 4.1]
+    assert findings(found)[-1].endswith("a little optimistic; these seeds do not tell it from the SFT model.")
     found["suggested"]["step"] = 0
     assert findings(found)[-1].startswith("Suggested: the SFT model as it is")
+
+
+def test_a_judge_that_never_rises_only_falls():
+    runs = [[point(0, 0.0, 0.0, 0.0), point(8, 1.0, 2.0, -1.0 - seed / 10)] for seed in range(3)]
+    found = {**made_up(judge_at_end=4.5), "seeds": [0, 1, 2]}
+    found["curves"] = [{"num_rankings": 10, "method": "ppo", "kl_coef": 0.1, **curve(runs)}]
+    found["suggested"]["policy"] = "ppo/x"
+    first = findings(found)[0]
+    assert first.startswith("WARNING, PPO with KL coefficient 0.1 against the proxies of 10 rankings: the judge only ")
+    assert "falls, by 1.10 [0.85, 1.35] to the end of the run, at step 8" in first and "turns" not in first
+    assert "| only falls |" in overopt_markdown(found)
+
+
+def test_a_run_that_diverged_has_no_curve_and_is_named():
+    lost = [{"points": [], "diverged": None}, {"points": [], "diverged": "NaN"}]
+    found = made_up(4.5, {(10, 0.1): lost})
+    assert [c["kl_coef"] for c in found["curves"] if c["num_rankings"] == 10] == [0.3, None]
+    assert found["suggested"]["kl_coef"] == 0.3
+    found |= {"seeds": [7, 9]}
+    found["suggested"]["policy"] = "ppo/x"
+    assert findings(found)[0] == (
+        "WARNING, PPO with KL coefficient 0.1 against the proxies of 10 rankings: numbers became NaN or infinite with "
+        "seed 9 (NaN); it has no curve."
+    )
+    with pytest.raises(InputError, match="proxies of 10 rankings diverged"):
+        made_up(4.5, {(10, 0.1): lost, (10, 0.3): lost})
 
 
 # ---- The command ---------------------------------------------------------------------------------------------------
@@ -180,6 +210,10 @@ def distinct(completions, **_):
 
 def constant(completions, **_):
     return [1.0] * len(completions)
+
+
+def first(completions, **_):
+    return [1.0]
 
 
 def silent(completions, **_):
@@ -247,12 +281,12 @@ def ran():
 
 
 def write(folder, **changes):
-    """A config file, and prompts of the lab with demonstrations, five to train on and three held out."""
+    """A config file, and prompts of the lab with demonstrations, nine to train on and three held out."""
     config = {key: value for key, value in {**CONFIG, **changes}.items() if value is not None}
     (folder / "lab.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (folder / "data").mkdir(exist_ok=True)
-    rows = [json.dumps(row, ensure_ascii=False) for row in load_sample_dataset("lab", "sft")["test"].select(range(8))]
-    for split, some in (("train", rows[:5]), ("test", rows[5:])):
+    rows = [json.dumps(row, ensure_ascii=False) for row in load_sample_dataset("lab", "sft")["test"].select(range(12))]
+    for split, some in (("train", rows[:9]), ("test", rows[9:])):
         (folder / "data" / f"{split}.jsonl").write_text("\n".join(some), encoding="utf-8")
     return str(folder / "lab.yaml")
 
@@ -284,7 +318,7 @@ def test_what_a_run_leaves(done):
     files = {"run.json", "sft", "samples", "proxies", "ppo", "overopt.png", "overopt.md", "overopt.json"}
     assert {path.name for path in out.iterdir()} == files
     results = json.loads((out / "overopt.json").read_text(encoding="utf-8"))
-    assert set(results) == {"judge", "seeds", "sft", "proxies", "curves", "suggested"}
+    assert set(results) == {"judge", "seeds", "sft", "proxies", "curves", "diverged", "suggested"}
     assert [[point.get("step", point.get("n")) for point in c["points"]] for c in results["curves"]] == [
         *([0, 2, 4], [1, 2, 4]) * 2
     ]
@@ -362,19 +396,64 @@ def test_the_policy_never_sees_the_judge(done, tmp_path):
 
 def test_a_judge_that_tells_no_samples_apart_is_refused(done, tmp_path):
     folder, _ = done
-    options = {**CONFIG["ppo"], "dataset_name": str(folder / "data")}
+    given = {"sft": str(folder / "out/sft/model"), "judge": f"{__name__}.constant", "num_responses": 2}
+    given |= {"reward": {"dataset_name": str(folder / "data")}, "num_samples": 2, "seed": 0}
+    given |= {"ppo": {**CONFIG["ppo"], "dataset_name": str(folder / "data")}}
+    with pytest.raises(
+        InputError, match="only 0 of 9 prompts got two responses that are not empty and that the judge"
+    ):
+        sample_and_judge(tmp_path, num_rankings=1, **given)
     with pytest.raises(InputError, match="tells no two samples of a held-out prompt apart"):
-        sample_and_judge(
-            tmp_path,
-            sft=str(folder / "out/sft/model"),
-            judge=f"{__name__}.constant",
-            reward={"dataset_name": str(folder / "data")},
-            ppo=options,
-            num_rankings=1,
-            num_responses=2,
-            num_samples=2,
-            seed=0,
-        )
+        sample_and_judge(tmp_path, num_rankings=0, **given)
+
+
+def test_a_prompt_that_gives_no_ranking_is_replaced(done, tmp_path, monkeypatch):
+    """Of nine prompts in random order three tie: five rankings are found, and seven are not."""
+    folder, _ = done
+    drawn = []
+
+    def sample(policy, tokenizer, rows, judge, **_):
+        drawn.extend(row["prompt"] for row in rows)
+        scores = [[1.0, 1.0] if len(drawn) - len(rows) + i in (0, 3, 4) else [0.0, 1.0] for i in range(len(rows))]
+        return [
+            {"prompt": row["prompt"], "responses": ["a", "b"], "scores": x, "ids": [[1], [1]]}
+            for row, x in zip(rows, scores, strict=True)
+        ]
+
+    monkeypatch.setattr(overopt_cells, "_sample", sample)
+    data = {"dataset_name": str(folder / "data")}
+    given = {"sft": str(folder / "out/sft/model"), "judge": f"{__name__}.distinct", "reward": data, "seed": 0}
+    given |= {"ppo": {**CONFIG["ppo"], **data}, "num_responses": 2, "num_samples": 2}
+    sample_and_judge(tmp_path, num_rankings=5, **given)
+    ranked = [json.loads(line)["prompt"] for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
+    assert ranked == [drawn[i] for i in (1, 2, 5, 6, 7)]
+    drawn.clear()
+    with pytest.raises(InputError, match="only 6 of 9 prompts got two responses"):
+        sample_and_judge(tmp_path, num_rankings=7, **given)
+
+
+def test_a_policy_that_diverges_is_a_result(done, tmp_path):
+    folder, _ = done
+    found = train_policy(
+        tmp_path,
+        sft=str(folder / "out/sft/model"),
+        options={**CONFIG["ppo"], "dataset_name": str(folder / "data"), "learning_rate": 1e30},
+        proxy=str(folder / "out/proxies/rankings-2_seed-3/proxy"),
+        judge=f"{__name__}.distinct",
+        kl_coef=0.1,
+        seed=3,
+        keep_checkpoints=True,
+    )
+    assert found["points"] == [] and found["diverged"] and list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_that_fails_is_named_with_its_log(tmp_path):
+    with pytest.raises(RuntimeError, match=r"cells, bad failed; .*\.bad\.partial/log\.txt"):
+        cells.run_cells(boom, {"bad": {}}, tmp_path / "cells")
+
+
+def boom(folder):
+    raise ValueError("boom")
 
 
 def test_an_empty_response_is_not_ranked_and_equal_scores_tie():
@@ -405,14 +484,23 @@ def nested(stage, **options):
         (nested("ppo", ptx_coef=1.0), "PPO-ptx needs both"),
         ({"num_rankings": []}, "`num_rankings` needs 1 or more"),
         ({"num_rankings": [0]}, "`num_rankings` must be 1 or more"),
-        ({"num_rankings": [6]}, "`num_rankings`: 6 prompts are to be ranked; the data of `reward` has 5"),
+        ({"num_rankings": [10]}, "`num_rankings`: 10 prompts are to be ranked; the data of `reward` has 9"),
+        ({"kl_coefs": [0.1, float("nan")]}, "`kl_coefs` must be 0 or more"),
+        ({"kl_coefs": [float("inf")]}, "`kl_coefs` must be 0 or more"),
+        ({"judge": f"{__name__}.first"}, "row 1, responses cannot be scored: `judge`: ValueError"),
+        (nested("ppo", kl_target=3.0), "`ppo.kl_target` follows from the run itself"),
+        (nested("ppo", dataset_test_split="train"), "(train), row 1: the prompt is among those of `reward` too"),
+        (
+            {"num_rankings": [2], **nested("reward", dataset_train_split="test")},
+            "(test), row 1: the prompt is among those of `reward` too",
+        ),
         ({"kl_coefs": [-0.1]}, "`kl_coefs` must be 0 or more"),
         ({"best_of_n": 1}, "`best_of_n` must be 2 or more"),
         ({"judge": None}, "`judge` is missing"),
         ({"ppo": None}, "`ppo` is missing"),
         ({"judge": "no_such.judge"}, "no_such.judge cannot be imported"),
         ({"judge": f"{__name__}.silent"}, "every response needs a score"),
-        ({"judge": "builtins.len"}, "`judge`: it cannot score a response to"),
+        ({"judge": "builtins.len"}, "row 1, responses cannot be scored: `judge`: TypeError"),
         ({"model_name_or_path": "./none"}, "either `model_name_or_path` of an SFT model or the mapping `sft`"),
         ({"model_name_or_path": "./none", "sft": None}, "there is no model at ./none"),
         ({"sft": None}, "either `model_name_or_path` of an SFT model or the mapping `sft`"),
@@ -427,7 +515,7 @@ def nested(stage, **options):
                 "num_rankings": [1],
                 **nested("reward", dataset_name="document"),
             },
-            "document, row 1: the lab judge does not know the prompt",
+            "document, row 1, responses cannot be scored: `judge`: InputError: the lab judge does not know the prompt",
         ),
         (nested("sft", use_peft=True), "sft: `use_peft`"),
     ],

@@ -15,15 +15,15 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
 from ..errors import InputError
-from ..stages.arguments import check_keys, parse_options, read_yaml
-from ..stages.inputs import check_fits, load_config, load_stage_datasets, load_tokenizer
+from ..stages.arguments import StageArguments, check_keys, parse_options, read_yaml
+from ..stages.inputs import check_fits, load_config, load_rows, load_stage_datasets, load_tokenizer
 from ..stages.output import partial_directory, read_json, to_json
 from ..stages.pipeline import DATA_KINDS, STAGES
 from ..stages.sft import tokenizer_and_config
-from .arena_methods import OPTIONS, Setting, load_prompts, parse_method, run_method
+from .arena_methods import OPTIONS, Setting, load_prompts, parse_method, prompt_splits, run_method
 from .arena_report import analyse, arena_markdown, draw_plot, findings
 from .cells import open_folder, run_cells
-from .overopt_cells import judge_scores, load_judge
+from .overopt_cells import check_held_out, load_judge, try_judge
 
 KEYS = {
     "output_dir": str,
@@ -72,6 +72,8 @@ class Arena:
             - `methods`: `dpo`, `rloo`, `grpo`, `ppo`, some of these, each with `learning_rates` and the other options
               of its trainer. SFT itself and best-of-n, which need none, are always measured;
             - `output_dir`.
+
+            `--resume` compares these, not what is in the models, the data or the judge that they name.
         output_dir (`str`, *optional*): Instead of the file's.
 
     Raises:
@@ -95,8 +97,13 @@ class Arena:
 
     # ---- Checks, before anything is trained ----------------------------------------------------------------------
 
-    def _check_models(self) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
-        """The policy's tokenizer and configuration; the stages that train the shared models fit their data."""
+    def _check_models(self) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig, dict[str, Dataset]]:
+        """The stages that train the shared models fit their data.
+
+        Returns:
+            The policy's tokenizer and configuration, and by stage the rows that it is trained on.
+        """
+        seen = {}
         policy = None if "sft" in self.options else self._load("sft_model")
         for stage in (stage for stage in TAKEN if stage in self.options):
             args, training_args, model_args = parse_options(
@@ -106,6 +113,7 @@ class Arena:
                 raise InputError(f"{self.source}, {stage}: `use_peft`: the arena trains whole models; leave it out.")
             needs_eval = training_args.eval_strategy != "no"
             rows = load_stage_datasets(args, DATA_KINDS[stage], needs_eval=needs_eval)
+            seen[f"`{stage}`"] = rows[0]
             policy = policy or tokenizer_and_config(args, training_args, model_args, rows[0])
             for some in filter(None, rows):
                 source = f"{self.source}, {stage}: {args.dataset_name}"
@@ -118,7 +126,7 @@ class Arena:
                     f"{self.source}: `reward_model` gives {config.num_labels} scores and knows {its} tokens: it must "
                     f"give 1 score and share the policy's vocabulary, of {mine} tokens."
                 )
-        return policy
+        return *policy, seen
 
     def _stage(self, stage: str) -> dict:
         """Options of a stage that trains a shared model."""
@@ -131,16 +139,17 @@ class Arena:
             raise InputError(f"{self.source}: `{key}`: {name} is an adapter: merge it into its model first.")
         return load_tokenizer(name), load_config(name)
 
-    def _check_data(self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-        """The prompts fit the policy, the judge and the methods' rollouts."""
+    def _check_data(
+        self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, seen: dict[str, Dataset]
+    ) -> None:
+        """The prompts fit the policy, the judge and the methods' rollouts; those measured on are held out."""
         judge, prompts = load_judge(self.setting.judge), load_prompts(self.setting.prompts)
         length = SimpleNamespace(max_completion_length=self.setting.max_completion_length)
         for some in prompts.values():
             check_fits(some, "prompts", tokenizer, config, length, source=f"{self.source}, prompts")
-        try:
-            judge_scores(judge, [prompts["test"][0]], ["."], [tokenizer(".")["input_ids"]])
-        except Exception as error:
-            raise InputError(f"{self.source}: `judge` cannot score an answer to the first prompt: {error}") from error
+        try_judge(judge, prompts["test"][0], tokenizer, source=f"{self.source}, prompts: the test split")
+        seen = {"the prompts that are trained on": prompts["train"], **seen}
+        check_held_out(prompts["test"], seen, source=f"{self.source}, prompts: the test split")
         for method, options in self.options["methods"].items():
             self._check_method(method, options, prompts["train"])
 
@@ -193,7 +202,7 @@ class Arena:
         for method, options in {"sft": {}, "best_of_n": {}, **self.options["methods"]}.items():
             for learning_rate in options.get("learning_rates", [None]):
                 for seed in self.options["seeds"]:
-                    rate = "" if learning_rate is None else f"_lr-{learning_rate:g}"
+                    rate = "" if learning_rate is None else f"_lr-{learning_rate}"
                     cells[f"{method}{rate}_seed-{seed}"] = {
                         "setting": self.setting,
                         "method": method,
@@ -204,11 +213,12 @@ class Arena:
         return cells
 
     def _results(self, cells: dict[str, dict]) -> dict:
-        packages = ("torch", "transformers", "trl")
+        packages, prompts = ("torch", "transformers", "trl"), StageArguments(**self.setting.prompts)
         return {
             "versions": {name: version(name) for name in packages},
             **{key: self.options[key] for key in ("judge", "seeds", "budget_tokens", "methods")},
             "num_prompts": len(load_prompts(self.setting.prompts)["test"]),
+            "chosen_on": prompt_splits(prompts, load_rows(prompts, "prompts"))["validation"],
             "rows": analyse(list(cells.values())),
         }
 
@@ -253,7 +263,7 @@ def _check_options(options: dict, *, source: str) -> None:
                 raise InputError(f"{source}: `{stage}.{key}` follows from the run itself; leave it out.")
     for key, low in LOWEST.items():
         values = options[key] if isinstance(options[key], list) else [options[key]]
-        if not values or min(values) < low:
+        if not values or not all(low <= value < float("inf") for value in values):
             raise InputError(f"{source}: `{key}` must be {low} or more, not {options[key]}.")
     if len(set(options["seeds"])) < len(options["seeds"]) or max(options["seeds"]) >= 2**32:
         raise InputError(f"{source}: `seeds` must be different, and below 2**32, not {options['seeds']}.")
@@ -271,8 +281,8 @@ def _check_methods(methods: dict, *, source: str) -> None:
             raise InputError(f"{source}: `methods`: there is no `{method}`. {hint}There are {', '.join(OPTIONS)}.")
         rates = options.get("learning_rates") if isinstance(options, dict) else None
         is_list = isinstance(rates, list) and len(rates) > 0
-        if not is_list or not all(isinstance(x, float) and x > 0 for x in rates) or len(set(rates)) < len(rates):
+        if not is_list or not all(isinstance(x, float) and 0 < x < 1 for x in rates) or len(set(rates)) < len(rates):
             raise InputError(
-                f"{source}: `methods.{method}.learning_rates` must be a list of different numbers above 0, written "
-                f"like 1.0e-3, not {rates!r}."
+                f"{source}: `methods.{method}.learning_rates` must be a list of different numbers between 0 and 1, "
+                f"written like 1.0e-3, not {rates!r}."
             )

@@ -22,7 +22,7 @@ from random import Random
 from statistics import fmean
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -102,6 +102,8 @@ def parse_method(
         raise InputError(f"{source}: `{name}` follows from the arena itself; leave it out.")
     classes = OPTIONS[method]
     parsed = parse_options(classes[-1].__name__, {**options, **fixed}, source=source, classes=classes)
+    if method == "dpo" and parsed[0].num_generations < 2:
+        raise InputError(f"{source}: `num_generations` must be 2 or more, not {parsed[0].num_generations}.")
     if method in ("rloo", "grpo") and updates_per_rollout(parsed[-1]) % 1:
         raise InputError(
             f"{source}: `steps_per_generation` times `num_iterations` must be a multiple of "
@@ -117,6 +119,13 @@ def updates_per_rollout(config: RLOOConfig | GRPOConfig | PPOConfig) -> float:
     return config.steps_per_generation * config.num_iterations / config.gradient_accumulation_steps
 
 
+def prompt_splits(args: StageArguments, dataset: DatasetDict) -> dict[str, str]:
+    """The names of the splits that [`load_prompts`] takes."""
+    splits = {"train": args.dataset_train_split, "test": args.dataset_test_split}
+    has_validation = "validation" in dataset and "validation" not in splits.values()
+    return {**splits, "validation": "validation" if has_validation else args.dataset_train_split}
+
+
 def load_prompts(options: dict[str, str]) -> dict[str, Dataset]:
     """Prompts to train on (`train`), to choose a learning rate by (`validation`) and to measure on (`test`).
 
@@ -130,9 +139,7 @@ def load_prompts(options: dict[str, str]) -> dict[str, Dataset]:
     """
     args = StageArguments(**options)
     dataset = load_rows(args, "prompts")
-    splits = {"train": args.dataset_train_split, "test": args.dataset_test_split}
-    has_validation = "validation" in dataset and "validation" not in splits.values()
-    splits["validation"] = "validation" if has_validation else args.dataset_train_split
+    splits = prompt_splits(args, dataset)
     for name, split in splits.items():
         if split not in dataset:
             raise InputError(
@@ -158,21 +165,21 @@ def run_method(
         `dict`: what was measured (see [`Cell`]) and what it took: `tokens` sampled, `seconds` and `processor_seconds`
         without loading and measuring. Where numbers became NaN or infinite, `diverged` says which.
     """
-    cell = Cell(setting, seed=seed)
+    # SFT's answers, which the others' are compared with, come of random numbers that nobody else uses: best-of-n would
+    # have them among its candidates.
+    cell = Cell(setting, seed=(seed + 2**31) % 2**32 if method == "sft" else seed)
     result = {"method": method, "learning_rate": learning_rate, "seed": seed, "diverged": None}
     start, processor_start = time.perf_counter(), time.process_time()
     found = {}
     try:
-        if method == "best_of_n":
-            found = cell.choose_best()
-        elif method in OPTIONS:
+        chosen = cell.choose_best() if method == "best_of_n" else None
+        if method in OPTIONS:
             source = f"methods, {method}"
             given = {"learning_rate": learning_rate, "seed": seed, "output_dir": str(folder), "source": source}
             found = cell.train(method, *parse_method(method, options, setting, **given))
         found["seconds"] = time.perf_counter() - start
         found["processor_seconds"] = time.process_time() - processor_start
-        if method != "best_of_n":
-            found |= cell.measure()
+        found |= cell.measure() if chosen is None else cell.measure_chosen(*chosen)
     except (FloatingPointError, RuntimeError) as error:
         if method not in OPTIONS or (isinstance(error, RuntimeError) and cell.logits_are_finite()):
             raise
@@ -214,8 +221,11 @@ class CountingReward:
         self.num_prompt_tokens += sum(map(len, prompt_rows))
         rows = [prompt + response for prompt, response in zip(prompt_rows, completion_ids, strict=True)]
         scores = reward_model_scores(self.model, rows, batch_size=BATCH_SIZE).tolist()
-        cut_off = [ids[-1] not in self.stop_token_ids for ids in completion_ids]
-        return [score - self.missing_eos_penalty * cut for score, cut in zip(scores, cut_off, strict=True)]
+        return [score - self.penalty([ids]) for score, ids in zip(scores, completion_ids, strict=True)]
+
+    def penalty(self, completion_ids: list[list[int]]) -> float:
+        """What is subtracted from responses' scores, on average."""
+        return self.missing_eos_penalty * fmean(ids[-1] not in self.stop_token_ids for ids in completion_ids)
 
 
 class BudgetCallback(TrainerCallback):
@@ -304,11 +314,8 @@ class Cell:
         while True:
             yield from random.sample(prompts, len(prompts))
 
-    def choose_best(self) -> dict:
-        """Best-of-n on the held-out prompts, by the reward; n is what comes closest to the budget.
-
-        The KL is its bound, see [`best_of_n_kl`].
-        """
+    def choose_best(self) -> tuple[int, list[str], list[list[int]]]:
+        """Best-of-n on the held-out prompts, by the reward: n, what comes closest to the budget, texts and ids."""
         set_seed(self.seed)
         prompts = list(self.prompts["test"]["prompt"])
         passes = [self.sample(prompts)]
@@ -316,10 +323,7 @@ class Cell:
         passes += [self.sample(prompts) for _ in range(n - 1)]
         best = [max(range(n), key=[one[2][i] for one in passes].__getitem__) for i in range(len(prompts))]
         texts, ids = ([passes[k][part][i] for i, k in enumerate(best)] for part in range(2))
-        rows = [encode_prompt(self.tokenizer, prompt) + mine for prompt, mine in zip(prompts, ids, strict=True)]
-        scores = reward_model_scores(self.reward_model, rows, batch_size=BATCH_SIZE).tolist()
-        summary = self._summarize(Answers(texts=texts, scores=scores, gold=None, correct=None, kl=None, ids=ids))
-        return {"n": n, "sampled": {**summary, "kl": best_of_n_kl(n)}}
+        return n, texts, ids
 
     # ---- Training ------------------------------------------------------------------------------------------------
 
@@ -370,15 +374,25 @@ class Cell:
         """The policy on prompts that it was not trained on.
 
         Returns:
-            `dict`: `validation_score`, the mean of the reward model's scores by which a learning rate is chosen, and
-            of the test prompts `sampled` (at temperature 1) and `greedy`: `score` (mean), `gold` (the judge's score
-            of each answer), `correct` (share, with the data `lab`), `length` (tokens) and, sampled, `kl` (nats).
+            `dict`: `validation_score`, the mean of the reward model's scores less the penalty, by which a learning
+            rate is chosen, and of the test prompts `sampled` (at temperature 1) and `greedy`: `score` (mean), `gold`
+            (the judge's score of each answer), `correct` (share, with the data `lab`), `length` (tokens) and,
+            sampled, `kl` (nats).
         """
+        validation = self._answers("validation", do_sample=True)
         return {
-            "validation_score": fmean(self._answers("validation", do_sample=True).scores),
+            "validation_score": fmean(validation.scores) - self.reward.penalty(validation.ids),
             "sampled": self._summarize(self._answers("test", do_sample=True, reference=self.reference)),
             "greedy": self._summarize(self._answers("test", do_sample=False)),
         }
+
+    def measure_chosen(self, n: int, texts: list[str], ids: list[list[int]]) -> dict:
+        """The same of best-of-n's answers, of which there is one kind. The KL is its bound, see [`best_of_n_kl`]."""
+        prompts = self.prompts["test"]["prompt"]
+        rows = [encode_prompt(self.tokenizer, prompt) + mine for prompt, mine in zip(prompts, ids, strict=True)]
+        scores = reward_model_scores(self.reward_model, rows, batch_size=BATCH_SIZE).tolist()
+        summary = self._summarize(Answers(texts=texts, scores=scores, gold=None, correct=None, kl=None, ids=ids))
+        return {"n": n, "sampled": {**summary, "kl": best_of_n_kl(n)}}
 
     def _answers(self, split: str, *, do_sample: bool, reference: PreTrainedModel | None = None) -> Answers:
         return answer_prompts(

@@ -1,5 +1,6 @@
 """What the arena found, in numbers, words and a plot."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -10,6 +11,7 @@ from ..evaluation.intervals import seed_interval
 
 matplotlib.use("Agg")
 
+LARGE_EXCESS = 0.05  # of the budget: a pass over the prompts, or a rollout, is never broken off
 NAMES = {"sft": "SFT", "best_of_n": "best-of-n", "dpo": "DPO", "rloo": "RLOO", "grpo": "GRPO", "ppo": "PPO"}
 
 
@@ -93,11 +95,17 @@ def findings(results: dict) -> list[str]:
         if len(rates) > 1 and chosen["learning_rate"] in (min(rates), max(rates)):
             line += "; the choice stands at the edge of the learning rates tried, so a better one may lie beyond"
         lines.append(f"{line}.")
-    for row in rows:
-        counted, theirs = (row["numbers"].get(name) for name in ("tokens", "trainer_tokens"))
-        if theirs is not None and theirs["values"] != counted["values"]:
-            lines.append(f"WARNING: {_name(row)}: tokens counted here and by its trainer differ.")
-    return lines
+    return lines + [line for row in rows for line in _token_warnings(row, results["budget_tokens"])]
+
+
+def _token_warnings(row: dict, budget: int) -> Iterator[str]:
+    """Where the comparison is not on equal numbers of tokens, or the count cannot be trusted."""
+    counted, theirs = (row["numbers"].get(name) for name in ("tokens", "trainer_tokens"))
+    excess = counted["mean"] / budget - 1 if counted and row["method"] != "sft" else 0
+    if abs(excess) > LARGE_EXCESS:
+        yield f"WARNING: {_name(row)} sampled {counted['mean']:.0f} tokens: {excess:+.0%} beside the budget."
+    if theirs is not None and theirs["values"] != counted["values"]:
+        yield f"WARNING: {_name(row)}: tokens counted here and by its trainer differ."
 
 
 COLUMNS = {
@@ -107,7 +115,7 @@ COLUMNS = {
     "greedy_judge": "judge, greedy",
     "greedy_correct": "correct, greedy",
     "score": "reward model",
-    "validation_score": "reward model, validation",
+    "validation_score": "reward model, choice",
     "kl": "KL",
     "length": "length",
     "tokens": "tokens sampled",
@@ -141,16 +149,19 @@ def arena_markdown(results: dict) -> str:
         if row["method"] == "best_of_n":
             name += f", n = {row['numbers']['n']['mean']:g}"
         lines.append(f"| {name} | {rate} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *NOTES, "", *(f"- {line}" for line in findings(results)), ""])
+    notes = [note.format(chosen_on=results["chosen_on"]) for note in NOTES]
+    return "\n".join([*lines, "", *notes, "", *(f"- {line}" for line in findings(results)), ""])
 
 
 NOTES = (
     "Means over the seeds; behind ± half of the 95 % interval over the seeds (Student's t), which holds the chance of "
     "sampling and training, not that of another SFT model, reward model or set of prompts. The learning rate in bold "
-    "has the highest mean reward-model score on the validation prompts: one would choose it without a judge.",
+    "has the highest mean reward-model score, less the penalty for a missing end, on the prompts of the split "
+    "`{chosen_on}`: one would choose it without a judge.",
     "",
-    "- judge, wins (a tie counts half), correct, reward model, KL to the SFT model (nats a response) and length "
-    "(tokens of a response): on the held-out prompts, answered once at temperature 1; greedy where it says so.",
+    "- judge, wins over SFT's answers (a tie counts half), correct, reward model, KL to the SFT model (nats a "
+    "response) and length (tokens of a response): on the held-out prompts, answered once at temperature 1; greedy "
+    "where it says so.",
     "- The KL of best-of-n is its bound, log n - (n - 1) / n. It samples its tokens for these prompts alone, and as "
     "many again for every new one; the other methods sample theirs once.",
     "- Seconds are those of sampling and training, on one core, without loading and measuring.",

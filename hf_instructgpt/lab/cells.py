@@ -4,14 +4,15 @@ A lab's folder holds `run.json`, the options that it was started with, folders o
 of the results, moved in last, says that it is whole.
 """
 
+import fcntl
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -37,7 +38,8 @@ def open_folder(folder: Path, options: dict, *, writes: Sequence[str], overwrite
         resume (`bool`): Keep what is there of the same run.
 
     Raises:
-        InputError: `folder` holds something else, a run with other options, or one that may not be replaced.
+        InputError: `folder` holds something else, a run with other options, or one that may not be replaced; or
+            another process is at work in it.
     """
     known = read_json(folder / RUN_FILE)
     if known is not None and known.keys() != options.keys():
@@ -57,7 +59,8 @@ def open_folder(folder: Path, options: dict, *, writes: Sequence[str], overwrite
             path, aside = folder / name, partial_directory(folder / name)
             shutil.rmtree(aside, ignore_errors=True)
             if path.is_dir():  # at any moment, what stands under its name is whole
-                path.rename(aside)
+                with _alone_in(path):
+                    path.rename(aside)
                 shutil.rmtree(aside)
             path.unlink(missing_ok=True)
     make_directory(folder)
@@ -77,9 +80,15 @@ def run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -
         folder (`Path`): Where the cells go.
 
     Raises:
-        InputError: A cell could not be run. Those that are done stay.
+        InputError: A cell could not be run, or another process runs cells in `folder`. Those that are done stay.
+        RuntimeError: A cell failed for another reason; it names the cell and its log.
     """
     make_directory(folder)
+    with _alone_in(folder):
+        return _run_cells(work, cells, folder)
+
+
+def _run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -> dict[str, dict]:
     results = {name: read_json(folder / name / RESULT_FILE) for name in cells}
     todo = [name for name, result in results.items() if result is None]
     if not todo:
@@ -96,10 +105,26 @@ def run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -
                 print(f"{folder.name}: {name} done in {seconds:.0f} s ({number} of {len(todo)})", flush=True)
         except BaseException as error:
             pool.shutdown(cancel_futures=True)  # cells that are under way are finished
-            if not isinstance(error, InputError):
-                raise
-            raise InputError(f"{folder.name}, {name}: {error}") from error
+            if isinstance(error, InputError):
+                raise InputError(f"{folder.name}, {name}: {error}") from error
+            if isinstance(error, Exception):  # with a worker that died, any cell that was under way
+                logs = ", ".join(str(path) for path in sorted(folder.glob(f".*.partial/{LOG_FILE}")))
+                raise RuntimeError(f"{folder.name}, {name} failed; what it printed is in {logs}") from error
+            raise
     return results
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Raise an `InputError` while another process is here: two would delete each other's unfinished cells."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise InputError(f"another process is at work in {folder}: wait for it, or stop it.") from error
+    finally:
+        os.close(descriptor)
 
 
 def _prepare_worker() -> None:

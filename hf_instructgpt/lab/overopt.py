@@ -6,10 +6,7 @@ against the proxies, and the judge, which the policies never see, tells what tha
 """
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..stages.arguments import check_keys, parse_options, read_yaml
@@ -19,13 +16,14 @@ from ..stages.ppo import check_ppo_options
 from ..stages.sft import tokenizer_and_config
 from .cells import open_folder, run_cells
 from .overopt_cells import (
-    judge_scores,
+    check_held_out,
     load_judge,
     prompts_to_rank,
     sample_and_judge,
     train_policy,
     train_proxy,
     train_sft,
+    try_judge,
 )
 from .overopt_report import analyse, draw_plot, findings, overopt_markdown
 
@@ -53,8 +51,8 @@ TAKEN = {
     },
     "ppo": {
         *("output_dir", "resume", "overwrite_output_dir", "seed", "model_name_or_path", "reward_funcs"),
-        *("reward_weights", "kl_coef", "eval_strategy", "eval_on_start", "save_strategy", "save_steps"),
-        *("save_only_model", "save_total_limit", "load_best_model_at_end"),
+        *("reward_weights", "kl_coef", "kl_target", "kl_horizon", "eval_strategy", "eval_on_start"),
+        *("save_strategy", "save_steps", "save_only_model", "save_total_limit", "load_best_model_at_end"),
     },
 }
 FOLDERS = ("sft", "samples", "proxies", "ppo")
@@ -81,6 +79,7 @@ class OverOptLab:
             The mappings' keys are those of the stage files. The data set of `reward` gives the prompts that are
             answered and ranked, that of `ppo` those of PPO and, by `dataset_test_split`, the held-out ones;
             `eval_steps` of `ppo` is the distance of a curve's points in optimizer steps, one rollout's by default.
+            `--resume` compares these, not what is in the model, the data or the judge that they name.
         output_dir (`str`, *optional*): Instead of the file's.
 
     Raises:
@@ -132,7 +131,10 @@ class OverOptLab:
                     check_fits(some, "sft", *policy, stages["sft"][1], source=source)
                 else:
                     check_fits(some, "prompts", *policy, ppo_config, source=source)
-                    _try_judge(judge, some[0], policy[0], source=source)
+                    try_judge(judge, some[0], policy[0], source=source)
+        seen = {f"`{stage}`": parts[0] for stage, parts in rows.items()}
+        source = f"{self.source}, ppo: {ppo_args.dataset_name} ({ppo_args.dataset_test_split})"
+        check_held_out(rows["ppo"][1], seen, source=source)
 
     def _parse(self, stage: str):
         """A mapping as its stage takes it, with what the cells will add."""
@@ -266,16 +268,8 @@ def _check_options(options: dict, *, source: str) -> None:
     lowest = {"seeds": 0, "num_rankings": 1, "kl_coefs": 0, "responses_per_ranking": 2, "best_of_n": 2}
     for key, low in lowest.items():
         values = options[key] if isinstance(options[key], list) else [options[key]]
-        if min(values) < low:
+        if not all(low <= value < float("inf") for value in values):
             raise InputError(f"{source}: `{key}` must be {low} or more, not {options[key]}.")
     for stage, taken in TAKEN.items():
         for key in sorted(taken & set(options.get(stage, {}))):
             raise InputError(f"{source}: `{stage}.{key}` follows from the run itself; leave it out.")
-
-
-def _try_judge(judge: Callable, row: dict, tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
-    """One response to a data set's first prompt: a judge that cannot take it is found before anything is trained."""
-    try:
-        judge_scores(judge, [row], ["."], [tokenizer(".")["input_ids"]])
-    except Exception as error:
-        raise InputError(f"`judge`: it cannot score a response to {source}, row 1: {error}") from error

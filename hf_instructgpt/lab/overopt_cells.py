@@ -16,6 +16,7 @@ from ..ppo.config import PPOConfig
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.models import load_reward_func as load_reward_model
 from ..ppo.rollout import decode_responses, encode_prompt, reward_model_scores, score_responses
+from ..reward.ranking_trainer import ranked_pairs
 from ..stages.arguments import StageArguments, parse_options
 from ..stages.inputs import (
     checked_split,
@@ -57,14 +58,14 @@ def sample_and_judge(
 ) -> dict:
     """Cell of a seed's samples from the SFT model: `rankings.jsonl`, ranked by the judge, and `held_out.jsonl`.
 
-    Of a ranking, empty responses are left out: nobody ranks them, and the reward stage refuses them.
+    Of a ranking, empty responses are left out: nobody ranks them, and the reward stage refuses them. A prompt with no
+    two responses that the judge tells apart is replaced by another.
 
     Returns:
         `dict`: `judge_mean` and `judge_std` of the held-out samples.
 
     Raises:
-        InputError: The judge gave no number or the same to all, or too few prompts got two responses that are not
-            empty.
+        InputError: The judge gave no number or the same to all, or too few prompts gave a ranking.
     """
     args, config, model_args = _parse("ppo", ppo, model_name_or_path=sft, output_dir=folder)
     trust = {"trust_remote_code": config.trust_remote_code}
@@ -72,13 +73,16 @@ def sample_and_judge(
     policy = load_causal_lm(sft, tokenizer, **load_options(config, model_args)).to(config.device).eval()
     set_seed(seed)
     rows = prompts_to_rank(reward)
-    rows = rows.select(Random(seed).sample(range(len(rows)), num_rankings))
-    samples = _sample(policy, tokenizer, rows, judge, num_samples=num_responses, config=config)
-    rankings = [ranking for ranking in map(_ranking, samples) if len(ranking["ranks"]) > 1]
+    order, rankings = Random(seed).sample(range(len(rows)), len(rows)), []
+    while order and len(rankings) < num_rankings:
+        missing = num_rankings - len(rankings)
+        some, order = rows.select(order[:missing]), order[missing:]
+        samples = _sample(policy, tokenizer, some, judge, num_samples=num_responses, config=config)
+        rankings += [x for x in map(_ranking, samples) if ranked_pairs(x["responses"], x["ranks"])]
     if len(rankings) < num_rankings:
         raise InputError(
-            f"only {len(rankings)} of {num_rankings} prompts got two responses that are not empty. Raise "
-            "`responses_per_ranking` or lower `num_rankings`."
+            f"only {len(rankings)} of {len(rows)} prompts got two responses that are not empty and that the judge "
+            "tells apart. Raise `responses_per_ranking` or lower `num_rankings`."
         )
     _write_rows(folder / RANKINGS_FILE, rankings)
     rows = load_stage_datasets(args, "prompts", needs_eval=True)[1]
@@ -136,19 +140,22 @@ def judge_scores(judge: Callable, rows: list[dict], texts: list[str], ids: list[
     """The judge's scores of responses, one to each row's prompt; it is called as PPO calls it.
 
     Raises:
-        InputError: A response got no score, or one that is no finite number.
+        InputError: The judge failed, or a response got no score, or one that is no finite number.
     """
-    scores, given = score_responses(
-        [judge],
-        tokenizers=[None],
-        prompts=[row["prompt"] for row in rows],
-        columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
-        prompt_rows=[],
-        completions=[_as_completions(row["prompt"], [text])[0] for row, text in zip(rows, texts, strict=True)],
-        completion_ids=ids,
-        ended=[],
-        batch_size=1,
-    )
+    try:
+        scores, given = score_responses(
+            [judge],
+            tokenizers=[None],
+            prompts=[row["prompt"] for row in rows],
+            columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
+            prompt_rows=[],
+            completions=[_as_completions(row["prompt"], [text])[0] for row, text in zip(rows, texts, strict=True)],
+            completion_ids=ids,
+            ended=[],
+            batch_size=1,
+        )
+    except Exception as error:  # the user's function
+        raise InputError(f"`judge`: {type(error).__name__}: {error}") from error
     if not (given & scores.isfinite()).all():
         raise InputError("`judge`: every response needs a score, a finite number.")
     return scores.squeeze(1).tolist()
@@ -237,7 +244,7 @@ def train_policy(
 
     Returns:
         `dict`: `points`, one for each evaluation on the held-out prompts: `step` (optimizer steps), `kl` (nats a
-        response), mean scores `proxy` and `judge`.
+        response), mean scores `proxy` and `judge`; and `diverged`, what became NaN or infinite, if anything did.
     """
     more = {
         "model_name_or_path": sft,
@@ -252,7 +259,10 @@ def train_policy(
     }
     args, config, model_args = _parse("ppo", options, **more, output_dir=folder / "policy")
     config.save_steps = config.eval_steps
-    run_ppo(args, config, model_args)
+    try:
+        run_ppo(args, config, model_args)
+    except FloatingPointError as error:
+        return {"points": [], "diverged": " ".join(str(error).split())}
     history = json.loads((folder / "policy" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     points = [
         {"step": entry["step"], "kl": entry["eval_kl"], "proxy": entry[PROXY_METRIC], "judge": _judge_metric(entry)}
@@ -262,13 +272,44 @@ def train_policy(
     for path in (folder / "policy").glob("checkpoint-*"):
         path.rename(folder / path.name)
     shutil.rmtree(folder / "policy")
-    return {"points": points}
+    return {"points": points, "diverged": None}
 
 
 def _judge_metric(entry: dict) -> float:
     """The other reward function's score, whatever the judge is called."""
     (value,) = (x for name, x in entry.items() if name.startswith("eval_scores/") and name != PROXY_METRIC)
     return value
+
+
+def try_judge(judge: Callable, row: dict, tokenizer: PreTrainedTokenizerBase, *, source: str) -> None:
+    """Two responses to the first prompt of `source`, one of them empty: what a judge cannot take is found early.
+
+    Raises:
+        InputError: See [`judge_scores`].
+    """
+    try:
+        judge_scores(judge, [row, row], [".", ""], [tokenizer(".")["input_ids"], [tokenizer.eos_token_id]])
+    except InputError as error:
+        raise InputError(f"{source}, row 1, responses cannot be scored: {error}") from error
+
+
+def check_held_out(held_out: Dataset, seen: dict[str, Dataset], *, source: str) -> None:
+    """Raise an `InputError` that names the first prompt that is measured on although something is trained on it.
+
+    Args:
+        held_out ([`~datasets.Dataset`]): Prompts that are measured on.
+        seen (`dict[str, Dataset]`): By what it is for, rows that are trained on; those without `prompt` are passed
+            over.
+        source (`str`): Names the prompts in the error.
+    """
+    for what, rows in seen.items():
+        known = {json.dumps(prompt) for prompt in rows["prompt"]} if "prompt" in rows.column_names else set()
+        for number, prompt in enumerate(held_out["prompt"], start=1):
+            if json.dumps(prompt) in known:
+                raise InputError(
+                    f"{source}, row {number}: the prompt is among those of {what} too, so that it is not held out. "
+                    "Drop it from one of the two, or name another split."
+                )
 
 
 def load_judge(name: str, **kwargs) -> Callable:

@@ -8,6 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..errors import InputError
 from ..evaluation.intervals import seed_interval
 
 matplotlib.use("Agg")
@@ -27,18 +28,27 @@ def analyse(
         samples (`list[dict]`): Of each seed `judge_mean` and `judge_std`.
         proxies (`dict[int, list[dict]]`): By number of rankings, of each seed what `measure_proxy` returns.
         policies (`dict[tuple[int, float], list[dict]]`): By number of rankings and KL coefficient, of each seed the
-            `points` of its run.
+            `points` of its run, and whether it `diverged`. A coefficient of which a seed did has no curve.
 
     Returns:
-        `dict`: `sft`, `proxies`, `curves` and `suggested`, as they stand in `overopt.json`.
+        `dict`: `sft`, `proxies`, `curves`, `diverged` and `suggested`, as they stand in `overopt.json`.
+
+    Raises:
+        InputError: There is no curve of PPO to suggest a point of.
     """
     curves, accuracies = [], []
+    diverged = [
+        {"num_rankings": size, "kl_coef": coef, "reasons": [run["diverged"] for run in runs]}
+        for (size, coef), runs in policies.items()
+        if any(run["diverged"] is not None for run in runs)
+    ]
+    lost = [(row["num_rankings"], row["kl_coef"]) for row in diverged]
     for size, of_size in proxies.items():
         accuracy = [proxy["accuracy"] for proxy in of_size]
         accuracies.append(
             {"num_rankings": size, "accuracy": fmean(accuracy), "accuracy_ci95": seed_interval(accuracy)}
         )
-        runs = {coef: runs for (other, coef), runs in policies.items() if other == size}
+        runs = {coef: runs for (other, coef), runs in policies.items() if other == size and (size, coef) not in lost}
         runs = {("ppo", coef): [run["points"] for run in some] for coef, some in runs.items()}
         runs["best_of_n", None] = [proxy["best_of_n"] for proxy in of_size]
         for (method, coef), some in runs.items():
@@ -51,6 +61,7 @@ def analyse(
         "sft": {name: fmean(sample[name] for sample in samples) for name in ("judge_mean", "judge_std")},
         "proxies": accuracies,
         "curves": curves,
+        "diverged": diverged,
         "suggested": suggest(curves),
     }
 
@@ -98,7 +109,8 @@ def turn(judge: list[list[float]]) -> dict:
         judge (`list[list[float]]`): Of each seed the judge's score at each point.
 
     Returns:
-        `dict`: `fall`, its mean over seeds; `fall_ci95`; `turns`, whether that interval lies above 0.
+        `dict`: `fall`, its mean over seeds; `fall_ci95`; `turns`, whether that interval lies above 0. Where the
+        mean is highest at the first point, the judge never rose: it falls from the start.
     """
     falls = []
     for i, mine in enumerate(judge):
@@ -109,7 +121,11 @@ def turn(judge: list[list[float]]) -> dict:
 
 
 def suggest(curves: list[dict]) -> dict:
-    """The point with the highest mean judge among those of PPO with the most rankings."""
+    """The point with the highest mean judge among those of PPO with the most rankings.
+
+    Raises:
+        InputError: There is none.
+    """
     size = max(curve["num_rankings"] for curve in curves)
     points = [
         {"num_rankings": size, "kl_coef": curve["kl_coef"], **point}
@@ -117,6 +133,11 @@ def suggest(curves: list[dict]) -> dict:
         if curve["num_rankings"] == size and curve["method"] == "ppo"
         for point in curve["points"]
     ]
+    if not points:
+        raise InputError(
+            f"at each KL coefficient a run of PPO against the proxies of {size} rankings diverged: numbers became NaN "
+            "or infinite. Lower `ppo.learning_rate` and start anew with --overwrite_output_dir."
+        )
     return max(points, key=lambda point: point["judge"])
 
 
@@ -132,6 +153,13 @@ def findings(results: dict) -> list[str]:
             f"The proxies of {proxy['num_rankings']} rankings agree with the judge on {proxy['accuracy']:.1%} of the "
             f"pairs of held-out samples (95 % interval over seeds {low:.1%} to {high:.1%})."
         )
+    for row in results["diverged"]:
+        reasons = dict(zip(results["seeds"], row["reasons"], strict=True))
+        seeds = [str(seed) for seed, reason in reasons.items() if reason is not None]
+        warnings.append(
+            f"WARNING, {_name({**row, 'method': 'ppo'})}: numbers became NaN or infinite with seed {', '.join(seeds)} "
+            f"({next(filter(None, row['reasons']))}); it has no curve."
+        )
     for c in results["curves"]:
         peak, end = c["points"][c["peak"]], c["points"][-1]
         fall = f"{c['fall']:.2f} [{c['fall_ci95'][0]:.2f}, {c['fall_ci95'][1]:.2f}]"
@@ -139,10 +167,10 @@ def findings(results: dict) -> list[str]:
             end = "it is highest at its end" if c["peak"] == len(c["points"]) - 1 else f"fall to its end {fall}"
             lines.append(f"{_name(c)}: the judge does not turn within this run ({end}).")
             continue
-        line = (
-            f"{_name(c)}: the judge turns. It is highest, {peak['judge']:+.2f}, at {_place(peak)}, and falls by "
-            f"{fall} to the end of the run, at {_place(end)}"
-        )
+        how = "only falls,"
+        if c["peak"]:
+            how = f"turns. It is highest, {peak['judge']:+.2f}, at {_place(peak)}, and falls"
+        line = f"{_name(c)}: the judge {how} by {fall} to the end of the run, at {_place(end)}"
         if end["proxy"] > peak["proxy"]:
             line = f"WARNING, {line}, while the proxy rises from {peak['proxy']:+.2f} to {end['proxy']:+.2f}"
         (warnings if line.startswith("WARNING") else lines).append(line + ".")
@@ -154,7 +182,8 @@ def findings(results: dict) -> list[str]:
         lines.append(
             f"Suggested: KL coefficient {best['kl_coef']:g} and {best['step']} optimizer steps, where the judge is at "
             f"{best['judge']:+.2f} [{low:.2f}, {high:.2f}]: `{best['policy']}`, of the first seed. The judge chose it "
-            "on these held-out prompts, so that number is a little optimistic."
+            "on these held-out prompts, so that number is a little optimistic"
+            f"{'; these seeds do not tell it from the SFT model' if low <= 0 else ''}."
         )
     return warnings + lines
 
@@ -185,7 +214,7 @@ def overopt_markdown(results: dict) -> str:
         peak, end = c["points"][c["peak"]], c["points"][-1]
         method = "best-of-n" if c["method"] == "best_of_n" else f"PPO, {c['kl_coef']:g}"
         cells = [c["num_rankings"], method, f"{end['sqrt_kl']:.2f}", _score(end, "proxy"), _score(end, "judge")]
-        cells += [_score(peak, "judge"), _place(peak), "yes" if c["turns"] else "no"]
+        cells += [_score(peak, "judge"), _place(peak), ("yes" if c["peak"] else "only falls") if c["turns"] else "no"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     sft = results["sft"]
     lines += [
@@ -229,7 +258,7 @@ def draw_plot(results: dict, path: Path) -> None:
         half = [point["judge_ci95"][1] - point["judge"] for point in c["points"]]
         axes.plot(x, y, **style)
         axes.errorbar(x, y, yerr=half, fmt="none", ecolor=colour, alpha=0.4, elinewidth=1, capsize=2)
-        if c["turns"]:
+        if c["turns"] and c["peak"]:
             peak = c["points"][c["peak"]]
             axes.plot(peak["sqrt_kl"], peak["judge"], marker="*", markersize=14, color=colour, markeredgecolor="black")
     for axes, title in zip(panels, ("PPO", "best-of-n"), strict=True):

@@ -17,6 +17,7 @@ VERBS = {
     "arena": "best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens",
     "generate": "answer a prompt with a trained model",
     "evaluate": "the report card of a reward model, on held-out rows",
+    "push": "a run, or one of its stages, to the Hugging Face Hub",
 }
 
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1]).verb
         name = f"hf-instructgpt {verb}"
-        verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
+        verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate, "push": push}
         verbs.get(verb, stage)(verb, argv[1:])
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -147,6 +148,21 @@ def evaluate(verb: str, argv: list[str]) -> None:
 
     card = evaluate_reward(**args)
     print_reward_card(card, Path(args["output_dir"] or args["model"]))
+
+
+def push(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt push`: a run or a stage to the Hub."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("folder", help="of a run or of a stage; its name is the repositories'")
+    parser.add_argument("--namespace", help="a user or an organisation; default: the user who is logged in")
+    parser.add_argument("--private", action="store_true", help="make private repositories")
+    parser.add_argument("--no_data", action="store_true", help="of a run, push the models alone")
+    args = parser.parse_args(argv)
+
+    from .stages.push import push
+
+    urls = push(args.folder, namespace=args.namespace, private=args.private or None, with_data=not args.no_data)
+    print("\n".join(f"Pushed: {url}" for url in urls))
 
 
 if __name__ == "__main__":

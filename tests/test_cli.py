@@ -66,7 +66,7 @@ def test_every_verb_has_help(verb, capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert " ".join(["hf-instructgpt", *verb]) in out and ("--config" in out) == (
-        verb not in ([], ["generate"], ["evaluate"])
+        verb not in ([], ["generate"], ["evaluate"], ["push"])
     )
 
 
@@ -74,7 +74,7 @@ def test_help_imports_nothing_heavy():
     code = """
 import sys
 from hf_instructgpt.cli import main
-for argv in (["--help"], ["run", "--help"], ["arena", "--help"], ["generate", "--help"], ["evaluate", "--help"]):
+for argv in (["--help"], *([verb, "--help"] for verb in ("run", "arena", "generate", "evaluate", "push"))):
     try:
         main(argv)
     except SystemExit:

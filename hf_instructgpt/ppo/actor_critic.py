@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
@@ -13,6 +15,8 @@ from transformers import AutoModel, PreTrainedModel
 from ..errors import InputError
 from .rollout import forward_response, model_inputs
 
+# Where PPOTrainer puts the critic, in the policy's folder.
+VALUE_MODEL_FOLDER = "value_model"
 VALUE_HEAD_FILE = "value_head.safetensors"
 CRITIC_BASE_FOLDER = "base"
 
@@ -128,20 +132,28 @@ def load_weights(model: nn.Module, directory: str | Path) -> None:
         model.load_state_dict(saved.state_dict())
 
 
-def load_value_model(directory: str | Path, **kwargs: Any) -> ValueModel:
+def load_value_model(name: str | Path, *, revision: str | None = None, **kwargs: Any) -> ValueModel:
     """Reload a critic saved by [`PPOTrainer`] (`value_model/` in its output), whatever its kind.
 
     A critic on the policy's own trunk comes back with a copy of that trunk, read from the folder above; one with an
     adapter with its adapter, not merged.
 
     Args:
-        directory (`str` or `Path`): The folder.
+        name (`str` or `Path`): The folder, or the Hub id or folder of the policy that it was trained with.
+        revision (`str`, *optional*): Which commit, branch or tag, of a Hub id.
         kwargs: For `from_pretrained`.
 
     Raises:
         InputError: There is no critic in that folder.
     """
-    directory = Path(directory)
+    directory = Path(name)
+    if not directory.is_dir():
+        try:
+            directory = Path(snapshot_download(str(name), revision=revision))
+        except (OSError, HFValidationError) as error:
+            raise InputError(f"there is no critic at {name}: no such folder, and on the Hub: {error}") from error
+    if (directory / VALUE_MODEL_FOLDER).is_dir():
+        directory = directory / VALUE_MODEL_FOLDER
     if not (directory / VALUE_HEAD_FILE).is_file():
         raise InputError(f"{directory} holds no critic: it has no {VALUE_HEAD_FILE}.")
     if (directory / "adapter_config.json").is_file():

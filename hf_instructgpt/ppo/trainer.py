@@ -50,7 +50,15 @@ from transformers.utils import logging
 from trl.models import prepare_fsdp, unwrap_model_for_generation
 
 from ..errors import InputError
-from .actor_critic import ActorCritic, ValueModel, disable_dropout, independent_copy, load_weights
+from ..hub.cards import CardMixin
+from .actor_critic import (
+    VALUE_MODEL_FOLDER,
+    ActorCritic,
+    ValueModel,
+    disable_dropout,
+    independent_copy,
+    load_weights,
+)
 from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
@@ -101,12 +109,11 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-VALUE_MODEL_FOLDER = "value_model"
 EMA_FOLDER = "ema"
 EVAL_METRICS = ("score", "reward", "kl", "kl_penalty", "completion_length", "eos_fraction")
 
 
-class PPOTrainer(ResumableTrainer):
+class PPOTrainer(CardMixin, ResumableTrainer):
     """PPO against one or more reward functions, with a per-token KL penalty to a reference model.
 
     Args:
@@ -146,6 +153,7 @@ class PPOTrainer(ResumableTrainer):
 
     # Each micro-batch's loss already carries its share of the whole mini-batch; see `compute_loss`.
     loss_is_scaled_for_ga = True
+    card_stage = "ppo"
 
     def __init__(
         self,
@@ -841,6 +849,10 @@ class PPOTrainer(ResumableTrainer):
             )
 
     # ---- Saving and resuming ---------------------------------------------------------------------------------------
+
+    def card_model(self) -> PreTrainedModel:
+        """The policy."""
+        return self._actor_critic.policy
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Policy and tokenizer at the root, so that the Auto classes load it; critic and average in their folders."""

@@ -5,6 +5,7 @@ import json
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation.comparison import Answers, question
+from ..hub.cards import table_cell
 from ..resources import resource
 from .reward_card import RULES, weakness
 
@@ -70,7 +71,7 @@ def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) ->
         "| --- | --- | --- |",
     ]
     for i in range(0, len(prompts), -(-len(prompts) // NUM_SAMPLES)):
-        cells = [_cell(question(prompts[i])), *(_answer(answers, i * step) for answers in (sft, ppo))]
+        cells = [table_cell(question(prompts[i])), *(_answer(answers, i * step) for answers in (sft, ppo))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -109,9 +110,4 @@ def _reward_rows(reward: dict) -> list[tuple[str, str]]:
 
 def _answer(answers: Answers, i: int) -> str:
     gold = f", judge {answers.gold[i]:+.2f}" if answers.gold is not None else ""
-    return f"{_cell(answers.texts[i])} (score {answers.scores[i]:.2f}{gold})"
-
-
-def _cell(text: str) -> str:
-    text = " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")
-    return text.replace("\\", "\\\\").replace("|", "\\|")
+    return f"{table_cell(answers.texts[i])} (score {answers.scores[i]:.2f}{gold})"

@@ -15,6 +15,7 @@ from trl import RewardConfig, RewardTrainer
 
 from ..data.formats import as_ranking, check_columns, whole_text
 from ..errors import InputError
+from ..hub.cards import CardMixin
 from ..ppo.generation import pad_rows
 from ..ppo.rollout import encode_prompt, encode_text
 from .calibration import calibrate
@@ -68,7 +69,7 @@ class RankingCollator:
         }
 
 
-class RankingRewardTrainer(RewardTrainer):
+class RankingRewardTrainer(CardMixin, RewardTrainer):
     """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row.
 
     `loss = -mean over rows of 1/pairs * sum over pairs of log sigmoid(r_better - r_worse - margin)` (Ouyang et al.
@@ -89,6 +90,8 @@ class RankingRewardTrainer(RewardTrainer):
     Raises:
         InputError: A row is none of these, or no row has a pair.
     """
+
+    card_stage = "reward"
 
     def __init__(
         self,

@@ -153,6 +153,8 @@ class PPOArguments(StageArguments):
     )
 
 
+# What each reads: demonstrations, preferences or rankings, prompts.
+DATA_KINDS = {"sft": "sft", "reward": "reward", "ppo": "prompts"}
 STAGES = {
     "sft": (SFTArguments, SFTConfig, ModelConfig),
     "reward": (RewardArguments, RewardConfig, ModelConfig),
@@ -317,6 +319,8 @@ def _check_training_arguments(training_args: TrainingArguments) -> None:
     missing = set(training_args.report_to) - set(get_available_reporting_integrations())
     if missing:
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
+    if training_args.hub_token is not None:
+        raise InputError("`hub_token` is not used here, so that no file holds it: log in with `hf auth login`.")
     if training_args.resume_from_checkpoint is not None:
         raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
     if Path(training_args.output_dir).name in ("", ".."):

@@ -11,9 +11,11 @@ from huggingface_hub import snapshot_download
 from ..errors import InputError
 from ..evaluation.preference import ScoredRanking, score_rankings
 from ..evaluation.reward_card import measure_rewards
+from ..hub.cards import Made
 from ..report.plots import draw_reward_card
 from ..report.reward_card import reward_card_markdown, reward_findings
 from .arguments import RewardArguments
+from .cards import write_stage_card
 from .inputs import (
     check_fits,
     check_reward_model,
@@ -100,6 +102,8 @@ def evaluate_reward(
         **measure_rewards(rankings),
     }
     _write(card, rankings, Path(output_dir or model))
+    if output_dir is None and Made.load(model) is not None:
+        write_stage_card(Path(model))
     return card
 
 

@@ -3,9 +3,9 @@
 from transformers import set_seed
 
 from ..errors import InputError
-from ..ppo.generation import generate_responses, pad_rows, sampling_config
-from ..ppo.rollout import decode_responses, encode_prompt
+from ..ppo.rollout import encode_prompt
 from .inputs import load_causal_lm, load_config, load_tokenizer
+from .samples import answers_to
 
 
 def answer(
@@ -29,15 +29,13 @@ def answer(
     if not 0 <= seed < 2**32:
         raise InputError(f"`--seed` must lie between 0 and {2**32 - 1}, not {seed}.")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    ids = encode_prompt(tokenizer, [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt)
+    prompt = [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
+    length = len(encode_prompt(tokenizer, prompt))
     config = load_config(model, trust_remote_code=trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context is not None and len(ids) >= context:
-        raise InputError(f"`--prompt` has {len(ids)} tokens; the model's context is {context}. Shorten it.")
-    max_new_tokens = min(max_new_tokens, context - len(ids)) if context else max_new_tokens
+    if context is not None and length >= context:
+        raise InputError(f"`--prompt` has {length} tokens; the model's context is {context}. Shorten it.")
+    max_new_tokens = min(max_new_tokens, context - length) if context else max_new_tokens
     policy = load_causal_lm(model, tokenizer, trust_remote_code=trust_remote_code).eval()
     set_seed(seed)
-    config = sampling_config(policy, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample)
-    batch = pad_rows([ids], pad_token_id=config.pad_token_id, side="left", device=policy.device)
-    texts, _ = decode_responses(tokenizer, *generate_responses(policy, *batch, generation_config=config))
-    return texts[0]
+    return answers_to(policy, tokenizer, [prompt], max_new_tokens=max_new_tokens, do_sample=do_sample)[0]

@@ -3,62 +3,27 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import Trainer, set_seed
-from trl import ModelConfig, RewardConfig, SFTConfig
 
 from ..errors import InputError
 from ..ppo.checkpoint import MANIFEST_FILE, last_whole_checkpoint
-from ..ppo.config import PPOConfig
-from .arguments import StageArguments
 
 # In each result: the options it was made with and the names of its files. What stands beside them is the user's.
 STAGE_FILE = "stage.json"
 # What `hf-instructgpt evaluate reward` found, beside the reward model or elsewhere.
 REPORT_CARD_FILE = "report_card.json"
+# run.json says that a folder holds a run; metrics.json, moved in last, that it is whole.
+RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
 
 
 def partial_directory(output_dir: str | Path) -> Path:
     """The folder beside `output_dir` in which a stage works until it is done."""
     output_dir = Path(output_dir)
     return output_dir.with_name(f".{output_dir.name}.partial")
-
-
-def run_stage(
-    make_trainer: Callable[[StageArguments, SFTConfig | RewardConfig | PPOConfig, ModelConfig], Trainer],
-    args: StageArguments,
-    training_args: SFTConfig | RewardConfig | PPOConfig,
-    model_args: ModelConfig,
-) -> Path:
-    """Train and leave model, tokenizer and `trainer_state.json` in `output_dir`.
-
-    Returns:
-        `Path`: `output_dir`.
-
-    Raises:
-        InputError: `output_dir` is taken, or `make_trainer` found that data, model or options do not fit.
-    """
-    output_dir = Path(training_args.output_dir)
-    options = {**vars(args), **training_args.to_dict(), **vars(model_args)}
-    for name in ("overwrite_output_dir", "resume", "output_dir"):
-        del options[name]
-    options = json.loads(json.dumps(options, default=str))
-    with stage_output(
-        output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume
-    ) as working_folder:
-        if working_folder is not None:
-            folder, checkpoint = working_folder
-            training_args.output_dir = str(folder)
-            set_seed(training_args.seed)  # of the weights that are new
-            trainer = make_trainer(args, training_args, model_args)
-            trainer.train(resume_from_checkpoint=checkpoint)
-            trainer.save_model()
-            trainer.save_state()
-    return output_dir
 
 
 @contextmanager

@@ -15,11 +15,14 @@ from trl import ModelConfig
 from ..data import judge
 from ..errors import InputError
 from ..evaluation.comparison import Answers, answer_prompts, compare, question
+from ..hub.cards import Made
 from ..ppo.config import PPOConfig
 from ..report.plots import draw_plots
 from ..report.reward_card import RULES, main_figures
 from ..report.run_card import findings, run_card, samples_markdown
+from .arguments import DATA_KINDS as STAGE_DATA_KINDS
 from .arguments import PPOArguments, check_keys, parse_options, read_yaml
+from .cards import write_stage_card
 from .evaluate import evaluate_reward
 from .inputs import (
     check_fits,
@@ -32,7 +35,9 @@ from .inputs import (
     load_tokenizer,
 )
 from .output import (
+    METRICS_FILE,
     REPORT_CARD_FILE,
+    RUN_FILE,
     STAGE_FILE,
     make_directory,
     partial_directory,
@@ -48,12 +53,10 @@ STAGES = {"sft": run_sft, "reward": run_reward, "ppo": run_ppo}
 # The optional stage whose model PPO starts from: another supervised fine-tuning, with the same command.
 PPO_INIT = "ppo_init"
 COMMANDS = {"sft": "sft", "reward": "reward", PPO_INIT: "sft", "ppo": "ppo"}
-DATA_KINDS = {"sft": "sft", "reward": "reward", PPO_INIT: "sft", "ppo": "prompts"}
+DATA_KINDS = {stage: STAGE_DATA_KINDS[command] for stage, command in COMMANDS.items()}
 # Options that say what SFT starts from; `ppo_init` takes them over.
 BASE = ("model_name_or_path", "model_revision", "trust_remote_code", "model_init_kwargs", "dtype")
-# What a run writes, and so all that --overwrite_output_dir may delete. run.json says that a folder holds a run;
-# metrics.json, moved in last, that it is whole.
-RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
+# What a run writes beside its stages, and so all that --overwrite_output_dir may delete.
 REPORT_FILES = ("plots", "samples.md", "README.md", METRICS_FILE)
 KEYS = {"output_dir": str, "seed": int, "samples_per_prompt": int, **dict.fromkeys(COMMANDS, dict)}
 SFT_METRICS = {"train_loss": "loss", "eval_loss": "eval_loss", "eval_score": "eval_score"}
@@ -351,6 +354,8 @@ class Pipeline:
         seconds["total"] = round(before + time.perf_counter() - self.started, 1)
         metrics["seconds"] = seconds
         self._write_report(metrics, histories, prompts, answers["comparison_greedy"])
+        made = Made.load(self.output_dir / "ppo")  # now it is known what PPO changed
+        write_stage_card(self.output_dir / "ppo", replace(made, eval_split=self._held_out("ppo")[0]))
         return metrics
 
     def _train_control(self) -> PreTrainedModel:
@@ -472,6 +477,11 @@ def _check_pipeline(config: dict, *, source: str) -> None:
         taken = {"output_dir", "seed", "resume", "overwrite_output_dir"}
         if stage == "ppo":  # `metrics.json` holds one number a rollout
             taken |= {"model_name_or_path", "logging_steps", "logging_strategy"}
+        if config[stage].get("push_to_hub"):
+            raise InputError(
+                f"{source}: `{stage}.push_to_hub`: a run is pushed as a whole, when it is done: leave it out and use "
+                "`hf-instructgpt push`."
+            )
         for key in taken & set(config[stage]):
             raise InputError(f"{source}: `{stage}.{key}` follows from the run itself; leave it out.")
 

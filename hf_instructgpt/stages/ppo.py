@@ -23,7 +23,8 @@ from .inputs import (
     load_tokenizer,
     peft_errors,
 )
-from .output import REPORT_CARD_FILE, read_json, run_stage, weights_sha256
+from .output import REPORT_CARD_FILE, read_json, weights_sha256
+from .running import run_stage
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +38,7 @@ def run_ppo(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfi
     Raises:
         InputError: Data, models or options do not fit.
     """
-    return run_stage(_make_trainer, args, training_args, model_args)
+    return run_stage("prompts", _make_trainer, args, training_args, model_args)
 
 
 def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> None:

@@ -16,7 +16,7 @@ from .inputs import (
     load_tokenizer,
     peft_errors,
 )
-from .output import run_stage
+from .running import run_stage
 
 
 def run_reward(args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig) -> Path:
@@ -28,7 +28,7 @@ def run_reward(args: RewardArguments, training_args: RewardConfig, model_args: M
     Raises:
         InputError: Data, model or options do not fit.
     """
-    return run_stage(_make_trainer, args, training_args, model_args)
+    return run_stage("reward", _make_trainer, args, training_args, model_args)
 
 
 def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig) -> RankingRewardTrainer:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning chosen by the scores of its answers."""
+"""TRL's SFTTrainer with a card of ours, and one that is chosen by the scores of its answers."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -6,12 +6,19 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
+from ..hub.cards import CardMixin
 from ..ppo.functional import ends_with_stop
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.rollout import decode_responses, encode_prompt, score_responses
 
 
-class SelectingSFTTrainer(SFTTrainer):
+class CardSFTTrainer(CardMixin, SFTTrainer):
+    """SFTTrainer that writes this package's card."""
+
+    card_stage = "sft"
+
+
+class SelectingSFTTrainer(CardSFTTrainer):
     """SFTTrainer whose evaluations also answer prompts and report a reward model's mean score, `eval_score`.
 
     The paper chooses its SFT model so: the validation loss is lowest after an epoch, while score and labellers'

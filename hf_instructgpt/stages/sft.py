@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
-from trl import ModelConfig, SFTConfig, SFTTrainer, get_peft_config
+from trl import ModelConfig, SFTConfig, get_peft_config
 
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
@@ -27,8 +27,8 @@ from .inputs import (
     load_tokenizer,
     peft_errors,
 )
-from .output import run_stage
-from .selection import SelectingSFTTrainer
+from .running import run_stage
+from .selection import CardSFTTrainer, SelectingSFTTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -48,7 +48,7 @@ def run_sft(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfi
     Raises:
         InputError: Data, model or options do not fit.
     """
-    return run_stage(_make_trainer, args, training_args, model_args)
+    return run_stage("sft", _make_trainer, args, training_args, model_args)
 
 
 def check_sft(
@@ -87,7 +87,7 @@ def check_sft(
         check_reward_model(args.selection_reward_model, option="selection_reward_model", trust_remote_code=trust)
 
 
-def _make_trainer(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> SFTTrainer:
+def _make_trainer(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> CardSFTTrainer:
     needs_eval = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_stage_datasets(args, "sft", needs_eval=needs_eval)
     eval_dataset = eval_dataset if needs_eval else None
@@ -112,7 +112,7 @@ def make_sft_trainer(
     tokenizer: PreTrainedTokenizerBase,
     train_dataset: Dataset,
     eval_dataset: Dataset | None,
-) -> SFTTrainer:
+) -> CardSFTTrainer:
     """SFTTrainer on a loaded model, texts cut to the model's context at most, pretraining text mixed in."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
@@ -121,7 +121,7 @@ def make_sft_trainer(
     if args.selection_reward_model is not None and eval_dataset is not None:
         selection = _selection(args, training_args, model, tokenizer, eval_dataset)
     with peft_errors(model_args):
-        trainer = (SelectingSFTTrainer if selection else SFTTrainer)(
+        trainer = (SelectingSFTTrainer if selection else CardSFTTrainer)(
             model=model,
             args=training_args,
             train_dataset=train_dataset,

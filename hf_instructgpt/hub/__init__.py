@@ -1,0 +1,1 @@
+"""At home on the Hub: model cards, and the way a folder gets there."""

@@ -1,0 +1,107 @@
+"""Pushing a folder to the Hub, in one commit, and what to do when that fails."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+
+from ..errors import InputError
+
+# `training_args.bin` is a pickle with paths of the machine in it; names with a dot or an underscore in front are of
+# work that was not finished.
+IGNORED = ("_*", ".*", "checkpoint-*", "training_args.bin", "stage.json", "card.json")
+# What an earlier push may have left under names that this one does not use, and `from_pretrained` would still find.
+REPLACED = ("*.safetensors", "*.safetensors.index.json", "*adapter_config.json", "value_model/*", "ema/*")
+# By status of the Hub's answer.
+ADVICE = {
+    401: "log in with `hf auth login`, or set HF_TOKEN to a token that may write",
+    403: "the token may not write there: take one with write access (https://huggingface.co/settings/tokens), or "
+    "another namespace",
+    404: "there is no such repository or namespace, or the token may not see it",
+    409: "somebody else changed the repository at the same moment: push again",
+    412: "somebody else changed the repository at the same moment: push again",
+    429: "too many requests: wait a while and push again",
+}
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """What the Hub refuses, or the way to it does, is an `InputError` that names `what` and the way out."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OfflineModeIsEnabled as error:
+        raise InputError(f"{what}: HF_HUB_OFFLINE is set. Unset it and push again.") from error
+    except LocalTokenNotFoundError as error:
+        raise InputError(f"{what}: there is no token: {ADVICE[401]}.") from error
+    except HFValidationError as error:
+        raise InputError(f"{what}: {error}") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = ADVICE.get(status, "see the Hub's message" if status < 500 else "the Hub has trouble: push again")
+        said = f" ({' '.join(error.server_message.split())})" if error.server_message else ""
+        raise InputError(f"{what}: the Hub answered {status}{said}: {advice}.") from error
+    except (
+        HTTPError,
+        ConnectionError,
+        TimeoutError,
+        RuntimeError,
+    ) as error:  # hf_xet has no errors of its own for a broken line
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{what}: the Hub cannot be reached: {reason}. Check the network and push again.") from error
+
+
+def create_repo(name: str, *, repo_type: str = "model", private: bool | None = None) -> str:
+    """Make a repository unless it is there. Returns its id, with the user's namespace where `name` has none."""
+    with hub_errors(f"{name} could not be made"):
+        repo_id = HfApi().create_repo(name, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        if private and not HfApi().repo_info(repo_id, repo_type=repo_type).private:
+            raise InputError(f"{repo_id} is there already and is public: make it private in its settings first.")
+        return repo_id
+
+
+def push_folder(
+    folder: str | Path, repo_id: str, *, replaced: Mapping[str, str] | None = None, repo_type: str = "model"
+) -> str:
+    """Upload a folder in one commit: a reader finds all of it or nothing of it. The folder stays as it is.
+
+    Args:
+        folder (`str` or `Path`): What is pushed, except `IGNORED`.
+        repo_id (`str`): Where to; the repository is there.
+        replaced (`Mapping[str, str]`, *optional*): Texts that go in the place of the folder's files, by their paths.
+        repo_type (`str`): "model" or "dataset".
+
+    Returns:
+        `str`: the commit's URL.
+
+    Raises:
+        InputError: The push failed; the message says what to do.
+    """
+    folder = Path(folder)
+    with TemporaryDirectory() as aside, hub_errors(f"{folder} is whole, but could not be pushed to {repo_id}"):
+        for path in filter(Path.is_file, folder.rglob("*")):
+            link = Path(aside) / path.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+        for name, text in (replaced or {}).items():
+            (Path(aside) / name).unlink(missing_ok=True)
+            (Path(aside) / name).write_text(text, encoding="utf-8")
+        commit = HfApi().upload_folder(
+            repo_id=repo_id,
+            repo_type=repo_type,
+            folder_path=aside,
+            commit_message="Push by hf-instructgpt",
+            ignore_patterns=list(IGNORED),
+            delete_patterns=list(REPLACED) if repo_type == "model" else ["*.jsonl"],
+        )
+    return commit.commit_url

@@ -1,0 +1,98 @@
+"""The card of a stage's result: from its folder, and from the run it is a part of."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard
+from transformers import Trainer
+
+from ..data import SAMPLE_DATASETS
+from ..hub.cards import PLOT_FILE, Made, Source, make_card, write_card
+from ..hub.curves import draw_training
+from ..ppo.resumable import STATE_FILE
+from ..report.reward_card import reward_findings
+from ..report.run_card import findings
+from .arguments import StageArguments
+from .output import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, read_json
+
+# Data beside what a stage is trained on, by option.
+MORE_DATA = {
+    "pretraining_dataset_name": "pretraining text",
+    "calibration_dataset_name": "demonstrations that score 0",
+    "ptx_dataset_name": "pretraining text",
+}
+
+
+def made_by_stage(trainer: Trainer, args: StageArguments, output_dir: Path, samples: list[dict], **known: Any) -> Made:
+    """What is known of a stage's result, that will lie in `output_dir`. `known` wins over what is worked out."""
+    made = trainer.made()
+    data = {"training": Source.of(args.dataset_name, folder=output_dir, **_part(args))}
+    for option, what in MORE_DATA.items():
+        if getattr(args, option, None) is not None:
+            data[what] = Source.of(getattr(args, option), folder=output_dir, split=args.dataset_train_split)
+    base = made.base_model
+    if base is None:
+        licence = "apache-2.0" if args.dataset_name in SAMPLE_DATASETS else None
+    else:
+        theirs = Made.load(base.place(output_dir)) if base.path is not None else None
+        licence = theirs and theirs.license
+    rewards = [Source.of(name, folder=output_dir) for name in getattr(args, "reward_funcs", [])]
+    return replace(
+        made,
+        license=licence,
+        datasets=data,
+        eval_split=args.dataset_test_split,
+        rewards=rewards,
+        samples=samples,
+        **known,
+    )
+
+
+def _part(args: StageArguments) -> dict:
+    return {"config": args.dataset_config, "split": args.dataset_train_split}
+
+
+def write_stage_card(folder: Path, made: Made | None = None, *, name: str | None = None) -> None:
+    """Write a stage's card anew, with what is known by now. `name` is what to load it by, if not the folder's path."""
+    made = made or Made.load(folder)
+    state = read_json(folder / STATE_FILE)
+    draw_training(state["log_history"], made.stage, folder / PLOT_FILE)
+    write_card(folder, made, name=name or str(folder), **_facts(folder, made, state))
+
+
+def stage_card(folder: Path, made: Made, *, name: str, links: dict[str, str]) -> ModelCard:
+    """A stage's card as it is pushed to `name`."""
+    return make_card(folder, made, name=name, links=links, **_facts(folder, made, read_json(folder / STATE_FILE)))
+
+
+def _facts(folder: Path, made: Made, state: dict) -> dict:
+    """State, results and findings, as [`make_card`] takes them."""
+    facts = {"state": state}
+    report_card = read_json(folder / REPORT_CARD_FILE) if made.stage == "reward" else None
+    if report_card is not None and report_card["accuracy"]["num"]:
+        share = report_card["accuracy"]["value"]
+        results = [made.result("accuracy", "share of pairs right", share, split=report_card["split"])]
+        facts |= {"results": results, "findings": reward_findings(report_card)}
+    run = folder.absolute().parent
+    metrics = read_json(run / METRICS_FILE) if made.stage == "ppo" and (run / RUN_FILE).is_file() else None
+    if metrics is not None:
+        facts |= {"results": _compared(made, metrics), "findings": findings(metrics)}
+    return facts
+
+
+def _compared(made: Made, metrics: dict) -> list[EvalResult]:
+    """PPO beside SFT, on sampled answers to held-out prompts."""
+    numbers = {
+        ("score", "mean score by the reward model"): "score_ppo",
+        ("score_before", "mean score by the reward model, of SFT"): "score_sft",
+        ("win_rate", "share of prompts in which the judge prefers it to SFT"): "gold_win_rate",
+        ("accuracy", "share of answers exactly correct by the judge"): "correct_ppo",
+        ("kl", "KL to the model it started from, nats a response"): "kl",
+    }
+    c = metrics["comparison"]
+    return [
+        made.result(kind, words, c[name], split=made.eval_split)
+        for (kind, words), name in numbers.items()
+        if c.get(name) is not None
+    ]

@@ -1,0 +1,96 @@
+"""A few rows of a stage's data as its card shows them: answered before and after, or scored."""
+
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from ..evaluation.comparison import question
+from ..evaluation.preference import response_text, score_rankings
+from ..ppo.generation import generate_responses, pad_rows, sampling_config
+from ..ppo.rollout import decode_responses, encode_prompt
+
+NUM_SAMPLES = 4
+MAX_NEW_TOKENS = 64
+TEXT_PROMPT = 24  # characters of a text without a prompt, from which it is to be continued
+
+
+def answers_to(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list,
+    *,
+    max_new_tokens: int,
+    do_sample: bool = False,
+) -> list[str]:
+    """A policy's answers to prompts (texts or message lists), greedy or sampled at temperature 1."""
+    config = sampling_config(policy, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample)
+    rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    batch = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=policy.device)
+    return decode_responses(tokenizer, *generate_responses(policy, *batch, generation_config=config))[0]
+
+
+def prompt_of(row: dict) -> str | list[dict]:
+    """What of a row of any form can be answered: its prompt, or what stands before its last message, or a start."""
+    if "prompt" in row:
+        return row["prompt"]
+    messages = row.get("messages", [])
+    return messages[:-1] or (messages or row["text"][:TEXT_PROMPT])
+
+
+class AnsweredSamples:
+    """The first rows of a data set, answered by a policy before and after it is trained.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): With [`CardMixin`]. Made before it trains; the answers before are taken
+            then. They draw no random number.
+        rows ([`~datasets.Dataset`]): Rows with `prompt`, `messages` or `text`.
+    """
+
+    def __init__(self, trainer: Trainer, rows: Dataset):
+        self.trainer = trainer
+        self.prompts = [prompt_of(row) for row in rows.select(range(min(NUM_SAMPLES, len(rows))))]
+        config, tokenizer = trainer.card_model().config.get_text_config(), trainer.processing_class
+        context = getattr(config, "max_position_embeddings", None) or float("inf")
+        room = context - max(len(encode_prompt(tokenizer, prompt)) for prompt in self.prompts)
+        self.max_new_tokens = min(getattr(trainer.args, "max_completion_length", MAX_NEW_TOKENS), room)
+        self.before = self._answers()
+
+    def _answers(self) -> list[str | None]:
+        """None where the weights lie in shards."""
+        trainer = self.trainer
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or self.max_new_tokens < 1:
+            return [None] * len(self.prompts)
+        policy = trainer.card_model()
+        was_training = policy.training
+        policy.eval()
+        answers = answers_to(policy, trainer.processing_class, self.prompts, max_new_tokens=self.max_new_tokens)
+        policy.train(was_training)
+        return answers
+
+    def finish(self) -> list[dict]:
+        """Prompt and both answers of each row, now that the policy is trained."""
+        columns = zip(self.prompts, self.before, self._answers(), strict=True)
+        return [{"prompt": question(prompt), "before": old, "after": new} for prompt, old, new in columns]
+
+
+def scored_samples(trainer: Trainer, rows: Dataset) -> list[dict]:
+    """The label's best and worst response to the first prompts, with a reward model's scores."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return []
+    some = rows.select(range(min(NUM_SAMPLES, len(rows))))
+    rankings, _ = score_rankings(
+        trainer.card_model(), trainer.processing_class, some, max_length=trainer.args.max_length
+    )
+    samples = []
+    for row, ranking in zip(some, rankings, strict=True):
+        order = sorted(range(len(ranking.ranks)), key=ranking.ranks.__getitem__)
+        best, worst = order[0], order[-1]
+        samples.append(
+            {
+                "prompt": question(row["prompt"]),
+                "best": response_text(ranking.responses[best]),
+                "best_score": ranking.scores[best],
+                "worst": response_text(ranking.responses[worst]),
+                "worst_score": ranking.scores[worst],
+            }
+        )
+    return samples

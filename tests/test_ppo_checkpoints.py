@@ -3,12 +3,14 @@
 import json
 import logging
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import torch
 from test_ppo_trainer import EOS, PROMPTS, assert_equal, lengths, logged, make, policy
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+from transformers.utils.hub import PushInProgress
 
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.checkpoint import ASIDE_FOLDER, check_resumable, find_damage, last_whole_checkpoint
@@ -123,6 +125,15 @@ def test_a_push_while_training_holds_critic_and_average_too(tmp_path, monkeypatc
     trainer.args.push_to_hub = True
     trainer.train()
     assert pushed == [{"value_model", "ema", "modeling_char_gpt.py", "configuration_char_gpt.py"} | pushed[0]]
+
+
+def test_what_is_being_pushed_stays_as_it_is(tmp_path):
+    """Trainer passes over a push while an earlier one reads the folder: nothing in it may change then."""
+    trainer = make(tmp_path, **{**SAVING, "max_steps": 1})
+    trainer.args.push_to_hub, trainer.push_in_progress = True, PushInProgress([Future()])
+    trainer.push_in_progress.wait_until_done = lambda: None
+    trainer.train()
+    assert (tmp_path / "checkpoint-1" / "value_model").is_dir() and not (tmp_path / "value_model").exists()
 
 
 def test_a_checkpoint_is_written_aside_and_stands_in_its_place_before_it_is_pushed_and_counted(tmp_path, monkeypatch):

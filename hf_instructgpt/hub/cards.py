@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from importlib.metadata import version
@@ -68,7 +69,7 @@ class Source:
     @classmethod
     def of(cls, name: str, *, folder: str | Path, **kwargs: str | None) -> "Source":
         """By a name as the user gave it, for a result that will lie in `folder`."""
-        return cls(name, os.path.relpath(name, folder) if Path(name).exists() else None, **kwargs)
+        return cls(name, os.path.relpath(name, folder) if name and Path(name).exists() else None, **kwargs)
 
     def place(self, folder: str | Path) -> Path:
         """Where it lies, if it is local, for a result in `folder`."""
@@ -79,8 +80,8 @@ class Source:
         if self.path is not None:
             made = Made.load(self.place(folder))
             return made and made.hub_id
-        is_old_name = self.name not in SAMPLE_DATASETS and "." not in self.name  # such as `gpt2`
-        return self.name if self.name.count("/") == 1 or is_old_name else None
+        is_hub_id = re.fullmatch(r"[\w-]+(/[\w.-]+)?", self.name)  # the first part alone: such as `gpt2`
+        return self.name if is_hub_id and self.name not in SAMPLE_DATASETS else None
 
 
 @dataclass
@@ -327,7 +328,8 @@ class CardMixin:
         model = self.card_model()
         if is_peft_model(model):
             config, folder = model.active_peft_config, self.args.output_dir
-            config.base_model_name_or_path = base_on_hub(config.base_model_name_or_path, folder=folder)
+            base = Source.of(config.base_model_name_or_path or "", folder=folder)
+            config.base_model_name_or_path = base_on_hub(base, folder=folder)
         with hub_errors("nothing was trained or pushed: the repository could not be made"):
             super().init_hf_repo(token=token, private=private)
 
@@ -337,13 +339,14 @@ class CardMixin:
             return super().push_to_hub(*args, **kwargs)
 
 
-def base_on_hub(name: str | None, *, folder: str | Path) -> str:
-    """The Hub id of an adapter's base model, given as a Hub id or a path. Raises `InputError` if it has none."""
-    known = name and Source.of(name, folder=folder).hub_id(folder)
+def base_on_hub(base: Source, *, folder: str | Path) -> str:
+    """The Hub id of the base model of an adapter in `folder`. Raises `InputError` if it has none."""
+    known = base.hub_id(folder)
     if known is None:
         raise InputError(
-            f"the adapter's base model {name or 'without a name'} is not on the Hub, and an adapter is nothing "
-            f"without it: push the base model first (`hf-instructgpt push {name or 'DIR'}`), or name it by its Hub id."
+            f"the adapter's base model {base.name or 'without a name'} is not on the Hub, and an adapter is nothing "
+            f"without it: push the base model first (`hf-instructgpt push {base.name or 'DIR'}`), or name it by its "
+            "Hub id."
         )
     return known
 

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     HTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -44,19 +43,14 @@ def hub_errors(what: str) -> Iterator[None]:
         raise InputError(f"{what}: HF_HUB_OFFLINE is set. Unset it and push again.") from error
     except LocalTokenNotFoundError as error:
         raise InputError(f"{what}: there is no token: {ADVICE[401]}.") from error
-    except HFValidationError as error:
-        raise InputError(f"{what}: {error}") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         advice = ADVICE.get(status, "see the Hub's message" if status < 500 else "the Hub has trouble: push again")
         said = f" ({' '.join(error.server_message.split())})" if error.server_message else ""
         raise InputError(f"{what}: the Hub answered {status}{said}: {advice}.") from error
-    except (
-        HTTPError,
-        ConnectionError,
-        TimeoutError,
-        RuntimeError,
-    ) as error:  # hf_xet has no errors of its own for a broken line
+    except ValueError as error:  # a name or a card's metadata that the Hub does not take
+        raise InputError(f"{what}: {' '.join(str(error).split())}") from error
+    except (HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:  # RuntimeError: hf_xet's
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{what}: the Hub cannot be reached: {reason}. Check the network and push again.") from error
 

@@ -248,6 +248,11 @@ class PPOConfig(TrainingArguments):
         check_generation_kwargs(sampling, option="vllm_kwargs")
 
     def _check_together(self) -> None:
+        if self.hub_token is not None:
+            raise ValueError(
+                "`hub_token` would stand in `training_args.bin`, which is pushed: log in with `hf auth login`, or set "
+                "HF_TOKEN."
+            )
         if self.subtract_group_mean and (self.advantage_estimator != "reward" or self.num_generations < 2):
             raise ValueError(
                 "`subtract_group_mean` needs `advantage_estimator='reward'` and `num_generations` of 2 or more."

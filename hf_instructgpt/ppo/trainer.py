@@ -890,9 +890,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             self.processing_class.save_pretrained(output_dir)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Trainer copies the policy's files alone to where it pushes from.
-        checkpoint = Path(checkpoint_folder)
-        if self.is_world_process_zero() and not self._is_saving_aside:
+        # Trainer copies the policy's files alone to where it pushes from; nothing while an earlier push reads there.
+        checkpoint, pushing = Path(checkpoint_folder), getattr(self, "push_in_progress", None)
+        waits = pushing is not None and not pushing.is_done() and not self.args.hub_always_push
+        if self.is_world_process_zero() and not self._is_saving_aside and not waits:
             for name in (VALUE_MODEL_FOLDER, EMA_FOLDER):
                 if (checkpoint / name).is_dir():
                     shutil.copytree(checkpoint / name, Path(self.args.output_dir) / name, dirs_exist_ok=True)

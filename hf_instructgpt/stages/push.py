@@ -112,7 +112,8 @@ def _adapter_configs(folder: Path, made: Made) -> dict[str, str]:
         config = json.loads(path.read_text(encoding="utf-8"))
         name = config["base_model_name_or_path"]
         if not any(path.parent.glob("*/config.json")):  # a critic may have its base model with it
-            config["base_model_name_or_path"] = base_on_hub(known.get(name, name), folder=folder)
+            base = known.get(name) or Source.of(name or "", folder=folder)
+            config["base_model_name_or_path"] = base_on_hub(base, folder=folder)
             replaced[str(path.relative_to(folder))] = json.dumps(config, indent=2) + "\n"
     return replaced
 

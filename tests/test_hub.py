@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -68,7 +69,8 @@ def hub(document_run, tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     with MemoryHub(users={TOKEN: "user"}) as hub:
         asks = os.environ | environment(hub, home, token=TOKEN)
-        command = [sys.executable, "-m", "hf_instructgpt.cli", "push", str(document_run)]
+        shutil.copytree(document_run, home / "doc")
+        command = [sys.executable, "-m", "hf_instructgpt.cli", "push", str(home / "doc")]
         subprocess.run(command, check=True, env=asks, capture_output=True, timeout=120)
         yield hub, asks
 
@@ -101,6 +103,7 @@ def bare_python(tmp_path_factory):
     return folder / "venv" / "bin" / "python"
 
 
+MARK = "---- what the cards print"
 STRANGER = """
 import importlib.util, re, sys
 from pathlib import Path
@@ -144,10 +147,10 @@ scorer(**batch).logits.sum().backward()
 model.save_pretrained("again")
 tokenizer.save_pretrained("again")
 AutoModelForSequenceClassification.from_pretrained("again", num_labels=1, trust_remote_code=True)
+print(sys.argv[1])
 for stage in ("sft", "reward", "ppo"):
     card = Path(hf_hub_download(f"user/doc-{stage}", "README.md")).read_text(encoding="utf-8")
     (block,) = re.findall(r"```python\\n(.*?)```", card, flags=re.DOTALL)
-    print(stage)
     exec(block, {})
 """
 
@@ -158,11 +161,17 @@ def test_pushed_code_travels(hub, bare_python, document_run, tmp_path):
     _, asks = hub
     asks = {name: value for name, value in asks.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [bare_python, "-c", STRANGER], capture_output=True, text=True, timeout=300, env=asks, cwd=tmp_path
+        [bare_python, "-c", STRANGER, MARK],
+        stdin=subprocess.DEVNULL,  # transformers asks whether to run the code
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=asks,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     made = {stage: json.loads((document_run / stage / "card.json").read_text()) for stage in ("sft", "reward", "ppo")}
-    _, sft, _, best, worst, _, ppo = done.stdout.strip("\n").split("\n")
+    sft, best, worst, ppo = done.stdout.partition(MARK)[2].split("\n")[1:-1]
     assert (sft, ppo) == (made["sft"]["samples"][0]["after"], made["ppo"]["samples"][0]["after"])
     sample = made["reward"]["samples"][0]
     assert best == f"{sample['best_score']:+.2f}  {sample['best']}"

@@ -299,6 +299,55 @@ def failures_leave_the_run_whole(folder: Path, document_run: str) -> None:
     check_secrets(folder)
 
 
+def a_run_on_ones_own_rows(folder: Path) -> None:
+    """Files by relative paths, a start of PPO's own, a share held out; pushed from another folder."""
+    os.chdir(folder)
+    texts = {f"What is {i}? ": f"It is {i}." for i in range(40)}
+    rows = {
+        "demonstrations": [{"prompt": q, "completion": a} for q, a in texts.items()],
+        "rankings": [{"prompt": q, "responses": [a, "No.", "Why?"], "ranks": [1, 2, 2]} for q, a in texts.items()],
+        "prompts": [{"prompt": q} for q in texts],
+        "text": [{"text": q + a} for q, a in texts.items()],
+    }
+    for name, some in rows.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    common = {"max_steps": 2, "per_device_train_batch_size": 4, "save_strategy": "no", "report_to": "none"}
+    common["dataset_test_fraction"] = 0.25
+    sft = {"dataset_name": "demonstrations.jsonl", **common}
+    config = {
+        "sft": {**sft, "model_init_kwargs": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}},
+        "ppo_init": {**sft, "pretraining_dataset_name": "text.jsonl", "pretraining_fraction": 0.5},
+        "reward": {"dataset_name": "rankings.jsonl", **common},
+        "ppo": {"dataset_name": "prompts.jsonl", **common, "max_completion_length": 6, "num_ppo_epochs": 1},
+    }
+    Path("mine.json").write_text(json.dumps(config))  # which is YAML too
+    assert main(["run", "--config", "mine.json", "--output_dir", "runs/mine"]) == 0
+    Path("elsewhere").mkdir()
+    os.chdir("elsewhere")
+    assert main(["push", "../runs/mine"]) == 0
+    assert set(HUB.repos()) == {
+        *((f"user/mine-{stage}", "model") for stage in (*STAGES, "ppo_init")),
+        ("user/mine-data", "dataset"),
+    }
+    columns = {"sft": "completion", "ranking": "ranks", "prompts": "prompt", "pretraining": "text"}
+    columns["calibration"] = "completion"
+    held_out = set()
+    for config, column in columns.items():
+        dataset = load_dataset("user/mine-data", config)
+        assert column in dataset["train"].column_names
+        assert sum(map(len, dataset.values())) == 40, config
+        held_out.add(tuple(dataset["test"]["prompt"]) if "test" in dataset else ())
+    assert len(held_out) == 2  # text beside what a stage is trained on is whole; all else holds out the same prompts
+    card = ModelCard.load("user/mine-ppo")
+    assert card.data.base_model == "user/mine-ppo_init" and card.data.license is None
+    assert "- [what PPO started from](" in card.text and str(folder) not in card.content
+    assert "| `pretraining_fraction` | 0.5 |" in ModelCard.load("user/mine-ppo_init").text
+    assert "pretraining text | [user/mine-data]" in ModelCard.load("user/mine-ppo_init").text
+    text = HUB.files("user/mine-data", "dataset")["README.md"].decode()
+    assert "No licence is stated" in text and "what PPO started from: pretraining text" in text
+    exec(usage(text), {})
+
+
 def what_is_pushed_is_what_is_meant(folder: Path, document_run: str) -> None:
     """Cards edited by hand, local data, data that is gone, runs that are not done."""
     os.chdir(folder)

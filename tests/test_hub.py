@@ -56,6 +56,10 @@ def test_what_is_pushed_is_what_is_meant(document_run, tmp_path):
     assert "doc/sft/README.md was edited by hand and is pushed as it is" in output
 
 
+def test_a_run_on_ones_own_rows(tmp_path):
+    scenario("a_run_on_ones_own_rows", tmp_path)
+
+
 def test_sample_data_are_pushed(tmp_path):
     scenario("sample_data_are_pushed", tmp_path)
 

@@ -37,13 +37,18 @@ def made_by_stage(trainer: Trainer, args: StageArguments, output_dir: Path, samp
     else:
         theirs = Made.load(base.place(output_dir)) if base.path is not None else None
         licence = theirs and theirs.license
-    rewards = [Source.of(name, folder=output_dir) for name in getattr(args, "reward_funcs", [])]
+    scorer = getattr(args, "selection_reward_model", None)
+    rewards = getattr(args, "reward_funcs", [] if scorer is None else [scorer])
+    mixed = {}
+    if getattr(args, "pretraining_dataset_name", None) is not None:
+        mixed = {"pretraining_fraction": args.pretraining_fraction}
     return replace(
         made,
         license=licence,
         datasets=data,
         eval_split=args.dataset_test_split,
-        rewards=rewards,
+        rewards=[Source.of(name, folder=output_dir) for name in rewards],
+        hyperparameters=made.hyperparameters | mixed,
         samples=samples,
         **known,
     )

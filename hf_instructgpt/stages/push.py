@@ -160,8 +160,8 @@ def _run_data(folder: Path, stages: dict[str, Made]) -> list[_Part]:
     for name, made in stages.items():
         options = read_json(folder / name / STAGE_FILE)["options"]
         known = {f.name: options[f.name] for f in fields(StageArguments) if f.name in options}
-        own, texts = {"training": ("dataset_name", DATA_KINDS[made.stage])}, MORE_DATA.items()
-        wanted = own | {what: (option, "sft") for option, what in texts if what in made.datasets}
+        wanted = {"training": ("dataset_name", DATA_KINDS[made.stage])}
+        wanted |= {what: (option, "sft") for option, what in MORE_DATA.items() if options.get(option) is not None}
         for what, (option, kind) in wanted.items():
             source = made.datasets[what]
             is_sample = source.name in SAMPLE_DATASETS and source.path is None
@@ -172,9 +172,9 @@ def _run_data(folder: Path, stages: dict[str, Made]) -> list[_Part]:
             key = (args.dataset_name, args.dataset_config, args.dataset_test_fraction, kind)
             if key not in parts:
                 rows = load_rows(args, kind)
-                form = data_form(next(iter(rows.values())), kind)
+                own_name = data_form(next(iter(rows.values())), kind) if what == "training" else option.split("_")[0]
                 taken = {part.config for part in parts.values()}
-                config = next(c for c in (form, name, f"{name}_{option.split('_')[0]}") if c not in taken)
+                config = own_name if own_name not in taken else f"{name}_{own_name}"
                 parts[key] = _Part(config, rows, source.name if is_sample else None, [])
             parts[key].used.append((name, what))
     return list(parts.values())

@@ -56,10 +56,10 @@ def usage(text: str) -> str:
 
 
 def check_secrets(folder: Path) -> None:
-    """No token in what was pushed or written. What was printed, the caller sees."""
+    """No token in what was pushed or written, no path in what was pushed. What was printed, the caller sees."""
     for repo in HUB.repos():
         for name, data in HUB.files(*repo).items():
-            assert TOKEN.encode() not in data, (repo, name)
+            assert TOKEN.encode() not in data and str(folder).encode() not in data, (repo, name)
     for path in filter(Path.is_file, folder.rglob("*")):
         assert TOKEN.encode() not in path.read_bytes(), path
 
@@ -172,6 +172,10 @@ def stages_push_by_themselves(folder: Path) -> None:
     check_secrets(folder)
 
 
+def characters(completions, **_):
+    return [float(len(text)) for text in completions]
+
+
 def length(completions, **_):
     return [float(len(text[0]["content"])) for text in completions]
 
@@ -201,6 +205,22 @@ def adapters_name_their_base(folder: Path, llama: str) -> None:
     ids = torch.tensor([[1, 5, 9]])
     assert torch.equal(model(ids).logits, AutoPeftModelForCausalLM.from_pretrained("adapter")(ids).logits)
     assert ModelCard.load("user/adapter").data.base_model == "user/base"
+
+    # A policy and a critic with adapters of their own.
+    ppo = ["ppo", "--model_name_or_path", "base", "--reward_funcs", "hub_scenarios.characters", *lora]
+    ppo += ["--dataset_name", "rows.jsonl", "--output_dir", "ppo", *FLAGS, "--save_strategy", "no"]
+    assert main([*ppo, "--max_completion_length", "4", "--num_ppo_epochs", "1"]) == 0
+    assert main(["push", "ppo"]) == 0
+    bases = [
+        json.loads(HUB.files("user/ppo")[f"{where}adapter_config.json"])["base_model_name_or_path"]
+        for where in ("", "value_model/")
+    ]
+    assert bases == ["user/base", "user/base"]
+    shutil.move("base", "moved")
+    critic = load_value_model("user/ppo")
+    shutil.move("moved", "base")
+    local = load_value_model("ppo").state_dict()
+    assert all(torch.equal(x, local[name]) for name, x in critic.state_dict().items())
 
     trained = [*adapter[:4], "again", *common, *lora, "--push_to_hub", "true"]
     assert main(trained) == 0 and json.loads(HUB.files("user/again")["adapter_config.json"]) == config | {

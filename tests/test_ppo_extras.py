@@ -76,6 +76,8 @@ def test_a_shared_critic_trains_the_trunk_and_reloads_on_its_own(tmp_path):
     critic = load_value_model(tmp_path / "value_model")
     assert critic.value_head.weight.equal(trainer.model.value_model.value_head.weight)
     assert_equal(critic.backbone.state_dict(), trainer.model.policy.base_model.state_dict())
+    assert load_value_model(tmp_path).value_head.weight.equal(critic.value_head.weight)  # by the policy's folder
+    (tmp_path / "value_model" / "value_head.safetensors").unlink()
     with pytest.raises(InputError, match="holds no critic"):
         load_value_model(tmp_path)
 

@@ -16,11 +16,13 @@ from ..data.loading import SAMPLES_DIR
 from ..errors import InputError
 from ..hub.cards import README_FILE, Made, Source, base_on_hub, is_edited
 from ..hub.upload import create_repo, hub_errors, push_folder
+from ..ppo.actor_critic import CRITIC_BASE_FOLDER
+from ..report.reward_card import reward_card_markdown
 from ..resources import resource
 from .arguments import DATA_KINDS, StageArguments
 from .cards import MORE_DATA, stage_card
 from .inputs import data_form, load_rows
-from .output import METRICS_FILE, RUN_FILE, STAGE_FILE, read_json
+from .output import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, STAGE_FILE, read_json, to_json
 
 logger = logging.get_logger(__name__)
 
@@ -83,6 +85,10 @@ def push_stage(
     made = Made.load(folder)
     replaced = _adapter_configs(folder, made)
     repo_id = create_repo(repo, private=private)
+    report_card = read_json(folder / REPORT_CARD_FILE)
+    if report_card is not None:
+        report_card |= {"model": repo_id, "dataset_name": Path(report_card["dataset_name"]).name}
+        replaced |= {REPORT_CARD_FILE: to_json(report_card), "report_card.md": reward_card_markdown(report_card)}
     shown = replace(made, datasets={**made.datasets, **(datasets or {})})
     if is_edited(folder, made):
         logger.warning(f"{folder / README_FILE} was edited by hand and is pushed as it is.")
@@ -111,7 +117,7 @@ def _adapter_configs(folder: Path, made: Made) -> dict[str, str]:
             continue
         config = json.loads(path.read_text(encoding="utf-8"))
         name = config["base_model_name_or_path"]
-        if not any(path.parent.glob("*/config.json")):  # a critic may have its base model with it
+        if not (path.parent / CRITIC_BASE_FOLDER).is_dir():  # a critic may have its base model with it
             base = known.get(name) or Source.of(name or "", folder=folder)
             config["base_model_name_or_path"] = base_on_hub(base, folder=folder)
             replaced[str(path.relative_to(folder))] = json.dumps(config, indent=2) + "\n"
@@ -123,6 +129,9 @@ def _adapter_configs(folder: Path, made: Made) -> dict[str, str]:
 
 def _push_run(folder: Path, prefix: str, *, private: bool | None, with_data: bool) -> list[str]:
     stages = {name: Made.load(folder / name) for name in STAGE_FOLDERS if (folder / name).is_dir()}
+    for name, made in stages.items():
+        if made is None:
+            raise InputError(f"{folder / name} has no card.json: run the stage anew.")
     parts = _run_data(folder, stages) if with_data else []
     for name, made in stages.items():
         _adapter_configs(folder / name, made)  # looks for what cannot be pushed

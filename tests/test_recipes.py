@@ -302,7 +302,7 @@ def test_the_main_job_shows_what_the_readme_promises(seed, tmp_path):
     assert len(losses) >= 3
     assert losses == sorted(losses, reverse=True)
     validation = metrics["sft"]["eval_loss"]
-    assert validation[-1] > min(validation) - 1e-9 and min(validation) > 0.97 * validation[-1]  # it no longer falls
+    assert validation[-1] > min(validation) - 1e-9 and min(validation) > 0.95 * validation[-1]  # it no longer falls
     assert metrics["reward"]["eval_accuracy"] >= 0.84
     assert metrics["reward"]["eval_accuracy_clear"] >= 0.92
     for name, win_rate in (("comparison", 0.70), ("comparison_greedy", 0.80)):

@@ -1,5 +1,6 @@
 """What is built and installed: all of the package, and enough of it to work outside the repository."""
 
+import fnmatch
 import importlib.metadata
 import os
 import shutil
@@ -14,6 +15,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("hf_instructgpt", "recipes", "model_cards", "pyproject.toml", "README.md", "LICENSE")
+KINDS = (
+    "py.typed",
+    "data/samples/*/*.jsonl",
+    "model_cards/*.md",
+    *(f"recipes/*/*.{suffix}" for suffix in ("yaml", "md", "py", "ipynb")),
+    "recipes/*/data/*.jsonl",
+)
 BUILD = (
     "import sys; from setuptools import build_meta; print(getattr(build_meta, f'build_{sys.argv[1]}')(sys.argv[2]))"
 )
@@ -50,19 +58,34 @@ def names_in(wheel):
     return {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
 
+def listed_by_git(*options):
+    """The files under the package's folders that git lists, by the names they have in a wheel; skips without git."""
+    if not shutil.which("git"):
+        pytest.skip("no git")
+    command = ["git", "ls-files", "-z", *options, *PARTS[:3]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode or not done.stdout:
+        pytest.skip("not a git checkout")
+    names = done.stdout.rstrip("\0").split("\0")
+    return {name if name.startswith("hf_instructgpt/") else f"hf_instructgpt/{name}" for name in names}
+
+
 @pytest.mark.slow
-def test_wheel_and_sdist_hold_everything(built):
+def test_wheel_and_sdist_hold_the_same_and_no_tests(built):
     names = names_in(built[0])
     assert names == names_in(built[1])
-    tracked = subprocess.run(["git", "ls-files", *PARTS[:3]], cwd=ROOT, capture_output=True, text=True, check=True)
-    expected = {
-        name if name.startswith("hf_instructgpt/") else f"hf_instructgpt/{name}"
-        for name in tracked.stdout.split("\n")
-        if name
-    }
-    assert expected <= names, sorted(expected - names)
-    assert names <= expected, sorted(names - expected)
-    assert "hf_instructgpt/py.typed" in names and not any("test" in Path(name).parts for name in names)
+    missing = [kind for kind in KINDS if not fnmatch.filter(names, f"hf_instructgpt/{kind}")]
+    assert not missing
+    parts = {part for name in names for part in Path(name).parts}
+    assert "tests" not in parts and not fnmatch.filter(parts, "test_*") and "conftest.py" not in parts
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_what_git_tracks_and_nothing_git_ignores(built):
+    names, tracked = names_in(built[0]), listed_by_git("--cached")
+    assert tracked <= names, sorted(tracked - names)
+    extra = names - tracked - listed_by_git("--cached", "--others", "--exclude-standard")
+    assert not extra, sorted(extra)
 
 
 @pytest.fixture(scope="module")

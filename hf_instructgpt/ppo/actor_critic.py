@@ -1,11 +1,11 @@
 """The modules PPO trains: the critic (a head on a base model) and the pair of policy and critic as one module."""
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import is_peft_model
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file, save_file
@@ -29,15 +29,21 @@ def independent_copy(model: PreTrainedModel) -> PreTrainedModel:
     """
     clone = copy.deepcopy(model)
     without_adapter(clone).__dict__.pop("forward", None)
-    if is_peft_model(clone):
+    if has_adapter(clone):
         clone = clone.merge_and_unload()
         clone.config._name_or_path = ""  # the weights of that name no longer
     return clone
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Whether a model is PEFT's wrapper of one. Asked in every forward: accelerate's own test takes a millisecond."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
 def without_adapter(model: nn.Module) -> PreTrainedModel:
     """The Transformers model itself, LoRA's layers in it, without PEFT's wrapper: it hides `forward`'s arguments."""
-    return model.get_base_model() if is_peft_model(model) else model
+    return model.get_base_model() if has_adapter(model) else model
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -109,7 +115,7 @@ class ValueModel(nn.Module):
             return
         prefix = "backbone."
         weights = {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
-        if is_peft_model(self.backbone) and not self.backbone.config._name_or_path:
+        if has_adapter(self.backbone) and not self.backbone.config._name_or_path:
             copy.deepcopy(self.backbone).unload().save_pretrained(directory / CRITIC_BASE_FOLDER)
         self.backbone.save_pretrained(directory, state_dict=weights)
 
@@ -122,7 +128,7 @@ class ValueModel(nn.Module):
 
 def load_weights(model: nn.Module, directory: str | Path) -> None:
     """Put the weights that `save_pretrained` wrote into a model of the same kind; of an adapter, into the adapter."""
-    if is_peft_model(model):
+    if has_adapter(model):
         from peft import load_peft_weights, set_peft_model_state_dict
 
         set_peft_model_state_dict(model, load_peft_weights(str(directory), device="cpu"))

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .actor_critic import without_adapter
+from .actor_critic import has_adapter, without_adapter
 from .config import PPOConfig
 from .rollout import encode_prompt, model_inputs, response_logits
 
@@ -57,9 +56,7 @@ def check_processes(args: PPOConfig) -> None:
 def check_fsdp(args: PPOConfig, actor_critic: nn.Module) -> None:
     """Raise an `InputError` for what needs a whole model on each process."""
     critic = actor_critic.value_model
-    has_unnamed_base = (
-        critic is not None and is_peft_model(critic.backbone) and not critic.backbone.config._name_or_path
-    )
+    has_unnamed_base = critic is not None and has_adapter(critic.backbone) and not critic.backbone.config._name_or_path
     options = {"ema_decay": args.ema_decay is not None, "use_vllm": args.use_vllm}
     _refuse("FSDP", {**options, "an adapter on a critic without a named base": has_unnamed_base})
 
@@ -170,7 +167,7 @@ def _check_padding(model: PreTrainedModel) -> None:
 
 def check_adapter(policy: nn.Module) -> None:
     """Raise an `InputError` for an adapter that could not be saved, merged or loaded as what it is."""
-    if not is_peft_model(policy):
+    if not has_adapter(policy):
         return
     if list(policy.peft_config) != ["default"]:
         raise InputError(

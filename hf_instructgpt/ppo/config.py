@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from .generation import VLLM_SAMPLING, check_generation_kwargs
 
+DTYPES = (None, "float32", "bfloat16", "float16")
 RANGES = (
     *((name, lambda x: x >= 1, "be 1 or more") for name in ("max_completion_length", "num_generations")),
     *((name, lambda x: x >= 1, "be 1 or more") for name in ("num_ppo_epochs", "num_mini_batches")),
@@ -20,6 +21,11 @@ RANGES = (
     *((name, lambda x: x is None or x > 0, "be above 0") for name in ("kl_target", "score_clip", "max_update_kl")),
     ("max_ratio", lambda x: x is None or x > 1, "be above 1"),
     *((name, lambda x: 0 <= x <= 1, "lie in [0, 1]") for name in ("gamma", "lam")),
+    ("preset", lambda x: x in (None, "recommended"), "be 'recommended' or left out"),
+    *(
+        (name, lambda x: x in DTYPES, f"be one of {', '.join(map(str, DTYPES))}")
+        for name in ("sampling_dtype", "frozen_dtype")
+    ),
     ("advantage_estimator", lambda x: x in ("gae", "reward"), "be 'gae' or 'reward'"),
     ("kl_estimator", lambda x: x in ("k1", "k2", "k3", "full"), "be 'k1', 'k2', 'k3' or 'full'"),
     ("kl_penalty_in", lambda x: x in ("reward", "loss"), "be 'reward' or 'loss'"),
@@ -214,6 +220,34 @@ class PPOConfig(TrainingArguments):
     vf_coef: float = field(default=0.1, metadata={"help": "Weight of the value loss in the total loss."})
     gamma: float = field(default=1.0, metadata={"help": "Discount of later rewards."})
     lam: float = field(default=0.95, metadata={"help": "GAE's lambda: 1 is reward-to-go, 0 one step."})
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "'recommended': what makes PPO fast on this model and machine: a critic on the policy's trunk "
+            "unless `value_model` is given, `fast_sampling` where the model allows it and, for a model 512 or more "
+            "wide where the machine computes in bfloat16, `bf16`, `sampling_dtype` and `frozen_dtype`. It says what "
+            "it switched on; what is set by hand stays.",
+            "choices": ["recommended"],
+        },
+    )
+    fast_sampling: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Sample with a loop of our own over the policy's forward, which drops responses that have ended; "
+            "the same distribution as `generate`, other random numbers. None: not, but by `preset`."
+        },
+    )
+    sampling_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "With `fast_sampling`: sample from a copy of the policy in this type, such as 'bfloat16'. "
+            "Log-probs are the policy's own all the same."
+        },
+    )
+    frozen_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Type of the reference and of reward models, such as 'bfloat16'. None: as they come."},
+    )
     log_completions: bool = field(
         default=False,
         metadata={

@@ -11,6 +11,9 @@ from collections.abc import Callable
 
 import torch
 
+# From here on the logits are the largest tensor there is, and copies of them cost more than a loop over rows.
+LARGE_VOCABULARY = 8192
+
 
 def response_mask(response_ids: torch.Tensor, *, stop_token_ids: list[int]) -> torch.Tensor:
     """Real tokens of sampled responses: everything up to and including the first stop token.
@@ -46,8 +49,36 @@ def token_logprobs(logits: torch.Tensor, *, token_ids: torch.Tensor, temperature
     Returns:
         `torch.Tensor` of shape `(B, R)`, nats.
     """
+    if logits.shape[-1] >= LARGE_VOCABULARY:
+        return _LargeVocabularyLogprobs.apply(logits, token_ids, temperature)
     logits = logits.float() / temperature
     return logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+class _LargeVocabularyLogprobs(torch.autograd.Function):
+    """[`token_logprobs`] with one tensor as large as the logits, their gradient, where autograd would keep several.
+
+    `d log p_k / d logits_v = ([v = k] - p_v) / temperature`. Row by row, so that what is in float32 stays small.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: torch.Tensor, token_ids: torch.Tensor, temperature: float) -> torch.Tensor:
+        normalizers = torch.stack([(row.float() / temperature).logsumexp(-1) for row in logits])
+        chosen = logits.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1).float() / temperature
+        ctx.save_for_backward(logits, token_ids, normalizers)
+        ctx.temperature = temperature
+        return chosen - normalizers
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits, token_ids, normalizers = ctx.saved_tensors
+        grad = grad / ctx.temperature
+        result = torch.empty_like(logits)
+        for row, out, z, g in zip(logits, result, normalizers, grad, strict=True):
+            out.copy_((row.float() / ctx.temperature).sub_(z.unsqueeze(-1)).exp_().mul_(-g.unsqueeze(-1)))
+        result.scatter_add_(-1, token_ids.unsqueeze(-1), grad.unsqueeze(-1).to(result.dtype))
+        return result, None, None
 
 
 def token_entropy(logits: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:

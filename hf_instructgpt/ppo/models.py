@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import is_peft_model
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -17,7 +16,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from ..errors import InputError
-from .actor_critic import ValueModel, hidden_width, independent_copy, without_adapter
+from .actor_critic import ValueModel, has_adapter, hidden_width, independent_copy, without_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -65,7 +64,7 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
         from peft import get_peft_model
     except ImportError as error:
         raise InputError('`peft_config` needs PEFT: `pip install "hf-instructgpt[peft]"`.') from error
-    if is_peft_model(model):
+    if has_adapter(model):
         raise InputError(
             "`peft_config`: the model has an adapter already. Leave `peft_config` out to train that one, or merge it "
             "first (`merge_and_unload`)."

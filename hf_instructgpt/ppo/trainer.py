@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate.utils import gather_object, is_peft_model, set_seed
+from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
@@ -56,6 +56,7 @@ from .actor_critic import (
     ActorCritic,
     ValueModel,
     disable_dropout,
+    has_adapter,
     independent_copy,
     load_weights,
 )
@@ -72,6 +73,7 @@ from .checks import (
 )
 from .config import PPOConfig
 from .ema import PolicyEMA
+from .fast import PolicySampler, fuse_activations, recommend
 from .functional import (
     adapted_kl_coef,
     combine_scores,
@@ -197,6 +199,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         if isinstance(ref_model, str):
             ref_model = load_policy(ref_model, **trust)
 
+        if args.preset is not None:
+            value_model = recommend(args, model, value_model=value_model, peft_config=peft_config, generator=generator)
         critic = self._make_critic(model, value_model, peft_config, args)
         # None: the policy with its new adapter off.
         self.ref_model = ref_model
@@ -206,6 +210,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         check_adapter(policy)
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
+        for module in (actor_critic, self.ref_model, *self.reward_funcs):
+            if isinstance(module, nn.Module):
+                fuse_activations(module)
 
         super().__init__(
             model=actor_critic,
@@ -267,6 +274,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         for module in (self.ref_model, *self.reward_funcs):
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval().to(self.accelerator.device)
+                if self.args.frozen_dtype is not None:
+                    module.to(getattr(torch, self.args.frozen_dtype))
         if self.ref_model is not None and self.is_fsdp_enabled:
             self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
 
@@ -301,6 +310,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
                 generation_config=self.generation_config,
                 **(args.vllm_kwargs or {}),
             )
+        if args.fast_sampling and generator is None:
+            dtype = args.sampling_dtype and getattr(torch, args.sampling_dtype)
+            generator = PolicySampler(dtype)
         self.generator = generator
         self._synced_step: int | None = None
 
@@ -910,7 +922,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             **{name: getattr(self.args, name) for name in names},
             "value_model": None if critic is None else "shared" if critic.backbone is None else "own",
             "ema_decay": self.args.ema_decay,
-            "peft_config": is_peft_model(self._actor_critic.policy),
+            "peft_config": has_adapter(self._actor_critic.policy),
             "train_dataset": len(self.train_dataset),
             "ref_model": self._reference_sum(),
         }

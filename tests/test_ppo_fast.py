@@ -1,0 +1,198 @@
+"""The fast ways give the same numbers, the sampler the same distribution, and the preset what it says."""
+
+import pytest
+import torch
+from test_ppo_trainer import TOKENIZER, logged, make, policy
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.activations import NewGELUActivation
+
+from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM
+from hf_instructgpt.ppo import fast, functional
+from hf_instructgpt.ppo.fast import PolicySampler, can_sample, draw_tokens, fuse_activations
+from hf_instructgpt.ppo.functional import token_logprobs
+from hf_instructgpt.ppo.generation import sampling_config
+
+LLAMA = LlamaConfig(
+    vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, eos_token_id=1
+)
+CHAR_GPT = CharGPTConfig(hidden_size=16, intermediate_size=16)
+
+
+# ---- Log-probs over a large vocabulary -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_vocabulary_logprobs_and_their_gradient_are_autograds(monkeypatch, temperature, dtype):
+    torch.manual_seed(0)
+    logits, ids = torch.randn(3, 4, 50, dtype=dtype), torch.randint(50, (3, 4))
+    weights = torch.randn(3, 4)
+    results = []
+    for large in (10, 1000):  # by hand, by autograd
+        monkeypatch.setattr(functional, "LARGE_VOCABULARY", large)
+        leaf = logits.clone().requires_grad_()
+        logprobs = token_logprobs(leaf, token_ids=ids, temperature=temperature)
+        (logprobs * weights).sum().backward()
+        results.append((logprobs.detach(), leaf.grad))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-7, rtol=1e-5)
+    assert results[0][0].dtype == torch.float32 and results[0][1].dtype == dtype
+
+
+def test_large_vocabulary_logprobs_by_hand(monkeypatch):
+    """Probabilities 1/2 and two quarters; `d log p_0 / d logits = (1/2, -1/4, -1/4)`."""
+    monkeypatch.setattr(functional, "LARGE_VOCABULARY", 1)
+    logits = torch.tensor([[[0.5, 0.25, 0.25]]]).log().requires_grad_()
+    logprobs = token_logprobs(logits, token_ids=torch.tensor([[0]]))
+    logprobs.sum().backward()
+    torch.testing.assert_close(logprobs, torch.tensor([[0.5]]).log())
+    torch.testing.assert_close(logits.grad, torch.tensor([[[0.5, -0.25, -0.25]]]))
+
+
+# ---- Activations ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32)),
+        GPTNeoForCausalLM(
+            GPTNeoConfig(vocab_size=40, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]])
+        ),
+    ],
+    ids=["gpt2", "gpt_neo"],
+)
+def test_fused_activations_give_the_same_logits_and_weights(model):
+    ids = torch.randint(40, (2, 7))
+    model.eval()
+    before, names = model(ids).logits, list(model.state_dict())
+    assert any(isinstance(module, NewGELUActivation) for module in model.modules())
+    fuse_activations(model)
+    assert not any(isinstance(module, NewGELUActivation) for module in model.modules())
+    torch.testing.assert_close(model(ids).logits, before, atol=1e-6, rtol=1e-5)
+    assert list(model.state_dict()) == names
+
+
+# ---- Sampling ------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_drawn_from_the_softmax():
+    torch.manual_seed(0)
+    logits = torch.tensor([0.4, 0.3, 0.0, 0.2, 0.1]).log().expand(20000, 5)
+    counts = torch.bincount(draw_tokens(logits, temperature=1.0), minlength=5)
+    assert counts[2] == 0  # what cannot be never is
+    expected = torch.tensor([0.4, 0.3, 0.2, 0.1]) * 20000
+    z = (counts[[0, 1, 3, 4]] - expected) / expected.sqrt()
+    assert z.abs().max() < 5
+    warm = torch.bincount(draw_tokens(logits, temperature=2.0), minlength=5) / 20000
+    p = logits[0].exp().sqrt() / logits[0].exp().sqrt().sum()
+    torch.testing.assert_close(warm.float(), p, atol=0.015, rtol=0)
+
+
+def test_the_ends_of_the_line(monkeypatch):
+    """The largest number below 1 takes the last possible token, 0 the first."""
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
+    for number, token in ((0.0, 1), (1 - 2**-24, 2)):
+        monkeypatch.setattr(torch, "rand", lambda *shape, number=number, **kwargs: torch.full(shape, number))
+        assert draw_tokens(logits, temperature=1.0).tolist() == [token]
+
+
+def test_rare_tokens_of_a_large_vocabulary_do_not_vanish():
+    """In float32 a cumulative sum near 1 no longer grows by 1e-8."""
+    torch.manual_seed(0)
+    p = torch.full((100_001,), 1e-8)
+    p[0] = 1 - 1e-3
+    tokens = draw_tokens(p.log().expand(64, -1), temperature=1.0)
+    many = torch.cat([tokens, *(draw_tokens(p.log().expand(64, -1), temperature=1.0) for _ in range(150))])
+    assert 1 <= (many != 0).sum() <= 25  # 9.7 expected
+
+
+@pytest.mark.parametrize(("family", "config"), [(CharGPTForCausalLM, CHAR_GPT), (LlamaForCausalLM, LLAMA)])
+def test_greedy_sampling_is_generates(family, config, monkeypatch):
+    """Prompts of several lengths, rows that end at different times and are dropped."""
+    torch.manual_seed(0)
+    model = family(config).eval()
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [6, 6]] * 3
+    config = sampling_config(model, TOKENIZER, max_new_tokens=12, temperature=1e-4)
+    monkeypatch.setattr(fast, "ROWS_AT_A_TIME", 2)
+    rows = expected_rows(model, prompts, config)
+    ends = {id_: len({row.index(id_) if id_ in row else None for row in rows}) for row in rows for id_ in row}
+    config.eos_token_id = [*config.eos_token_id, max(ends, key=ends.get)]  # so that rows end at different times
+    sampler = PolicySampler()
+    sampler.sync_weights(model)
+    rows = sampler.generate(prompts, generation_config=config)
+    assert rows == expected_rows(model, prompts, config)
+    monkeypatch.setattr(PolicySampler, "_decode", PolicySampler._decode_in_place)  # a GPU's way, step by step
+    monkeypatch.setattr(fast, "STEPS_BETWEEN_LOOKS", 2)
+    assert sampler.generate(prompts, generation_config=config) == rows
+    assert len({len(row) for row in rows}) > 1, ends
+
+
+def expected_rows(model, prompts, config):
+    """One prompt at a time by `generate`."""
+    rows = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        new = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt) :]
+        rows.append(new.tolist())
+    return rows
+
+
+def test_a_copy_in_another_type_follows_the_policy():
+    model, sampler = LlamaForCausalLM(LLAMA), PolicySampler(torch.bfloat16)
+    sampler.sync_weights(model)
+    first = sampler.model
+    with torch.no_grad():
+        model.lm_head.weight += 1
+    sampler.sync_weights(model)
+    assert sampler.model is first is not model and first.dtype == torch.bfloat16 and model.dtype == torch.float32
+    assert first.lm_head.weight.equal(model.lm_head.weight.bfloat16())
+    assert not any(p.requires_grad for p in first.parameters())
+
+
+def test_what_the_sampler_cannot_drive():
+    assert can_sample(LlamaForCausalLM(LLAMA)) and can_sample(policy())
+
+    class Other(nn.Module):
+        config = LLAMA
+
+        def forward(self, input_ids, attention_mask):
+            pass
+
+    assert not can_sample(Other())
+
+
+# ---- In the trainer ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_the_fast_sampler_learns_and_its_ratio_is_1(tmp_path):
+    trainer = make(tmp_path, fast_sampling=True, max_steps=4)
+    trainer.train()
+    assert logged(trainer, "ratio")[0] == 1 and logged(trainer, "approx_kl")[0] == 0
+    assert isinstance(trainer.generator, PolicySampler) and trainer.generator.model is trainer.model.policy
+
+
+def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog, monkeypatch):
+    trainer = make(tmp_path, preset="recommended", max_steps=2)
+    assert "preset='recommended' chose value_model='shared', fast_sampling=True." in caplog.text
+    assert trainer.model.value_model.backbone is None and trainer.args.frozen_dtype is None and not trainer.args.bf16
+    trainer.train()
+    monkeypatch.setattr(fast, "WIDE", 1)
+    monkeypatch.setattr(fast, "computes_in_bfloat16", lambda device: True)
+    trainer = make(tmp_path, preset="recommended", max_steps=2)
+    assert trainer.args.bf16 and trainer.args.frozen_dtype == trainer.args.sampling_dtype == "bfloat16"
+    assert trainer.ref_model.dtype == torch.bfloat16 and trainer.model.policy.dtype == torch.float32
+    trainer.train()
+    assert trainer.generator.model.dtype == torch.bfloat16 and trainer.accelerator.mixed_precision == "bf16"
+    assert logged(trainer, "ratio")[0] == 1
+    by_hand = {"fast_sampling": False, "frozen_dtype": "float32"}
+    trainer = make(tmp_path, preset="recommended", value_model=policy().model, **by_hand)
+    assert trainer.generator is None and trainer.model.value_model.backbone is not None
+    assert trainer.ref_model.dtype == torch.float32 and trainer.args.sampling_dtype is None
+
+
+def test_other_values_are_refused(tmp_path):
+    for name, value in (("preset", "fast"), ("sampling_dtype", "int8"), ("frozen_dtype", "half")):
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            make(tmp_path, **{name: value})

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_ppo_trainer import TOKENIZER, logged, make, policy
+from test_ppo_trainer import TOKENIZER, gpt2, logged, make, policy
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.activations import NewGELUActivation
@@ -72,6 +72,17 @@ def test_fused_activations_give_the_same_logits_and_weights(model):
     assert not any(isinstance(module, NewGELUActivation) for module in model.modules())
     torch.testing.assert_close(model(ids).logits, before, atol=1e-6, rtol=1e-5)
     assert list(model.state_dict()) == names
+
+
+def test_a_trainer_fuses_what_it_runs_where_it_is_asked_to(tmp_path):
+    def fused(**options):
+        trainer = make(tmp_path, gpt2(), **options)
+        return [
+            not any(isinstance(m, NewGELUActivation) for m in x.modules()) for x in (trainer.model, trainer.ref_model)
+        ]
+
+    assert fused() == fused(preset="recommended", fuse_activations=False) == [False, False]
+    assert fused(fuse_activations=True) == fused(preset="recommended") == [True, True]
 
 
 # ---- Sampling ------------------------------------------------------------------------------------------------------
@@ -175,7 +186,7 @@ def test_a_run_with_the_fast_sampler_learns_and_its_ratio_is_1(tmp_path):
 
 def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog, monkeypatch):
     trainer = make(tmp_path, preset="recommended", max_steps=2)
-    assert "preset='recommended' chose value_model='shared', fast_sampling=True." in caplog.text
+    assert "preset='recommended' chose value_model='shared', fast_sampling=True, fuse_activations=True." in caplog.text
     assert trainer.model.value_model.backbone is None and trainer.args.frozen_dtype is None and not trainer.args.bf16
     trainer.train()
     monkeypatch.setattr(fast, "WIDE", 1)

@@ -224,9 +224,9 @@ class PPOConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "'recommended': what makes PPO fast on this model and machine: a critic on the policy's trunk "
-            "unless `value_model` is given, `fast_sampling` where the model allows it and, for a model 512 or more "
-            "wide where the machine computes in bfloat16, `bf16`, `sampling_dtype` and `frozen_dtype`. It says what "
-            "it switched on; what is set by hand stays.",
+            "unless `value_model` is given, `fast_sampling` where the model allows it, `fuse_activations` and, for a "
+            "model 512 or more wide where the machine computes in bfloat16, `bf16`, `sampling_dtype` and "
+            "`frozen_dtype`. It says what it switched on; what is set by hand stays.",
             "choices": ["recommended"],
         },
     )
@@ -242,6 +242,13 @@ class PPOConfig(TrainingArguments):
         metadata={
             "help": "With `fast_sampling`: sample from a copy of the policy in this type, such as 'bfloat16'. "
             "Log-probs are the policy's own all the same."
+        },
+    )
+    fuse_activations: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute GPT-2's GELU (`gelu_new`) in one kernel, equal up to rounding, wherever a model has it. "
+            "None: not, but by `preset`."
         },
     )
     frozen_dtype: str | None = field(

@@ -202,6 +202,8 @@ def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, pef
     own_engine = generator is not None or args.use_vllm
     if args.fast_sampling is None and not own_engine and can_sample(policy):
         chosen["fast_sampling"] = True
+    if args.fuse_activations is None:
+        chosen["fuse_activations"] = True
     is_wide = hidden_width(policy) >= WIDE and policy.dtype == torch.float32
     if is_wide and computes_in_bfloat16(args.device):
         if not args.fp16:

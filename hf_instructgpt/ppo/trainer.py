@@ -211,7 +211,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
         for module in (actor_critic, self.ref_model, *self.reward_funcs):
-            if isinstance(module, nn.Module):
+            if args.fuse_activations and isinstance(module, nn.Module):
                 fuse_activations(module)
 
         super().__init__(

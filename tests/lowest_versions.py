@@ -1,9 +1,9 @@
 """The ordinary tests with the lowest versions that pyproject.toml claims: `python tests/lowest_versions.py FOLDER`.
 
 Makes a virtual environment in FOLDER, a quarter of an hour in all. Last run: 26 November 2026, Python 3.11, all 1473
-ordinary tests passed (two of them in a run of their own, once a bug and a bound were mended) with accelerate 1.14,
-datasets 5.1, huggingface-hub 2.4, jinja2 3.1.6, matplotlib 3.10.9, peft 0.21, pytest 8, pyyaml 6.0.1, safetensors 0.8,
-setuptools 77.0.3, tensorboard 2.18, torch 2.13, trackio 0.43, transformers 5.23, trl 1.16, vaderSentiment 3.3.1.
+ordinary tests passed, in one run, with accelerate 1.14, datasets 5.1, huggingface-hub 2.4, jinja2 3.1.6, matplotlib
+3.10.9, peft 0.21, pytest 8, pyyaml 6.0.1, ruff 0.17.6, safetensors 0.8, setuptools 77.0.3, tensorboard 2.18, torch
+2.13, trackio 0.43, transformers 5.23, trl 1.16, vaderSentiment 3.3.1.
 """
 
 import re

@@ -1,0 +1,309 @@
+"""One PPO trainer on one workload, timed: a process of `ppo_speed.py`. Prints a line of JSON.
+
+    python ppo_worker.py VARIANT WORKLOAD LENGTHS ITERATIONS DEVICE
+
+VARIANT is `ours`, `recommended`, or TRL 1.12's trainer: `trl`, or `trl-SETTING` with one of SETTINGS. It imports only
+the library it runs, so that the peer can live in an environment of its own.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from dataclasses import replace
+from functools import wraps
+from tempfile import TemporaryDirectory
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    set_seed,
+)
+from workloads import PAD, STOP, WORKLOADS, Workload
+
+# Set: the second iteration, with responses of 32 tokens, is profiled, and its kernels go to the standard error output.
+KERNELS = "PPO_SPEED_KERNELS"
+# What a user of the peer can set in one line.
+SETTINGS = {
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "eager": lambda: torch.set_float32_matmul_precision("medium"),  # and attention without its flash kernel
+}
+
+
+def make_models(workload: Workload, lengths: str, *, device: str, attention: str | None = None) -> tuple:
+    """Policy and reward model of random weights; the policy never stops, or by a constant chance at each token."""
+    set_seed(0)
+    config = {"gpt2": GPT2Config, "llama": LlamaConfig}[workload.family](**workload.config, num_labels=1)
+    if attention is not None:
+        config._attn_implementation = attention
+    dtype = torch.bfloat16 if workload.bf16 else torch.float32
+    with torch.device(device):
+        policy = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        reward_model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
+    head = policy.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # of its own, that the bias alone decides
+    bias = torch.zeros(config.vocab_size, dtype=dtype, device=device)
+    chance = 1.594 / workload.response_length  # half the length on average, a fifth reach the end
+    odds = torch.tensor(chance / (1 - chance) * (config.vocab_size - 1)).log()
+    bias[STOP], bias[PAD] = (odds if lengths == "realistic" else -1e4), -1e4
+    head.bias = torch.nn.Parameter(bias)
+    return policy, reward_model
+
+
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A token for each of the words `w0`, `w1`, ..."""
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    vocab = {**dict(zip(special.values(), (PAD, STOP, 2), strict=True)), **{f"w{i}": i for i in range(3, vocab_size)}}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
+
+
+class Clock:
+    """Seconds in the phases of an iteration; the accelerator is waited for, where there is one."""
+
+    def __init__(self, device: str):
+        self.device, self.phases, self.borders, self.inner = device, defaultdict(float), [], 0.0
+        self.profiler = torch.profiler.profile() if KERNELS in os.environ else None
+
+    def now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def border(self) -> None:
+        """Between two iterations."""
+        self.borders.append((self.now(), dict(self.phases)))
+        if self.profiler is not None and len(self.borders) == 2:
+            self.profiler.start()
+        if self.profiler is not None and len(self.borders) == 3:
+            self.profiler.stop()
+            order = f"self_{self.device}_time_total"
+            print(
+                self.profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=70),
+                file=sys.stderr,
+            )
+
+    def wrap(self, holder: object, name: str, phase: str) -> None:
+        """Count a function's seconds as a phase, less those of phases inside it."""
+        call = getattr(holder, name)
+
+        @wraps(call)
+        def timed(*args, **kwargs):
+            start, before = self.now(), self.inner
+            result = call(*args, **kwargs)
+            seconds = self.now() - start
+            self.phases[phase] += seconds - (self.inner - before)
+            self.inner = before + seconds
+            return result
+
+        setattr(holder, name, timed)
+
+    def report(self) -> dict:
+        """Seconds of each iteration but the first, and of its phases."""
+        pairs = list(zip(self.borders, self.borders[1:], strict=False))[1:] or [(self.borders[0], self.borders[-1])]
+        seconds = [end[0] - start[0] for start, end in pairs]
+        names = self.borders[-1][1]
+        phases = {name: [end[1].get(name, 0) - start[1].get(name, 0) for start, end in pairs] for name in names}
+        return {"seconds": seconds, "phases": phases}
+
+
+def run_ours(
+    workload: Workload, lengths: str, iterations: int, device: str, folder: str, *, recommended: bool
+) -> Clock:
+    from hf_instructgpt import PPOConfig, PPOTrainer
+
+    clock = Clock(device)
+    policy, reward_model = make_models(workload, lengths, device=device)
+    options = {"preset": "recommended"} if recommended else {}
+    args = PPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=workload.batch // workload.num_mini_batches,
+        num_mini_batches=workload.num_mini_batches,
+        num_ppo_epochs=workload.num_ppo_epochs,
+        max_completion_length=workload.response_length,
+        max_steps=iterations * workload.num_mini_batches * workload.num_ppo_epochs,
+        learning_rate=1e-6,
+        max_grad_norm=0.0,  # TRL's trainer does not clip
+        **options,
+        **common(device),
+    )
+    prompts = [" ".join(f"w{i}" for i in row) for row in workload.prompts()]
+    trainer = PPOTrainer(
+        policy,
+        reward_model,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=make_tokenizer(workload.config["vocab_size"]),
+    )
+    begin = trainer._begin_rollout
+
+    def at_border(rows):
+        clock.border()
+        begin(rows)
+
+    trainer._begin_rollout = at_border
+    phases = {"_sample": "sample", "_score": "reward", "_measure": "log-probs and values", "compute_loss": "forward"}
+    for name, phase in phases.items():
+        clock.wrap(trainer, name, phase)
+    clock.wrap(trainer.accelerator, "backward", "backward")
+    trainer.add_callback(OptimizerClock(trainer, clock))
+    trainer.train()
+    clock.border()
+    return clock
+
+
+class OptimizerClock(TrainerCallback):
+    """The optimizer is there once training has begun."""
+
+    def __init__(self, trainer, clock: Clock):
+        self.trainer, self.clock = trainer, clock
+
+    def on_train_begin(self, *args, **kwargs) -> None:
+        self.clock.wrap(self.trainer.optimizer, "step", "optimizer")
+
+
+def run_trl(workload: Workload, lengths: str, iterations: int, device: str, folder: str, *, attention) -> Clock:
+    import trl.experimental.ppo.ppo_trainer as peer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    clock = Clock(device)
+    policy, reward_model = make_models(workload, lengths, device=device, attention=attention)
+    _, value_model = make_models(workload, lengths, device=device, attention=attention)
+    args = PPOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=workload.batch,
+        gradient_accumulation_steps=1,
+        num_mini_batches=workload.num_mini_batches,
+        num_ppo_epochs=workload.num_ppo_epochs,
+        response_length=workload.response_length,
+        total_episodes=iterations * workload.batch,
+        temperature=1.0,
+        learning_rate=1e-6,
+        num_sample_generations=0,
+        stop_token="eos",
+        **common(device),
+    )
+    tokenizer = make_tokenizer(workload.config["vocab_size"])
+    clock.wrap(peer, "batch_generation", "sample")
+    clock.wrap(peer, "get_reward", "reward and values")
+    clock.wrap(peer, "forward", "forward")
+    clock.wrap(peer.gc, "collect", "garbage collection")
+    trainer = PPOTrainer(
+        args=args,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=None,
+        reward_model=reward_model,
+        value_model=value_model,
+        train_dataset=Dataset.from_dict({"input_ids": workload.prompts()}),
+        eval_dataset=Dataset.from_dict({"input_ids": workload.prompts()}),
+    )
+    clock.wrap(trainer.accelerator, "backward", "backward")
+    clock.wrap(trainer.optimizer, "step", "optimizer")
+
+    class Borders(TrainerCallback):
+        def on_step_end(self, *args, **kwargs) -> None:
+            clock.border()
+
+    trainer.add_callback(Borders())
+    clock.border()
+    trainer.train()
+    return clock
+
+
+def run_rloo(workload: Workload, lengths: str, iterations: int, device: str, folder: str) -> Clock:
+    """TRL's RLOO on as many samples, two to a prompt; the length is the reward: no reward model, critic, reference."""
+    from trl import RLOOConfig, RLOOTrainer
+
+    clock = Clock(device)
+    policy, _ = make_models(workload, lengths, device=device)
+    args = RLOOConfig(
+        output_dir=folder,
+        per_device_train_batch_size=workload.batch // workload.num_mini_batches,
+        generation_batch_size=workload.batch,
+        num_generations=2,
+        num_iterations=workload.num_ppo_epochs,
+        max_completion_length=workload.response_length,
+        max_steps=iterations * workload.num_mini_batches * workload.num_ppo_epochs,
+        beta=0.0,  # its reference would be loaded by name, and these models have none
+        temperature=1.0,
+        learning_rate=1e-6,
+        max_grad_norm=0.0,
+        **({"activation_checkpointing": False} | common(device)),
+    )
+    prompts = [" ".join(f"w{i}" for i in row) for row in workload.prompts()]
+    trainer = RLOOTrainer(
+        policy,
+        reward_funcs=lambda completion_ids, **_: [float(len(ids)) for ids in completion_ids],
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=make_tokenizer(workload.config["vocab_size"]),
+    )
+    begin = trainer._generate_and_score_completions
+
+    def at_border(inputs):
+        clock.border()
+        return begin(inputs)
+
+    trainer._generate_and_score_completions = at_border
+    clock.wrap(trainer, "_generate", "sample")
+    clock.wrap(trainer, "compute_loss", "forward")
+    clock.wrap(trainer.accelerator, "backward", "backward")
+    trainer.add_callback(OptimizerClock(trainer, clock))
+    trainer.train()
+    clock.border()
+    return clock
+
+
+def common(device: str) -> dict:
+    """Options of both."""
+    return {
+        "bf16": False,
+        "use_cpu": device == "cpu",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "steps",
+    }
+
+
+def main() -> None:
+    variant, name, lengths, iterations, device = sys.argv[1:]
+    workload, out = WORKLOADS[name], sys.stdout
+    if KERNELS in os.environ:
+        workload = replace(workload, response_length=32)
+    sys.stdout = sys.stderr  # trainers print
+    with TemporaryDirectory() as folder:
+        if variant == "rloo":
+            clock = run_rloo(workload, lengths, int(iterations), device, folder)
+        elif variant.startswith("trl"):
+            setting = variant.partition("-")[2]
+            if setting:
+                SETTINGS[setting]()
+            attention = "eager" if setting == "eager" else None
+            clock = run_trl(workload, lengths, int(iterations), device, folder, attention=attention)
+        else:
+            recommended = variant == "recommended"
+            clock = run_ours(workload, lengths, int(iterations), device, folder, recommended=recommended)
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    print(json.dumps({**clock.report(), "peak_memory": peak}), file=out)
+
+
+if __name__ == "__main__":
+    main()

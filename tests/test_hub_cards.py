@@ -12,10 +12,11 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 from hf_instructgpt import PPOConfig, PPOTrainer
 from hf_instructgpt.cli import main
+from hf_instructgpt.errors import InputError
 from hf_instructgpt.hub.cards import Made, Source, hyperparameters, is_edited, make_card, table_cell
 from hf_instructgpt.stages.cards import write_stage_card
 from hf_instructgpt.stages.samples import AnsweredSamples
@@ -169,6 +170,14 @@ def test_a_text_stays_in_its_cell():
     assert table_cell("a|b\nc `<x>` \\") == "a\\|b c \\`&lt;x>\\` \\\\"
 
 
+def test_a_sample_set_is_one_where_a_folder_is_called_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "document").mkdir()
+    assert main(["sft", "--dataset_name", "document", "--output_dir", "out", *FLAGS]) == 0
+    assert Made.load("out").datasets == {"training": Source("document", split="train")}
+    assert Made.load("out").license == "apache-2.0"
+
+
 # ---- A card's code runs --------------------------------------------------------------------------------------------
 
 
@@ -235,6 +244,21 @@ def test_a_trainer_s_own_card(tmp_path, llama):
     assert (data["license"], data["language"], data["datasets"]) == ("mit", "en", ["them/prompts"])
     assert "mine" in data["tags"] and "ppo" in data["tags"]
     assert "## Samples" not in card.text and "## Curves" in card.text and "## Use" in card.text
+
+
+def test_what_goes_wrong_before_the_push_is_not_the_networks_fault(tmp_path, llama, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Trainer, "push_to_hub", fail)
+    args = PPOConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    trainer = PPOTrainer(str(llama), [lambda **_: [0.0]], args, Dataset.from_dict({"prompt": ["Hi "] * 8}))
+    with pytest.raises(RuntimeError, match=r"^out of memory$"):
+        trainer.push_to_hub()
+    trainer.args.hub_token = "hf_secret"
+    with pytest.raises(InputError, match="`hub_token`") as error:
+        trainer.init_hf_repo()
+    assert "hf_secret" not in str(error.value)
 
 
 def test_samples_draw_no_random_number(tmp_path, monkeypatch):

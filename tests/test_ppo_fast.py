@@ -8,7 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCau
 from transformers.activations import NewGELUActivation
 
 from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM
+from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo import fast, functional
+from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.fast import PolicySampler, can_sample, draw_tokens, fuse_activations
 from hf_instructgpt.ppo.functional import token_logprobs
 from hf_instructgpt.ppo.generation import sampling_config
@@ -201,6 +203,26 @@ def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog,
     trainer = make(tmp_path, preset="recommended", value_model=policy().model, **by_hand)
     assert trainer.generator is None and trainer.model.value_model.backbone is not None
     assert trainer.ref_model.dtype == torch.float32 and trainer.args.sampling_dtype is None
+
+
+def test_a_policy_of_nans_is_named(tmp_path):
+    model = policy()
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        make(tmp_path, model, fast_sampling=True).train()
+
+
+def test_engines_that_contradict_each_other(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="`sampling_dtype` needs `fast_sampling`"):
+        make(tmp_path, sampling_dtype="bfloat16")
+    with pytest.raises(ValueError, match="`fast_sampling` and `use_vllm`: choose one"):
+        make(tmp_path, fast_sampling=True, use_vllm=True)
+    with pytest.raises(InputError, match="`fast_sampling` and `generator`: choose one"):
+        make(tmp_path, fast_sampling=True, generator=PolicySampler())
+    monkeypatch.setattr(trainer_module, "can_sample", lambda policy: False)
+    with pytest.raises(InputError, match="`fast_sampling`: the policy's `forward` does not take"):
+        make(tmp_path, fast_sampling=True)
 
 
 def test_other_values_are_refused(tmp_path):

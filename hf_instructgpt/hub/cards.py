@@ -191,7 +191,7 @@ def make_card(
         tags=[
             *("hf-instructgpt", "instructgpt", "rlhf", made.stage, "trl"),
             *(["custom_code"] if made.custom_code else []),
-            *(["lora"] if made.is_adapter else []),
+            *([made.hyperparameters["adapter"].lower()] if made.is_adapter else []),
             *tags,
         ],
     )
@@ -325,6 +325,10 @@ class CardMixin:
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Trainer's. Raises `InputError` where the Hub refuses, or an adapter's base model has no name there."""
+        if self.args.hub_token is not None:
+            raise InputError(
+                "`hub_token` would stand in `training_args.bin`, which is pushed: `hf auth login` instead."
+            )
         model = self.card_model()
         if is_peft_model(model):
             config, folder = model.active_peft_config, self.args.output_dir

@@ -32,8 +32,12 @@ ADVICE = {
 }
 
 
+# A line that is not there or breaks.
+NETWORK_ERRORS = (HTTPError, ConnectionError, TimeoutError)
+
+
 @contextmanager
-def hub_errors(what: str) -> Iterator[None]:
+def hub_errors(what: str, *, network: tuple[type[Exception], ...] = NETWORK_ERRORS) -> Iterator[None]:
     """What the Hub refuses, or the way to it does, is an `InputError` that names `what` and the way out."""
     try:
         yield
@@ -50,7 +54,7 @@ def hub_errors(what: str) -> Iterator[None]:
         raise InputError(f"{what}: the Hub answered {status}{said}: {advice}.") from error
     except ValueError as error:  # a name or a card's metadata that the Hub does not take
         raise InputError(f"{what}: {' '.join(str(error).split())}") from error
-    except (HTTPError, ConnectionError, TimeoutError, RuntimeError) as error:  # RuntimeError: hf_xet's
+    except network as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{what}: the Hub cannot be reached: {reason}. Check the network and push again.") from error
 
@@ -81,8 +85,9 @@ def push_folder(
     Raises:
         InputError: The push failed; the message says what to do.
     """
-    folder = Path(folder)
-    with TemporaryDirectory() as aside, hub_errors(f"{folder} is whole, but could not be pushed to {repo_id}"):
+    folder, what = Path(folder), f"{folder} is whole, but could not be pushed to {repo_id}"
+    # Nothing is computed here: a RuntimeError is hf_xet's, which uploads large files.
+    with TemporaryDirectory() as aside, hub_errors(what, network=(*NETWORK_ERRORS, RuntimeError)):
         for path in filter(Path.is_file, folder.rglob("*")):
             link = Path(aside) / path.relative_to(folder)
             link.parent.mkdir(parents=True, exist_ok=True)

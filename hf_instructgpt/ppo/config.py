@@ -253,7 +253,10 @@ class PPOConfig(TrainingArguments):
     )
     frozen_dtype: str | None = field(
         default=None,
-        metadata={"help": "Type of the reference and of reward models, such as 'bfloat16'. None: as they come."},
+        metadata={
+            "help": "Type of the reference and of reward models, such as 'bfloat16'; models that were passed as "
+            "objects are converted in place. None: as they come."
+        },
     )
     log_completions: bool = field(
         default=False,
@@ -317,8 +320,15 @@ class PPOConfig(TrainingArguments):
                 f"{self.rollout_size // self.num_mini_batches} responses of a mini-batch: it must give a whole "
                 "number, one or more for each micro-batch."
             )
+        self._check_engines()
+
+    def _check_engines(self) -> None:
         if self.use_vllm is False and self.vllm_kwargs:
             raise ValueError("`vllm_kwargs` needs `use_vllm`.")
+        if self.fast_sampling and self.use_vllm:
+            raise ValueError("`fast_sampling` and `use_vllm`: choose one engine.")
+        if self.sampling_dtype is not None and not self.fast_sampling and self.preset is None:
+            raise ValueError("`sampling_dtype` needs `fast_sampling`.")
 
     @property
     def rollout_size(self) -> int:

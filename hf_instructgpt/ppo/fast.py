@@ -184,7 +184,8 @@ def draw_tokens(logits: torch.Tensor, *, temperature: float) -> torch.Tensor:
     sums = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)  # or rare tokens would vanish
     # Times the last sum, which rounding leaves a little off 1; a float32 below 1 stays below it.
     numbers = torch.rand(len(sums), 1, device=sums.device).double() * sums[:, -1:]
-    return torch.searchsorted(sums, numbers, right=True).squeeze(-1)
+    tokens = torch.searchsorted(sums, numbers, right=True).squeeze(-1)
+    return tokens.clamp(max=sums.shape[-1] - 1)  # of a row of NaNs too: its log-probs will tell
 
 
 # ---- What is recommended --------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def draw_tokens(logits: torch.Tensor, *, temperature: float) -> torch.Tensor:
 WIDE = 512
 
 
-def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, peft_config: Any, generator: Any) -> Any:
+def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, generator: Any) -> Any:
     """Set what `preset="recommended"` stands for, where nothing was set by hand, and say so. Returns the critic."""
     chosen = {}
     if value_model is None and args.advantage_estimator == "gae":

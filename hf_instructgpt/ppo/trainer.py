@@ -73,7 +73,7 @@ from .checks import (
 )
 from .config import PPOConfig
 from .ema import PolicyEMA
-from .fast import PolicySampler, fuse_activations, recommend
+from .fast import PolicySampler, can_sample, fuse_activations, recommend
 from .functional import (
     adapted_kl_coef,
     combine_scores,
@@ -200,7 +200,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             ref_model = load_policy(ref_model, **trust)
 
         if args.preset is not None:
-            value_model = recommend(args, model, value_model=value_model, peft_config=peft_config, generator=generator)
+            value_model = recommend(args, model, value_model=value_model, generator=generator)
         critic = self._make_critic(model, value_model, peft_config, args)
         # None: the policy with its new adapter off.
         self.ref_model = ref_model
@@ -310,9 +310,16 @@ class PPOTrainer(CardMixin, ResumableTrainer):
                 generation_config=self.generation_config,
                 **(args.vllm_kwargs or {}),
             )
-        if args.fast_sampling and generator is None:
-            dtype = args.sampling_dtype and getattr(torch, args.sampling_dtype)
-            generator = PolicySampler(dtype)
+        if args.fast_sampling and generator is not None:
+            raise InputError("`fast_sampling` and `generator`: choose one engine.")
+        if args.fast_sampling and not can_sample(actor_critic.policy):
+            raise InputError(
+                "`fast_sampling`: the policy's `forward` does not take positions, a cache and `logits_to_keep`."
+            )
+        if args.fast_sampling and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            logger.warning("`fast_sampling` is off: the weights lie in shards.")
+        elif args.fast_sampling:
+            generator = PolicySampler(args.sampling_dtype and getattr(torch, args.sampling_dtype))
         self.generator = generator
         self._synced_step: int | None = None
 

@@ -27,10 +27,11 @@ MORE_DATA = {
 def made_by_stage(trainer: Trainer, args: StageArguments, output_dir: Path, samples: list[dict], **known: Any) -> Made:
     """What is known of a stage's result, that will lie in `output_dir`. `known` wins over what is worked out."""
     made = trainer.made()
-    data = {"training": Source.of(args.dataset_name, folder=output_dir, **_part(args))}
+    split = args.dataset_train_split
+    data = {"training": _data_source(args.dataset_name, output_dir, config=args.dataset_config, split=split)}
     for option, what in MORE_DATA.items():
         if getattr(args, option, None) is not None:
-            data[what] = Source.of(getattr(args, option), folder=output_dir, split=args.dataset_train_split)
+            data[what] = _data_source(getattr(args, option), output_dir, split=split)
     base = made.base_model
     if base is None:
         licence = "apache-2.0" if args.dataset_name in SAMPLE_DATASETS else None
@@ -54,8 +55,9 @@ def made_by_stage(trainer: Trainer, args: StageArguments, output_dir: Path, samp
     )
 
 
-def _part(args: StageArguments) -> dict:
-    return {"config": args.dataset_config, "split": args.dataset_train_split}
+def _data_source(name: str, output_dir: Path, **part: str | None) -> Source:
+    """A data set by its name; a sample set is one even where a folder is called the same."""
+    return Source(name, **part) if name in SAMPLE_DATASETS else Source.of(name, folder=output_dir, **part)
 
 
 def write_stage_card(folder: Path, made: Made | None = None, *, name: str | None = None) -> None:

@@ -11,6 +11,7 @@ EVALUATION = "hf_instructgpt/evaluation"
 CHECKLIST = "tests/test_ppo_checklist.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
+FAST = "tests/test_ppo_fast.py::"
 FUNCTIONAL = "tests/test_ppo_functional.py::"
 GENERATION = "tests/test_ppo_generation.py::"
 LOGGING = "tests/test_ppo_logging.py::"
@@ -724,8 +725,8 @@ MUTANTS = [
         "36f",
         "the shift of a family without a buffer is not applied",
         f"{PPO}/rollout.py",
-        'return torch.cat(scores) + getattr(model.config, "score_bias", 0.0)',
-        "return torch.cat(scores)",
+        'return scores + getattr(model.config, "score_bias", 0.0)',
+        "return scores",
         f"{RANKING}test_another_family_keeps_the_shift_in_its_configuration",
     ),
     Mutant(
@@ -839,5 +840,61 @@ MUTANTS = [
         "reference=reference if policy is ppo",
         "reference=sft if policy is ppo",
         "tests/test_stages_pipeline.py::test_ppo_starts_from_a_stage_of_its_own",
+    ),
+    Mutant(
+        "39a",
+        "the gradient of log-probs over a large vocabulary has the wrong sign for the other tokens",
+        f"{PPO}/functional.py",
+        "exp_().mul_(-g.unsqueeze(-1))",
+        "exp_().mul_(g.unsqueeze(-1))",
+        f"{FAST}test_large_vocabulary_logprobs_by_hand",
+    ),
+    Mutant(
+        "39b",
+        "that gradient forgets the temperature",
+        f"{PPO}/functional.py",
+        "grad = grad / ctx.temperature",
+        "grad = grad * 1.0",
+        f"{FAST}test_large_vocabulary_logprobs_and_their_gradient_are_autograds[dtype0-0.7]",
+    ),
+    Mutant(
+        "39c",
+        "a token is drawn from the probabilities' order turned round",
+        f"{PPO}/fast.py",
+        "tokens = torch.searchsorted(sums, numbers, right=True).squeeze(-1)",
+        "tokens = torch.searchsorted(sums, sums[:, -1:] - numbers, right=True).squeeze(-1).add(1)",
+        f"{FAST}test_the_ends_of_the_line",
+    ),
+    Mutant(
+        "39d",
+        "rows that have ended leave the batch, but not the cache",
+        f"{PPO}/fast.py",
+        "cache.batch_select_indices(kept)",
+        "cache.batch_select_indices(torch.arange(len(kept)))",
+        f"{FAST}test_greedy_sampling_is_generates[LlamaForCausalLM-config1]",
+    ),
+    Mutant(
+        "39e",
+        "oneDNN's weight gradient is that of the negative product",
+        f"{PPO}/onednn.py",
+        "_product(filled.t(), x.t()) if needs_weight",
+        "-_product(filled.t(), x.t()) if needs_weight",
+        f"{FAST}test_onednns_linear_layers_are_the_plain_ones[bias-7]",
+    ),
+    Mutant(
+        "39f",
+        "prompts lose their last tokens, not the padding before them",
+        f"{PPO}/rollout.py",
+        'columns = {"prompt_ids": slice(-prompt, None), "prompt_mask": slice(-prompt, None)}',
+        'columns = {"prompt_ids": slice(prompt), "prompt_mask": slice(prompt)}',
+        f"{FAST}test_a_trimmed_rollout_has_every_real_token",
+    ),
+    Mutant(
+        "39g",
+        "scores by length are in the order of lengths",
+        f"{PPO}/rollout.py",
+        "scores[list(batch)] = logits",
+        "scores[sorted(range(len(rows)), key=lambda i: -lengths[i])[: len(batch)]] = logits",
+        f"{FAST}test_scores_by_length_are_those_in_turn",
     ),
 ]

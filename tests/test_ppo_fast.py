@@ -1,19 +1,24 @@
 """The fast ways give the same numbers, the sampler the same distribution, and the preset what it says."""
 
+import dataclasses
+import functools
+
 import pytest
 import torch
-from test_ppo_trainer import TOKENIZER, gpt2, logged, make, policy
+from test_ppo_trainer import TOKENIZER, gpt2, lengths, logged, make, policy, reward_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
 
 from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo import fast, functional
+from hf_instructgpt.ppo import checks, fast, functional, onednn
 from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.fast import PolicySampler, can_sample, draw_tokens, fuse_activations
 from hf_instructgpt.ppo.functional import token_logprobs
 from hf_instructgpt.ppo.generation import sampling_config
+from hf_instructgpt.ppo.rollout import Rollout, batches_by_length, reward_model_scores
 
 LLAMA = LlamaConfig(
     vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, eos_token_id=1
@@ -85,6 +90,168 @@ def test_a_trainer_fuses_what_it_runs_where_it_is_asked_to(tmp_path):
 
     assert fused() == fused(preset="recommended", fuse_activations=False) == [False, False]
     assert fused(fuse_activations=True) == fused(preset="recommended") == [True, True]
+
+
+# ---- Matrix products -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100, 129])
+@pytest.mark.parametrize("kind", ["bias", "no bias", "transposed"])
+def test_onednns_linear_layers_are_the_plain_ones(kind, rows):
+    """Against the formula in float64: the output and all three gradients."""
+    torch.manual_seed(0)
+    layer = Conv1D(24, 16) if kind == "transposed" else nn.Linear(16, 24, bias=kind == "bias")
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    before = layer.state_dict()
+    onednn.use_onednn(nn.ModuleList([layer]))
+    assert type(layer) in (onednn.OneDNNLinear, onednn.OneDNNConv1D) and layer.state_dict().keys() == before.keys()
+    x, grad = torch.randn(1, rows, 16, requires_grad=True), torch.randn(1, rows, 24)
+    y = layer(x)
+    y.backward(grad)
+    weight, g, x64 = layer.weight.double(), grad.double().squeeze(0), x.detach().double().squeeze(0)
+    weight = weight if kind == "transposed" else weight.t()  # (I, O)
+    bias = layer.bias.double() if layer.bias is not None else 0
+    weight_grad = layer.weight.grad if kind == "transposed" else layer.weight.grad.t()
+    close = {"atol": 1e-4, "rtol": 1e-5, "check_dtype": False}
+    torch.testing.assert_close(y.squeeze(0), x64 @ weight + bias, **close)
+    torch.testing.assert_close(x.grad.squeeze(0), g @ weight.t(), **close)
+    torch.testing.assert_close(weight_grad, x64.t() @ g, **close)
+    if layer.bias is not None:
+        torch.testing.assert_close(layer.bias.grad, g.sum(0), **close)
+
+
+def test_onednn_prepares_few_shapes(monkeypatch):
+    """It builds a kernel for each: rows are filled up."""
+    layer, shapes = nn.Linear(4, 4), set()
+    onednn.use_onednn(nn.ModuleList([layer]))
+    product = onednn._product
+    monkeypatch.setattr(onednn, "_product", lambda x, *rest: shapes.add(len(x)) or product(x, *rest))
+    for rows in (1, 5, 8, 9, 127, 128, 129, 250):
+        assert layer(torch.randn(rows, 4)).shape == (rows, 4)
+    assert shapes == {1, 5, 8, 16, 128, 256}
+
+
+def test_what_onednn_is_not_for_stays_as_it_was():
+    layer = nn.Linear(4, 3)
+    x = torch.randn(2, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+    onednn.use_onednn(nn.ModuleList([layer]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).equal(expected) and expected.dtype == torch.bfloat16
+    assert layer.double()(x.double()).dtype == torch.float64
+    assert layer(torch.empty(0, 4).double()).shape == (0, 3)
+
+
+def test_the_processor_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(onednn, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(onednn.platform, "processor", lambda: "AMD64 Family 25, AuthenticAMD")
+    assert onednn.mkl_is_slow()
+    onednn.CPUINFO.write_text("vendor_id : GenuineIntel")
+    assert not onednn.mkl_is_slow()
+    onednn.CPUINFO.write_text("vendor_id : AuthenticAMD")
+    assert onednn.mkl_is_slow()
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not onednn.mkl_is_slow()
+
+
+def test_a_frozen_head_over_a_large_vocabulary_multiplies_at_once(monkeypatch):
+    """Else PyTorch copies its weight for every row; seen in the operators of a forward."""
+    monkeypatch.setattr(fast, "LARGE_VOCABULARY", 40)
+    model = LlamaForCausalLM(LLAMA).eval().requires_grad_(False)
+    ids = torch.randint(40, (3, 7))
+
+    def operators():
+        with torch.profiler.profile() as profiler:
+            logits = model(ids, logits_to_keep=4).logits
+        head = [event for event in profiler.events() if event.name == "aten::bmm" and event.input_shapes is not None]
+        return logits, len(head)
+
+    before, products = operators()
+    fast.keep_head_whole(model)
+    after, fewer = operators()
+    torch.testing.assert_close(after, before)
+    assert products - fewer == 1
+    monkeypatch.setattr(fast, "LARGE_VOCABULARY", 41)
+    other = LlamaForCausalLM(LLAMA)
+    fast.keep_head_whole(other)
+    assert not other.lm_head._forward_pre_hooks
+
+
+# ---- Batches by length ---------------------------------------------------------------------------------------------
+
+
+def test_batches_by_length_by_hand():
+    assert batches_by_length([8, 3, 6, 5, 8]) == [[0, 4, 2], [3], [1]]  # 6 is 3/4 of 8; 3 is less than that of 5
+    assert batches_by_length([8, 3, 6, 5, 8], max_tokens=16) == [[0, 4], [2, 3], [1]]
+    assert batches_by_length([9], max_tokens=4) == [[0]] and batches_by_length([]) == []
+    assert batches_by_length([0, 0]) == [[0, 1]]
+
+
+def test_scores_by_length_are_those_in_turn():
+    model, sizes = reward_model(), [3, 9, 5, 9, 1, 8, 4]
+    rows = [torch.randint(3, 60, (size,)).tolist() for size in sizes]
+    widths = []
+    model.register_forward_pre_hook(lambda _, __, inputs: widths.append(inputs["input_ids"].numel()), with_kwargs=True)
+    in_turn = reward_model_scores(model.eval(), rows, batch_size=3)
+    by_length = reward_model_scores(model, rows, batch_size=3, by_length=True)
+    torch.testing.assert_close(by_length, in_turn)
+    assert widths == [27, 27, 4, 27, 10, 3, 1] and in_turn.std() > 0
+
+
+def test_a_trimmed_rollout_has_every_real_token():
+    trainer_rows = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 1]]).bool(), torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    numbers = torch.arange(6.0).view(2, 3)
+    tensors = {field.name: numbers for field in dataclasses.fields(Rollout)}
+    tensors |= {"prompt_ids": torch.arange(8).view(2, 4), "prompt_mask": trainer_rows[0]}
+    tensors |= {"response_mask": trainer_rows[1], "scores": torch.ones(2), "score_terms": torch.ones(2, 5)}
+    rollout = Rollout(**tensors).trimmed()
+    assert rollout.prompt_ids.tolist() == [[2, 3], [6, 7]] and rollout.prompt_mask.tolist() == [[1, 1], [0, 1]]
+    assert rollout.returns.tolist() == [[0, 1], [3, 4]] and rollout.response_mask.shape == (2, 2)
+    assert rollout.scores.shape == (2,) and rollout.score_terms.shape == (2, 5)
+
+
+def test_batches_by_length_change_nothing_but_the_padding(tmp_path, monkeypatch):
+    """The same responses, scores, log-probs, values and, after several updates, weights; fewer tokens computed."""
+    computed = []
+
+    def train(**options):
+        trainer = make(
+            tmp_path,
+            policy(),
+            [lengths, reward_model()],
+            num_mini_batches=3,
+            max_completion_length=16,
+            max_steps=12,
+            optim="sgd",  # Adam would make a step of rounding
+            learning_rate=0.1,
+            **options,
+        )
+        model_forward = trainer.ref_model.forward
+        tokens = []
+
+        @functools.wraps(model_forward)
+        def forward(input_ids, **inputs):
+            tokens.append(input_ids.numel())
+            return model_forward(input_ids=input_ids, **inputs)
+
+        monkeypatch.setattr(trainer.ref_model, "forward", forward)
+        trainer.train()
+        computed.append(sum(tokens))
+        return trainer
+
+    plain, sorted_ = train(), train(batch_by_length=True)
+    assert plain._rollout.response_ids.equal(sorted_._rollout.response_ids)
+    for name in ("old_logprobs", "ref_logprobs", "values", "scores", "advantages", "returns"):
+        torch.testing.assert_close(
+            getattr(sorted_._rollout, name), getattr(plain._rollout, name), atol=2e-4, rtol=1e-4, msg=name
+        )
+    for mine, its in zip(sorted_.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, atol=5e-4, rtol=1e-3)
+    assert computed[1] < 0.9 * computed[0]
+    assert logged(sorted_, "ratio")[0] == pytest.approx(1, abs=1e-6)
 
 
 # ---- Sampling ------------------------------------------------------------------------------------------------------
@@ -188,21 +355,47 @@ def test_a_run_with_the_fast_sampler_learns_and_its_ratio_is_1(tmp_path):
 
 def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog, monkeypatch):
     trainer = make(tmp_path, preset="recommended", max_steps=2)
-    assert "preset='recommended' chose value_model='shared', fast_sampling=True, fuse_activations=True." in caplog.text
+    chosen = "value_model='shared', fast_sampling=True, fuse_activations=True, batch_by_length=True"
+    assert f"preset='recommended' chose {chosen}." in caplog.text
     assert trainer.model.value_model.backbone is None and trainer.args.frozen_dtype is None and not trainer.args.bf16
     trainer.train()
     monkeypatch.setattr(fast, "WIDE", 1)
     monkeypatch.setattr(fast, "computes_in_bfloat16", lambda device: True)
     trainer = make(tmp_path, preset="recommended", max_steps=2)
     assert trainer.args.bf16 and trainer.args.frozen_dtype == trainer.args.sampling_dtype == "bfloat16"
+    assert trainer.args.batch_by_length is None and trainer.args.linear_backend is None
     assert trainer.ref_model.dtype == torch.bfloat16 and trainer.model.policy.dtype == torch.float32
     trainer.train()
     assert trainer.generator.model.dtype == torch.bfloat16 and trainer.accelerator.mixed_precision == "bf16"
     assert logged(trainer, "ratio")[0] == 1
     by_hand = {"fast_sampling": False, "frozen_dtype": "float32"}
+    monkeypatch.setattr(fast, "mkl_is_slow", lambda: True)
     trainer = make(tmp_path, preset="recommended", value_model=policy().model, **by_hand)
     assert trainer.generator is None and trainer.model.value_model.backbone is not None
     assert trainer.ref_model.dtype == torch.float32 and trainer.args.sampling_dtype is None
+    assert trainer.args.linear_backend is None  # bfloat16 is chosen
+
+
+def test_the_preset_multiplies_through_onednn_where_mkl_is_slow(tmp_path, monkeypatch):
+    monkeypatch.setattr(fast, "mkl_is_slow", lambda: True)
+
+    def weights():
+        trainer = make(tmp_path, gpt2(), [reward_model()], preset="recommended", max_steps=4)
+        kinds = {
+            type(m) for x in (trainer.model.policy, trainer.ref_model, *trainer.reward_funcs) for m in x.modules()
+        }
+        trainer.train()
+        return torch.cat([p.flatten() for p in trainer.model.parameters()]), kinds
+
+    ours, kinds = weights()
+    assert {onednn.OneDNNLinear, onednn.OneDNNConv1D} <= kinds and not {nn.Linear, Conv1D} & kinds
+    monkeypatch.setattr(fast, "mkl_is_slow", lambda: False)
+    plain, kinds = weights()
+    assert not {onednn.OneDNNLinear, onednn.OneDNNConv1D} & kinds
+    torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-3)
+    monkeypatch.setattr(checks, "is_available", lambda: False)
+    with pytest.raises(InputError, match="without oneDNN's linear operator"):
+        make(tmp_path, linear_backend="onednn")
 
 
 def test_a_policy_of_nans_is_named(tmp_path):
@@ -226,6 +419,7 @@ def test_engines_that_contradict_each_other(tmp_path, monkeypatch):
 
 
 def test_other_values_are_refused(tmp_path):
-    for name, value in (("preset", "fast"), ("sampling_dtype", "int8"), ("frozen_dtype", "half")):
+    values = (("preset", "fast"), ("sampling_dtype", "int8"), ("frozen_dtype", "half"), ("linear_backend", "mkl"))
+    for name, value in values:
         with pytest.raises(ValueError, match=f"`{name}`"):
             make(tmp_path, **{name: value})

@@ -26,6 +26,7 @@ RANGES = (
         (name, lambda x: x in DTYPES, f"be one of {', '.join(map(str, DTYPES))}")
         for name in ("sampling_dtype", "frozen_dtype")
     ),
+    ("linear_backend", lambda x: x in (None, "onednn"), "be 'onednn' or left out"),
     ("advantage_estimator", lambda x: x in ("gae", "reward"), "be 'gae' or 'reward'"),
     ("kl_estimator", lambda x: x in ("k1", "k2", "k3", "full"), "be 'k1', 'k2', 'k3' or 'full'"),
     ("kl_penalty_in", lambda x: x in ("reward", "loss"), "be 'reward' or 'loss'"),
@@ -224,9 +225,10 @@ class PPOConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "'recommended': what makes PPO fast on this model and machine: a critic on the policy's trunk "
-            "unless `value_model` is given, `fast_sampling` where the model allows it, `fuse_activations` and, for a "
+            "unless `value_model` is given, `fast_sampling` where the model allows it, `fuse_activations`; for a "
             "model 512 or more wide where the machine computes in bfloat16, `bf16`, `sampling_dtype` and "
-            "`frozen_dtype`. It says what it switched on; what is set by hand stays.",
+            "`frozen_dtype`, for any other `batch_by_length`, and `linear_backend` on processors of AMD. It says what "
+            "it switched on; what is set by hand stays.",
             "choices": ["recommended"],
         },
     )
@@ -249,6 +251,21 @@ class PPOConfig(TrainingArguments):
         metadata={
             "help": "Compute GPT-2's GELU (`gelu_new`) in one kernel, equal up to rounding, wherever a model has it. "
             "None: not, but by `preset`."
+        },
+    )
+    batch_by_length: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Score and measure responses of like length together, and leave columns of padding out of "
+            "updates; log-probs, and so the first ratio, are then equal up to rounding. None: not, but by `preset`."
+        },
+    )
+    linear_backend: str | None = field(
+        default=None,
+        metadata={
+            "help": "'onednn': multiply in float32 on a CPU through oneDNN instead of MKL, which is slow on "
+            "processors of AMD; models that were passed as objects are changed in place. None: PyTorch's choice.",
+            "choices": ["onednn"],
         },
     )
     frozen_dtype: str | None = field(

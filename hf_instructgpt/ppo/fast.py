@@ -12,8 +12,9 @@ from transformers.utils import logging
 
 from .actor_critic import has_adapter, hidden_width, independent_copy, without_adapter
 from .config import PPOConfig
-from .functional import response_mask
+from .functional import LARGE_VOCABULARY, response_mask
 from .generation import pad_rows
+from .onednn import is_available, mkl_is_slow
 
 logger = logging.get_logger(__name__)
 
@@ -42,6 +43,17 @@ def fuse_activations(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
                 setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def keep_head_whole(model: PreTrainedModel) -> None:
+    """Make a head over a large vocabulary multiply all rows of a batch at once, also where it is frozen.
+
+    Without gradients for the weight, PyTorch multiplies hidden states that are not contiguous (those of a response
+    alone are not) row by row, on a CPU in bfloat16 with a copy of the weight for each.
+    """
+    head = without_adapter(model).get_output_embeddings()
+    if head is not None and head.weight.shape[0] >= LARGE_VOCABULARY:
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
 
 
 class PolicySampler:
@@ -196,26 +208,26 @@ WIDE = 512
 
 def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, generator: Any) -> Any:
     """Set what `preset="recommended"` stands for, where nothing was set by hand, and say so. Returns the critic."""
-    chosen = {}
-    if value_model is None and args.advantage_estimator == "gae":
-        value_model = "shared"
-        chosen["value_model"] = "shared"
-    own_engine = generator is not None or args.use_vllm
-    if args.fast_sampling is None and not own_engine and can_sample(policy):
-        chosen["fast_sampling"] = True
-    if args.fuse_activations is None:
-        chosen["fuse_activations"] = True
+    recommended = {}
+    if generator is None and not args.use_vllm and can_sample(policy):
+        recommended["fast_sampling"] = True
+    samples = recommended.get("fast_sampling") if args.fast_sampling is None else args.fast_sampling
+    recommended["fuse_activations"] = True
     is_wide = hidden_width(policy) >= WIDE and policy.dtype == torch.float32
     if is_wide and computes_in_bfloat16(args.device):
-        if not args.fp16:
-            chosen["bf16"] = True
-            args.mixed_precision = "bf16"  # which follows from `bf16` only when the arguments are made
-        if args.frozen_dtype is None:
-            chosen["frozen_dtype"] = "bfloat16"
-        if args.sampling_dtype is None and not own_engine and chosen.get("fast_sampling", args.fast_sampling):
-            chosen["sampling_dtype"] = "bfloat16"
-    for name in chosen.keys() - {"value_model"}:
-        setattr(args, name, chosen[name])
+        recommended |= {} if args.fp16 else {"bf16": True}
+        recommended |= {"frozen_dtype": "bfloat16"} | ({"sampling_dtype": "bfloat16"} if samples else {})
+    elif not args.bf16 and not args.fp16:
+        recommended["batch_by_length"] = True  # in half precision other shapes would blur the first ratio
+        if args.device.type == "cpu" and mkl_is_slow() and is_available():
+            recommended["linear_backend"] = "onednn"
+    chosen = {name: value for name, value in recommended.items() if name == "bf16" or getattr(args, name) is None}
+    for name, value in chosen.items():
+        setattr(args, name, value)
+    if args.bf16:
+        args.mixed_precision = "bf16"  # which follows from `bf16` only when the arguments are made
+    if value_model is None and args.advantage_estimator == "gae":
+        value_model, chosen = "shared", {"value_model": "shared", **chosen}
     logger.warning(f"preset='recommended' chose {', '.join(f'{name}={value!r}' for name, value in chosen.items())}.")
     return value_model
 

@@ -15,6 +15,9 @@ from transformers.utils import ModelOutput
 from .functional import token_logprobs
 from .generation import pad_rows
 
+# A batch of rows of like length is a quarter padding at most.
+LIKE_LENGTH = 0.75
+
 
 @dataclass
 class Rollout:
@@ -49,6 +52,16 @@ class Rollout:
         """The tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def trimmed(self) -> "Rollout":
+        """The same rows without the columns in which all of them have padding."""
+        prompt, response = widths(self.prompt_mask, self.response_mask)
+        columns = {"prompt_ids": slice(-prompt, None), "prompt_mask": slice(-prompt, None)}
+        tensors = {
+            name: x[:, columns.get(name, slice(response))] if x.dim() > 1 and name != "score_terms" else x
+            for name, x in self.state_dict().items()
+        }
+        return Rollout(**tensors)
+
     def to(self, device: torch.device | str) -> "Rollout":
         """The same rollout on another device."""
         return Rollout(**{name: tensor.to(device) for name, tensor in self.state_dict().items()})
@@ -62,6 +75,33 @@ class Rollout:
     def kl(self) -> torch.Tensor:
         """Log-ratio `log pi(token) - log pi_ref(token)` of each sampled token, `(B, R)`, 0 behind the mask, nats."""
         return torch.where(self.response_mask, self.old_logprobs - self.ref_logprobs, 0)
+
+
+def batches_by_length(lengths: Sequence[int], *, max_tokens: float = float("inf")) -> list[list[int]]:
+    """Rows of like length together, longest first, so that little of a padded batch is padding.
+
+    Args:
+        lengths (`Sequence[int]`): Tokens of each row.
+        max_tokens (`float`): Most tokens of a batch, padding included; a longer row is a batch by itself.
+
+    Returns:
+        `list[list[int]]`: Numbers of the rows of each batch, in which the shortest row has at least
+        `LIKE_LENGTH` times the tokens of the longest one.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        fits = batches and lengths[row] >= LIKE_LENGTH * longest and (len(batches[-1]) + 1) * longest <= max_tokens
+        if fits:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def widths(prompt_mask: torch.Tensor, response_mask: torch.Tensor) -> tuple[int, int]:
+    """Columns of prompts and of responses in which not all rows have padding; one at least, of each."""
+    return tuple(max(int(mask.sum(-1).max()), 1) for mask in (prompt_mask, response_mask))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict]) -> list[int]:
@@ -134,19 +174,30 @@ def response_logprobs(
 
 
 @torch.no_grad()
-def reward_model_scores(model: PreTrainedModel, rows: Sequence[Sequence[int]], *, batch_size: int) -> torch.Tensor:
+def reward_model_scores(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, batch_size: int, by_length: bool = False
+) -> torch.Tensor:
     """Scores of whole texts (prompt and response as ids) by a sequence-classification model with one label, `(B,)`.
 
     The rows are padded on the right with the model's own padding id; which token is scored is the model's rule, the
     one it was trained with. `config.score_bias`, where there is one, is added (see `reward/calibration.py`).
+
+    In batches of `batch_size` rows in turn, or (`by_length`) of rows of like length, with as many tokens as that many
+    of the longest have.
     """
     pad_token_id = model.config.get_text_config().pad_token_id
-    scores = []
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
+    lengths = [len(row) for row in rows]
+    if by_length:
+        batches = batches_by_length(lengths, max_tokens=batch_size * max(lengths))
+    else:
+        batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
+    scores = torch.empty(len(rows), device=model.device)
+    for batch in batches:
+        chunk = [rows[i] for i in batch]
         ids, mask = pad_rows(chunk, pad_token_id=pad_token_id, side="right", device=model.device)
-        scores.append(model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1).float())
-    return torch.cat(scores) + getattr(model.config, "score_bias", 0.0)
+        logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+        scores[list(batch)] = logits.squeeze(-1).float()
+    return scores + getattr(model.config, "score_bias", 0.0)
 
 
 def score_responses(
@@ -160,6 +211,7 @@ def score_responses(
     completion_ids: list[list[int]],
     ended: list[bool],
     batch_size: int,
+    by_length: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score of each response by each of F reward functions.
 
@@ -184,7 +236,7 @@ def score_responses(
             else:
                 texts = zip(prompts, completions, ended, strict=True)
                 rows = [encode_text(tokenizer, prompt + response, ended=end) for prompt, response, end in texts]
-            terms.append(reward_model_scores(func, rows, batch_size=batch_size).cpu())
+            terms.append(reward_model_scores(func, rows, batch_size=batch_size, by_length=by_length).cpu())
             given.append(torch.ones(len(rows), dtype=torch.bool))
             continue
         scores = func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)

@@ -64,6 +64,7 @@ from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
     check_fsdp,
+    check_linear_backend,
     check_optimizer,
     check_policy,
     check_processes,
@@ -73,7 +74,7 @@ from .checks import (
 )
 from .config import PPOConfig
 from .ema import PolicyEMA
-from .fast import PolicySampler, can_sample, fuse_activations, recommend
+from .fast import PolicySampler, can_sample, fuse_activations, keep_head_whole, recommend
 from .functional import (
     adapted_kl_coef,
     combine_scores,
@@ -91,17 +92,20 @@ from .functional import (
 )
 from .generation import Generator, VLLMGenerator, engine_responses, generate_responses, pad_rows, sampling_config
 from .models import add_lora, load_policy, load_reward_func, make_critic, switches_off
+from .onednn import use_onednn
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
 from .resumable import ResumableTrainer
 from .rollout import (
     Rollout,
+    batches_by_length,
     decode_responses,
     encode_prompt,
     model_inputs,
     response_logits,
     reward_names,
     score_responses,
+    widths,
 )
 from .sampler import RolloutSampler
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
@@ -210,9 +214,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         check_adapter(policy)
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
-        for module in (actor_critic, self.ref_model, *self.reward_funcs):
-            if args.fuse_activations and isinstance(module, nn.Module):
-                fuse_activations(module)
+        self._speed_up(actor_critic, args)
 
         super().__init__(
             model=actor_critic,
@@ -225,6 +227,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             optimizers=optimizers,
         )
         check_optimizer(actor_critic, self.optimizer)
+        self._by_length = bool(args.batch_by_length)
         self._prepare_frozen_models()
         self._prepare_generation(generator)
         self._prepare_ptx(ptx_dataset)
@@ -256,6 +259,19 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
         self.reward_tokenizers = foreign_tokenizers(reward_funcs, tokenizers, policy_tokenizer, **trust)
 
+    def _speed_up(self, actor_critic: ActorCritic, args: PPOConfig) -> None:
+        """Change how all models compute, in place."""
+        if args.linear_backend is not None:
+            check_linear_backend(args)
+        for model in (actor_critic.policy, self.ref_model):
+            if model is not None:
+                keep_head_whole(model)
+        for module in (actor_critic, self.ref_model, *self.reward_funcs):
+            if args.fuse_activations and isinstance(module, nn.Module):
+                fuse_activations(module)
+            if args.linear_backend is not None and isinstance(module, nn.Module):
+                use_onednn(module)
+
     def _make_critic(self, policy, value_model, peft_config, args: PPOConfig) -> ValueModel | None:
         if args.advantage_estimator != "gae":
             if value_model is not None:
@@ -271,6 +287,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _prepare_frozen_models(self) -> None:
         if self.is_fsdp_enabled:
             check_fsdp(self.args, self.model)
+            if self._by_length:
+                logger.warning("`batch_by_length` is off: weights in shards need as many batches on each process.")
+                self._by_length = False
         for module in (self.ref_model, *self.reward_funcs):
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval().to(self.accelerator.device)
@@ -391,7 +410,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self._micro_step += 1
         batch, advantages, num_tokens = self._mini_batch
         share = slice(micro_batch, None, accumulation)
-        return batch[share], advantages[share], num_tokens, self._texts[micro_batch]
+        batch, advantages = batch[share], advantages[share]
+        if self._by_length:
+            batch = batch.trimmed()
+            advantages = advantages[:, : batch.response_ids.shape[1]]
+        return batch, advantages, num_tokens, self._texts[micro_batch]
 
     def _begin_rollout(self, rows: list[dict]) -> None:
         """Sample and measure the responses of the next updates, and note what is reported of them."""
@@ -434,13 +457,19 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         scores, score_terms, dropped = self._score(rows, prompt_rows, response_ids, mask)
         mask = mask & ~dropped.unsqueeze(-1)
 
-        measured = []
         # Recomputed in the layout and the precision of the update rather than kept from sampling: the first ratio is
         # then exactly 1.
-        for chunk in torch.arange(len(rows), device=mask.device).split(args.per_device_train_batch_size):
-            measured.append(self._measure(prompt_ids[chunk], prompt_mask[chunk], response_ids[chunk], mask[chunk]))
-        names = ("log-probs", "reference's log-probs", "KL", "values")
-        measured = dict(zip(names, map(torch.cat, zip(*measured, strict=True)), strict=True))
+        measured = {
+            name: torch.zeros(mask.shape, device=mask.device)
+            for name in ("log-probs", "reference's log-probs", "KL", "values")
+        }
+        for chunk in self._chunks(prompt_mask, mask):
+            batch = prompt_ids[chunk], prompt_mask[chunk], response_ids[chunk], mask[chunk]
+            if self._by_length:
+                prompt, response = widths(prompt_mask[chunk], mask[chunk])
+                batch = *(x[:, -prompt:] for x in batch[:2]), *(x[:, :response] for x in batch[2:])
+            for x, part in zip(measured.values(), self._measure(*batch), strict=True):
+                x[chunk, : part.shape[1]] = part
         actor_critic.train(was_training)
         bad = {name: (mask & ~x.isfinite()).any(-1) for name, x in measured.items()}
         self._report_rows(bad)
@@ -478,6 +507,15 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             advantages=advantages,
             returns=returns,
         )
+
+    def _chunks(self, prompt_mask: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        """Rows of a rollout that are measured together: those of a micro-batch, or as many tokens of like rows."""
+        size = self.args.per_device_train_batch_size
+        if not self._by_length:
+            return torch.arange(len(mask), device=mask.device).split(size)
+        most = size * (prompt_mask.shape[1] + mask.shape[1])
+        batches = batches_by_length((prompt_mask.sum(-1) + mask.sum(-1)).tolist(), max_tokens=most)
+        return [torch.tensor(rows, device=mask.device) for rows in batches]
 
     def _sample(self, prompt_rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prompts and sampled responses, ids and mask of each."""
@@ -518,6 +556,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             completion_ids=completion_ids,
             ended=ended.tolist(),
             batch_size=self.args.per_device_train_batch_size,
+            by_length=self._by_length,
         )
         bad = given & ~terms.isfinite()
         self._report_rows({f"scores of {name}": bad[:, i] for i, name in enumerate(self.reward_names)})

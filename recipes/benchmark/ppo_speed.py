@@ -25,7 +25,7 @@ from workloads import WORKLOADS, Workload
 HERE = Path(__file__).parent
 PEER = "trl==1.12.0"
 SHARED = ("transformers", "datasets", "accelerate", "huggingface_hub", "tokenizers")
-OURS, PEERS = ("ours", "recommended"), ("trl", "trl-medium", "trl-eager")
+VARIANTS = ("ours", "recommended", "trl", "trl-medium", "trl-eager")
 ITERATIONS = {"a": 6, "b": 6, "c": 3, "gpu": 3}
 
 
@@ -43,10 +43,12 @@ def peer_python(folder: Path) -> Path:
     return python
 
 
-def run(variant: str, workload: str, lengths: str, *, device: str, peer: Path) -> dict:
-    """What a process of `ppo_worker.py` measured."""
+def run(
+    variant: str, workload: str, lengths: str, *, iterations: int, device: str, peer: Path, **changes: int
+) -> dict:
+    """What a process of `ppo_worker.py` measured, of a workload with changes."""
     python = peer if variant.startswith("trl") else Path(sys.executable)
-    command = [python, HERE / "ppo_worker.py", variant, workload, lengths, ITERATIONS[workload], device]
+    command = [python, HERE / "ppo_worker.py", variant, workload, lengths, iterations, device, json.dumps(changes)]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{variant} on workload {workload} failed:\n{done.stderr[-3000:]}")
@@ -58,7 +60,8 @@ def measure(workload: str, lengths: str, variants: tuple[str, ...], *, rounds: i
     found: dict[str, dict] = {name: {"seconds": [], "peak_memory": 0, "phases": {}} for name in variants}
     for number in range(rounds):
         for name in variants if number % 2 == 0 else variants[::-1]:
-            result, mine = run(name, workload, lengths, device=device, peer=peer), found[name]
+            result = run(name, workload, lengths, iterations=ITERATIONS[workload], device=device, peer=peer)
+            mine = found[name]
             mine["seconds"] += result["seconds"]
             mine["peak_memory"] = max(mine["peak_memory"], result["peak_memory"])
             for phase, seconds in result["phases"].items():
@@ -155,7 +158,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default=device)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: a b c on a CPU, gpu on a GPU")
     parser.add_argument("--lengths", nargs="+", choices=["fixed", "realistic"], default=["fixed", "realistic"])
-    parser.add_argument("--variants", nargs="+", default=[*OURS, *PEERS], help="of ours, recommended, trl, rloo ...")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="these, plain, rloo or grpo")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each variant")
     parser.add_argument("--peer_env", type=Path, default=Path(".venv-trl-1.12"), help="the peer's environment")
     args = parser.parse_args()

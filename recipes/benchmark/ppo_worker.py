@@ -1,8 +1,9 @@
 """One PPO trainer on one workload, timed: a process of `ppo_speed.py`. Prints a line of JSON.
 
-    python ppo_worker.py VARIANT WORKLOAD LENGTHS ITERATIONS DEVICE
+    python ppo_worker.py VARIANT WORKLOAD LENGTHS ITERATIONS DEVICE [CHANGES]
 
-VARIANT is `ours`, `recommended`, or TRL 1.12's trainer: `trl`, or `trl-SETTING` with one of SETTINGS. It imports only
+VARIANT is one of OURS, `rloo` or `grpo` of today's TRL, or TRL 1.12's PPO: `trl`, or `trl-SETTING` with one of
+SETTINGS. CHANGES is a JSON mapping of a workload's fields, or of its configuration's, to other values. It imports only
 the library it runs, so that the peer can live in an environment of its own.
 """
 
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
+import psutil
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -34,6 +36,8 @@ from workloads import PAD, STOP, WORKLOADS, Workload
 
 # Set: the second iteration, with responses of 32 tokens, is profiled, and its kernels go to the standard error output.
 KERNELS = "PPO_SPEED_KERNELS"
+# Of PPOTrainer: as it comes; the same algorithm, every option that is exact switched on; what the preset chooses.
+OURS = ("plain", "ours", "recommended")
 # What a user of the peer can set in one line.
 SETTINGS = {
     "medium": lambda: torch.set_float32_matmul_precision("medium"),
@@ -52,7 +56,6 @@ def make_models(workload: Workload, lengths: str, *, device: str, attention: str
         policy = AutoModelForCausalLM.from_config(config, dtype=dtype)
         reward_model = AutoModelForSequenceClassification.from_config(config, dtype=dtype)
     head = policy.lm_head
-    head.weight = torch.nn.Parameter(head.weight.detach().clone())  # of its own, that the bias alone decides
     bias = torch.zeros(config.vocab_size, dtype=dtype, device=device)
     chance = 1.594 / workload.response_length  # half the length on average, a fifth reach the end
     odds = torch.tensor(chance / (1 - chance) * (config.vocab_size - 1)).log()
@@ -75,6 +78,7 @@ class Clock:
 
     def __init__(self, device: str):
         self.device, self.phases, self.borders, self.inner = device, defaultdict(float), [], 0.0
+        self.memory: list[int] = []
         self.profiler = torch.profiler.profile() if KERNELS in os.environ else None
 
     def now(self) -> float:
@@ -85,6 +89,8 @@ class Clock:
     def border(self) -> None:
         """Between two iterations."""
         self.borders.append((self.now(), dict(self.phases)))
+        on_gpu = self.device == "cuda"
+        self.memory.append(torch.cuda.memory_allocated() if on_gpu else psutil.Process().memory_info().rss)
         if self.profiler is not None and len(self.borders) == 2:
             self.profiler.start()
         if self.profiler is not None and len(self.borders) == 3:
@@ -116,17 +122,23 @@ class Clock:
         seconds = [end[0] - start[0] for start, end in pairs]
         names = self.borders[-1][1]
         phases = {name: [end[1].get(name, 0) - start[1].get(name, 0) for start, end in pairs] for name in names}
-        return {"seconds": seconds, "phases": phases}
+        return {"seconds": seconds, "phases": phases, "memory": self.memory}
 
 
-def run_ours(
-    workload: Workload, lengths: str, iterations: int, device: str, folder: str, *, recommended: bool
-) -> Clock:
+def our_options(variant: str) -> dict:
+    """Options of PPOConfig in a variant of OURS."""
+    from hf_instructgpt.ppo.onednn import mkl_is_slow
+
+    exact = {"fast_sampling": True, "fuse_activations": True, "batch_by_length": True}
+    exact |= {"linear_backend": "onednn"} if mkl_is_slow() else {}
+    return {"plain": {}, "ours": exact, "recommended": {"preset": "recommended"}}[variant]
+
+
+def run_ours(workload: Workload, lengths: str, iterations: int, device: str, folder: str, *, variant: str) -> Clock:
     from hf_instructgpt import PPOConfig, PPOTrainer
 
     clock = Clock(device)
     policy, reward_model = make_models(workload, lengths, device=device)
-    options = {"preset": "recommended"} if recommended else {}
     args = PPOConfig(
         output_dir=folder,
         per_device_train_batch_size=workload.batch // workload.num_mini_batches,
@@ -136,7 +148,7 @@ def run_ours(
         max_steps=iterations * workload.num_mini_batches * workload.num_ppo_epochs,
         learning_rate=1e-6,
         max_grad_norm=0.0,  # TRL's trainer does not clip
-        **options,
+        **our_options(variant),
         **common(device),
     )
     prompts = [" ".join(f"w{i}" for i in row) for row in workload.prompts()]
@@ -223,13 +235,16 @@ def run_trl(workload: Workload, lengths: str, iterations: int, device: str, fold
     return clock
 
 
-def run_rloo(workload: Workload, lengths: str, iterations: int, device: str, folder: str) -> Clock:
-    """TRL's RLOO on as many samples, two to a prompt; the length is the reward: no reward model, critic, reference."""
-    from trl import RLOOConfig, RLOOTrainer
+def run_critic_free(
+    workload: Workload, lengths: str, iterations: int, device: str, folder: str, *, variant: str
+) -> Clock:
+    """TRL's RLOO or GRPO on as many samples, two a prompt, for their length: no reward model, critic, reference."""
+    import trl
 
+    config, trainer_class = (getattr(trl, f"{variant.upper()}{kind}") for kind in ("Config", "Trainer"))
     clock = Clock(device)
     policy, _ = make_models(workload, lengths, device=device)
-    args = RLOOConfig(
+    args = config(
         output_dir=folder,
         per_device_train_batch_size=workload.batch // workload.num_mini_batches,
         generation_batch_size=workload.batch,
@@ -244,7 +259,7 @@ def run_rloo(workload: Workload, lengths: str, iterations: int, device: str, fol
         **({"activation_checkpointing": False} | common(device)),
     )
     prompts = [" ".join(f"w{i}" for i in row) for row in workload.prompts()]
-    trainer = RLOOTrainer(
+    trainer = trainer_class(
         policy,
         reward_funcs=lambda completion_ids, **_: [float(len(ids)) for ids in completion_ids],
         args=args,
@@ -280,14 +295,14 @@ def common(device: str) -> dict:
 
 
 def main() -> None:
-    variant, name, lengths, iterations, device = sys.argv[1:]
-    workload, out = WORKLOADS[name], sys.stdout
+    variant, name, lengths, iterations, device, *changes = sys.argv[1:]
+    workload, out = WORKLOADS[name].changed(**json.loads(changes[0] if changes else "{}")), sys.stdout
     if KERNELS in os.environ:
         workload = replace(workload, response_length=32)
     sys.stdout = sys.stderr  # trainers print
     with TemporaryDirectory() as folder:
-        if variant == "rloo":
-            clock = run_rloo(workload, lengths, int(iterations), device, folder)
+        if variant in ("rloo", "grpo"):
+            clock = run_critic_free(workload, lengths, int(iterations), device, folder, variant=variant)
         elif variant.startswith("trl"):
             setting = variant.partition("-")[2]
             if setting:
@@ -295,8 +310,7 @@ def main() -> None:
             attention = "eager" if setting == "eager" else None
             clock = run_trl(workload, lengths, int(iterations), device, folder, attention=attention)
         else:
-            recommended = variant == "recommended"
-            clock = run_ours(workload, lengths, int(iterations), device, folder, recommended=recommended)
+            clock = run_ours(workload, lengths, int(iterations), device, folder, variant=variant)
     peak = (
         torch.cuda.max_memory_allocated()
         if device == "cuda"

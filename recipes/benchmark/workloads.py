@@ -1,7 +1,7 @@
 """The workloads of `ppo_speed.py`."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # Ids that are no word: padding and end of text.
 PAD, STOP = 0, 1
@@ -27,6 +27,11 @@ class Workload:
         return [
             [rng.randrange(3, self.config["vocab_size"]) for _ in range(self.prompt_length)] for _ in range(self.batch)
         ]
+
+    def changed(self, **changes: int) -> "Workload":
+        """The same with other values of its fields, or of its model's configuration."""
+        mine = {name: value for name, value in changes.items() if name not in self.config}
+        return replace(self, **mine, config={**self.config, **{k: v for k, v in changes.items() if k not in mine}})
 
 
 SPECIAL = {"pad_token_id": PAD, "eos_token_id": STOP, "bos_token_id": None}
@@ -69,6 +74,7 @@ WORKLOADS = {
             "num_hidden_layers": 30,
             "num_attention_heads": 9,
             "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
             **SPECIAL,
         },
         batch=16,

@@ -1,0 +1,95 @@
+"""How PPO's seconds and memory grow, and that memory stays flat: `python recipes/benchmark/growth.py`.
+
+From workload b, one size at a time is doubled: responses, tokens of a response, width, vocabulary. Each point is a
+process of its own. Then 200 iterations in one process. Writes growth.png and prints tables; a slope is that of the
+logarithms, from the last but one point to the last: 1 is proportional, 0 constant.
+"""
+
+import argparse
+import sys
+from math import log
+from pathlib import Path
+from statistics import median
+
+import matplotlib
+from ppo_speed import processor, run
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SIZES = {
+    "batch": ("responses", (16, 32, 64, 128)),
+    "response_length": ("tokens a response", (16, 32, 64, 128)),
+    "hidden_size": ("width", (64, 128, 256, 512)),
+    "vocab_size": ("vocabulary", (512, 2048, 8192, 32768)),
+}
+ITERATIONS, LONG = 3, 200
+
+
+def measure(variant: str) -> dict[str, list[tuple[int, float, float]]]:
+    """Of each size its points: the value, median seconds an iteration, and peak memory in bytes."""
+    found = {}
+    for name, (_, values) in SIZES.items():
+        found[name] = []
+        for value in values:
+            result = point(variant, iterations=ITERATIONS, **{name: value})
+            found[name].append((value, median(result["seconds"]), result["peak_memory"]))
+            print(f"{name} {value}: {found[name][-1][1]:.2f} s", file=sys.stderr)
+    return found
+
+
+def point(variant: str, *, iterations: int, **changes: int) -> dict:
+    """What a process measured."""
+    return run(variant, "b", "fixed", iterations=iterations, device="cpu", peer=Path(), **changes)
+
+
+def slope(points: list[tuple[int, float, float]], which: int) -> float:
+    """Of the logarithms of seconds (1) or memory (2), between the last two points."""
+    (x0, *_), (x1, *_) = points[-2:]
+    return log(points[-1][which] / points[-2][which]) / log(x1 / x0)
+
+
+def drift(memory: list[int]) -> float:
+    """Bytes by which the last quarter of iterations lies above the second one, each a median."""
+    quarter = len(memory) // 4
+    return median(memory[-quarter:]) - median(memory[quarter : 2 * quarter])
+
+
+def plot(found: dict, memory: list[int], path: Path) -> None:
+    """Seconds and memory against each size, and memory against the iterations."""
+    figure, axes = plt.subplots(2, len(SIZES) + 1, figsize=(4 * (len(SIZES) + 1), 6), layout="constrained")
+    for column, (name, points) in zip(axes.T, found.items(), strict=False):
+        x, seconds, peak = zip(*points, strict=True)
+        for axis, which, y, unit in ((column[0], 1, seconds, "s"), (column[1], 2, [m / 1e9 for m in peak], "GB")):
+            axis.loglog(x, y, "o-")
+            axis.set(xlabel=SIZES[name][0], ylabel=unit, title=f"slope {slope(points, which):.2f}")
+            axis.set_xticks(x, map(str, x))
+            axis.minorticks_off()
+    axes[0, -1].axis("off")
+    axes[1, -1].plot([m / 1e9 for m in memory])
+    axes[1, -1].set(xlabel="iterations", ylabel="GB", ylim=(0, None), title=f"drift {drift(memory) / 1e6:+.0f} MB")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=["plain", "ours", "recommended"], default="ours")
+    parser.add_argument("--output", type=Path, default=Path("growth.png"))
+    args = parser.parse_args()
+    found = measure(args.variant)
+    print(f"{processor('cpu')}, {args.variant}\n\n| | seconds an iteration | slope | peak memory, GB | slope |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, points in found.items():
+        words = SIZES[name][0] + " " + ", ".join(str(x) for x, *_ in points)
+        seconds, peak = (", ".join(f"{p[i] / scale:.2f}" for p in points) for i, scale in ((1, 1), (2, 1e9)))
+        print(f"| {words} | {seconds} | {slope(points, 1):.2f} | {peak} | {slope(points, 2):.2f} |", flush=True)
+    memory = point(args.variant, iterations=LONG)["memory"]
+    print(
+        f"\n{LONG} iterations: memory {memory[1] / 1e9:.3f} GB after the first, {memory[-1] / 1e9:.3f} after the last;"
+    )
+    print(f"the last quarter lies {drift(memory) / 1e6:+.1f} MB above the second.")
+    plot(found, memory, args.output)
+
+
+if __name__ == "__main__":
+    main()

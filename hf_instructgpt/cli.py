@@ -104,6 +104,12 @@ def lab(verb: str, argv: list[str]) -> None:
 
 def stage(verb: str, argv: list[str]) -> None:
     """`hf-instructgpt sft|reward|ppo`: one stage."""
+    if {"-h", "--help"} & set(argv):
+        from .stages.options_help import help_parser
+
+        help_parser(verb).parse_args(["--help"])  # and so ends
+    argv = ["--help" if flag == "--help_all" else flag for flag in argv]
+
     from .stages.arguments import parse_stage
     from .stages.pipeline import STAGES
 

@@ -1,5 +1,6 @@
 """The dispatcher: verbs, exit codes, and help that comes without torch."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 
 from hf_instructgpt import cli
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.stages.arguments import STAGES
+from hf_instructgpt.stages.options_help import COMMON, own_options
 
 
 def python(code, **kwargs):
@@ -73,8 +76,8 @@ def test_every_verb_has_help(verb, capsys):
 def test_help_imports_nothing_heavy():
     code = """
 import sys
-from hf_instructgpt.cli import main
-for argv in (["--help"], *([verb, "--help"] for verb in ("run", "arena", "generate", "evaluate", "push"))):
+from hf_instructgpt.cli import VERBS, main
+for argv in (["--help"], *([verb, "--help"] for verb in VERBS)):
     try:
         main(argv)
     except SystemExit:
@@ -83,6 +86,34 @@ main(["nonsense"])
 print(sorted({"torch", "transformers", "datasets", "trl", "matplotlib"} & set(sys.modules)))
 """
     assert python(code).splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_help_of_a_stage_is_that_of_its_classes(stage, capsys):
+    """Read from the source, it says what the dataclasses say: names, defaults, helps, choices, of every class."""
+    own = [cls for part in STAGES[stage] for cls in part.__mro__ if cls.__module__.startswith("hf_instructgpt")]
+    expected = {}
+    for cls in own:
+        declared = {f.name: f for f in dataclasses.fields(cls) if f.name in cls.__annotations__}
+        for name, field in declared.items():
+            default = [] if field.default is dataclasses.MISSING else field.default
+            expected[name] = (default, field.metadata["help"], field.metadata.get("choices"))
+    assert {o.name: (o.default, o.help, o.choices) for o in own_options(stage)} == expected
+    with pytest.raises(SystemExit):
+        cli.main([stage, "-h"])
+    out = capsys.readouterr().out
+    assert all(f"--{name}" in out for name in expected) and "--weight_decay" not in out and "--help_all" in out
+    inherited = {f.name for part in STAGES[stage] for f in dataclasses.fields(part)}
+    assert set(COMMON) <= inherited
+
+
+def test_help_all_adds_what_is_inherited(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["ppo", "--help_all"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and {"--weight_decay", "--kl_coef", "--reward_funcs"} <= set(
+        out.replace(",", "").split()
+    )
 
 
 def test_ctrl_c_in_a_real_process(tmp_path):

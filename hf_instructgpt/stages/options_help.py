@@ -1,0 +1,80 @@
+"""The help of a stage's own options, read from the source of their classes: importing them takes seconds.
+
+What an option means stands in its field's metadata alone (`arguments.py`, `../ppo/config.py`).
+"""
+
+import argparse
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parents[1]
+# Of each stage: its classes of `arguments.STAGES` that are ours, and the file of each.
+OWN_CLASSES = {
+    "sft": (("stages/arguments.py", "StageArguments"), ("stages/arguments.py", "SFTArguments")),
+    "reward": (("stages/arguments.py", "StageArguments"), ("stages/arguments.py", "RewardArguments")),
+    "ppo": (
+        ("stages/arguments.py", "StageArguments"),
+        ("stages/arguments.py", "PPOArguments"),
+        ("ppo/config.py", "PPOConfig"),
+    ),
+}
+# Inherited ones that hardly anybody leaves as they are.
+COMMON = (
+    *("model_name_or_path", "output_dir", "learning_rate", "num_train_epochs", "max_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "report_to", "push_to_hub"),
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as its field declares it."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+    choices: list[str] | None
+
+
+def own_options(stage: str) -> list[Option]:
+    """The options of a stage that this project defines, in the order of the source."""
+    options: dict[str, Option] = {}
+    for file, class_name in OWN_CLASSES[stage]:
+        tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+        body = next(x.body for x in tree.body if isinstance(x, ast.ClassDef) and x.name == class_name)
+        options |= {option.name: option for option in map(_option, body) if option is not None}
+    return list(options.values())
+
+
+def _option(statement: ast.stmt) -> Option | None:
+    """An option from `name: type = field(default=..., metadata={...})`; None from any other statement."""
+    if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.value, ast.Call):
+        return None
+    arguments = {keyword.arg: keyword.value for keyword in statement.value.keywords}
+    metadata = ast.literal_eval(arguments["metadata"])
+    default = ast.literal_eval(arguments["default"]) if "default" in arguments else []  # of default_factory=list
+    type_ = ast.unparse(statement.annotation)
+    return Option(statement.target.id, type_, default, metadata["help"], metadata.get("choices"))
+
+
+def help_parser(stage: str) -> argparse.ArgumentParser:
+    """What prints `hf-instructgpt STAGE --help`; the options themselves are parsed elsewhere."""
+    parser = argparse.ArgumentParser(
+        prog=f"hf-instructgpt {stage}",
+        usage=f"hf-instructgpt {stage} [--config FILE] [--field value ...]",
+        description="FILE is a YAML file of the fields below and of inherited ones; flags win over it.",
+        epilog=f"Inherited from the trainer and the model's options, among others: {', '.join(COMMON)}. "
+        "`--help_all` lists and explains them all.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--help_all", action="store_true", default=argparse.SUPPRESS, help="list every option")
+    for option in own_options(stage):
+        parser.add_argument(
+            f"--{option.name}",
+            metavar="{" + ",".join(option.choices) + "}" if option.choices else option.type.replace(" | None", ""),
+            default=option.default,
+            help=option.help.replace("%", "%%"),
+        )
+    return parser

@@ -17,6 +17,7 @@ VERBS = {
     "arena": "best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens",
     "generate": "answer a prompt with a trained model",
     "evaluate": "the report card of a reward model, on held-out rows",
+    "report": "a run, or one of its stages, as one HTML file: curves, results, samples, token by token",
     "push": "a run, or one of its stages, to the Hugging Face Hub",
 }
 
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1]).verb
         name = f"hf-instructgpt {verb}"
-        verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate, "push": push}
+        verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
+        verbs |= {"report": report, "push": push}
         verbs.get(verb, stage)(verb, argv[1:])
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -154,6 +156,17 @@ def evaluate(verb: str, argv: list[str]) -> None:
 
     card = evaluate_reward(**args)
     print_reward_card(card, Path(args["output_dir"] or args["model"]))
+
+
+def report(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt report`: a page of a run."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("folder", help="of a run or of a stage; the page goes there as report.html")
+    args = parser.parse_args(argv)
+
+    from .stages.report import write_report
+
+    print(f"Done: {write_report(args.folder)}")
 
 
 def push(verb: str, argv: list[str]) -> None:

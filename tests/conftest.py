@@ -1,6 +1,7 @@
 """The environment, set before anything is imported; and what several files of tests need."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,36 @@ def llama(tmp_path_factory):
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser without a window. The tests that need one are skipped where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the browser's client is not installed: playwright")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no browser is installed: `apt-get install chromium`, or Chrome")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a file or an address in a tab of its own; whatever the page complains of fails the test."""
+    complaints, contexts = [], []
+
+    def open_(place, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        tab.goto(place.as_uri() if isinstance(place, Path) else place)
+        return tab
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []

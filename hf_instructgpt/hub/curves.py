@@ -31,6 +31,14 @@ def draw_training(log_history: list[dict], stage: str, path: Path) -> bool:
         stage (`str`): "sft", "reward" or "ppo".
         path (`Path`): The PNG file.
     """
+    panels = training_panels(log_history, stage)
+    if panels:
+        draw_panels(path, "Training", "optimizer step", panels)
+    return bool(panels)
+
+
+def training_panels(log_history: list[dict], stage: str) -> list[tuple[str, dict[str, list[tuple[float, float]]]]]:
+    """A stage's panels, each with a label and its lines of points over the optimizer steps; none without points."""
     panels = []
     for ylabel, names in PANELS[stage].items():
         lines = {
@@ -39,9 +47,7 @@ def draw_training(log_history: list[dict], stage: str, path: Path) -> bool:
         }
         if any(lines.values()):
             panels.append((ylabel, lines))
-    if panels:
-        draw_panels(path, "Training", "optimizer step", panels)
-    return bool(panels)
+    return panels
 
 
 def draw_panels(

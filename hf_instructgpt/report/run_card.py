@@ -10,6 +10,8 @@ from ..resources import resource
 from .reward_card import RULES, weakness
 
 NUM_SAMPLES = 16
+# What the judge says of a policy, as `compare` names it.
+JUDGED = {"gold": "the judge's mean", "correct": "correctness"}
 ACCURACIES = {
     "eval_accuracy": "reward model, share of pairs right",
     "eval_accuracy_clear": "the same where the judge is clear",
@@ -35,23 +37,23 @@ def findings(metrics: dict) -> list[str]:
                 f"{c['gold_more_sft']:+.2f}), exactly correct answers from {c['correct_sft']:.0%} to "
                 f"{c['correct_ppo']:.0%}"
             )
-            worse = [
-                what
-                for what, a, b in (
-                    ("the judge's mean", "gold_sft", "gold_ppo"),
-                    ("correctness", "correct_sft", "correct_ppo"),
-                )
-                if c[b] < c[a]
-            ]
-            if rise > 0 and worse:
+            worse = falls(c)
+            if worse:
                 lines.insert(
                     0,
-                    f"WARNING, {how}: the reward rises while {' and '.join(worse)} falls. PPO found what "
-                    "the reward model cannot see; mend the reward model, not the judge.",
+                    f"WARNING, {how}: the reward rises while {' and '.join(JUDGED[name] for name in worse)} falls. "
+                    "PPO found what the reward model cannot see; mend the reward model, not the judge.",
                 )
         lines.append(line + ".")
     problem = weakness(metrics["reward"])
     return [f"WARNING: {problem}.", *lines] if problem else lines
+
+
+def falls(comparison: dict) -> list[str]:
+    """What of `JUDGED` falls from SFT to PPO while the reward model's mean score rises."""
+    if comparison["score_ppo"] <= comparison["score_sft"] or comparison["gold_win_rate"] is None:
+        return []
+    return [name for name in JUDGED if comparison[f"{name}_ppo"] < comparison[f"{name}_sft"]]
 
 
 def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) -> str:

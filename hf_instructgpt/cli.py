@@ -15,6 +15,7 @@ VERBS = {
     "ppo": "stage 3: PPO against the reward model",
     "overopt": "how far a reward model can be optimised against: proxy and judge against the KL",
     "arena": "best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens",
+    "rank": "a page on which people rank a model's answers, for the reward model",
     "generate": "answer a prompt with a trained model",
     "evaluate": "the report card of a reward model, on held-out rows",
     "report": "a run, or one of its stages, as one HTML file: curves, results, samples, token by token",
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         verb = parser.parse_args(argv[:1]).verb
         name = f"hf-instructgpt {verb}"
         verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
-        verbs |= {"report": report, "push": push}
+        verbs |= {"rank": rank, "report": report, "push": push}
         verbs.get(verb, stage)(verb, argv[1:])
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -133,6 +134,35 @@ def generate(verb: str, argv: list[str]) -> None:
     from .stages.generate import answer
 
     print(answer(**vars(args)))
+
+
+def rank(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt rank`: people rank answers in a browser."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("--model", required=True, help="who answers: a Hub id or a folder")
+    parser.add_argument("--prompts", required=True, help="a JSON Lines file, a folder, a Hub id, or sample data")
+    parser.add_argument("--split", default="train", help="of the prompts (default: train)")
+    parser.add_argument("--output", required=True, help="the file of rankings, .jsonl; it is gone on with")
+    parser.add_argument("--num_responses", type=int, default=4, help="answers to a prompt, 2 to 9 (default: 4)")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="most tokens of an answer (default: 64)")
+    parser.add_argument(
+        "--reward", nargs=2, default=[], help="two reward models: the prompt on which they disagree most comes next"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the answers and the choice (default: 0)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay")
+    parser.add_argument("--password", help="needed where others can reach the page; each takes a name of their own")
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow models to bring their own code")
+    args = parser.parse_args(argv)
+    try:
+        from .app.serve import rank
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise InputError('`rank` needs Gradio: `pip install "hf-instructgpt[app]"`.') from error
+
+    rank(**vars(args))
 
 
 def evaluate(verb: str, argv: list[str]) -> None:

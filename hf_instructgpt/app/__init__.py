@@ -1,0 +1,1 @@
+"""The human part, in a browser: ranking answers. Needs the extra `app` (Gradio)."""

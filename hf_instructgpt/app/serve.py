@@ -1,0 +1,112 @@
+"""Apps on this machine: safe by default."""
+
+import hmac
+from pathlib import Path
+
+import gradio as gr
+
+from ..errors import InputError
+from ..ppo.rollout import encode_prompt
+from ..stages.arguments import StageArguments
+from ..stages.inputs import checked_split, load_causal_lm, load_reward_model, load_rows, load_tokenizer
+from .items import Items
+from .rank import KEYS, STYLE, RankPage
+from .rankings import RankingFile, prompt_key
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+# Fonts of the system: a page here asks no other machine for anything.
+THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def launch_options(*, host: str, port: int | None, share: bool, password: str | None) -> dict:
+    """Keyword arguments of Gradio's `launch`.
+
+    Raises:
+        InputError: Others could reach the page, and there is no password.
+    """
+    if (share or host not in LOCAL) and not password:
+        raise InputError("`--share` and another `--host` than 127.0.0.1 let others in: set a `--password`.")
+
+    def is_known(username: str, given: str) -> bool:
+        return bool(username.strip()) and hmac.compare_digest(given.encode(), password.encode())
+
+    return {
+        "server_name": host,
+        "server_port": port,
+        "share": share,
+        "auth": is_known if password else None,
+        "auth_message": "Any name of yours, and the password." if password else None,
+        "max_file_size": "1mb",
+        "allowed_paths": [],
+        "strict_cors": True,
+        "theme": THEME,
+        "ssr_mode": False,
+        "footer_links": [],
+        "run_history": False,
+    }
+
+
+def rank(
+    *,
+    model: str,
+    prompts: str,
+    split: str,
+    output: str | Path,
+    num_responses: int,
+    max_new_tokens: int,
+    reward: list[str],
+    seed: int,
+    trust_remote_code: bool,
+    **server,
+) -> None:
+    """Serve the ranking page until it is stopped.
+
+    Args:
+        model (`str`): Who answers: a Hub id or a folder.
+        prompts (`str`): A data set with a column `prompt`; its `split` is used.
+        output (`str` or `Path`): See [`RankingFile`].
+        num_responses (`int`): Answers to a prompt, 2 to 9. max_new_tokens (`int`): Most tokens of an answer.
+        reward (`list[str]`): None, or two reward models whose disagreement chooses the prompt.
+        seed (`int`): See [`Items`]. trust_remote_code (`bool`): Whether models may bring their own code.
+        server: See [`launch_options`].
+
+    Raises:
+        InputError: An option or the data does not fit.
+    """
+    options = launch_options(**server)
+    if not 2 <= num_responses <= 9:
+        raise InputError(f"`--num_responses` must be 2 to 9, not {num_responses}.")
+    if len(reward) not in (0, 2):
+        raise InputError(f"`--reward` takes two reward models, not {len(reward)}.")
+    file = RankingFile(output)
+    rows = load_rows(StageArguments(dataset_name=prompts), "prompts")
+    if split not in rows:
+        raise InputError(f"`--split`: {prompts} has no split `{split}`; it has {', '.join(rows)}.")
+    asked = {prompt_key(prompt): prompt for prompt in checked_split(rows, split, "prompts", source=prompts)["prompt"]}
+    trust = {"trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(model, **trust)
+    policy = load_causal_lm(model, tokenizer, **trust)
+    items = Items(
+        policy,
+        tokenizer,
+        list(asked.values()),
+        num_responses=num_responses,
+        max_new_tokens=_room(policy, tokenizer, list(asked.values()), max_new_tokens),
+        reward_models=[_reward_model(name, **trust) for name in reward],
+        seed=seed,
+    )
+    RankPage(items, file).build().launch(**options, head=KEYS, css=STYLE)
+
+
+def _reward_model(name: str, **trust):
+    tokenizer = load_tokenizer(name, **trust)
+    return load_reward_model(name, tokenizer, **trust).eval(), tokenizer
+
+
+def _room(policy, tokenizer, prompts: list, wanted: int) -> int:
+    """Tokens that an answer may have behind the longest prompt."""
+    context = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+    if context is not None and longest >= context:
+        raise InputError(f"a prompt has {longest} tokens, and the model's context is {context}: shorten it.")
+    return wanted if context is None else min(wanted, context - longest)

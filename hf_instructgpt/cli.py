@@ -16,6 +16,7 @@ VERBS = {
     "overopt": "how far a reward model can be optimised against: proxy and judge against the KL",
     "arena": "best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens",
     "rank": "a page on which people rank a model's answers, for the reward model",
+    "compare": "a page on which two models answer side by side, and people say which is better",
     "generate": "answer a prompt with a trained model",
     "evaluate": "the report card of a reward model, on held-out rows",
     "report": "a run, or one of its stages, as one HTML file: curves, results, samples, token by token",
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         verb = parser.parse_args(argv[:1]).verb
         name = f"hf-instructgpt {verb}"
         verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
-        verbs |= {"rank": rank, "report": report, "push": push}
+        verbs |= {"rank": rank, "compare": compare, "report": report, "push": push}
         verbs.get(verb, stage)(verb, argv[1:])
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -149,6 +150,21 @@ def rank(verb: str, argv: list[str]) -> None:
         "--reward", nargs=2, default=[], help="two reward models: the prompt on which they disagree most comes next"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the answers and the choice (default: 0)")
+    serve(verb, parser, argv)
+
+
+def compare(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt compare`: two models in a browser."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("--models", nargs=2, required=True, metavar="NAME=DIR", help="the KL is from the first")
+    parser.add_argument("--reward", help="a reward model that scores the answers: a folder or a Hub id")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="most tokens of an answer (default: 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of which model stands where (default: 0)")
+    serve(verb, parser, argv)
+
+
+def serve(verb: str, parser: Parser, argv: list[str]) -> None:
+    """Parse what is left of an app's options, and serve it."""
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay")
@@ -156,13 +172,13 @@ def rank(verb: str, argv: list[str]) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="allow models to bring their own code")
     args = parser.parse_args(argv)
     try:
-        from .app.serve import rank
+        from .app import serve
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise InputError('`rank` needs Gradio: `pip install "hf-instructgpt[app]"`.') from error
+        raise InputError(f'`{verb}` needs Gradio: `pip install "hf-instructgpt[app]"`.') from error
 
-    rank(**vars(args))
+    getattr(serve, verb)(**vars(args))
 
 
 def evaluate(verb: str, argv: list[str]) -> None:

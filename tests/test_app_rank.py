@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import runpy
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -294,6 +295,19 @@ def test_the_keyboard_alone_is_enough(served, open_page):
     assert all(url.startswith((address.rstrip("/"), "data:", "blob:")) for url in asked)  # and nobody else
 
 
+def test_keys_go_on_after_the_mouse_and_press_what_is_focused(served, open_page):
+    address, file = served(PROMPTS[:2])
+    tab = open_page(address)
+    start(tab)  # the button keeps the focus
+    tab.keyboard.type("112")
+    tab.keyboard.press("Enter")
+    told(tab, "Saved. 1 of yours")
+    assert sorted(file.rows()[0]["ranks"]) == [1, 1, 2]
+    tab.focus("#skip")
+    tab.keyboard.press("Enter")
+    told(tab, "Skipped. 1 of yours")
+
+
 def test_a_double_click_stores_once_and_a_restart_goes_on(served, open_page):
     address, file = served(PROMPTS[:2])
     tab = open_page(address)
@@ -374,3 +388,21 @@ def test_a_password_lets_in_under_a_name(served, open_page):
     tab.click("#all-bad")
     told(tab, "1 of yours")
     assert file.rows()[0]["annotator"] == "eve"
+
+
+def test_the_space_runs_the_same_command(monkeypatch):
+    """`recipes/space/app.py` says what its settings lack, and passes on what they say."""
+    app = Path(__file__).parents[1] / "recipes" / "space" / "app.py"
+    called = []
+    monkeypatch.setattr("hf_instructgpt.cli.main", lambda argv: called.append(argv) or 0)
+    for name in ("MODEL", "PROMPTS", "PASSWORD", "OUTPUT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MODEL", "me/char-sft")
+    with pytest.raises(SystemExit, match="lack PROMPTS, PASSWORD"):
+        runpy.run_path(str(app))
+    monkeypatch.setenv("PROMPTS", "me/char-data")
+    monkeypatch.setenv("PASSWORD", "--odd")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(app))
+    assert stop.value.code == 0 and called[0][:3] == ["rank", "--model=me/char-sft", "--prompts=me/char-data"]
+    assert "--password=--odd" in called[0] and "--host=0.0.0.0" in called[0]

@@ -24,7 +24,9 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && event.ctrlKey) return press("save");
   if (event.key === "Escape" && writes) return event.target.blur();
   if (writes || event.ctrlKey || event.metaKey || event.altKey || !document.querySelector("#save")) return;
+  if (event.key === "Enter" && event.target.matches("button")) return;  // which it presses
   if (/^[1-9]$/.test(event.key)) {
+    document.activeElement?.blur();  // Enter is for saving now
     const choices = cards()[marked]?.querySelectorAll("input[type=radio]") ?? [];
     choices[Number(event.key) - 1]?.click();
     mark(marked + 1);

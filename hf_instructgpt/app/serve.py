@@ -9,6 +9,7 @@ from ..errors import InputError
 from ..ppo.rollout import encode_prompt
 from ..stages.arguments import StageArguments
 from ..stages.inputs import checked_split, load_causal_lm, load_reward_model, load_rows, load_tokenizer
+from .compare import ComparePage, Contestant
 from .items import Items
 from .rank import KEYS, STYLE, RankPage
 from .rankings import RankingFile, prompt_key
@@ -96,6 +97,40 @@ def rank(
         seed=seed,
     )
     RankPage(items, file).build().launch(**options, head=KEYS, css=STYLE)
+
+
+def compare(
+    *,
+    models: list[str],
+    reward: str | None,
+    max_new_tokens: int,
+    seed: int,
+    trust_remote_code: bool,
+    **server,
+) -> None:
+    """Serve the page of comparisons until it is stopped.
+
+    Args:
+        models (`list[str]`): Two, as `NAME=DIR` (or a Hub id); the KL is measured from the first.
+        reward (`str`, *optional*): A reward model, which scores the answers.
+        max_new_tokens, seed: See [`ComparePage`]. trust_remote_code (`bool`): Whether models may bring their own code.
+        server: See [`launch_options`].
+
+    Raises:
+        InputError: An option does not fit.
+    """
+    options = launch_options(**server)
+    named = [model.partition("=") for model in models]
+    if len(named) != 2 or len({name for name, *_ in named}) != 2 or not all(name and path for name, _, path in named):
+        raise InputError("`--models` takes two models as NAME=DIR, such as `sft=runs/char/sft ppo=runs/char/ppo`.")
+    trust = {"trust_remote_code": trust_remote_code}
+    contestants = []
+    for name, _, path in named:
+        tokenizer = load_tokenizer(path, **trust)
+        contestants.append(Contestant(name, load_causal_lm(path, tokenizer, **trust).eval(), tokenizer))
+    reward_model = None if reward is None else _reward_model(reward, **trust)
+    page = ComparePage(contestants, reward_model=reward_model, max_new_tokens=max_new_tokens, seed=seed)
+    page.build().launch(**options)
 
 
 def _reward_model(name: str, **trust):

@@ -55,6 +55,22 @@ def bootstrap_ratio_ci(
     return torch.cat(ratios).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
 
 
+def wilson_interval(count: int, total: int) -> list[float]:
+    """95 % score interval of a share (Wilson 1927), which holds for few votes too.
+
+    `(p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)` with `z` = 1.96.
+
+    Args:
+        count, total (`int`): Successes, of how many; one or more.
+
+    Returns:
+        `list[float]`: lower and upper end.
+    """
+    z, share = 1.959964, count / total
+    middle, half = share + z**2 / (2 * total), z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
+    return [max(0.0, (middle - half) / (1 + z**2 / total)), min(1.0, (middle + half) / (1 + z**2 / total))]
+
+
 # 0.975 quantiles of Student's t for 1, 2, ... 30 degrees of freedom.
 T_QUANTILES = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),

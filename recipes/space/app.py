@@ -1,0 +1,17 @@
+"""The ranking page as a Hugging Face Space: `hf-instructgpt rank` with what the Space's settings say.
+
+Variables: MODEL and PROMPTS (Hub ids), OUTPUT (default /data/rankings.jsonl: with persistent storage, or the rankings
+are gone when the Space restarts). Secrets: PASSWORD, and HF_TOKEN for private models and data.
+"""
+
+import os
+import sys
+
+from hf_instructgpt.cli import main
+
+flags = {name: os.environ.get(name.upper()) for name in ("model", "prompts", "password")}
+missing = [name.upper() for name, value in flags.items() if not value]
+if missing:
+    sys.exit(f"the Space's settings lack {', '.join(missing)}")
+flags |= {"output": os.environ.get("OUTPUT", "/data/rankings.jsonl"), "host": "0.0.0.0", "port": "7860"}
+sys.exit(main(["rank", *(f"--{name}={value}" for name, value in flags.items())]))

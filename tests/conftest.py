@@ -94,3 +94,19 @@ def open_page(browser):
     for context in contexts:
         context.close()
     assert complaints == []
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The apps that a command serves, in a list; it then returns at once, and they are closed in the end."""
+    gradio = pytest.importorskip("gradio", reason="the extra `app` is not installed")
+    apps, launch = [], gradio.Blocks.launch
+
+    def start(app, **options):
+        apps.append(app)
+        return launch(app, **options, prevent_thread_lock=True, quiet=True)
+
+    monkeypatch.setattr(gradio.Blocks, "launch", start)
+    yield apps
+    for app in apps:
+        app.close()

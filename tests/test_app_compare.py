@@ -13,8 +13,6 @@ from hf_instructgpt.stages.inputs import load_causal_lm, load_reward_model, load
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 
-import gradio as gr
-
 from hf_instructgpt.app.compare import ComparePage, Contestant, Round, Tally
 
 QUESTION = "什么是 AI？"
@@ -107,18 +105,11 @@ def test_bad_models_are_named(models, message, capsys):
     assert "`--password`" in capsys.readouterr().err
 
 
-def test_the_page_in_a_browser(document_run, monkeypatch, open_page):
-    apps, launch = [], gr.Blocks.launch
-
-    def start(app, **options):
-        apps.append(app)
-        return launch(app, **options, prevent_thread_lock=True, quiet=True)
-
-    monkeypatch.setattr(gr.Blocks, "launch", start)
+def test_the_page_in_a_browser(document_run, launched, open_page):
     models = [f"{name}={document_run / name}" for name in ("sft", "ppo")]
     reward = ["--reward", str(document_run / "reward"), "--max_new_tokens", "12"]
     assert main(["compare", "--models", *models, *reward]) == 0
-    tab = open_page(apps[0].local_url)
+    tab = open_page(launched[0].local_url)
 
     def told(text):
         read = "text => document.querySelector('#status textarea').value.includes(text)"
@@ -140,5 +131,3 @@ def test_the_page_in_a_browser(document_run, monkeypatch, open_page):
     tab.click("#tie")
     told("ties 1.")
     assert tab.locator("b").count() == 0
-    for app in apps:
-        app.close()

@@ -4,6 +4,7 @@ import json
 from statistics import fmean
 
 import pytest
+import torch
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
@@ -11,33 +12,20 @@ from hf_instructgpt.evaluation.intervals import bootstrap_ci
 from hf_instructgpt.stages.inputs import load_causal_lm, load_tokenizer
 from hf_instructgpt.stages.samples import answers_to
 
-pytest.importorskip("gradio", reason="the extra `app` is not installed")
-
-import gradio as gr
-import torch
-
 NUM_RANKED = 30
 
 
 @pytest.mark.slow
-def test_thirty_rankings_move_the_policy(tmp_path, monkeypatch, open_page):
+def test_thirty_rankings_move_the_policy(tmp_path, monkeypatch, launched, open_page):
     """Longer answers are better. From a third of the usual SFT to PPO in a minute or two."""
     monkeypatch.chdir(tmp_path)
     sft = "--dataset_name lab --output_dir sft --num_train_epochs 3 --per_device_train_batch_size 32 --max_length 50"
     sft += " --learning_rate 5e-3 --activation_checkpointing false --report_to none --save_strategy no --seed 0"
     assert main(["sft", *sft.split()]) == 0
 
-    apps, launch = [], gr.Blocks.launch
-
-    def start(app, **options):
-        apps.append(app)
-        return launch(app, **options, prevent_thread_lock=True, quiet=True)
-
-    monkeypatch.setattr(gr.Blocks, "launch", start)
     flags = "--model sft --prompts lab --output rankings.jsonl --num_responses 4 --max_new_tokens 26"
     assert main(["rank", *flags.split()]) == 0
-    rank_by_length(open_page(apps[0].local_url))
-    apps[0].close()
+    rank_by_length(open_page(launched[0].local_url))
     rows = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == NUM_RANKED == len({str(row["prompt"]) for row in rows})
     for row in rows:

@@ -18,8 +18,6 @@ from hf_instructgpt.stages.inputs import checked_split, load_rows
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 
-import gradio as gr
-
 from hf_instructgpt.app import rankings, serve
 from hf_instructgpt.app.items import Items, shown_prompt
 from hf_instructgpt.app.rank import Session, save, save_all_bad
@@ -213,15 +211,8 @@ def test_bad_options_are_named(document_run, tmp_path, monkeypatch, capsys, flag
 
 
 @pytest.fixture
-def served(document_run, tmp_path, monkeypatch):
+def served(document_run, tmp_path, launched):
     """Start `hf-instructgpt rank` on prompts, and give its address and its file."""
-    apps, launch = [], gr.Blocks.launch
-
-    def start(app, **options):
-        apps.append(app)
-        return launch(app, **options, prevent_thread_lock=True, quiet=True)
-
-    monkeypatch.setattr(gr.Blocks, "launch", start)
 
     def serve_(prompts, *flags):
         data, output = tmp_path / "prompts.jsonl", tmp_path / "rankings.jsonl"
@@ -230,11 +221,9 @@ def served(document_run, tmp_path, monkeypatch):
         )
         model = ["--model", str(document_run / "sft"), "--prompts", str(data), "--output", str(output)]
         assert main(["rank", *model, "--num_responses", "3", "--max_new_tokens", "8", *flags]) == 0
-        return apps[-1].local_url, RankingFile(output)
+        return launched[-1].local_url, RankingFile(output)
 
-    yield serve_
-    for app in apps:
-        app.close()
+    return serve_
 
 
 def start(tab, name="ann"):
@@ -248,6 +237,13 @@ def told(tab, text):
     tab.wait_for_function(
         "text => document.querySelector('#status textarea, #status input').value.includes(text)", arg=text
     )
+
+
+def test_a_port_that_is_taken_is_named(served, capsys):
+    address, _ = served(PROMPTS[:1])
+    with pytest.raises(AssertionError):
+        served(PROMPTS[:1], "--port", address.rstrip("/").rpartition(":")[2])
+    assert "Choose another `--port`" in capsys.readouterr().err
 
 
 def test_the_keyboard_alone_is_enough(served, open_page):

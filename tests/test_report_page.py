@@ -141,9 +141,10 @@ def test_what_cannot_be_reported_is_named(document_run, tmp_path, capsys):
     log.write_text(whole + '{"step": 3, "pro', encoding="utf-8")  # a run was stopped here
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text(encoding="utf-8")
-    log.write_text("{broken\n" + whole, encoding="utf-8")
-    assert main(["report", str(folder)]) == 2
-    assert "tokens.jsonl, line 1: not a row of a token log" in capsys.readouterr().err
+    for broken in ("{broken", '{"step": 1, "prompt": "p"}', "[]"):
+        log.write_text(f"{broken}\n{whole}", encoding="utf-8")
+        assert main(["report", str(folder)]) == 2
+        assert "tokens.jsonl, line 1: not a row of a token log" in capsys.readouterr().err
     assert (folder / "report.html").read_text(encoding="utf-8") == page and not list(folder.glob(".report*"))
 
 

@@ -96,7 +96,7 @@ def rank(
         reward_models=[_reward_model(name, **trust) for name in reward],
         seed=seed,
     )
-    RankPage(items, file).build().launch(**options, head=KEYS, css=STYLE)
+    _launch(RankPage(items, file).build(), **options, head=KEYS, css=STYLE)
 
 
 def compare(
@@ -130,7 +130,14 @@ def compare(
         contestants.append(Contestant(name, load_causal_lm(path, tokenizer, **trust).eval(), tokenizer))
     reward_model = None if reward is None else _reward_model(reward, **trust)
     page = ComparePage(contestants, reward_model=reward_model, max_new_tokens=max_new_tokens, seed=seed)
-    page.build().launch(**options)
+    _launch(page.build(), **options)
+
+
+def _launch(app: gr.Blocks, **options) -> None:
+    try:
+        app.launch(**options)
+    except OSError as error:
+        raise InputError(f"the page cannot be served: {error} Choose another `--port` or `--host`.") from error
 
 
 def _reward_model(name: str, **trust):

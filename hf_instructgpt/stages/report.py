@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..hub.cards import Made
 from ..hub.curves import training_panels
 from ..ppo.token_log import TOKEN_LOG_FILE
-from ..report.page import report_page
+from ..report.page import by_prompt, report_page
 from ..report.reward_card import weakness
 from ..report.run_card import falls
 from .output import METRICS_FILE, RUN_FILE, read_json
@@ -74,10 +74,10 @@ def _stage(name: str, folder: Path) -> dict | None:
 def _rows(path: Path) -> list[dict]:
     """A token log's rows; one that a stopped run has left half is no row."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
-            if line.endswith("\n"):
-                raise InputError(f"{path}, line {number}: not a row of a token log: {error}") from error
+            by_prompt(rows[-1:])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path}, line {number}: not a row of a token log: {error!r}") from error
     return rows

@@ -18,7 +18,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 import torch
 from datasets import Dataset
 from ppo_speed import processor
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from hf_instructgpt import (
     CharGPTConfig,
@@ -118,7 +118,9 @@ def compare(batch: int, options: dict, *, iterations: int) -> tuple[float, float
         )
         prompts = Dataset.from_dict({"prompt": [text] * batch})
         models = make_models()
-        PPOTrainer(*models, args=args, train_dataset=prompts, processing_class=tokenizer, callbacks=[turns]).train()
+        trainer = PPOTrainer(*models, args=args, train_dataset=prompts, processing_class=tokenizer, callbacks=[turns])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     ours, its = (median(seconds[len(seconds) // 4 :]) for seconds in (turns.trainer_seconds, turns.loop_seconds))
     return 3 * RESPONSE / its, batch * RESPONSE / ours
 

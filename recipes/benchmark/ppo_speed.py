@@ -74,22 +74,24 @@ def measure(workload: str, lengths: str, variants: tuple[str, ...], *, rounds: i
 
 
 def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Floating-point operations a second of a large matrix product, and bytes a second of a copy, read and written."""
-    size = 2048 if device == "cpu" else 8192
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    block = torch.empty(2**26, device=device)
-    return 2 * size**3 / _seconds(lambda: left @ right, device), 8 * 2**26 / _seconds(lambda: block.clone(), device)
+    """Floating-point operations a second of matrix products, and bytes a second, read and written, of a copy."""
+    flops = []
+    for size in (512, 1024, 2048) if device == "cpu" else (4096, 8192):
+        left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        flops.append(2 * size**3 / _seconds(lambda a=left, b=right: a @ b, device))
+    block, copy = (torch.zeros(2**26, device=device) for _ in range(2))
+    return max(flops), 8 * 2**26 / _seconds(lambda: copy.copy_(block), device)
 
 
 def _seconds(call, device: str) -> float:
     times = []
-    for _ in range(8):
+    for _ in range(10):
         start = time.perf_counter()
         call()
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return median(times[2:])
+    return min(times[2:])
 
 
 def floor(workload: Workload, flops: float, bandwidth: float) -> float:

@@ -64,6 +64,7 @@ def plot(found: dict, memory: list[int], path: Path) -> None:
             axis.loglog(x, y, "o-")
             axis.set(xlabel=SIZES[name][0], ylabel=unit, title=f"slope {slope(points, which):.2f}")
             axis.set_xticks(x, map(str, x))
+            axis.set_yticks(y, [f"{value:.2f}" for value in y])
             axis.minorticks_off()
     axes[0, -1].axis("off")
     axes[1, -1].plot([m / 1e9 for m in memory])

@@ -725,8 +725,8 @@ MUTANTS = [
         "36f",
         "the shift of a family without a buffer is not applied",
         f"{PPO}/rollout.py",
-        'return scores + getattr(model.config, "score_bias", 0.0)',
-        "return scores",
+        'torch.cat(scores)[place.to(model.device)] + getattr(model.config, "score_bias", 0.0)',
+        "torch.cat(scores)[place.to(model.device)]",
         f"{RANKING}test_another_family_keeps_the_shift_in_its_configuration",
     ),
     Mutant(
@@ -893,8 +893,8 @@ MUTANTS = [
         "39g",
         "scores by length are in the order of lengths",
         f"{PPO}/rollout.py",
-        "scores[list(batch)] = logits",
-        "scores[sorted(range(len(rows)), key=lambda i: -lengths[i])[: len(batch)]] = logits",
+        "torch.cat(scores)[place.to(model.device)]",
+        "torch.cat(scores)",
         f"{FAST}test_scores_by_length_are_those_in_turn",
     ),
 ]

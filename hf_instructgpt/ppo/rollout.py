@@ -191,13 +191,13 @@ def reward_model_scores(
         batches = batches_by_length(lengths, max_tokens=batch_size * max(lengths))
     else:
         batches = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
-    scores = torch.empty(len(rows), device=model.device)
+    scores = []
     for batch in batches:
         chunk = [rows[i] for i in batch]
         ids, mask = pad_rows(chunk, pad_token_id=pad_token_id, side="right", device=model.device)
-        logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
-        scores[list(batch)] = logits.squeeze(-1).float()
-    return scores + getattr(model.config, "score_bias", 0.0)
+        scores.append(model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1).float())
+    place = torch.tensor([i for batch in batches for i in batch]).argsort()
+    return torch.cat(scores)[place.to(model.device)] + getattr(model.config, "score_bias", 0.0)
 
 
 def score_responses(

@@ -63,9 +63,12 @@ def llama(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A real browser without a window. The tests that need one are skipped where there is none."""
+    """A real browser without a window. The tests that need one are skipped where there is none.
+
+    Its client keeps an event loop running in this thread: no longer than for a file of tests.
+    """
     sync_api = pytest.importorskip("playwright.sync_api", reason="the browser's client is not installed: playwright")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:

@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("hf_instructgpt", "recipes", "model_cards", "pyproject.toml", "README.md", "LICENSE")
 KINDS = (
     "py.typed",
+    "report/page.html",
     "data/samples/*/*.jsonl",
     "model_cards/*.md",
-    *(f"recipes/*/*.{suffix}" for suffix in ("yaml", "md", "py", "ipynb")),
+    *(f"recipes/*/*.{suffix}" for suffix in ("yaml", "md", "py", "txt", "ipynb")),
     "recipes/*/data/*.jsonl",
 )
 BUILD = (

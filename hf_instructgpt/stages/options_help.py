@@ -20,7 +20,7 @@ OWN_CLASSES = {
         ("ppo/config.py", "PPOConfig"),
     ),
 }
-# Inherited ones that hardly anybody leaves as they are.
+# Ones that hardly anybody leaves as they are; inherited, unless the stage's own class redefines them.
 COMMON = (
     *("model_name_or_path", "output_dir", "learning_rate", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "report_to", "push_to_hub"),
@@ -61,16 +61,19 @@ def _option(statement: ast.stmt) -> Option | None:
 
 def help_parser(stage: str) -> argparse.ArgumentParser:
     """What prints `hf-instructgpt STAGE --help`; the options themselves are parsed elsewhere."""
+    options = own_options(stage)
+    inherited = [name for name in COMMON if name not in {option.name for option in options}]
     parser = argparse.ArgumentParser(
         prog=f"hf-instructgpt {stage}",
         usage=f"hf-instructgpt {stage} [--config FILE] [--field value ...]",
         description="FILE is a YAML file of the fields below and of inherited ones; flags win over it.",
-        epilog=f"Inherited from the trainer and the model's options, among others: {', '.join(COMMON)}. "
+        epilog=f"Inherited from the trainer and the model's options, among others: {', '.join(inherited)}. "
         "`--help_all` lists and explains them all.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--help_all", action="store_true", default=argparse.SUPPRESS, help="list every option")
-    for option in own_options(stage):
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="a YAML file of options")
+    for option in options:
         parser.add_argument(
             f"--{option.name}",
             metavar="{" + ",".join(option.choices) + "}" if option.choices else option.type.replace(" | None", ""),

@@ -68,12 +68,12 @@ def test_what_is_hidden_is_told_after_the_vote_which_counts_once(page):
         orders.add(tuple(round_.order))
         assert status == "Which is better?"
     assert orders == {(0, 1), (1, 0)}
-    round_ = Round([1, 0], True, ["A is ppo.", "B is sft."])
+    round_ = Round([1, 0], ["A is ppo.", "B is sft."])
     _, tally, status = page.voter(0)(round_, None)
     assert tally.wins == {"sft": 0, "ppo": 1} and status.startswith("A is ppo.\nB is sft.\nsft 0, ppo 1, ties 0.")
     assert page.voter(0)(round_, tally)[1].wins == {"sft": 0, "ppo": 1}
-    assert page.voter(None)(Round([0, 1], True), tally)[1].ties == 1
-    assert page.voter(0)(Round([0, 1], True), tally)[1].wins == {"sft": 1, "ppo": 1}
+    assert page.voter(None)(Round([0, 1]), tally)[1].ties == 1
+    assert page.voter(0)(Round([0, 1]), tally)[1].wins == {"sft": 1, "ppo": 1}
     assert page.voter(0)(None, tally)[2] == "Ask something first."
 
 

@@ -17,12 +17,11 @@ NUM_RANKED = 30
 
 @pytest.mark.slow
 def test_thirty_rankings_move_the_policy(tmp_path, monkeypatch, launched, open_page):
-    """Longer answers are better. From a third of the usual SFT to PPO in a minute or two."""
+    """Longer answers are better. From a third of the usual SFT; reward model and PPO with three seeds."""
     monkeypatch.chdir(tmp_path)
     sft = "--dataset_name lab --output_dir sft --num_train_epochs 3 --per_device_train_batch_size 32 --max_length 50"
     sft += " --learning_rate 5e-3 --activation_checkpointing false --report_to none --save_strategy no --seed 0"
     assert main(["sft", *sft.split()]) == 0
-
     flags = "--model sft --prompts lab --output rankings.jsonl --num_responses 4 --max_new_tokens 26"
     assert main(["rank", *flags.split()]) == 0
     rank_by_length(open_page(launched[0].local_url))
@@ -32,22 +31,29 @@ def test_thirty_rankings_move_the_policy(tmp_path, monkeypatch, launched, open_p
         pairs = list(zip(row["ranks"], map(len, row["responses"]), strict=True))
         assert all((rank < other) == (size > its) for rank, size in pairs for other, its in pairs)
 
-    reward = "--dataset_name rankings.jsonl --model_name_or_path sft --output_dir reward --num_train_epochs 8"
-    reward += " --per_device_train_batch_size 4 --learning_rate 1.5e-3 --max_length 50 --eval_strategy no --seed 0"
-    reward += " --activation_checkpointing false --report_to none --save_strategy no"
-    assert main(["reward", *reward.split()]) == 0
-    ppo = "--dataset_name lab --model_name_or_path sft --reward_funcs reward --output_dir ppo --max_steps 64"
-    ppo += " --per_device_train_batch_size 32 --num_mini_batches 4 --num_ppo_epochs 2 --max_completion_length 26"
-    ppo += (
-        " --learning_rate 3e-4 --critic_learning_rate 1e-3 --kl_coef 0.05 --report_to none --save_strategy no --seed 0"
-    )
-    assert main(["ppo", *ppo.split()]) == 0
-
     prompts = load_sample_dataset("lab", "prompts")["test"]["prompt"][:200]
-    before, after = (answer_lengths(name, prompts) for name in ("sft", "ppo"))
-    low, _ = bootstrap_ci([b - a for a, b in zip(before, after, strict=True)])
-    print(f"mean length {fmean(before):.2f} before, {fmean(after):.2f} after, at least {low:+.2f}")
-    assert low > 0.5
+    before = answer_lengths("sft", prompts)
+    for seed in (0, 1, 2):
+        train(seed)
+        after = answer_lengths(f"ppo{seed}", prompts)
+        low, high = bootstrap_ci([b - a for a, b in zip(before, after, strict=True)])
+        print(
+            f"seed {seed}: {fmean(before):.1f} characters before, {fmean(after):.1f} after, [{low:+.1f}, {high:+.1f}]"
+        )
+        assert low > 0.5
+
+
+def train(seed):
+    """Reward model and PPO from the rankings."""
+    reward = f"--dataset_name rankings.jsonl --model_name_or_path sft --output_dir reward{seed} --num_train_epochs 8"
+    reward += " --per_device_train_batch_size 4 --learning_rate 1.5e-3 --max_length 50"
+    reward += f" --activation_checkpointing false --report_to none --save_strategy no --seed {seed}"
+    assert main(["reward", *reward.split()]) == 0
+    ppo = f"--dataset_name lab --model_name_or_path sft --reward_funcs reward{seed} --output_dir ppo{seed}"
+    ppo += " --per_device_train_batch_size 32 --num_mini_batches 4 --num_ppo_epochs 2 --max_completion_length 26"
+    ppo += " --max_steps 64 --learning_rate 3e-4 --critic_learning_rate 1e-3 --kl_coef 0.05"
+    ppo += f" --report_to none --save_strategy no --seed {seed}"
+    assert main(["ppo", *ppo.split()]) == 0
 
 
 def rank_by_length(tab):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -67,6 +68,18 @@ def test_two_processes_at_once_lose_nothing(tmp_path):
         writer.join()
     found = RankingFile(tmp_path / "r.jsonl").rows()
     assert len(found) == 50 and len({some["id"] for some in found}) == 50
+
+
+@pytest.mark.parametrize("write", [lambda file: file.add(row(1)), lambda file: file.skip("p", "ann")])
+def test_a_writer_waits_for_another_one(tmp_path, write):
+    file, other = RankingFile(tmp_path / "r.jsonl"), RankingFile(tmp_path / "r.jsonl")
+    with other.lock:
+        writer = threading.Thread(target=write, args=(file,))
+        writer.start()
+        writer.join(timeout=1)
+        assert writer.is_alive() and not list(tmp_path.glob("*.jsonl"))
+    writer.join()
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
 
 
 def test_what_an_annotator_has_done(tmp_path):

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo import checks, fast, functional, onednn
+from hf_instructgpt.ppo import fast, functional, onednn
 from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.fast import PolicySampler, can_sample, draw_tokens, fuse_activations
 from hf_instructgpt.ppo.functional import token_logprobs
@@ -393,7 +393,7 @@ def test_the_preset_multiplies_through_onednn_where_mkl_is_slow(tmp_path, monkey
     plain, kinds = weights()
     assert not {onednn.OneDNNLinear, onednn.OneDNNConv1D} & kinds
     torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-3)
-    monkeypatch.setattr(checks, "is_available", lambda: False)
+    monkeypatch.setattr(fast, "is_available", lambda: False)
     with pytest.raises(InputError, match="without oneDNN's linear operator"):
         make(tmp_path, linear_backend="onednn")
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorS
 from ..evaluation.intervals import wilson_interval
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.rollout import encode_prompt, response_logprobs, score_responses
+from ..stages.samples import answer_room
 
 LETTERS = ("A", "B")
 
@@ -34,7 +35,6 @@ class Round:
     """One prompt: which model stands at which place, what was measured, and whether it was voted on."""
 
     order: list[int]
-    blind: bool
     measured: list[str] = field(default_factory=list)
     is_voted: bool = False
 
@@ -110,11 +110,12 @@ class ComparePage:
             yield [None, "", "", "Ask something first."]
             return
         order = self.random.sample(range(2), 2) if blind else [0, 1]
-        round_, shown = Round(order, blind), ["", ""]
+        round_, shown = Round(order), ["", ""]
         with self.lock:
             for place, number in enumerate(order):
                 contestant = self.contestants[number]
-                room = self._room(contestant, text)
+                prompts = [contestant.prompt(text)]
+                room = answer_room(contestant.policy, contestant.tokenizer, prompts, wanted=self.max_new_tokens)
                 if room < 1:
                     yield [None, *shown, f"The prompt is too long for the context of {contestant.name}."]
                     return
@@ -140,13 +141,6 @@ class ComparePage:
             return [round_, tally, "\n".join([*round_.measured, tally.words()])]
 
         return vote
-
-    def _room(self, contestant: Contestant, text: str) -> int:
-        """Tokens that an answer may have."""
-        context = getattr(contestant.policy.config.get_text_config(), "max_position_embeddings", None)
-        if context is None:
-            return self.max_new_tokens
-        return min(self.max_new_tokens, context - len(encode_prompt(contestant.tokenizer, contestant.prompt(text))))
 
     def _stream(self, contestant: Contestant, text: str, room: int, *, sampled: bool) -> Iterator[str]:
         """The answer so far, each time there is more of it."""

@@ -53,7 +53,7 @@ class Session:
     """What one tab has before it."""
 
     item: Item | None = None
-    shown_at: float = field(default_factory=time.time)
+    shown_at: float = field(default_factory=time.monotonic)
 
 
 def save(
@@ -90,7 +90,7 @@ def _store(
             "all_bad": all_bad,
             "written": bool(own),
             "annotator": annotator,
-            "seconds": round(time.time() - session.shown_at, 1),
+            "seconds": round(time.monotonic() - session.shown_at, 1),
             "shown_order": item.shown_order,
             "id": item.id,
         }

@@ -6,9 +6,9 @@ from pathlib import Path
 import gradio as gr
 
 from ..errors import InputError
-from ..ppo.rollout import encode_prompt
 from ..stages.arguments import StageArguments
 from ..stages.inputs import checked_split, load_causal_lm, load_reward_model, load_rows, load_tokenizer
+from ..stages.samples import answer_room
 from .compare import ComparePage, Contestant
 from .items import Items
 from .rank import KEYS, STYLE, RankPage
@@ -86,13 +86,16 @@ def rank(
     asked = {prompt_key(prompt): prompt for prompt in checked_split(rows, split, "prompts", source=prompts)["prompt"]}
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
-    policy = load_causal_lm(model, tokenizer, **trust)
+    policy, asked = load_causal_lm(model, tokenizer, **trust), list(asked.values())
+    room = answer_room(policy, tokenizer, asked, wanted=max_new_tokens)
+    if room < 1:
+        raise InputError(f"a prompt of {prompts} fills the model's context, or `--max_new_tokens` is below 1.")
     items = Items(
         policy,
         tokenizer,
-        list(asked.values()),
+        asked,
         num_responses=num_responses,
-        max_new_tokens=_room(policy, tokenizer, list(asked.values()), max_new_tokens),
+        max_new_tokens=room,
         reward_models=[_reward_model(name, **trust) for name in reward],
         seed=seed,
     )
@@ -143,12 +146,3 @@ def _launch(app: gr.Blocks, **options) -> None:
 def _reward_model(name: str, **trust):
     tokenizer = load_tokenizer(name, **trust)
     return load_reward_model(name, tokenizer, **trust).eval(), tokenizer
-
-
-def _room(policy, tokenizer, prompts: list, wanted: int) -> int:
-    """Tokens that an answer may have behind the longest prompt."""
-    context = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
-    if context is not None and longest >= context:
-        raise InputError(f"a prompt has {longest} tokens, and the model's context is {context}: shorten it.")
-    return wanted if context is None else min(wanted, context - longest)

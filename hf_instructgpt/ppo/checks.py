@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import InputError
 from .actor_critic import has_adapter, without_adapter
 from .config import PPOConfig
-from .onednn import is_available
 from .rollout import encode_prompt, model_inputs, response_logits
 
 # Options of Trainer that a rollout has no use for, and what they are when nobody sets them.
@@ -52,14 +51,6 @@ def check_processes(args: PPOConfig) -> None:
         _refuse("DeepSpeed", {**skipping, "critic_warmup_steps": args.critic_warmup_steps > 0})
     if args.fp16:
         _refuse("fp16 (its gradient scaler needs a gradient at every step; use bf16)", skipping)
-
-
-def check_linear_backend(args: PPOConfig) -> None:
-    """Raise an `InputError` where oneDNN would not be used."""
-    if args.device.type != "cpu":
-        raise InputError(f"`linear_backend` is for CPUs, and this runs on {args.device.type}: leave it out.")
-    if not is_available():
-        raise InputError("`linear_backend`: this PyTorch is built without oneDNN's linear operator; leave it out.")
 
 
 def check_fsdp(args: PPOConfig, actor_critic: nn.Module) -> None:

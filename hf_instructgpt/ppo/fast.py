@@ -10,11 +10,12 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel,
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging
 
-from .actor_critic import has_adapter, hidden_width, independent_copy, without_adapter
+from ..errors import InputError
+from .actor_critic import ActorCritic, has_adapter, hidden_width, independent_copy, without_adapter
 from .config import PPOConfig
 from .functional import LARGE_VOCABULARY, response_mask
 from .generation import pad_rows
-from .onednn import is_available, mkl_is_slow
+from .onednn import is_available, mkl_is_slow, use_onednn
 
 logger = logging.get_logger(__name__)
 
@@ -52,8 +53,33 @@ def keep_head_whole(model: PreTrainedModel) -> None:
     alone are not) row by row, on a CPU in bfloat16 with a copy of the weight for each.
     """
     head = without_adapter(model).get_output_embeddings()
-    if head is not None and head.weight.shape[0] >= LARGE_VOCABULARY:
-        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    weight = getattr(head, "weight", None)
+    is_large = weight is not None and weight.shape[0] >= LARGE_VOCABULARY
+    if is_large and _contiguous not in head._forward_pre_hooks.values():
+        head.register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(head: nn.Module, inputs: tuple) -> tuple:
+    return inputs[0].contiguous(), *inputs[1:]
+
+
+def speed_up(args: PPOConfig, actor_critic: ActorCritic, *, ref_model: nn.Module | None, reward_funcs: list) -> None:
+    """Change how all models compute, in place, as the options say; what they compute stays.
+
+    Raises:
+        InputError: `linear_backend` is set where oneDNN would not be used.
+    """
+    if args.linear_backend is not None and args.device.type != "cpu":
+        raise InputError(f"`linear_backend` is for CPUs, and this runs on {args.device.type}: leave it out.")
+    if args.linear_backend is not None and not is_available():
+        raise InputError("`linear_backend`: this PyTorch is built without oneDNN's linear operator; leave it out.")
+    for model in filter(None, (actor_critic.policy, ref_model)):
+        keep_head_whole(model)
+    for module in (actor_critic, ref_model, *reward_funcs):
+        if args.fuse_activations and isinstance(module, nn.Module):
+            fuse_activations(module)
+        if args.linear_backend is not None and isinstance(module, nn.Module):
+            use_onednn(module)
 
 
 class PolicySampler:

@@ -64,7 +64,6 @@ from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
     check_fsdp,
-    check_linear_backend,
     check_optimizer,
     check_policy,
     check_processes,
@@ -74,7 +73,7 @@ from .checks import (
 )
 from .config import PPOConfig
 from .ema import PolicyEMA
-from .fast import PolicySampler, can_sample, fuse_activations, keep_head_whole, recommend
+from .fast import PolicySampler, can_sample, recommend, speed_up
 from .functional import (
     adapted_kl_coef,
     combine_scores,
@@ -92,7 +91,6 @@ from .functional import (
 )
 from .generation import Generator, VLLMGenerator, engine_responses, generate_responses, pad_rows, sampling_config
 from .models import add_lora, load_policy, load_reward_func, make_critic, switches_off
-from .onednn import use_onednn
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
 from .resumable import ResumableTrainer
@@ -214,7 +212,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         check_adapter(policy)
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
-        self._speed_up(actor_critic, args)
+        speed_up(args, actor_critic, ref_model=self.ref_model, reward_funcs=self.reward_funcs)
 
         super().__init__(
             model=actor_critic,
@@ -258,19 +256,6 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self.reward_names = reward_names(self.reward_funcs)
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
         self.reward_tokenizers = foreign_tokenizers(reward_funcs, tokenizers, policy_tokenizer, **trust)
-
-    def _speed_up(self, actor_critic: ActorCritic, args: PPOConfig) -> None:
-        """Change how all models compute, in place."""
-        if args.linear_backend is not None:
-            check_linear_backend(args)
-        for model in (actor_critic.policy, self.ref_model):
-            if model is not None:
-                keep_head_whole(model)
-        for module in (actor_critic, self.ref_model, *self.reward_funcs):
-            if args.fuse_activations and isinstance(module, nn.Module):
-                fuse_activations(module)
-            if args.linear_backend is not None and isinstance(module, nn.Module):
-                use_onednn(module)
 
     def _make_critic(self, policy, value_model, peft_config, args: PPOConfig) -> ValueModel | None:
         if args.advantage_estimator != "gae":

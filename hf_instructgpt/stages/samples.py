@@ -28,6 +28,12 @@ def answers_to(
     return decode_responses(tokenizer, *generate_responses(policy, *batch, generation_config=config))[0]
 
 
+def answer_room(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list, *, wanted: int) -> int:
+    """Tokens that an answer may have behind the longest prompt: as wanted, or what the context leaves, 0 or less."""
+    context = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    return min(wanted, context - max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts))
+
+
 def prompt_of(row: dict) -> str | list[dict]:
     """What of a row of any form can be answered: its prompt, or what stands before its last message, or a start."""
     if "prompt" in row:
@@ -48,10 +54,9 @@ class AnsweredSamples:
     def __init__(self, trainer: Trainer, rows: Dataset):
         self.trainer = trainer
         self.prompts = [prompt_of(row) for row in rows.select(range(min(NUM_SAMPLES, len(rows))))]
-        config, tokenizer = trainer.card_model().config.get_text_config(), trainer.processing_class
-        context = getattr(config, "max_position_embeddings", None) or float("inf")
-        room = context - max(len(encode_prompt(tokenizer, prompt)) for prompt in self.prompts)
-        self.max_new_tokens = min(getattr(trainer.args, "max_completion_length", MAX_NEW_TOKENS), room)
+        wanted = getattr(trainer.args, "max_completion_length", MAX_NEW_TOKENS)
+        policy, tokenizer = trainer.card_model(), trainer.processing_class
+        self.max_new_tokens = answer_room(policy, tokenizer, self.prompts, wanted=wanted)
         self.before = self._answers()
 
     def _answers(self) -> list[str | None]:

@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default=device)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: a b c on a CPU, gpu on a GPU")
     parser.add_argument("--lengths", nargs="+", choices=["fixed", "realistic"], default=["fixed", "realistic"])
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="these, plain, rloo or grpo")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="these, plain, ours-eager, rloo, grpo ...")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each variant")
     parser.add_argument("--peer_env", type=Path, default=Path(".venv-trl-1.12"), help="the peer's environment")
     args = parser.parse_args()

@@ -2,9 +2,9 @@
 
     python ppo_worker.py VARIANT WORKLOAD LENGTHS ITERATIONS DEVICE [CHANGES]
 
-VARIANT is one of OURS, `rloo` or `grpo` of today's TRL, or TRL 1.12's PPO: `trl`, or `trl-SETTING` with one of
-SETTINGS. CHANGES is a JSON mapping of a workload's fields, or of its configuration's, to other values. It imports only
-the library it runs, so that the peer can live in an environment of its own.
+VARIANT is one of OURS, TRL 1.12's PPO (`trl`), each also with one of SETTINGS (`trl-SETTING`), or `rloo` or `grpo` of
+today's TRL. CHANGES is a JSON mapping of a workload's fields, or of its configuration's, to other values. It imports
+only the library it runs, so that the peer can live in an environment of its own.
 """
 
 import json
@@ -38,7 +38,7 @@ from workloads import PAD, STOP, WORKLOADS, Workload
 KERNELS = "PPO_SPEED_KERNELS"
 # Of PPOTrainer: as it comes; the same algorithm, every option that is exact switched on; what the preset chooses.
 OURS = ("plain", "ours", "recommended")
-# What a user of the peer can set in one line.
+# What a user can set in one line, with any trainer.
 SETTINGS = {
     "medium": lambda: torch.set_float32_matmul_precision("medium"),
     "eager": lambda: torch.set_float32_matmul_precision("medium"),  # and attention without its flash kernel
@@ -134,11 +134,13 @@ def our_options(variant: str) -> dict:
     return {"plain": {}, "ours": exact, "recommended": {"preset": "recommended"}}[variant]
 
 
-def run_ours(workload: Workload, lengths: str, iterations: int, device: str, folder: str, *, variant: str) -> Clock:
+def run_ours(
+    workload: Workload, lengths: str, iterations: int, device: str, folder: str, *, variant: str, attention: str | None
+) -> Clock:
     from hf_instructgpt import PPOConfig, PPOTrainer
 
     clock = Clock(device)
-    policy, reward_model = make_models(workload, lengths, device=device)
+    policy, reward_model = make_models(workload, lengths, device=device, attention=attention)
     args = PPOConfig(
         output_dir=folder,
         per_device_train_batch_size=workload.batch // workload.num_mini_batches,
@@ -300,17 +302,18 @@ def main() -> None:
     if KERNELS in os.environ:
         workload = replace(workload, response_length=32)
     sys.stdout = sys.stderr  # trainers print
+    variant, _, setting = variant.partition("-")
+    if setting:
+        SETTINGS[setting]()
+    attention = "eager" if setting == "eager" else None
     with TemporaryDirectory() as folder:
         if variant in ("rloo", "grpo"):
             clock = run_critic_free(workload, lengths, int(iterations), device, folder, variant=variant)
-        elif variant.startswith("trl"):
-            setting = variant.partition("-")[2]
-            if setting:
-                SETTINGS[setting]()
-            attention = "eager" if setting == "eager" else None
+        elif variant == "trl":
             clock = run_trl(workload, lengths, int(iterations), device, folder, attention=attention)
         else:
-            clock = run_ours(workload, lengths, int(iterations), device, folder, variant=variant)
+            options = {"variant": variant, "attention": attention}
+            clock = run_ours(workload, lengths, int(iterations), device, folder, **options)
     peak = (
         torch.cuda.max_memory_allocated()
         if device == "cuda"

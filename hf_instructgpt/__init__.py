@@ -5,6 +5,7 @@ of any of them registers the tiny model with the Auto classes, as `import hf_ins
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,8 +61,11 @@ __all__ = [
 def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module(f"{__name__}.char_gpt")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        importlib.import_module(f"{__name__}.char_gpt")
+    except ImportError as error:  # a transformers that it was not made for must not take PPO for other models down
+        warnings.warn(f"CharGPT cannot be loaded with this version of transformers: {error}", stacklevel=2)
     globals()[name] = value
     return value
 

@@ -218,14 +218,25 @@ def report(verb: str, argv: list[str]) -> None:
 def push(verb: str, argv: list[str]) -> None:
     """`hf-instructgpt push`: a run or a stage to the Hub."""
     parser = Parser(verb, description=VERBS[verb])
-    parser.add_argument("folder", help="of a run or of a stage; its name is the repositories'")
+    parser.add_argument(
+        "folder", help="of a run or of a stage; its name is the repositories'. With --code-only, a repository's Hub id"
+    )
     parser.add_argument("--namespace", help="a user or an organisation; default: the user who is logged in")
     parser.add_argument("--private", action="store_true", help="make private repositories")
     parser.add_argument("--no_data", action="store_true", help="of a run, push the models alone")
+    parser.add_argument(
+        *("--code-only", "--code_only"),
+        action="store_true",
+        help="replace the Python files of a CharGPT on the Hub by this version's, for newer transformers",
+    )
     args = parser.parse_args(argv)
 
-    from .stages.push import push
+    from .stages.push import push, push_char_gpt_code
 
+    if args.code_only:
+        url = push_char_gpt_code(args.folder)
+        print(f"{args.folder} has this version's code already." if url is None else f"Pushed: {url}")
+        return
     urls = push(args.folder, namespace=args.namespace, private=args.private or None, with_data=not args.no_data)
     print("\n".join(f"Pushed: {url}" for url in urls))
 

@@ -21,7 +21,7 @@ import shutil  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from datasets import Dataset, load_dataset  # noqa: E402
-from huggingface_hub import ModelCard, snapshot_download  # noqa: E402
+from huggingface_hub import HfApi, ModelCard, snapshot_download  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
@@ -31,7 +31,7 @@ from transformers import (  # noqa: E402
     pipeline,
 )
 
-from hf_instructgpt import PPOConfig, PPOTrainer, load_sample_dataset, load_value_model  # noqa: E402
+from hf_instructgpt import PPOConfig, PPOTrainer, char_gpt, load_sample_dataset, load_value_model  # noqa: E402
 from hf_instructgpt.cli import main  # noqa: E402
 from hf_instructgpt.errors import InputError  # noqa: E402
 from hf_instructgpt.hub.cards import Made  # noqa: E402
@@ -257,6 +257,27 @@ def trainers_push(folder: Path, llama: str) -> None:
     with pytest.raises(ValueError, match="`hub_token`"):
         PPOConfig(output_dir="x", hub_token=TOKEN)
     check_secrets(folder)
+
+
+def old_code_is_replaced(folder: Path, pushed: str) -> None:
+    """A model that an earlier version pushed, its critic's folder too, gets this version's code and nothing else."""
+    api = HfApi()
+    for repo in ("user/old", "user/gpt2"):
+        api.create_repo(repo)
+    api.upload_folder(repo_id="user/old", folder_path=pushed)
+    api.upload_folder(repo_id="user/old", folder_path=pushed, path_in_repo="value_model")
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="user/gpt2")
+    before = contents(Path(snapshot_download("user/old")))
+    assert main(["push", "user/old", "--code-only"]) == 0
+    after = contents(Path(snapshot_download("user/old")))
+    code = {path.name: path.read_bytes() for path in Path(char_gpt.__file__).parent.glob("*_char_gpt.py")}
+    changed = {name for name in before if before[name] != after[name]}
+    assert before.keys() == after.keys()
+    assert changed == {"modeling_char_gpt.py", "value_model/modeling_char_gpt.py"}
+    assert all(after[name] == code[Path(name).name] for name in after if name.endswith(".py"))
+    assert main(["push", "user/old", "--code-only"]) == 0  # says that there is nothing to do
+    assert main(["push", "user/gpt2", "--code-only"]) == 2
+    assert main(["push", "user/nobody", "--code-only"]) == 2
 
 
 def sample_data_are_pushed(folder: Path) -> None:

@@ -13,7 +13,7 @@ from hf_instructgpt.char_gpt import (
     CharGPTModel,
     convert_document_state_dict,
 )
-from hf_instructgpt.char_gpt.modeling_char_gpt import sinusoid_table
+from hf_instructgpt.char_gpt.modeling_char_gpt import CACHE, sinusoid_table
 
 PAD, EOS = 0, 66
 SMALL = {"intermediate_size": 32, "hidden_size": 16}
@@ -198,22 +198,23 @@ def test_cached_logits_equal_uncached_without_position_ids():
     ids, mask = padded([random_ids(9), random_ids(4, seed=2)], "left")
     with torch.no_grad():
         whole = model(ids, attention_mask=mask).logits
-        cache = model(ids[:, :6], attention_mask=mask[:, :6]).past_key_values
-        rest = model(ids[:, 6:], attention_mask=mask, past_key_values=cache).logits
-    torch.testing.assert_close(rest, whole[:, 6:], atol=1e-5, rtol=0)
+        for name in ("past_key_values", "cache"):  # before transformers 5.24 and since
+            cache = model(ids[:, :6], attention_mask=mask[:, :6])[CACHE]
+            rest = model(ids[:, 6:], attention_mask=mask, **{name: cache}).logits
+            torch.testing.assert_close(rest, whole[:, 6:], atol=1e-5, rtol=0)
 
 
 def test_bidirectional_model_generates_as_a_plain_loop_and_refuses_a_cache():
     model = make(is_causal=False)
     ids = random_ids(1, 5)
-    assert model(ids, use_cache=True).past_key_values is None
+    assert getattr(model(ids, use_cache=True), CACHE) is None
     expected = ids
     for _ in range(8):
         expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], dim=1)
     answer = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, use_cache=True)
     assert torch.equal(answer, expected)
     with pytest.raises(ValueError, match="use_cache=False"):
-        model(ids, past_key_values=make()(ids).past_key_values)
+        model(ids, **{CACHE: make()(ids)[CACHE]})
 
 
 def test_logits_to_keep():
@@ -221,6 +222,12 @@ def test_logits_to_keep():
     whole = model(ids).logits
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, whole[:, -2:])
     torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([1, 4])).logits, whole[:, [1, 4]])
+    each = torch.tensor([[1, 4], [0, 6]])
+    expected = torch.stack([whole[0, [1, 4]], whole[1, [0, 6]]])
+    torch.testing.assert_close(model(ids, logits_to_keep=each).logits, expected)
+    marked = torch.zeros(2, 7, dtype=torch.bool)
+    marked[0, 1] = marked[1, 6] = True
+    torch.testing.assert_close(model(ids, logits_to_keep=marked).logits, torch.stack([whole[0, 1], whole[1, 6]]))
 
 
 # ---- training
@@ -231,7 +238,7 @@ def test_gradient_checkpointing_gives_the_same_loss_and_gradients():
     for checkpointing in (False, True):
         model = make(**SMALL).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         torch.manual_seed(3)
         ids = random_ids(2, 12)
         loss = model(ids, labels=ids).loss

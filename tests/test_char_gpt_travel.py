@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +23,10 @@ from hf_instructgpt.char_gpt import (
     CharGPTForSequenceClassification,
     CharGPTModel,
     CharGPTTokenizer,
+    modeling_char_gpt,
 )
 
+CODE = Path(modeling_char_gpt.__file__).parent
 TEXT = "What is it？ "
 
 # argv: the folder. Loads each checkpoint, re-saves the language model, loads that again.
@@ -59,6 +63,29 @@ torch.save(results, f"{folder}/results.pt")
 """
 
 
+# Pushed by version 0.1.0, whose code does not load before transformers 5.23 and generates wrong text from 5.24 on; and
+# the greedy text that it generated on 5.23.
+PUSHED = Path(__file__).parent / "pushed" / "0.1.0"
+
+# argv: a folder. Prints the greedy answers to the prompts of greedy.json, without a cache and with it, as JSON.
+STRANGER_GENERATES = """
+import json, sys
+sys.modules["hf_instructgpt"] = None
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+texts = []
+for use_cache in (False, True):
+    texts.append({})
+    for prompt in json.load(open(f"{sys.argv[1]}/greedy.json")):
+        inputs = tokenizer(prompt, return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=20, do_sample=False, use_cache=use_cache)
+        texts[-1][prompt] = tokenizer.decode(ids[0, inputs["input_ids"].shape[1]:])
+print(json.dumps(texts))
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Checkpoints of all classes, and the models they hold."""
@@ -73,6 +100,29 @@ def folder(tmp_path_factory):
         CharGPTTokenizer.from_document().save_pretrained(root / name)
     CharGPTTokenizer.from_document().save_pretrained(root / "tokenizer")
     return root, models
+
+
+def test_what_the_last_release_pushed_generates_the_same_text_with_new_code(tmp_path):
+    """As `hf-instructgpt push --code-only` gives it, for those who do not have this package."""
+    copy = shutil.copytree(PUSHED, tmp_path / "copy")
+    for path in CODE.glob("*_char_gpt.py"):
+        shutil.copy(path, copy)
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", STRANGER_GENERATES, str(copy)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    expected = json.loads((PUSHED / "greedy.json").read_text(encoding="utf-8"))
+    assert json.loads(done.stdout) == [expected, expected]
+
+
+@pytest.mark.parametrize("options", [{}, {"trust_remote_code": True}])
+def test_what_the_last_release_pushed_generates_the_same_text_where_this_package_is(options):
+    model, tokenizer = (cls.from_pretrained(PUSHED, **options) for cls in (AutoModelForCausalLM, AutoTokenizer))
+    assert type(model) is CharGPTForCausalLM  # the package's code, not the old one beside the weights
+    for prompt, text in json.loads((PUSHED / "greedy.json").read_text(encoding="utf-8")).items():
+        inputs = tokenizer(prompt, return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+        assert tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :]) == text
 
 
 def test_loads_where_the_package_cannot_be_imported(folder, tmp_path):

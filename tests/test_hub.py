@@ -47,6 +47,13 @@ def test_adapters_name_their_base(llama, tmp_path):
     assert "the adapter's base model base is not on the Hub" in output
 
 
+def test_old_code_is_replaced(tmp_path):
+    output = scenario("old_code_is_replaced", tmp_path, TESTS / "pushed" / "0.1.0")
+    assert "user/old has this version's code already." in output
+    assert "user/gpt2 holds none of the files configuration_char_gpt.py" in output
+    assert "the code in user/nobody could not be replaced: the Hub answered 4" in output
+
+
 def test_trainers_push(llama, tmp_path):
     scenario("trainers_push", tmp_path, llama)
 

@@ -32,9 +32,9 @@ SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "nu
 ROWS = {split: rows.select(range(24)) for split, rows in load_sample_dataset("lab", "prompts").items()}
 # 8 responses a rollout and two updates from it.
 METHODS = {
-    "dpo": {"per_device_train_batch_size": 4, "num_train_epochs": 1, "activation_checkpointing": False},
-    "rloo": {"per_device_train_batch_size": 4, "steps_per_generation": 2, "activation_checkpointing": False},
-    "grpo": {"per_device_train_batch_size": 8, "num_iterations": 2, "activation_checkpointing": False},
+    "dpo": {"per_device_train_batch_size": 4, "num_train_epochs": 1, "gradient_checkpointing": False},
+    "rloo": {"per_device_train_batch_size": 4, "steps_per_generation": 2, "gradient_checkpointing": False},
+    "grpo": {"per_device_train_batch_size": 8, "num_iterations": 2, "gradient_checkpointing": False},
     "ppo": {"per_device_train_batch_size": 4, "num_mini_batches": 2, "num_ppo_epochs": 1},
 }
 TOKENIZER = CharGPTTokenizer.from_texts(row["prompt"][0]["content"] for rows in ROWS.values() for row in rows)
@@ -412,7 +412,7 @@ STAGE = {
     "max_steps": 2,
     "save_strategy": "no",
     "report_to": "none",
-    "activation_checkpointing": False,
+    "gradient_checkpointing": False,
     "max_length": 50,
 }
 CONFIG = {

@@ -232,10 +232,10 @@ CONFIG = {
     "sft": {
         **STAGE,
         "max_steps": 2,
-        "activation_checkpointing": False,
+        "gradient_checkpointing": False,
         "model_init_kwargs": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
     },
-    "reward": {**STAGE, "max_steps": 2, "activation_checkpointing": False, "learning_rate": 1e-2},
+    "reward": {**STAGE, "max_steps": 2, "gradient_checkpointing": False, "learning_rate": 1e-2},
     "ppo": {
         **{key: value for key, value in STAGE.items() if key != "save_strategy"},
         "max_steps": 4,

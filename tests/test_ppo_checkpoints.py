@@ -68,7 +68,7 @@ def test_training_goes_on_from_the_last_whole_checkpoint(copy, run):
     flip(copy / "checkpoint-3" / "model.safetensors")
     trainer = make(copy, **SAVING)
     trainer.train(resume_from_checkpoint=True)
-    assert trainer._initial_global_step == 2
+    assert trainer._resumed_from == str(copy / "checkpoint-2")
     assert find_damage(copy / "checkpoint-3") is None  # written anew
     whole = AutoModelForCausalLM.from_pretrained(run / "checkpoint-3")
     assert_equal(trainer.model.policy.state_dict(), whole.state_dict())

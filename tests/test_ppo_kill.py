@@ -133,7 +133,7 @@ def install(killer):
     before(ValueModel, "save_pretrained", "critic")  # the policy is written, nothing else
     before(PPOTrainer, "_save_rng_state", "state")
     before(resumable, "write_manifest", "manifest")
-    before(resumable, "rotate_checkpoints", "rotate")
+    before(resumable.trainer_utils, "rotate_checkpoints", "rotate")
     rename = Path.rename
 
     def killed_rename(self, target):

@@ -111,7 +111,7 @@ def test_measuring_the_reference_leaves_the_adapter_on_and_trainable(tmp_path):
 def test_activation_checkpointing_gives_adapters_the_same_weights(tmp_path):
     results = []
     for flag in (False, True):
-        options = {"activation_checkpointing": flag, "max_steps": 3, "optim": "sgd"}
+        options = {"gradient_checkpointing": flag, "max_steps": 3, "optim": "sgd"}
         trainer = make(tmp_path, gpt2(), peft_config=LORA, **options)
         trainer.train()
         results.append(weights(trainer.model))

@@ -495,14 +495,10 @@ def test_the_kl_penalty_holds_the_policy_near_the_reference(tmp_path):
 class PlainGPT2(GPT2LMHeadModel):
     """Neither `position_ids` nor `logits_to_keep`."""
 
-    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, use_cache=None, return_dict=None):
+    def forward(self, input_ids=None, attention_mask=None, use_cache=None, return_dict=None, **cache):
         positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
         return super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=use_cache, **cache
         )
 
 
@@ -524,10 +520,10 @@ def test_a_model_without_the_optional_arguments_trains_from_a_ratio_of_one(tmp_p
 def test_activation_checkpointing_gives_the_same_weights(tmp_path):
     results = []
     for flag in (False, True):
-        trainer = make(tmp_path, gpt2(), activation_checkpointing=flag, max_steps=3, optim="sgd")
+        trainer = make(tmp_path, gpt2(), gradient_checkpointing=flag, max_steps=3, optim="sgd")
         trainer.train()
         models = (trainer.model.policy, trainer.model.value_model.backbone)
-        assert all(model.is_activation_checkpointing == flag for model in models)
+        assert all(model.is_gradient_checkpointing == flag for model in models)
         results.append(weights(trainer.model))
     for name, tensor in results[0].items():
         torch.testing.assert_close(tensor, results[1][name], atol=1e-7, rtol=1e-6)

@@ -20,7 +20,7 @@ from hf_instructgpt.stages.ppo import check_report_cards
 
 MODEL = '{"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0}'
 TRAIN = ["--save_strategy", "no", "--report_to", "none", "--max_steps", "1", "--per_device_train_batch_size", "2"]
-TRAIN += ["--activation_checkpointing", "false"]
+TRAIN += ["--gradient_checkpointing", "false"]
 WORDS = "天地人山水火"
 LEFT = {"report_card.json", "report_card.md", "plots"}
 

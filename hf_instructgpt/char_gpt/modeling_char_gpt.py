@@ -2,9 +2,11 @@
 
 Shapes: B batch, T positions, E hidden_size, H heads, D = E / H, V vocabulary.
 
-This file travels with the checkpoints: it imports transformers, torch and its sibling, nothing else of the package.
+This file travels with the checkpoints: it imports transformers, torch and its sibling, nothing else of the package,
+and nothing that a transformers from 5.5 on lacks.
 """
 
+import inspect
 import os
 
 import torch
@@ -21,12 +23,15 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_char_gpt import CharGPTConfig
+
+# transformers' name for the key-value cache: `past_key_values` before 5.24, `cache` since. The models take both.
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 AUTO_MAP = {
     "AutoConfig": "configuration_char_gpt.CharGPTConfig",
@@ -113,12 +118,12 @@ class CharGPTAttention(nn.Module):
         # A module and not a float: trainers turn dropout off by zeroing the nn.Dropout modules.
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
+    def forward(self, hidden_states, attention_mask=None, cache=None, **kwargs):
         batch_shape = hidden_states.shape[:-1]
         qkv = self.qkv_proj(hidden_states).view(*batch_shape, 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended, weights = attend(
             self,
@@ -145,8 +150,8 @@ class CharGPTLayer(GradientCheckpointingLayer):
         self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
-        attended, _ = self.self_attn(hidden_states, attention_mask, past_key_values, **kwargs)
+    def forward(self, hidden_states, attention_mask=None, cache=None, **kwargs):
+        attended, _ = self.self_attn(hidden_states, attention_mask, cache, **kwargs)
         hidden_states = self.attn_norm(hidden_states + self.dropout(attended))
         mlp = self.fc2(self.dropout(F.relu(self.fc1(hidden_states))))
         return self.mlp_norm(hidden_states + self.dropout(mlp))
@@ -159,7 +164,7 @@ class CharGPTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ("CharGPTLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = ("cache", "past_key_values")
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -211,6 +216,7 @@ class CharGPTModel(CharGPTPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Hidden states of the last layer.
@@ -219,7 +225,7 @@ class CharGPTModel(CharGPTPreTrainedModel):
             input_ids: (B, T); or `inputs_embeds` (B, T, E).
             attention_mask: (B, past + T), 1 = real token. Padding on either side changes no real token's output.
             position_ids: (B, T); by default each row counts its real tokens from 0.
-            past_key_values: keys and values of earlier positions.
+            past_key_values, cache: keys and values of earlier positions, under either name.
             use_cache: also return the cache; ignored where attention is bidirectional.
 
         Raises:
@@ -230,29 +236,30 @@ class CharGPTModel(CharGPTPreTrainedModel):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        cache = past_key_values if cache is None else cache
         if not self.config.is_causal:
-            if past_key_values is not None:
+            if cache is not None:
                 raise ValueError("is_causal=False: every new token changes all earlier keys; pass use_cache=False")
-        elif use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        elif use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
 
-        positions = self._positions(inputs_embeds, attention_mask, position_ids, past_key_values)
+        positions = self._positions(inputs_embeds, attention_mask, position_ids, cache)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{CACHE: cache},
         )
         hidden_states = inputs_embeds + self.positions(positions).to(inputs_embeds.dtype)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, attention_mask=mask, past_key_values=past_key_values, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+            hidden_states = layer(hidden_states, attention_mask=mask, cache=cache, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: cache})
 
-    def _positions(self, inputs_embeds, attention_mask, position_ids, past_key_values):
+    def _positions(self, inputs_embeds, attention_mask, position_ids, cache):
         """Position ids (B or 1, T): the given ones, else counted over the mask, else from the cache's length."""
         length = inputs_embeds.shape[1]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = cache.get_seq_length() if cache is not None else 0
         if position_ids is None:
             if attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape[1] == past + length:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
@@ -266,6 +273,17 @@ class CharGPTModel(CharGPTPreTrainedModel):
                 " Shorten the text or max_new_tokens, or train a model with a longer context"
             )
         return position_ids
+
+
+def _kept(hidden_states, positions):
+    """The hidden states that `logits_to_keep` asks for; transformers has this as a function only from 5.23 on."""
+    if isinstance(positions, int):
+        return hidden_states[:, -positions:] if positions else hidden_states
+    if positions.dtype == torch.bool:
+        return hidden_states[positions]
+    if positions.ndim == 1:
+        return hidden_states[:, positions]
+    return hidden_states.take_along_dim(positions[..., None], dim=1)
 
 
 class CharGPTForCausalLM(CharGPTPreTrainedModel, GenerationMixin):
@@ -290,12 +308,13 @@ class CharGPTForCausalLM(CharGPTPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Next-token logits (B, T, V), and the loss if `labels` (B, T, -100 = ignored) are given.
 
         Other arguments are those of `CharGPTModel.forward`; `logits_to_keep` restricts the output layer to the last
-        n positions, or to the given ones.
+        n positions, to positions given for all rows or for each one, or (boolean, (B, T)) to the marked tokens.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -304,16 +323,17 @@ class CharGPTForCausalLM(CharGPTPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -349,6 +369,7 @@ class CharGPTForSequenceClassification(CharGPTPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> SequenceClassifierOutputWithPast:
         """Logits (B, num_labels) at the rightmost id that is not `pad_token_id`, whichever side the padding is on.
@@ -363,6 +384,7 @@ class CharGPTForSequenceClassification(CharGPTPreTrainedModel):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -379,7 +401,7 @@ class CharGPTForSequenceClassification(CharGPTPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

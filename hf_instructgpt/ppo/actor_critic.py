@@ -236,12 +236,16 @@ class ActorCritic(nn.Module):
         return self.language_model.device
 
     @property
+    def _trunks(self) -> list[PreTrainedModel]:
+        """The policy and, if it has a trunk of its own, the critic; both without PEFT's wrapper."""
+        critic = self.value_model
+        trunks = [self.policy] if critic is None or critic.backbone is None else [self.policy, critic.backbone]
+        return [without_adapter(trunk) for trunk in trunks]
+
+    @property
     def _no_split_modules(self) -> list[str]:
         """Layers that FSDP shards as a whole: those of both models that are there."""
-        trunks = [self.language_model]
-        if self.value_model is not None and self.value_model.backbone is not None:
-            trunks.append(without_adapter(self.value_model.backbone))
-        names = {name for trunk in trunks for name in trunk._no_split_modules or ()}
+        names = {name for trunk in self._trunks for name in trunk._no_split_modules or ()}
         return sorted(names & {type(module).__name__ for module in self.modules()})
 
     @property
@@ -263,6 +267,10 @@ class ActorCritic(nn.Module):
         self.policy.create_or_update_model_card(output_dir)
 
     def activation_checkpointing_enable(self, **kwargs) -> None:
-        self.language_model.activation_checkpointing_enable(**kwargs)
-        if self.value_model is not None and self.value_model.backbone is not None:
-            without_adapter(self.value_model.backbone).activation_checkpointing_enable(**kwargs)
+        for trunk in self._trunks:
+            trunk.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs) -> None:
+        """The same by its name before transformers 5.23."""
+        for trunk in self._trunks:
+            trunk.gradient_checkpointing_enable(**kwargs)

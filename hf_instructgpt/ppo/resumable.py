@@ -1,29 +1,132 @@
-"""A Trainer whose checkpoints are whole or not there, and whose resumed runs do what unbroken ones do."""
+"""A Trainer with atomic checkpoints and bit-exact resume, where this transformers has the hooks for it.
 
+All private names of Trainer that exact resume needs are used in this file alone. They are compared with the Trainer at
+hand when the file is imported: if one is missing or has other parameters, `ResumableTrainer` is Trainer with its own
+checkpoints and its own resume, and says so once.
+"""
+
+import inspect
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers import Trainer, TrainerCallback, TrainerState, trainer_utils
+from transformers import __version__ as transformers_version
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
 from ..errors import InputError
-from .checkpoint import ASIDE_FOLDER, check_resumable, last_whole_checkpoint, write_manifest
+from .checkpoint import ASIDE_FOLDER, PPO_STATE_FILE, check_resumable, last_whole_checkpoint, write_manifest
+
+logger = logging.get_logger(__name__)
 
 STATE_FILE = "trainer_state.json"
+
+# Trainer's private methods that are overridden or called below, with their parameters in transformers 5.5 to 5.24.
+HOOKS = {
+    "_get_output_dir": ("trial",),
+    "_init_training_state": (
+        *("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
+    ),
+    "_load_rng_state": ("checkpoint",),
+    "_maybe_log_save_evaluate": (
+        *("tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time", "learning_rate"),
+    ),
+    "_push_from_checkpoint": ("checkpoint_folder",),
+    "_run_epoch": (
+        *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch", "trial"),
+        *("ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+        "steps_trained_in_current_epoch",
+    ),
+    "_save_checkpoint": ("model", "trial"),
+    "_save_rng_state": ("output_dir",),
+}
+COUNTERS = ("_globalstep_last_logged", "_total_loss_scalar", "_tr_loss")
+
+
+def changed_hooks(trainer_class: type = Trainer) -> list[str]:
+    """The names of `HOOKS` and `COUNTERS` that a Trainer class lacks, or whose parameters differ."""
+    methods = {name: inspect.unwrap(method) for name, method in vars(trainer_class).items() if callable(method)}
+    changed = [
+        name
+        for name, parameters in HOOKS.items()
+        if name not in methods or tuple(inspect.signature(methods[name]).parameters) != ("self", *parameters)
+    ]
+    codes = [method.__code__ for method in methods.values() if hasattr(method, "__code__")]
+    changed += [name for name in COUNTERS if not any(name in code.co_names for code in codes)]
+    return changed if hasattr(trainer_utils, "rotate_checkpoints") else [*changed, "rotate_checkpoints"]
+
+
+CHANGED_HOOKS = changed_hooks()
+
+
+class _TrainerWithState(Trainer):
+    """What a subclass is asked for and told, whichever way checkpoints are written."""
+
+    def _begin_training(self) -> None:
+        """Called before the first step, after a checkpoint has been loaded."""
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Called at the start of each pass over the data."""
+
+    def _before_push(self, checkpoint: Path) -> None:
+        """Called on the main process before a checkpoint's files are pushed; not with Trainer's own checkpoints."""
+
+    def _training_state(self) -> dict[str, Any]:
+        """What a checkpoint holds for each process beside Trainer's state; not with Trainer's own checkpoints."""
+        return {}
+
+    def _load_training_state(self, state: dict[str, Any]) -> None:
+        """Take it back, right before the first resumed step."""
+
+    def _fixed_options(self) -> dict:
+        """What a run cannot change when it is resumed; not checked with Trainer's own checkpoints."""
+        return {}
+
+
+class _PlainBorders(TrainerCallback):
+    """Tells a [`PlainTrainer`] when training and epochs begin."""
+
+    def __init__(self, trainer: "PlainTrainer"):
+        self.trainer = trainer
+        self.epoch = 0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.epoch = int(state.epoch or 0)
+        self.trainer._begin_training()
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
+        self.trainer._begin_epoch(self.epoch)
+        self.epoch += 1
+
+
+class PlainTrainer(_TrainerWithState):
+    """Trainer with its own checkpoints and its own resume."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(_PlainBorders(self))
+        logger.warning_once(
+            f"transformers {transformers_version} has changed {', '.join(CHANGED_HOOKS)}, so checkpoints are "
+            "Trainer's own: a run killed while it saves can leave a damaged one, and a resumed run starts with a new "
+            "rollout, new running statistics of scores and the first KL coefficient. Training itself is not affected. "
+            "The versions with exact resume are listed in the README."
+        )
 
 
 class _EpochBorders(TrainerCallback):
     """Tells the trainer when training begins, and whether the end of an epoch has been seen to."""
 
-    def __init__(self, trainer: "ResumableTrainer"):
+    def __init__(self, trainer: "ExactTrainer"):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.trainer._begin_training()
+        self.trainer._resume_at_border()
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         self.trainer._epoch_is_closed = False
@@ -32,16 +135,12 @@ class _EpochBorders(TrainerCallback):
         self.trainer._epoch_is_closed = True
 
 
-class ResumableTrainer(Trainer):
+class ExactTrainer(_TrainerWithState):
     """`transformers.Trainer` with checkpoints that are written aside and moved into place when all processes are done.
 
-    Trainer itself, resumed from a checkpoint of an epoch's last step, passes over what comes at the end of an epoch
+    Trainer itself, resumed from a checkpoint of an epoch's last step, skips what comes at the end of an epoch
     (evaluation, a log); from one of the last step of all, it makes a step too many. Here both are done as in an
     unbroken run.
-
-    Overrides `_get_output_dir`, `_save_checkpoint`, `_push_from_checkpoint`, `_init_training_state`, `_run_epoch` and
-    `_maybe_log_save_evaluate`, and keeps Trainer's counters `_tr_loss`, `_total_loss_scalar` and
-    `_globalstep_last_logged`: private, each with a test.
     """
 
     def __init__(self, *args, **kwargs):
@@ -84,7 +183,7 @@ class ResumableTrainer(Trainer):
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(target))
         if should_save:
-            rotate_checkpoints(
+            trainer_utils.rotate_checkpoints(
                 output_dir=str(folder),
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
@@ -92,8 +191,14 @@ class ResumableTrainer(Trainer):
             )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving_aside:  # Trainer would push before the checkpoint stands in its place
-            super()._push_from_checkpoint(checkpoint_folder)
+        if self._is_saving_aside:  # Trainer would push before the checkpoint is in its place
+            return
+        # While an earlier push still reads in the folder that Trainer pushes from, it pushes nothing.
+        pushing = getattr(self, "push_in_progress", None)
+        waits = pushing is not None and not pushing.is_done() and not self.args.hub_always_push
+        if self.is_world_process_zero() and not waits:
+            self._before_push(Path(checkpoint_folder))
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """Train, or go on from a checkpoint so that the run ends as if it had never been broken off.
@@ -135,14 +240,10 @@ class ResumableTrainer(Trainer):
             raise InputError(error)
         return checkpoint
 
-    def _fixed_options(self) -> dict:
-        """What a run cannot change when it is resumed; for subclasses."""
-        return {}
-
     def _all_fixed_options(self) -> dict:
         return {"number of processes": self.args.world_size, **self._fixed_options()}
 
-    def _begin_training(self) -> None:
+    def _resume_at_border(self) -> None:
         """At the end of a step that ended an epoch, or all: go on with what was still to do then."""
         self._is_finished = self._epoch_is_closed = self._rng_is_loaded = False
         if self._resumed_from is None:
@@ -189,6 +290,7 @@ class ResumableTrainer(Trainer):
             return
         if self._rng_is_loaded:  # and random numbers drawn since
             resume_from_checkpoint = None
+        self._begin_epoch(epoch)
         super()._run_epoch(
             epoch=epoch, epochs_trained=epochs_trained, resume_from_checkpoint=resume_from_checkpoint, **kwargs
         )
@@ -206,15 +308,29 @@ class ResumableTrainer(Trainer):
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, start_time)
 
-    def _progress_state(self) -> dict:
-        """What Trainer knows beside its state and forgets, to be kept in a checkpoint."""
-        return {
+    # Trainer calls these two on every process, the second right before the first resumed step.
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        progress = {
             "loss": [self._tr_loss.item(), self._total_loss_scalar, self._globalstep_last_logged],
             "last_step": self._last_step,
             "epoch_is_closed": self._epoch_is_closed,
         }
+        path = Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index)
+        torch.save({**self._training_state(), "progress": progress}, path)
 
-    def _load_progress_state(self, state: dict) -> None:
-        loss, self._total_loss_scalar, self._globalstep_last_logged = state["loss"]
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint) / PPO_STATE_FILE.format(rank=self.args.process_index)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self._load_training_state(state)
+        loss, self._total_loss_scalar, self._globalstep_last_logged = state["progress"]["loss"]
         self._tr_loss.fill_(loss)
-        self._last_step, self._epoch_is_closed = state["last_step"], state["epoch_is_closed"]
+        self._last_step = state["progress"]["last_step"]
+        self._epoch_is_closed = state["progress"]["epoch_is_closed"]
+
+
+ResumableTrainer = PlainTrainer if CHANGED_HOOKS else ExactTrainer

@@ -24,15 +24,14 @@ Where it departs from the document and the paper, and why:
 - lambda 0.95, the value loss's clip and weight, and whitening are not printed in the paper: they are Stiennon et al.
   2020's and OpenAI's code's. KL coefficient, clip range, temperature and discount are the paper's kind.
 
-Private hooks of Trainer that are overridden, each with a test: `_set_signature_columns_if_needed`,
-`_get_train_sampler`, `_run_epoch`, `_prepare_inputs`, `_save`, `_load_from_checkpoint`, `_load_best_model`,
-`_save_rng_state` and `_load_rng_state`; `_get_dataloader` is called. `ResumableTrainer` has more.
+The private names of Trainer that are used here are listed in CONTRIBUTING.md; those for exact resume are in
+`resumable.py`.
 """
 
 import shutil
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object, set_seed
@@ -60,7 +59,6 @@ from .actor_critic import (
     independent_copy,
     load_weights,
 )
-from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
     check_fsdp,
@@ -224,6 +222,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        # Before 5.19 Trainer does not read `loss_is_scaled_for_ga`; a loss function of any kind tells it the same.
+        self.compute_loss_func = self.compute_loss
         check_optimizer(actor_critic, self.optimizer)
         self._by_length = bool(args.batch_by_length)
         self._prepare_frozen_models()
@@ -371,14 +371,12 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self._synced_step = None
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
-        super()._begin_training()
 
-    def _run_epoch(self, *, epoch: int, **kwargs) -> None:
-        """Trainer's pass over the prompts, which always begins with a new rollout."""
+    def _begin_epoch(self, epoch: int) -> None:
+        """A pass over the prompts always begins with a new rollout."""
         self._epoch = epoch
         # A callback may have ended the last epoch, or a `max_steps` the last training, in the middle of a rollout.
         self._micro_step += -self._micro_step % self._micro_batches_per_rollout()
-        super()._run_epoch(epoch=epoch, **kwargs)
 
     # ---- The main path: prompts -> rollout -> reward -> advantage -> loss ------------------------------------------
 
@@ -932,17 +930,13 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             independent_copy(self._actor_critic.policy).save_pretrained(output_dir)
             self.processing_class.save_pretrained(output_dir)
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Trainer copies the policy's files alone to where it pushes from; nothing while an earlier push reads there.
-        checkpoint, pushing = Path(checkpoint_folder), getattr(self, "push_in_progress", None)
-        waits = pushing is not None and not pushing.is_done() and not self.args.hub_always_push
-        if self.is_world_process_zero() and not self._is_saving_aside and not waits:
-            for name in (VALUE_MODEL_FOLDER, EMA_FOLDER):
-                if (checkpoint / name).is_dir():
-                    shutil.copytree(checkpoint / name, Path(self.args.output_dir) / name, dirs_exist_ok=True)
-            for code in checkpoint.glob("*.py"):
-                shutil.copy(code, self.args.output_dir)
-        super()._push_from_checkpoint(checkpoint_folder)
+    def _before_push(self, checkpoint: Path) -> None:
+        # Trainer copies the policy's files alone to where it pushes from.
+        for name in (VALUE_MODEL_FOLDER, EMA_FOLDER):
+            if (checkpoint / name).is_dir():
+                shutil.copytree(checkpoint / name, Path(self.args.output_dir) / name, dirs_exist_ok=True)
+        for code in checkpoint.glob("*.py"):
+            shutil.copy(code, self.args.output_dir)
 
     def _fixed_options(self) -> dict:
         """What a run cannot change when it is resumed."""
@@ -989,13 +983,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
-    # Trainer calls these two on every process, the second right before the first resumed step.
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Beside the random states: where in its rollout this process stands, and the rollout itself."""
-        super()._save_rng_state(output_dir)
+    def _training_state(self) -> dict[str, Any]:
+        """Where in its rollout this process is, and the rollout itself."""
         rollouts = {"rollout": self._rollout, "token_log_rollout": self._token_log_rollout}
-        state = {
+        return {
             "micro_step": self._micro_step,
             "num_tokens": self._num_tokens,
             "rollout_is_done": self._rollout_is_done,
@@ -1003,16 +994,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             "score_sums": self._score_sums,
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": {name: torch.stack(sums).cpu() for name, sums in self._sums.items()},
-            "progress": self._progress_state(),
         }
-        torch.save(state, Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index))
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is None:
-            return
-        path = Path(checkpoint) / PPO_STATE_FILE.format(rank=self.args.process_index)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    def _load_training_state(self, state: dict[str, Any]) -> None:
         device = self.accelerator.device
         self._micro_step, self._num_tokens = state["micro_step"], state["num_tokens"]
         self._rollout_is_done, self.kl_coef = state["rollout_is_done"], state["kl_coef"]
@@ -1020,4 +1004,3 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self._sums.update({name: list(sums.to(device)) for name, sums in state["sums"].items()})
-        self._load_progress_state(state["progress"])

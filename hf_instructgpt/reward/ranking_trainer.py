@@ -1,7 +1,4 @@
-"""RankingRewardTrainer: the paper's K-way reward model on TRL's RewardTrainer.
-
-Private hooks of RewardTrainer that this relies on: `_prepare_dataset`, `_set_signature_columns_if_needed`, `_metrics`.
-"""
+"""RankingRewardTrainer: the paper's K-way reward model on TRL's RewardTrainer."""
 
 from itertools import permutations
 

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import json
 import re
+import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
@@ -256,7 +257,10 @@ def parse_options(
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise InputError(f"unknown argument `{unknown[0]}`. {_suggest(stage, name, known)}")
     try:
-        parsed = parser.parse_args_and_config([*flags, *argv])
+        with warnings.catch_warnings():
+            # The name that every transformers knows; TRL's own defaults use it too.
+            warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
+            parsed = parser.parse_args_and_config([*flags, *argv])
         for part in parsed:
             _check_values(part)
     except (ValueError, TypeError, ImportError) as error:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from ..data import SAMPLE_DATASETS
 from ..data.loading import SAMPLES_DIR
 from ..errors import InputError
 from ..hub.cards import README_FILE, Made, Source, base_on_hub, is_edited
-from ..hub.upload import create_repo, hub_errors, push_folder
+from ..hub.upload import create_repo, hub_errors, push_code, push_folder
 from ..ppo.actor_critic import CRITIC_BASE_FOLDER
 from ..report.reward_card import reward_card_markdown
 from ..resources import resource
@@ -97,6 +98,13 @@ def push_stage(
     push_folder(folder, repo_id, replaced=replaced)
     replace(made, hub_id=repo_id).save(folder)
     return _url(repo_id)
+
+
+def push_char_gpt_code(repo_id: str) -> str | None:
+    """Give a repository that holds a CharGPT this version's code, as [`push_code`] does."""
+    folder = resources.files("hf_instructgpt.char_gpt")
+    names = (f"{kind}_char_gpt.py" for kind in ("configuration", "modeling", "tokenization"))
+    return push_code(repo_id, {name: (folder / name).read_bytes() for name in names})
 
 
 def _user() -> str:

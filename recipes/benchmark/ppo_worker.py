@@ -258,7 +258,7 @@ def run_critic_free(
         temperature=1.0,
         learning_rate=1e-6,
         max_grad_norm=0.0,
-        **({"activation_checkpointing": False} | common(device)),
+        **({"gradient_checkpointing": False} | common(device)),
     )
     prompts = [" ".join(f"w{i}" for i in row) for row in workload.prompts()]
     trainer = trainer_class(

@@ -1,0 +1,435 @@
+"""The document's character-level Transformer: base model, language model and scalar (reward) model.
+
+Shapes: B batch, T positions, E hidden_size, H heads, D = E / H, V vocabulary.
+
+This file travels with the checkpoints: it imports transformers, torch and its sibling, nothing else of the package.
+"""
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_char_gpt import CharGPTConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_char_gpt.CharGPTConfig",
+    "AutoModel": "modeling_char_gpt.CharGPTModel",
+    "AutoModelForCausalLM": "modeling_char_gpt.CharGPTForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_char_gpt.CharGPTForSequenceClassification",
+}
+
+
+def sinusoid_table(config):
+    """Positions as waves: dims 2i and 2i+1 hold sin and cos of pos / base^(2i/E) (Vaswani et al. 2017, section 3.5).
+
+    Returns:
+        float32, (max_position_embeddings, E).
+    """
+    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
+    exponents = torch.arange(0, config.hidden_size, 2, dtype=torch.float32) / config.hidden_size
+    angles = positions[:, None] / config.sinusoid_base**exponents
+    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+
+
+class CharGPTSinusoid(nn.Module):
+    """Position ids (B, T) -> float32 (B, T, E)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.register_buffer("table", sinusoid_table(config), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        # `model.bfloat16()` would round the table for good, `to_empty()` would leave it unset.
+        self.table = sinusoid_table(self.config).to(self.table.device)
+        return self
+
+    def forward(self, position_ids):
+        return F.embedding(position_ids, self.table)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """softmax(QK' * scaling + mask)V in plain torch; query, key, value are (B, H, T, D), the result (B, T, H, D)."""
+    weights = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class CharGPTOutProjection(nn.Linear):
+    """The output Linear of attention, which `nn.MultiheadAttention` starts without a bias."""
+
+    def reset_parameters(self):
+        super().reset_parameters()
+        init.zeros_(self.bias)
+
+
+class CharGPTInProjection(nn.Linear):
+    """q, k and v in one Linear, started as in `nn.MultiheadAttention`."""
+
+    def reset_parameters(self):
+        init.xavier_uniform_(self.weight)
+        init.zeros_(self.bias)
+
+
+class CharGPTScore(nn.Linear):
+    """The scalar head. It starts small: scores are near 0, yet the body has a gradient from the first step."""
+
+    def reset_parameters(self):
+        init.normal_(self.weight, std=1 / (self.in_features + 1))
+
+
+class CharGPTAttention(nn.Module):
+    """Multi-head self-attention (B, T, E) -> (B, T, E), and the weights (B, H, T, past + T) if eager."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.qkv_proj = CharGPTInProjection(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = CharGPTOutProjection(config.hidden_size, config.hidden_size)
+        # A module and not a float: trainers turn dropout off by zeroing the nn.Dropout modules.
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
+        batch_shape = hidden_states.shape[:-1]
+        qkv = self.qkv_proj(hidden_states).view(*batch_shape, 3, -1, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout.p if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.out_proj(attended.reshape(*batch_shape, -1)), weights
+
+
+class CharGPTLayer(GradientCheckpointingLayer):
+    """Post-norm layer with ReLU: the numbers of `nn.TransformerEncoderLayer(batch_first=True)`."""
+
+    def __init__(self, config, layer_idx):
+        super().__init__()
+        self.self_attn = CharGPTAttention(config, layer_idx)
+        self.attn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
+        attended, _ = self.self_attn(hidden_states, attention_mask, past_key_values, **kwargs)
+        hidden_states = self.attn_norm(hidden_states + self.dropout(attended))
+        mlp = self.fc2(self.dropout(F.relu(self.fc1(hidden_states))))
+        return self.mlp_norm(hidden_states + self.dropout(mlp))
+
+
+class CharGPTPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation for all CharGPT models."""
+
+    config: CharGPTConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("CharGPTLayer",)
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": CharGPTLayer, "attentions": CharGPTAttention}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Torch's own defaults: the library's N(0, 0.02) trains much worse at this size.
+
+        The library calls this only on modules that hold tensors of their own, and guards torch's init functions, so
+        that tensors loaded from a checkpoint stay as they are.
+        """
+        if isinstance(module, (nn.Embedding, nn.Linear, nn.LayerNorm)):
+            module.reset_parameters()
+        elif isinstance(module, CharGPTSinusoid):
+            init.copy_(module.table, sinusoid_table(module.config))
+        elif isinstance(module, CharGPTForSequenceClassification):
+            init.zeros_(module.score_bias)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; adds the code and the full `auto_map`, so that any Auto class loads the directory.
+
+        The library's `register_for_auto_class` would write only this class's entry and slow `generate` down.
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        os.makedirs(save_directory, exist_ok=True)
+        custom_object_save(self, save_directory)
+        return super().save_pretrained(save_directory, **kwargs)
+
+
+class CharGPTModel(CharGPTPreTrainedModel):
+    """Token embedding plus sinusoidal positions, then `num_hidden_layers` post-norm layers."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.positions = CharGPTSinusoid(config)
+        self.layers = nn.ModuleList([CharGPTLayer(config, idx) for idx in range(config.num_hidden_layers)])
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of the last layer.
+
+        Args:
+            input_ids: (B, T); or `inputs_embeds` (B, T, E).
+            attention_mask: (B, past + T), 1 = real token. Padding on either side changes no real token's output.
+            position_ids: (B, T); by default each row counts its real tokens from 0.
+            past_key_values: keys and values of earlier positions.
+            use_cache: also return the cache; ignored where attention is bidirectional.
+
+        Raises:
+            ValueError: the text does not fit into `max_position_embeddings`; not exactly one of `input_ids` and
+                `inputs_embeds` is given; or a cache is given to bidirectional attention.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if not self.config.is_causal:
+            if past_key_values is not None:
+                raise ValueError("is_causal=False: every new token changes all earlier keys; pass use_cache=False")
+        elif use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        positions = self._positions(inputs_embeds, attention_mask, position_ids, past_key_values)
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        hidden_states = inputs_embeds + self.positions(positions).to(inputs_embeds.dtype)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask=mask, past_key_values=past_key_values, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def _positions(self, inputs_embeds, attention_mask, position_ids, past_key_values):
+        """Position ids (B or 1, T): the given ones, else counted over the mask, else from the cache's length."""
+        length = inputs_embeds.shape[1]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            if attention_mask is not None and attention_mask.ndim == 2 and attention_mask.shape[1] == past + length:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+            else:
+                position_ids = (torch.arange(length, device=inputs_embeds.device) + past)[None]
+        # Only a width beyond the context costs the look at the ids: padding or packing may still make it fit.
+        limit = self.config.max_position_embeddings
+        if not torch.compiler.is_compiling() and past + length > limit and position_ids.max() >= limit:
+            raise ValueError(
+                f"a text of {int(position_ids.max()) + 1} positions does not fit: max_position_embeddings is {limit}."
+                " Shorten the text or max_new_tokens, or train a model with a longer context"
+            )
+        return position_ids
+
+
+class CharGPTForCausalLM(CharGPTPreTrainedModel, GenerationMixin):
+    """CharGPT with the document's output layer: untied, with bias. 570,818 parameters at 66 tokens."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = CharGPTModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits (B, T, V), and the loss if `labels` (B, T, -100 = ignored) are given.
+
+        Other arguments are those of `CharGPTModel.forward`; `logits_to_keep` restricts the output layer to the last
+        n positions, or to the given ones.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def generate(self, *args, **kwargs):
+        """As in transformers; bidirectional attention generates without a cache, whatever the arguments say."""
+        if not self.config.is_causal:
+            kwargs["use_cache"] = False
+        return super().generate(*args, **kwargs)
+
+
+class CharGPTForSequenceClassification(CharGPTPreTrainedModel):
+    """CharGPT with a linear head on the last real token: the reward model with `num_labels=1`.
+
+    `score_bias`, a persistent buffer of zeros, is added to the logits: calibration shifts the scores through it.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = CharGPTModel(config)
+        self.score = CharGPTScore(config.hidden_size, config.num_labels, bias=False)
+        self.register_buffer("score_bias", torch.zeros(config.num_labels))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutputWithPast:
+        """Logits (B, num_labels) at the rightmost id that is not `pad_token_id`, whichever side the padding is on.
+
+        With `inputs_embeds`, or without a `pad_token_id`, the last position is taken. Other arguments are those of
+        `CharGPTModel.forward`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if input_ids is None or self.config.pad_token_id is None:
+            pooled = hidden_states[:, -1]
+        else:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+            last = (positions * (input_ids != self.config.pad_token_id)).argmax(-1)
+            pooled = hidden_states.take_along_dim(last[:, None, None].to(hidden_states.device), dim=1).squeeze(1)
+        logits = self.score(pooled) + self.score_bias
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def convert_document_state_dict(state_dict, config=None):
+    """Weights of the document's `SimpleTransformer` -> weights of `CharGPTForCausalLM` (same tensors, new names).
+
+    Args:
+        state_dict: keys `embedding.*`, `pos_enc`, `transformer.layers.N.*`, `fc_out.*`.
+        config: the CharGPTConfig to convert for; by default the document's own sizes. Only its number of layers and
+            its positions matter here.
+
+    Returns:
+        A dict for `CharGPTForCausalLM(config).load_state_dict`. It has the document's 66 rows: load it at
+        `vocab_size=66`, then `resize_token_embeddings(68)` makes room for `<eos>` and `<unk>`.
+
+    Raises:
+        ValueError: keys are missing or unknown, or `pos_enc` holds other positions than the config describes.
+    """
+    config = config or CharGPTConfig()
+    names = {"embedding.weight": "model.embed_tokens.weight"}
+    modules = {"fc_out": "lm_head"}
+    for layer in range(config.num_hidden_layers):
+        old, new = f"transformer.layers.{layer}", f"model.layers.{layer}"
+        names[f"{old}.self_attn.in_proj_weight"] = f"{new}.self_attn.qkv_proj.weight"
+        names[f"{old}.self_attn.in_proj_bias"] = f"{new}.self_attn.qkv_proj.bias"
+        modules |= {
+            f"{old}.self_attn.out_proj": f"{new}.self_attn.out_proj",
+            f"{old}.norm1": f"{new}.attn_norm",
+            f"{old}.linear1": f"{new}.fc1",
+            f"{old}.linear2": f"{new}.fc2",
+            f"{old}.norm2": f"{new}.mlp_norm",
+        }
+    names |= {f"{old}.{kind}": f"{new}.{kind}" for old, new in modules.items() for kind in ("weight", "bias")}
+
+    missing = sorted({*names, "pos_enc"} - set(state_dict))
+    unknown = sorted(set(state_dict) - {*names, "pos_enc"})
+    if missing or unknown:
+        raise ValueError(
+            f"not the document's model with {config.num_hidden_layers} layers: missing keys {missing},"
+            f" unknown keys {unknown}"
+        )
+    table = sinusoid_table(config)
+    if state_dict["pos_enc"].shape != table.shape or not torch.allclose(
+        state_dict["pos_enc"].to(table), table, atol=1e-4
+    ):
+        raise ValueError(
+            f"pos_enc {tuple(state_dict['pos_enc'].shape)} is not the sinusoid of max_position_embeddings"
+            f" {config.max_position_embeddings}, hidden_size {config.hidden_size}, sinusoid_base"
+            f" {config.sinusoid_base}"
+        )
+    return {new: state_dict[old] for old, new in names.items()}

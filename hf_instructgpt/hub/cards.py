@@ -323,7 +323,7 @@ class CardMixin:
         tags = [tags] if isinstance(tags, str) else tags or []
         write_card(folder, made, name=self.hub_model_id or str(folder), state=state, tags=tags, language=language)
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's. Raises `InputError` where the Hub refuses, or an adapter's base model has no name there."""
         if self.args.hub_token is not None:
             raise InputError(
@@ -335,7 +335,7 @@ class CardMixin:
             base = Source.of(config.base_model_name_or_path or "", folder=folder)
             config.base_model_name_or_path = base_on_hub(base, folder=folder)
         with hub_errors("nothing was trained or pushed: the repository could not be made"):
-            super().init_hf_repo(token=token, private=private)
+            super().init_hf_repo(*args, **kwargs)
 
     def push_to_hub(self, *args: Any, **kwargs: Any):
         """Trainer's. Raises `InputError` where the Hub refuses; what is in `args.output_dir` is whole."""

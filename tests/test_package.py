@@ -33,6 +33,22 @@ print(type(AutoModelForCausalLM.from_config(config)).__name__)
     assert python(code) == "CharGPTForCausalLM"
 
 
+def test_a_transformers_that_char_gpt_was_not_made_for_takes_nothing_else_down():
+    code = """
+import sys, warnings
+sys.modules["hf_instructgpt.char_gpt"] = None  # importing it now raises ImportError
+from hf_instructgpt import PPOConfig, PPOTrainer, RankingRewardTrainer, load_sample_dataset, load_value_model
+print(PPOTrainer.__name__)
+try:
+    from hf_instructgpt import CharGPTConfig
+except ImportError:
+    print("only CharGPT is missing")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["PPOTrainer", "only CharGPT is missing"]
+    assert "CharGPT cannot be loaded with this version of transformers" in done.stderr
+
+
 def test_the_lists_of_public_names_agree():
     tree = ast.parse(Path(hf_instructgpt.__file__).read_text(encoding="utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]

@@ -3,7 +3,7 @@
 Shapes: B batch, T positions, E hidden_size, H heads, D = E / H, V vocabulary.
 
 This file travels with the checkpoints: it imports transformers, torch and its sibling, nothing else of the package,
-and nothing that a transformers from 5.5 on lacks.
+and nothing that a transformers from 5.5.4 on lacks.
 """
 
 import inspect

@@ -24,6 +24,25 @@ def test_kl_estimators_by_hand(estimator, expected):
     assert kl.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "log_ratio", "expected", "gradient"),
+    [
+        ("k1", -29.0, -29.0, 1.0),
+        ("k2", 29.0, 20 * 29 - 200.0, 20.0),  # half a square up to 20, then a line that goes on pulling
+        ("k2", -29.0, 20 * 29 - 200.0, -20.0),
+        ("k3", -29.0, math.exp(20) - 21, 0.0),  # not 3.9e12
+        ("k3", -200.0, math.exp(20) - 21, 0.0),  # not infinite
+        ("k3", 29.0, 28.0, 1.0),  # nothing grows there: as it is
+    ],
+    ids=["k1", "k2 above", "k2 below", "k3 below", "k3 far below", "k3 above"],
+)
+def test_an_estimate_of_the_kl_is_bounded_at_the_edge(estimator, log_ratio, expected, gradient):
+    logprobs = torch.tensor([[log_ratio]], requires_grad=True)
+    kl = kl_estimate(logprobs, ref_logprobs=torch.zeros(1, 1), estimator=estimator)
+    kl.backward()
+    assert (kl.item(), logprobs.grad.item()) == (pytest.approx(expected, rel=1e-6), pytest.approx(gradient))
+
+
 def two_distributions():
     torch.manual_seed(0)
     return torch.randn(1, 1, 4, dtype=torch.float64), torch.randn(1, 1, 4, dtype=torch.float64)
@@ -292,6 +311,24 @@ def test_a_response_nobody_scored_has_no_part_in_the_step_nor_in_the_metrics(tmp
     assert trainer._mini_batch[2] == rollout.response_mask.sum()
     if estimator == "reward":
         assert rollout.advantages[0, 0] == -1.0 and rollout.advantages[3, 0] == 1.0
+
+
+@pytest.mark.parametrize("place", ["reward", "loss"])
+def test_tokens_whose_kl_is_clamped_are_counted(tmp_path, place):
+    reference = policy()
+    with torch.no_grad():
+        reference.lm_head.bias[EOS] -= 60.0  # an end that the policy chooses is nearly impossible to the reference
+    options = {"kl_estimator": "k2", "kl_penalty_in": place, "num_ppo_epochs": 1, "max_steps": 1}
+    trainer = make(tmp_path, ref_model=reference, **options)
+    trainer.train()
+    rollout = trainer._rollout
+    ends = (rollout.response_ids == EOS) & rollout.response_mask
+    assert ends.any() and rollout.kl[ends].gt(20).all()
+    share = ends.sum().item() / rollout.response_mask.sum().item()
+    assert logged(trainer, "kl_clamp_fraction") == [pytest.approx(share)]
+    other = make(tmp_path, ref_model=reference, num_ppo_epochs=1, max_steps=1)
+    other.train()
+    assert logged(other, "kl_clamp_fraction") == []  # k1 is not clamped
 
 
 # ---- A reward model with a tokenizer of its own --------------------------------------------------------------------

@@ -75,12 +75,14 @@ from .config import PPOConfig
 from .ema import PolicyEMA
 from .fast import PolicySampler, can_sample, recommend, speed_up
 from .functional import (
+    MAX_LOG_RATIO,
     adapted_kl_coef,
     combine_scores,
     ends_with_stop,
     full_kl,
     generalized_advantage_estimation,
     kl_estimate,
+    kl_is_clamped,
     masked_whiten,
     policy_loss,
     score_scale,
@@ -411,6 +413,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         for name, values in self._summarize(self._rollout).items():
             self._record(name, values)
         self._record("dropped_samples", ~mask.any(-1))
+        if self.args.kl_penalty_in == "reward":
+            self._record_kl_clamp(self._rollout.kl[mask])
         if self._token_log_prompts:
             rollout = self._roll_out(self._token_log_prompts, num_generations=self.args.num_generations)
             self._token_log_rollout = rollout[:: self.args.num_generations]
@@ -650,6 +654,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self._record("clip_fraction", clipped[mask])
         # k3 of Schulman's note "Approximating KL divergence" (2020): unbiased and never negative.
         log_ratio = (logprobs - batch.old_logprobs).detach()
+        self._record("ratio_clamp_fraction", (log_ratio > MAX_LOG_RATIO)[mask])
+        log_ratio = log_ratio.clamp(max=MAX_LOG_RATIO)
         self._record("approx_kl", (log_ratio.exp() - 1 - log_ratio)[mask])
         self._record("ratio", log_ratio.exp()[mask])
         loss = loss + self._regularizers(batch, logits, logprobs)
@@ -685,6 +691,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         elif args.kl_penalty_in == "loss":
             kl = kl_estimate(logprobs, ref_logprobs=batch.ref_logprobs, estimator=args.kl_estimator)
             loss = self.kl_coef * kl
+            self._record_kl_clamp((logprobs - batch.ref_logprobs)[mask])
         if args.entropy_coef:
             entropy = token_entropy(logits, temperature=args.temperature)
             self._record("entropy", entropy[mask])
@@ -820,6 +827,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             "completion_length": mask.sum(-1),
             "eos_fraction": ends_with_stop(rollout.response_ids, mask=mask, stop_token_ids=stop),
         }
+
+    def _record_kl_clamp(self, log_ratio: torch.Tensor) -> None:
+        if self.args.kl_estimator in ("k2", "k3"):
+            clamped = kl_is_clamped(log_ratio.detach(), estimator=self.args.kl_estimator)
+            self._record("kl_clamp_fraction", clamped)
 
     def _record(self, name: str, values: torch.Tensor) -> None:
         """Remember the numbers of a metric until the next log, as their sum and count."""

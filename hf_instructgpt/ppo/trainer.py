@@ -68,6 +68,7 @@ from .checks import (
     check_policy,
     check_processes,
     check_prompts,
+    check_reference,
     check_reward_funcs,
     foreign_tokenizers,
 )
@@ -92,7 +93,7 @@ from .functional import (
     value_loss,
 )
 from .generation import Generator, VLLMGenerator, engine_responses, generate_responses, pad_rows, sampling_config
-from .models import add_lora, load_policy, load_reward_func, make_critic, switches_off
+from .models import add_lora, load_policy, load_reward_func, loading_options, make_critic, switches_off
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
 from .resumable import ResumableTrainer
@@ -136,14 +137,17 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): The policy's tokenizer; from the
             model's path by default.
         reward_processing_classes (`PreTrainedTokenizerBase` or a list of these, *optional*): The reward models'
-            tokenizers, None for functions; from a model's id or path by default. A model whose tokenizer differs from
-            the policy's in vocabulary or chat template reads the text, any other the policy's token ids.
+            tokenizers, None for functions; by default that of a model's id or path, also where the model is passed as
+            an object. A model whose tokenizer contradicts the policy's, in an id or in the chat template, reads the
+            text, any other the policy's token ids. So does a model without a name and a tokenizer, if it has as many
+            tokens as the policy.
         ref_model (`str` or `PreTrainedModel`, *optional*): What the KL is measured from. By default the policy as it
             comes in: with `peft_config` the policy without its adapter, else a frozen copy.
         value_model (`str`, `PreTrainedModel` or [`ValueModel`], *optional*): What the critic starts from: a base model
             or its id or path, which is copied and gets a head, or a whole critic; "shared" is a head on the policy's
-            own trunk. By default the body of the first reward model (as in the paper) of the policy's vocabulary and
-            family, else the policy's. An error with `advantage_estimator="reward"`.
+            own trunk. By default the body of the first reward model (as in the paper) of the policy's family that
+            reads its token ids and has an embedding for each, else the policy's. An error with
+            `advantage_estimator="reward"`.
         ptx_dataset ([`~datasets.Dataset`], *optional*): Pretraining text for PPO-ptx: rows with `text`, `messages`, or
             `prompt` and `completion`.
         generator ([`~hf_instructgpt.ppo.generation.Generator`], *optional*): An engine that samples the responses in
@@ -182,26 +186,29 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         check_processes(args)
         # A new value head, a new adapter and a reward model's missing head are drawn at random.
         set_seed(args.seed)
-        trust = {"trust_remote_code": args.trust_remote_code}
-        name = model if isinstance(model, str) else model.config._name_or_path
-        model = load_policy(model, **trust, **(args.model_init_kwargs or {}))
+        options = loading_options(args)
+        name, source = model, {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+        if not isinstance(model, str):  # already loaded: `model_init_kwargs` is not about it
+            name, source = model.config._name_or_path, {"trust_remote_code": args.trust_remote_code}
+        model = load_policy(model, **options)
         if processing_class is None and not name:
             raise InputError(
                 "`processing_class` is missing: a model without a name does not say where its tokenizer is."
             )
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name, **trust)
+            processing_class = AutoTokenizer.from_pretrained(name, **source)
 
-        self._prepare_reward_funcs(reward_funcs, reward_processing_classes, processing_class, args)
         check_policy(model, processing_class)
-        check_reward_funcs(model, self.reward_funcs, self.reward_weights, self.reward_tokenizers)
-        if ref_model is model:
-            raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
+        self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
+        check_reward_funcs(model, self.reward_funcs, self.reward_weights)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             check_prompts(name, dataset, model, processing_class, args)
         if isinstance(ref_model, str):
-            ref_model = load_policy(ref_model, **trust)
+            # In the policy's precision; a revision is that of the policy's own repository.
+            alike = {key: options[key] for key in ("dtype", "attn_implementation") if key in options}
+            ref_model = load_policy(ref_model, trust_remote_code=args.trust_remote_code, **alike)
+        check_reference(ref_model, model)
 
         if args.preset is not None:
             value_model = recommend(args, model, value_model=value_model, generator=generator)
@@ -249,7 +256,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         set_seed(args.seed, device_specific=True)
 
     def _prepare_reward_funcs(
-        self, reward_funcs, tokenizers, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig
+        self, reward_funcs, tokenizers, policy, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig
     ) -> None:
         reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         tokenizers = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(reward_funcs)
@@ -257,7 +264,14 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self.reward_funcs = [load_reward_func(func, **trust) for func in reward_funcs]
         self.reward_names = reward_names(self.reward_funcs)
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
-        self.reward_tokenizers = foreign_tokenizers(reward_funcs, tokenizers, policy_tokenizer, **trust)
+        self.reward_tokenizers = foreign_tokenizers(
+            self.reward_funcs,
+            tokenizers,
+            names=[func if isinstance(func, str) else None for func in reward_funcs],
+            policy=policy,
+            policy_tokenizer=policy_tokenizer,
+            **trust,
+        )
 
     def _make_critic(self, policy, value_model, peft_config, args: PPOConfig) -> ValueModel | None:
         if args.advantage_estimator != "gae":

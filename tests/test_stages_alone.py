@@ -476,7 +476,7 @@ def test_messages_without_a_chat_template_are_refused(copy_of, models, refused, 
         (["broken_rewards.f"], "`reward_funcs`: broken_rewards.f cannot be imported"),
         (["length"], "neither a folder, nor a Hub id, nor a dotted path"),
         (["json.dumps", "json.loads"], "`reward_weights` has 1 entries for 2 reward functions"),
-        (["reward"], "knows 20 tokens"),
+        (["reward"], "the reward model ./model has 26 tokens and the model 20: they do not belong together"),
     ],
 )
 def test_a_reward_that_cannot_be_used_is_refused(here, models, copy_of, refused, funcs, message, monkeypatch):

@@ -152,7 +152,7 @@ def _foreign_tokenizer(
     if len(tokenizer) > num_rows:
         raise InputError(
             f"the tokenizer of the reward model {name} has {len(tokenizer)} tokens and the model {num_rows}: they do "
-            "not belong together. Pass the one it was trained with as `reward_processing_classes`."
+            "not belong together. Put the one it was trained with there, or pass it as `reward_processing_classes`."
         )
     return tokenizer
 

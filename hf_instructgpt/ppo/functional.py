@@ -120,7 +120,8 @@ def kl_estimate(logprobs: torch.Tensor, *, ref_logprobs: torch.Tensor, estimator
     Beyond `c = MAX_LOG_RATIO` the estimates are bounded; `kl_is_clamped` tells where. k2 continues as a line,
     `c |x| - c^2 / 2` (Huber's loss), so its gradient is `x` clamped to `[-c, c]` and still pulls the policy back. k3
     is that of `max(x, -c)`, without a gradient below: the probability that `pi` samples such a token is at most
-    `exp(-c)`, 2e-9, so the two log-probs contradict each other there, and one such token would outweigh all others.
+    `exp(-c)`, 2e-9, so the two log-probs contradict each other there, and its gradient would outweigh all others. In a
+    reward, where k3 is `exp(c)` at most, such a token still outweighs its rollout: look at how many were clamped.
 
     Args:
         logprobs, ref_logprobs (`torch.Tensor` of shape `(B, R)`): Log-probs of the sampled tokens, nats.
@@ -185,7 +186,7 @@ def combine_scores(terms: torch.Tensor, *, given: torch.Tensor, weights: torch.T
         `torch.Tensor` of shape `(B,)`.
     """
     _check_shapes(terms=terms, given=given)
-    return torch.where(given & terms.isfinite(), terms, 0) @ weights
+    return torch.where(given & terms.isfinite(), terms, 0).mv(weights)
 
 
 def score_scale(sums: torch.Tensor) -> float:

@@ -139,8 +139,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         reward_processing_classes (`PreTrainedTokenizerBase` or a list of these, *optional*): The reward models'
             tokenizers, None for functions; by default that of a model's id or path, also where the model is passed as
             an object. A model whose tokenizer contradicts the policy's, in an id or in the chat template, reads the
-            text, any other the policy's token ids. So does a model without a name and a tokenizer, if it has as many
-            tokens as the policy.
+            text, any other the policy's token ids. A model without a name and a tokenizer reads these too, if it has
+            as many tokens as the policy.
         ref_model (`str` or `PreTrainedModel`, *optional*): What the KL is measured from. By default the policy as it
             comes in: with `peft_config` the policy without its adapter, else a frozen copy.
         value_model (`str`, `PreTrainedModel` or [`ValueModel`], *optional*): What the critic starts from: a base model

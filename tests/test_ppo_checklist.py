@@ -136,6 +136,23 @@ def test_metrics_are_means_over_real_tokens(tmp_path):
     assert metrics["clip_fraction"] == pytest.approx(worse.float().mean().item())
 
 
+def test_clamped_tokens_are_counted_and_leave_every_gradient_finite(tmp_path):
+    trainer = make(tmp_path)
+    rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    mask = rollout.response_mask
+    expected = rollout.old_logprobs.clone()
+    rollout.old_logprobs[0, 0] = -100.0  # of a token that the update finds 68 times less probable than certain
+    rollout.advantages = rollout.advantages.abs()
+    logits = torch.zeros(*mask.shape, 68)
+    loss, grad, _, metrics = loss_of(trainer, rollout, logits, rollout.values)
+    assert math.isfinite(loss) and grad.isfinite().all() and grad[0, 0].eq(0).all()
+    assert metrics["ratio_clamp_fraction"] == pytest.approx(1 / mask.sum().item())
+    log_ratio = (-math.log(68) - expected)[mask]
+    log_ratio[0] = 20.0  # the row's first real token
+    assert metrics["ratio"] == pytest.approx(log_ratio.exp().mean().item())
+    assert metrics["approx_kl"] == pytest.approx((log_ratio.exp() - 1 - log_ratio).mean().item())
+
+
 def test_values_are_pulled_to_the_returns(tmp_path):
     trainer = make(tmp_path, reward_funcs=reward_model(), vf_coef=0.3, cliprange_value=100.0)
     rollout = trainer._roll_out(list(PROMPTS), num_generations=1)

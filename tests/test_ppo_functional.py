@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from hf_instructgpt.ppo.functional import (
+    combine_scores,
     ends_with_stop,
+    full_kl,
     generalized_advantage_estimation,
+    kl_estimate,
     masked_whiten,
     policy_loss,
     response_mask,
@@ -211,6 +214,83 @@ def test_value_loss_by_hand():
     assert clipped.tolist() == [[True, False, False], [False, False, False]]
     loss.sum().backward()
     same(values.grad, [[0.0, 1.0, -0.9], [-2.0, 2.0, -4.0]])
+
+
+def policy_gradient(log_ratio, advantage):
+    logprobs = torch.tensor([[log_ratio]], requires_grad=True)
+    loss, _ = policy_loss(
+        logprobs, old_logprobs=torch.zeros(1, 1), advantages=torch.tensor([[advantage]]), cliprange=0.2
+    )
+    loss.backward()
+    return loss.item(), logprobs.grad.item()
+
+
+def test_a_ratio_past_all_bounds_has_a_finite_loss_and_no_gradient():
+    assert policy_gradient(100.0, 2.0) == (pytest.approx(-2.4), 0.0)  # clipped, as at any ratio above 1.2
+    assert policy_gradient(100.0, -2.0) == (pytest.approx(2 * math.exp(20), rel=1e-6), 0.0)
+    assert policy_gradient(-100.0, -2.0) == (pytest.approx(1.6), 0.0)  # clipped
+    assert policy_gradient(-100.0, 2.0) == (pytest.approx(0.0, abs=1e-30), pytest.approx(0.0, abs=1e-30))
+    # The last one that is not clamped is still pulled down.
+    assert policy_gradient(20.0, -2.0)[1] == pytest.approx(2 * math.exp(20), rel=1e-6)
+
+
+def test_clamping_changes_no_bit_of_a_usual_ratio():
+    old = -30 * torch.rand(50, 40, generator=torch.Generator().manual_seed(0))
+    new = old + torch.linspace(-19.99, 19.99, 2000).view(50, 40)
+    advantages = torch.randn(50, 40, generator=torch.Generator().manual_seed(1))
+
+    def bits(loss_of):
+        leaf = new.clone().requires_grad_()
+        loss = loss_of(leaf)
+        loss.sum().backward()
+        return loss.detach(), leaf.grad
+
+    def clipped_objective(x):
+        ratio = torch.exp(x - old)
+        return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2))
+
+    plain = {"k2": lambda x: (x - old).square() / 2, "k3": lambda x: torch.exp(-(x - old)) - 1 + (x - old)}
+    pairs = [(clipped_objective, lambda x: policy_loss(x, old_logprobs=old, advantages=advantages, cliprange=0.2)[0])]
+    for name, formula in plain.items():
+        pairs.append((formula, lambda x, name=name: kl_estimate(x, ref_logprobs=old, estimator=name)))
+    for formula, ours in pairs:
+        for expected, actual in zip(bits(formula), bits(ours), strict=True):
+            assert actual.equal(expected)
+
+
+# ---- Shapes ------------------------------------------------------------------------------------------------------
+
+LOGITS = torch.zeros(2, 3, 5)
+IDS = torch.zeros(2, 3, dtype=torch.long)
+X = torch.zeros(2, 3)
+CALLS = {
+    "ends_with_stop": lambda x: ends_with_stop(IDS, mask=x.bool(), stop_token_ids=[0]),
+    "token_logprobs": lambda x: token_logprobs(LOGITS, token_ids=x.long()),
+    "kl_estimate": lambda x: kl_estimate(X, ref_logprobs=x, estimator="k1"),
+    "full_kl": lambda x: full_kl(LOGITS, ref_logits=x.unsqueeze(-1).expand(*x.shape, 5)),
+    "combine_scores": lambda x: combine_scores(X, given=x.bool(), weights=torch.ones(3)),
+    "masked_whiten": lambda x: masked_whiten(X, mask=x.bool()),
+    "token_rewards": lambda x: token_rewards(X[:, 0], kl=x, mask=MASK, kl_coef=0.1),
+    "gae": lambda x: generalized_advantage_estimation(x, values=X, mask=MASK, gamma=1.0, lam=0.95),
+    "gae, mask": lambda x: generalized_advantage_estimation(X, values=X, mask=x.bool(), gamma=1.0, lam=0.95),
+    "policy_loss": lambda x: policy_loss(X, old_logprobs=X, advantages=x, cliprange=0.2),
+    "value_loss": lambda x: value_loss(X, old_values=X, returns=x, cliprange_value=0.2),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_what_would_broadcast_is_refused(name):
+    CALLS[name](torch.zeros(2, 3))
+    for shape in ((2, 1), (1, 3), (3,), (2, 2)):
+        with pytest.raises(ValueError, match="must have one shape"):
+            CALLS[name](torch.zeros(shape))
+
+
+def test_a_wrong_shape_is_named():
+    with pytest.raises(ValueError, match=r"`values` \(2, 1\), `mask` \(2, 3\)"):
+        masked_whiten(torch.zeros(2, 1), mask=MASK)
+    with pytest.raises(ValueError, match=r"`scores` \(2, 1\), `mask\[:, 0\]` \(2,\)"):
+        token_rewards(torch.zeros(2, 1), kl=X, mask=MASK, kl_coef=0.1)
 
 
 # ---- The whole rollout against an oracle of loops in float64 -------------------------------------------------------

@@ -99,6 +99,14 @@ def test_the_critic_s_adapter_has_the_ranks_of_the_policy_s(tmp_path):
     assert [rank for name, rank in names if "value_model" in name] == [5, 2]
 
 
+def test_a_regular_expression_of_the_policy_s_names_finds_the_critic_s(tmp_path):
+    config = LoraConfig(r=2, target_modules=r"transformer\.h\.1\.attn\.(c_attn|c_proj)")
+    trainer = make(tmp_path, gpt2(), peft_config=config)
+    names = {name for name, _ in trainer.model.named_parameters() if "lora_A" in name}
+    assert len(names) == 4 and all(".h.1.attn." in name for name in names)
+    assert sum("value_model" in name for name in names) == 2
+
+
 def test_measuring_the_reference_leaves_the_adapter_on_and_trainable(tmp_path):
     trainer = make(tmp_path, peft_config=LORA, kl_penalty_in="loss", kl_estimator="full", max_steps=3)
     trainer.train()

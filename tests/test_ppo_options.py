@@ -2,16 +2,18 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from test_ppo_trainer import EOS, PROMPTS, TOKENIZER, assert_equal, logged, make, policy, reward_model, weights
-from transformers import GPT2Config, GPT2ForSequenceClassification, TrainerCallback
+from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification, TrainerCallback
 
-from hf_instructgpt.char_gpt import CharGPTTokenizer
+from hf_instructgpt.char_gpt import CharGPTForCausalLM, CharGPTForSequenceClassification, CharGPTTokenizer
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.functional import adapted_kl_coef, full_kl, kl_estimate, token_entropy
 
@@ -22,6 +24,25 @@ from hf_instructgpt.ppo.functional import adapted_kl_coef, full_kl, kl_estimate,
 def test_kl_estimators_by_hand(estimator, expected):
     kl = kl_estimate(torch.tensor([[-1.0]]), ref_logprobs=torch.tensor([[-1.5]]), estimator=estimator)
     assert kl.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "log_ratio", "expected", "gradient"),
+    [
+        ("k1", -29.0, -29.0, 1.0),
+        ("k2", 29.0, 20 * 29 - 200.0, 20.0),  # half a square up to 20, then a line that goes on pulling
+        ("k2", -29.0, 20 * 29 - 200.0, -20.0),
+        ("k3", -29.0, math.exp(20) - 21, 0.0),  # not 3.9e12
+        ("k3", -200.0, math.exp(20) - 21, 0.0),  # not infinite
+        ("k3", 29.0, 28.0, 1.0),  # nothing grows there: as it is
+    ],
+    ids=["k1", "k2 above", "k2 below", "k3 below", "k3 far below", "k3 above"],
+)
+def test_an_estimate_of_the_kl_is_bounded_at_the_edge(estimator, log_ratio, expected, gradient):
+    logprobs = torch.tensor([[log_ratio]], requires_grad=True)
+    kl = kl_estimate(logprobs, ref_logprobs=torch.zeros(1, 1), estimator=estimator)
+    kl.backward()
+    assert (kl.item(), logprobs.grad.item()) == (pytest.approx(expected, rel=1e-6), pytest.approx(gradient))
 
 
 def two_distributions():
@@ -294,6 +315,24 @@ def test_a_response_nobody_scored_has_no_part_in_the_step_nor_in_the_metrics(tmp
         assert rollout.advantages[0, 0] == -1.0 and rollout.advantages[3, 0] == 1.0
 
 
+@pytest.mark.parametrize("place", ["reward", "loss"])
+def test_tokens_whose_kl_is_clamped_are_counted(tmp_path, place):
+    reference = policy()
+    with torch.no_grad():
+        reference.lm_head.bias[EOS] -= 60.0  # an end that the policy chooses is nearly impossible to the reference
+    options = {"kl_estimator": "k2", "kl_penalty_in": place, "num_ppo_epochs": 1, "max_steps": 1}
+    trainer = make(tmp_path, ref_model=reference, **options)
+    trainer.train()
+    rollout = trainer._rollout
+    ends = (rollout.response_ids == EOS) & rollout.response_mask
+    assert ends.any() and rollout.kl[ends].gt(20).all()
+    share = ends.sum().item() / rollout.response_mask.sum().item()
+    assert logged(trainer, "kl_clamp_fraction") == [pytest.approx(share)]
+    other = make(tmp_path, ref_model=reference, num_ppo_epochs=1, max_steps=1)
+    other.train()
+    assert logged(other, "kl_clamp_fraction") == []  # k1 is not clamped
+
+
 # ---- A reward model with a tokenizer of its own --------------------------------------------------------------------
 
 
@@ -346,3 +385,141 @@ def test_a_reward_model_of_the_policy_s_tokenizer_reads_the_ids(tmp_path):
     assert trainer.reward_tokenizers == [None, None]
     with pytest.raises(InputError, match="`reward_processing_classes` has 1 entries for 2"):
         make(tmp_path, reward_funcs=[reward_model(), reward_model()], reward_processing_classes=[same])
+
+
+def saved(folder, model, tokenizer=None):
+    """The folder of a model, with a tokenizer if one is given."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def loaded(folder):
+    return CharGPTForSequenceClassification.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("rows", [68, 70, 90])
+def test_embeddings_may_be_padded_differently(tmp_path, rows):
+    """A policy of 72 rows; its tokenizer, which the reward model shares, has 68 tokens."""
+    same = CharGPTTokenizer.from_document()
+    reward = reward_model(vocab_size=rows)
+    folder = saved(tmp_path / "reward", reward, same)
+    for func, given in ((reward, same), (folder, None), (loaded(folder), None)):
+        model = policy(vocab_size=72)
+        with torch.no_grad():
+            model.lm_head.bias[70:] += 4.0  # ids without a text are sampled often
+        trainer = make(tmp_path, model, func, reward_processing_classes=given, max_steps=1, num_ppo_epochs=1)
+        assert trainer.reward_tokenizers == [None]
+        # The critic must read whatever is sampled.
+        critic = trainer.model.value_model.backbone
+        assert critic.get_input_embeddings().num_embeddings == (90 if rows == 90 else 72)
+        trainer.train()
+        rollout = trainer._rollout
+        assert rollout.response_ids[rollout.response_mask].max() >= 70
+        expected = []
+        for prompt, prompt_mask, ids, mask in zip(*rollout.sequences, strict=True):
+            row = [*prompt[prompt_mask].tolist(), *ids[mask].tolist()]
+            row = torch.tensor([[i for i in row if i < rows]])
+            with torch.no_grad():
+                expected.append(reward(input_ids=row).logits.item())
+        torch.testing.assert_close(rollout.scores, torch.tensor(expected))
+
+
+def test_a_reward_model_passed_as_an_object_gets_its_own_tokenizer_by_its_name(tmp_path):
+    """Its embeddings have as many rows as the policy's, so that nothing else tells that its ids are others."""
+    other = CharGPTTokenizer.from_texts(["一二三"])
+    assert len(other) < 80 and other.get_vocab() != TOKENIZER.get_vocab()
+
+    def tokenizers(func):
+        return make(tmp_path, policy(vocab_size=80), func).reward_tokenizers
+
+    folder = saved(tmp_path / "reward", reward_model(vocab_size=80), other)
+    for func in (folder, loaded(folder)):
+        (tokenizer,) = tokenizers(func)
+        assert tokenizer is not None and tokenizer.get_vocab() == other.get_vocab()
+    # One that was trained in memory has no name: it reads the ids.
+    assert tokenizers(reward_model(vocab_size=80)) == [None]
+    # A folder without a tokenizer says nothing of it.
+    assert tokenizers(loaded(saved(tmp_path / "bare", reward_model(vocab_size=80)))) == [None]
+
+
+def test_a_reward_model_whose_tokenizer_cannot_be_found_is_refused(tmp_path):
+    folder = saved(tmp_path / "reward", reward_model(), TOKENIZER)
+    model = loaded(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match=r"the tokenizer of the reward model .*reward cannot be loaded: .*_classes`"):
+        make(tmp_path, reward_funcs=model)
+    assert make(tmp_path, reward_funcs=model, reward_processing_classes=TOKENIZER).reward_tokenizers == [None]
+    model.config._name_or_path = "nobody/nothing"
+    with pytest.raises(InputError, match="the tokenizer of the reward model nobody/nothing cannot be loaded"):
+        make(tmp_path, reward_funcs=model)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_reward_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has 68 tokens and the model 60: they do not belong together"):
+        make(tmp_path, reward_funcs=reward_model(vocab_size=60), reward_processing_classes=TOKENIZER)
+
+
+def test_what_was_added_to_the_tokenizer_in_memory_is_the_reward_model_s_too(tmp_path):
+    """A base model's tokenizer is given a token and a template, with which both models are trained."""
+    base = CharGPTTokenizer.from_document()
+    base.chat_template = None
+    folder = saved(tmp_path / "base", reward_model(vocab_size=80), base)
+    mine = AutoTokenizer.from_pretrained(folder)
+    mine.add_special_tokens({"additional_special_tokens": ["<call>"]})
+    mine.chat_template = "{% for m in messages %}<call>{{ m.content }}{% endfor %}"
+    arguments = {"model": policy(vocab_size=80), "processing_class": mine}
+    assert make(tmp_path, reward_funcs=loaded(folder), **arguments).reward_tokenizers == [None]
+    mine.name_or_path = "elsewhere"  # then by what the two know
+    assert make(tmp_path, reward_funcs=loaded(folder), **arguments).reward_tokenizers == [None]
+    base.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    base.save_pretrained(folder)
+    (tokenizer,) = make(tmp_path, reward_funcs=loaded(folder), **arguments).reward_tokenizers
+    assert tokenizer.chat_template == base.chat_template
+
+
+# ---- What a policy is loaded with -----------------------------------------------------------------------------------
+
+
+def test_foreign_code_runs_by_its_option_alone(tmp_path):
+    folder = saved(tmp_path / "policy", policy(), TOKENIZER)
+    with pytest.raises(InputError, match="`model_init_kwargs` has `trust_remote_code`, but the option"):
+        make(tmp_path, folder, model_init_kwargs={"trust_remote_code": True})
+
+
+def test_the_tokenizer_has_the_policy_s_revision_and_the_reference_its_precision(tmp_path, monkeypatch):
+    folder = saved(tmp_path / "policy", policy(dropout=0.0), TOKENIZER)
+    load_policy, from_pretrained = trainer_module.load_policy, AutoTokenizer.from_pretrained
+    policies, tokenizers = [], []
+
+    def load(model, **kwargs):
+        policies.append(kwargs)
+        return load_policy(model, **kwargs)
+
+    def load_tokenizer(name, **kwargs):
+        tokenizers.append(kwargs)
+        return from_pretrained(name, **kwargs)
+
+    monkeypatch.setattr(trainer_module, "load_policy", load)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load_tokenizer)
+    kwargs = {"trust_remote_code": True, "revision": "v2", "torch_dtype": "bfloat16", "attn_implementation": "eager"}
+    options = {"model_init_kwargs": kwargs, "trust_remote_code": True, "ref_model": folder, "processing_class": None}
+    trainer = make(tmp_path, folder, **options)
+    alike = {"trust_remote_code": True, "dtype": "bfloat16", "attn_implementation": "eager"}
+    assert policies == [{**alike, "revision": "v2"}, alike]
+    assert tokenizers == [{"trust_remote_code": True, "revision": "v2"}]
+    for model in (trainer.model.policy, trainer.ref_model):
+        assert model.dtype == torch.bfloat16 and model.config._attn_implementation == "eager"
+    # Of a policy that is loaded already, the options are not asked for.
+    make(tmp_path, CharGPTForCausalLM.from_pretrained(folder), **{**options, "ref_model": None})
+    assert tokenizers[1:] == [{"trust_remote_code": True}]
+
+
+def test_a_reference_with_fewer_tokens_and_a_needless_padding_token_are_named(tmp_path):
+    with pytest.raises(InputError, match="`ref_model` knows 68 tokens and the policy 72"):
+        make(tmp_path, policy(vocab_size=72), ref_model=policy())
+    mine = CharGPTTokenizer.from_document()
+    mine.add_special_tokens({"pad_token": "[PAD]"})
+    with pytest.raises(InputError, match="a padding token need not be added at all"):
+        make(tmp_path, processing_class=mine)

@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
+from trl import ModelConfig
 
 from hf_instructgpt.cli import main
+from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.rollout import reward_model_scores
 from hf_instructgpt.stages.arguments import StageArguments
-from hf_instructgpt.stages.inputs import load_stage_datasets
+from hf_instructgpt.stages.inputs import load_options, load_stage_datasets, lora_config, model_source
 
 MODEL = '{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0}'
 FLAGS = ["--save_strategy", "no", "--report_to", "none", "--per_device_train_batch_size", "2", "--max_steps", "2"]
@@ -210,6 +212,42 @@ def test_ppo_goes_on_from_adapters_of_the_other_stages(here, models):
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules"]
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["q_proj"], {"q_proj"}),
+        (["self_attn.q_proj"], {"self_attn.q_proj"}),
+        (["q_proj", "v_proj"], {"q_proj", "v_proj"}),
+        ([r".*\.q_proj"], r".*\.q_proj"),  # a regular expression still is one
+        (["all-linear"], "all-linear"),
+        (None, None),
+    ],
+)
+def test_a_module_alone_is_a_name(given, expected):
+    assert lora_config(ModelConfig(use_peft=True, lora_target_modules=given)).target_modules == expected
+
+
+def test_the_model_s_place_and_trust_hold_for_all_that_is_read_there():
+    model_args, allowed = ModelConfig(model_revision="v1"), {"use_cpu": True, "trust_remote_code": True}
+    args = PPOConfig(**allowed)
+    assert model_source(args, model_args) == {"revision": "v1", "trust_remote_code": True}
+    args = PPOConfig(**allowed, model_init_kwargs={"revision": "v2", "trust_remote_code": False, "dtype": "float16"})
+    source = {"revision": "v2", "trust_remote_code": False}
+    assert model_source(args, model_args) == source
+    assert load_options(args, model_args) == {**source, "dtype": "float16", "attn_implementation": None}
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_a_stage_runs_foreign_code_by_its_option_alone(here, models, stage, refused):
+    data = {"sft": "sft.jsonl", "reward": "rankings.jsonl", "ppo": "prompts.jsonl"}[stage]
+    argv = [stage, "--dataset_name", data, "--model_name_or_path", str(models / "sft"), "--output_dir", "out", *TRAIN]
+    if stage == "ppo":
+        argv += ["--reward_funcs", str(models / "reward"), "--max_completion_length", "4"]
+    argv += ["--model_init_kwargs", '{"trust_remote_code": true}']
+    assert "`model_init_kwargs` has `trust_remote_code`, but the option" in refused(*argv)
+    assert main([*argv, "--trust_remote_code", "true"]) == 0
+
+
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
 def test_a_stage_trains_an_adapter(here, models, stage, refused):
     data = {"sft": "sft.jsonl", "reward": "rankings.jsonl", "ppo": "prompts.jsonl"}[stage]
@@ -219,10 +257,14 @@ def test_a_stage_trains_an_adapter(here, models, stage, refused):
     assert main([*argv, "qkv_proj", "out_proj", "--output_dir", "out"]) == 0
     weights = load_file(here / "out" / "adapter_model.safetensors")
     assert any("score" in name for name in weights) == (stage == "reward")
+    assert main([*argv, "qkv_proj", "--output_dir", "one"]) == 0
+    fewer = load_file(here / "one" / "adapter_model.safetensors")
+    assert fewer.keys() == {name for name in weights if "out_proj" not in name} != weights.keys()
     assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in weights.items())
     message = refused(*argv, "none_such", "--output_dir", "b")
     # PEFT's own words: with a module that is saved whole, here the score head, it misses all others.
-    assert ("No modules were targeted" if stage == "reward" else "none_such not found in the base model") in message
+    no_module = "Target modules {'none_such'} not found in the base model"
+    assert ("No modules were targeted" if stage == "reward" else no_module) in message
 
 
 def test_a_text_that_is_cut_is_counted(here, caplog):
@@ -434,7 +476,7 @@ def test_messages_without_a_chat_template_are_refused(copy_of, models, refused, 
         (["broken_rewards.f"], "`reward_funcs`: broken_rewards.f cannot be imported"),
         (["length"], "neither a folder, nor a Hub id, nor a dotted path"),
         (["json.dumps", "json.loads"], "`reward_weights` has 1 entries for 2 reward functions"),
-        (["reward"], "knows 20 tokens"),
+        (["reward"], "the reward model ./model has 26 tokens and the model 20: they do not belong together"),
     ],
 )
 def test_a_reward_that_cannot_be_used_is_refused(here, models, copy_of, refused, funcs, message, monkeypatch):

@@ -8,8 +8,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from transformers.utils import logging
 
+from hf_instructgpt.char_gpt import CharGPTTokenizer
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
+from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.trainer import PPOTrainer
 from hf_instructgpt.stages import inputs, pipeline, sft
 
@@ -378,6 +380,19 @@ def test_a_bad_pipeline_file_is_refused_before_anything_is_written(here, capfd, 
     err = capfd.readouterr().err
     assert message in err and err.count("\n") == 1
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_reward_model_from_elsewhere_shares_the_tokens_however_its_embeddings_are_padded(here):
+    run = pipeline.Pipeline(write(here))
+    tokenizer, config = run._policy_fits({"sft": run._checked_rows("sft")[0]})["sft"]
+    config.vocab_size += 8
+    AutoModelForCausalLM.from_config(config).save_pretrained(here / "mine")
+    tokenizer.save_pretrained(here / "mine")
+    mine = nested("reward", model_name_or_path="./mine")
+    assert pipeline.Pipeline(write(here, **mine)).stages == ("sft", "reward", "ppo")
+    CharGPTTokenizer.from_texts(["ab"]).save_pretrained(here / "mine")
+    with pytest.raises(InputError, match=r"reward: the vocabulary of \./mine is another than the policy's"):
+        pipeline.Pipeline(write(here, **mine))
 
 
 def test_a_missing_stage_a_taken_folder_and_a_broken_mark(here, capsys):

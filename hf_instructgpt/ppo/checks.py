@@ -68,28 +68,93 @@ def _refuse(what: str, options: dict[str, bool]) -> None:
 
 
 def foreign_tokenizers(
-    reward_funcs: list,
+    reward_funcs: list[PreTrainedModel | Callable],
     given: list[PreTrainedTokenizerBase | None],
+    *,
+    names: list[str | None],
+    policy: PreTrainedModel,
     policy_tokenizer: PreTrainedTokenizerBase,
     **kwargs,
 ) -> list[PreTrainedTokenizerBase | None]:
-    """For each reward function its tokenizer, or None where the policy's token ids will do."""
+    """For each reward function its tokenizer, or None where the policy's token ids will do.
+
+    Args:
+        reward_funcs (`list`): Reward models, loaded, and functions.
+        given (`list`): Their tokenizers; None: a model's is loaded by the model's name.
+        names (`list[str]`): Hub ids or paths by which they were loaded; None: a model's configuration names it.
+        policy (`PreTrainedModel`), policy_tokenizer (`PreTrainedTokenizerBase`): Whose ids they may have to read.
+        kwargs: For `from_pretrained` of a tokenizer.
+
+    Raises:
+        InputError: A reward model knows other tokens than its tokenizer, or than the policy and has no tokenizer.
+    """
     if len(given) != len(reward_funcs):
         raise InputError(
             f"`reward_processing_classes` has {len(given)} entries for {len(reward_funcs)} reward functions."
         )
     tokenizers = []
-    for func, tokenizer in zip(reward_funcs, given, strict=True):
-        # A folder without one holds a model taken to know the policy's tokens; `check_reward_funcs` counts them.
-        if tokenizer is None and isinstance(func, str):
-            has_one = not Path(func).is_dir() or Path(func, "tokenizer_config.json").is_file()
-            tokenizer = AutoTokenizer.from_pretrained(func, **kwargs) if has_one else None
-        same = tokenizer is None or (
-            tokenizer.get_vocab() == policy_tokenizer.get_vocab()
-            and tokenizer.chat_template == policy_tokenizer.chat_template
-        )
-        tokenizers.append(None if same else tokenizer)
+    for func, tokenizer, name in zip(reward_funcs, given, names, strict=True):
+        if isinstance(func, nn.Module):
+            name = name or func.config._name_or_path
+            if tokenizer is None:
+                tokenizer = _named_tokenizer(name, policy_tokenizer, **kwargs)
+            rows = [model.get_input_embeddings().num_embeddings for model in (func, policy)]
+            tokenizer = _foreign_tokenizer(name or type(func).__name__, tokenizer, policy_tokenizer, *rows)
+        else:
+            tokenizer = None
+        tokenizers.append(tokenizer)
     return tokenizers
+
+
+def _named_tokenizer(name: str, policy_tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a reward model by its Hub id or path; None where there is no name, or a folder without one."""
+    if not name or (Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file()):
+        return None
+    if name == policy_tokenizer.name_or_path:  # whatever was changed in it since, such as its chat template
+        return policy_tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the tokenizer of the reward model {name} cannot be loaded: {' '.join(str(error).split())} Pass it as "
+            "`reward_processing_classes`; if it is the policy's, pass that one."
+        ) from error
+
+
+def _foreign_tokenizer(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    num_rows: int,
+    num_policy_rows: int,
+) -> PreTrainedTokenizerBase | None:
+    """A reward model's tokenizer if it contradicts the policy's, else None.
+
+    It does not where the policy's has all of its tokens under the same ids, and its chat template if it has one: more
+    tokens, or a template, were then added for both models. Embeddings may be padded differently.
+    """
+    if tokenizer is None:
+        # Nothing else tells whose tokens it was trained on.
+        if num_rows != num_policy_rows:
+            raise InputError(
+                f"the reward model {name} knows {num_rows} tokens and the policy {num_policy_rows}, and no tokenizer "
+                "belongs to it: pass its tokenizer as `reward_processing_classes` (the policy's, if it is the same), "
+                "or a reward model of the policy's vocabulary."
+            )
+        return None
+    vocab, policy_vocab = tokenizer.get_vocab(), policy_tokenizer.get_vocab()
+    # Ids that stand for text and that the policy can read or write; a vocabulary may have holes.
+    num_needed = min(max(policy_vocab.values()) + 1, num_policy_rows)
+    templates = (None, policy_tokenizer.chat_template)
+    agrees = vocab.items() <= policy_vocab.items() and tokenizer.chat_template in templates
+    if agrees and num_rows >= num_needed:
+        return None
+    if len(tokenizer) > num_rows:
+        raise InputError(
+            f"the tokenizer of the reward model {name} has {len(tokenizer)} tokens and the model {num_rows}: they do "
+            "not belong together. Put the one it was trained with there, or pass it as `reward_processing_classes`."
+        )
+    return tokenizer
 
 
 def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -98,7 +163,8 @@ def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {vocab_size}: they do not belong together. "
-            "Pass the model's own tokenizer, or resize the model's embeddings."
+            "Pass the model's own tokenizer. If you added tokens to it, resize the model's embeddings "
+            "(`model.resize_token_embeddings(len(tokenizer))`); a padding token need not be added at all."
         )
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(
@@ -109,18 +175,15 @@ def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def check_reward_funcs(
-    model: PreTrainedModel,
-    reward_funcs: list[PreTrainedModel | Callable],
-    reward_weights: list[float],
-    reward_tokenizers: list[PreTrainedTokenizerBase | None],
+    model: PreTrainedModel, reward_funcs: list[PreTrainedModel | Callable], reward_weights: list[float]
 ) -> None:
-    """Raise an `InputError` for a reward model that does not fit the policy."""
-    vocab_size, own = model.get_input_embeddings().num_embeddings, {id(p) for p in model.parameters()}
+    """Raise an `InputError` for a reward model that cannot score, or for weights of another number."""
+    own = {id(p) for p in model.parameters()}
     if len(reward_weights) != len(reward_funcs):
         raise InputError(
             f"`reward_weights` has {len(reward_weights)} entries for {len(reward_funcs)} reward functions."
         )
-    for func, reward_tokenizer in zip(reward_funcs, reward_tokenizers, strict=True):
+    for func in reward_funcs:
         if not isinstance(func, nn.Module):
             continue
         name = func.config._name_or_path or type(func).__name__
@@ -136,11 +199,16 @@ def check_reward_funcs(
                 f"the reward model {name} has no `pad_token_id` in its config and cannot score texts of unequal "
                 "length. Set the one it was trained with."
             )
-        if reward_tokenizer is None and func.get_input_embeddings().num_embeddings != vocab_size:
-            raise InputError(
-                f"the reward model {name} knows {func.get_input_embeddings().num_embeddings} tokens and the policy "
-                f"{vocab_size}: pass its tokenizer as `reward_processing_classes`, or one of the policy's vocabulary."
-            )
+
+
+def check_reference(ref_model: PreTrainedModel | None, policy: PreTrainedModel) -> None:
+    """Raise an `InputError` for a reference that cannot measure the policy."""
+    if ref_model is policy:
+        raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
+    if ref_model is not None:
+        known, needed = (x.get_input_embeddings().num_embeddings for x in (ref_model, policy))
+        if known < needed:
+            raise InputError(f"`ref_model` knows {known} tokens and the policy {needed}: it must know them all.")
 
 
 @torch.no_grad()

@@ -60,7 +60,10 @@ class PPOConfig(TrainingArguments):
     )
     model_init_kwargs: dict | str | None = field(
         default=None,
-        metadata={"help": "Keyword arguments of `from_pretrained` when `model` is a Hub id or a path."},
+        metadata={
+            "help": "Keyword arguments of `from_pretrained` when `model` is a Hub id or a path. A `revision` is the "
+            "tokenizer's too; whether foreign code may run is said by `trust_remote_code` alone."
+        },
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Whether models and tokenizers may bring and run their own code."}

@@ -1,7 +1,11 @@
 """The maths of PPO as pure functions on tensors: torch only, one job each.
 
 Shapes: **B** batch, **R** response tokens, **V** vocabulary. Every ``mask`` is boolean, `True` on real response tokens
-(the end-of-text token included), and what stands behind it never reaches a result, NaN and inf included.
+(the end-of-text token included), and what stands behind it never reaches a result, NaN and inf included. Padding is a
+suffix of each row, so a mask is a prefix of `True`: [`response_mask`] makes no other. Where a function relies on that,
+its docstring says so.
+
+Arguments of one shape must have that shape: what would broadcast, such as `(B, R)` against `(B, 1)`, is a ValueError.
 
 Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347), Schulman et al. 2016 (GAE, arXiv 1506.02438), Stiennon et al.
 2020 (arXiv 2009.01325), Ouyang et al. 2022 (InstructGPT, arXiv 2203.02155).
@@ -13,6 +17,15 @@ import torch
 
 # From here on the logits are the largest tensor there is, and copies of them cost more than a loop over rows.
 LARGE_VOCABULARY = 8192
+# Log-ratios are clamped to it before `exp`, so that no ratio is above 4.9e8. Nats; verl's bound.
+MAX_LOG_RATIO = 20.0
+
+
+def _check_shapes(**tensors: torch.Tensor) -> None:
+    """Raise a ValueError that names the arguments if their shapes differ."""
+    if len({x.shape for x in tensors.values()}) > 1:
+        shapes = ", ".join(f"`{name}` {tuple(x.shape)}" for name, x in tensors.items())
+        raise ValueError(f"these must have one shape: {shapes}.")
 
 
 def response_mask(response_ids: torch.Tensor, *, stop_token_ids: list[int]) -> torch.Tensor:
@@ -32,6 +45,7 @@ def response_mask(response_ids: torch.Tensor, *, stop_token_ids: list[int]) -> t
 
 def ends_with_stop(response_ids: torch.Tensor, *, mask: torch.Tensor, stop_token_ids: list[int]) -> torch.Tensor:
     """Whether each response ended by itself, with a stop token, rather than being cut off: `(B,)`, boolean."""
+    _check_shapes(response_ids=response_ids, mask=mask)
     stop = torch.tensor(stop_token_ids, device=response_ids.device, dtype=torch.long)
     return (torch.isin(response_ids, stop) & mask).any(-1)
 
@@ -49,6 +63,7 @@ def token_logprobs(logits: torch.Tensor, *, token_ids: torch.Tensor, temperature
     Returns:
         `torch.Tensor` of shape `(B, R)`, nats.
     """
+    _check_shapes(**{"logits[..., 0]": logits[..., 0], "token_ids": token_ids})
     if logits.shape[-1] >= LARGE_VOCABULARY:
         return _LargeVocabularyLogprobs.apply(logits, token_ids, temperature)
     logits = logits.float() / temperature
@@ -102,6 +117,12 @@ def kl_estimate(logprobs: torch.Tensor, *, ref_logprobs: torch.Tensor, estimator
     With `x = log pi - log pi_ref`: k1 is `x` (unbiased, noisy, can be negative), k2 is `x^2 / 2` (biased, its gradient
     is the KL's), k3 is `exp(-x) - 1 + x` (unbiased, never negative).
 
+    Beyond `c = MAX_LOG_RATIO` the estimates are bounded; `kl_is_clamped` tells where. k2 continues as a line,
+    `c |x| - c^2 / 2` (Huber's loss), so its gradient is `x` clamped to `[-c, c]` and still pulls the policy back. k3
+    is that of `max(x, -c)`, without a gradient below: the probability that `pi` samples such a token is at most
+    `exp(-c)`, 2e-9, so the two log-probs contradict each other there, and its gradient would outweigh all others. In a
+    reward, where k3 is `exp(c)` at most, such a token still outweighs its rollout: look at how many were clamped.
+
     Args:
         logprobs, ref_logprobs (`torch.Tensor` of shape `(B, R)`): Log-probs of the sampled tokens, nats.
         estimator (`str`): "k1", "k2" or "k3".
@@ -109,8 +130,19 @@ def kl_estimate(logprobs: torch.Tensor, *, ref_logprobs: torch.Tensor, estimator
     Returns:
         `torch.Tensor` of shape `(B, R)`, nats.
     """
+    _check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    if estimator == "k2":
+        return torch.nn.functional.huber_loss(logprobs, ref_logprobs, reduction="none", delta=MAX_LOG_RATIO)
     x = logprobs - ref_logprobs
-    return {"k1": lambda: x, "k2": lambda: x.square() / 2, "k3": lambda: torch.exp(-x) - 1 + x}[estimator]()
+    if estimator == "k1":
+        return x
+    x = x.clamp(min=-MAX_LOG_RATIO)
+    return torch.exp(-x) - 1 + x
+
+
+def kl_is_clamped(log_ratio: torch.Tensor, *, estimator: str) -> torch.Tensor:
+    """Where [`kl_estimate`] by "k2" or "k3" clamps the log-ratio to the reference: boolean, of the same shape."""
+    return (log_ratio.abs() if estimator == "k2" else -log_ratio) > MAX_LOG_RATIO
 
 
 def full_kl(logits: torch.Tensor, *, ref_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -123,6 +155,7 @@ def full_kl(logits: torch.Tensor, *, ref_logits: torch.Tensor, temperature: floa
     Returns:
         `torch.Tensor` of shape `(B, R)`, nats.
     """
+    _check_shapes(logits=logits, ref_logits=ref_logits)
     logprobs, ref_logprobs = ((x.float() / temperature).log_softmax(-1) for x in (logits, ref_logits))
     return (logprobs.exp() * torch.where(logprobs.isfinite(), logprobs - ref_logprobs, 0)).sum(-1)
 
@@ -152,7 +185,8 @@ def combine_scores(terms: torch.Tensor, *, given: torch.Tensor, weights: torch.T
     Returns:
         `torch.Tensor` of shape `(B,)`.
     """
-    return torch.where(given & terms.isfinite(), terms, 0) @ weights
+    _check_shapes(terms=terms, given=given)
+    return torch.where(given & terms.isfinite(), terms, 0).mv(weights)
 
 
 def score_scale(sums: torch.Tensor) -> float:
@@ -184,6 +218,7 @@ def masked_whiten(
     Returns:
         `torch.Tensor` of shape `(B, R)`, 0 behind the mask.
     """
+    _check_shapes(values=values, mask=mask)
     values = torch.where(mask, values, 0)
     count, total = global_sum(torch.stack([mask.sum().to(values), values.sum()]))
     mean = total / count.clamp(min=1)
@@ -202,12 +237,15 @@ def token_rewards(scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor,
     Args:
         scores (`torch.Tensor` of shape `(B,)`): One score a response.
         kl (`torch.Tensor` of shape `(B, R)`): Estimate of the KL to the reference at each token, nats.
-        mask (`torch.Tensor` of shape `(B, R)`): Real tokens.
+        mask (`torch.Tensor` of shape `(B, R)`): Real tokens, a prefix of each row: behind a hole a score would be paid
+            a second time.
         kl_coef (`float`): Reward units a nat.
 
     Returns:
         `torch.Tensor` of shape `(B, R)`, 0 behind the mask.
     """
+    _check_shapes(kl=kl, mask=mask)
+    _check_shapes(**{"scores": scores, "mask[:, 0]": mask[:, 0]})
     last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
     return torch.where(mask, -kl_coef * kl, 0) + torch.where(last, scores.unsqueeze(-1), 0)
 
@@ -223,12 +261,14 @@ def generalized_advantage_estimation(
     Args:
         rewards (`torch.Tensor` of shape `(B, R)`): Rewards after each token.
         values (`torch.Tensor` of shape `(B, R)`): Critic's value of the state before each token.
-        mask (`torch.Tensor` of shape `(B, R)`): Real tokens.
+        mask (`torch.Tensor` of shape `(B, R)`): Real tokens, a prefix of each row: in a hole the advantage of what
+            follows would be carried on.
         gamma (`float`): Discount. lam (`float`): GAE's lambda.
 
     Returns:
         `tuple` of two `torch.Tensor` of shape `(B, R)`: advantages and returns, 0 behind the mask.
     """
+    _check_shapes(rewards=rewards, values=values, mask=mask)
     rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
     advantages = torch.zeros_like(values)
     advantage = next_value = torch.zeros_like(values[:, 0])
@@ -247,6 +287,12 @@ def policy_loss(
 
     `-min(ratio * A, clip(ratio, 1 - cliprange, 1 + cliprange) * A)` with `ratio = exp(logprob - old_logprob)`.
 
+    The log-ratio is clamped to `MAX_LOG_RATIO` before `exp`, because an infinite ratio turns the gradient of a clipped
+    token, 0, into NaN. A clamped token has no gradient, as in verl. With a positive advantage the objective gives none
+    there either. With a negative one it would give at least `exp(20)` times an ordinary token's, and that token would
+    be the whole update; dual-clip PPO (Ye et al. 2020, arXiv 1912.09729) stops that at a ratio of 3 already. A sampled
+    token gets there only if its old probability was below 2e-9: its old log-prob is then hardly that of the sampler.
+
     Args:
         logprobs, old_logprobs, advantages (`torch.Tensor` of shape `(B, R)`): Log-probs in nats; behind the mask the
             caller puts equal numbers (ratio 1) and drops the result.
@@ -255,7 +301,8 @@ def policy_loss(
     Returns:
         `tuple` of two `torch.Tensor` of shape `(B, R)`: the loss and, boolean, where clipping took the gradient away.
     """
-    ratio = torch.exp(logprobs - old_logprobs)
+    _check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    ratio = torch.exp((logprobs - old_logprobs).clamp(max=MAX_LOG_RATIO))
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     return torch.maximum(unclipped, clipped), clipped > unclipped
@@ -276,6 +323,7 @@ def value_loss(
     Returns:
         `tuple` of two `torch.Tensor` of shape `(B, R)`: the loss and, boolean, where clipping took the gradient away.
     """
+    _check_shapes(values=values, old_values=old_values, returns=returns)
     clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     unclipped, clipped = (values - returns).square(), (clipped_values - returns).square()
     return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped

@@ -1,6 +1,7 @@
 """The models PPOTrainer starts from: loaded by name, given LoRA layers, copied."""
 
 import copy
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    TrainingArguments,
 )
 from transformers.utils import find_adapter_config_file
 
@@ -20,6 +22,23 @@ from .actor_critic import ValueModel, has_adapter, hidden_width, independent_cop
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+
+
+def loading_options(args: TrainingArguments) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` that a trainer's `model_init_kwargs` ask for.
+
+    Raises:
+        InputError: They let a model run its own code, which only the option `trust_remote_code` may.
+    """
+    options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if options["trust_remote_code"] and not args.trust_remote_code:
+        raise InputError(
+            "`model_init_kwargs` has `trust_remote_code`, but the option `trust_remote_code` is off: set that one to "
+            "let the model and its tokenizer run their own code, or leave both out."
+        )
+    if "torch_dtype" in options:  # its old name
+        options["dtype"] = options.pop("torch_dtype")
+    return options
 
 
 def load_policy(model: "str | PreTrainedModel | PeftModel", **kwargs: Any) -> "PreTrainedModel | PeftModel":
@@ -77,15 +96,20 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
         # Names as they are in the policy, which has a head and the trunk under a prefix.
         peft_config.modules_to_save = None
         prefix = f"{model.base_model_prefix}."
-        if isinstance(peft_config.target_modules, list | set):
-            peft_config.target_modules = {name.removeprefix(prefix) for name in peft_config.target_modules}
+        modules = peft_config.target_modules
+        if isinstance(modules, str):  # "all-linear", or a regular expression of a full name in the policy
+            names = [name for name, _ in model.named_modules()]
+            modules = {name for name in names if re.fullmatch(modules, prefix + name)} or modules
+            peft_config.target_modules = modules
+        elif isinstance(modules, list | set):
+            peft_config.target_modules = {name.removeprefix(prefix) for name in modules}
         for name in ("rank_pattern", "alpha_pattern"):
             pattern = getattr(peft_config, name, None) or {}
             setattr(peft_config, name, {key.removeprefix(prefix): value for key, value in pattern.items()})
     try:
         return get_peft_model(model, peft_config)
     except ValueError as error:
-        whose = "" if task_type == "CAUSAL_LM" else "the critic, whose modules have no head above them: "
+        whose = "" if task_type == "CAUSAL_LM" else "for the critic, the same model without its head: "
         raise InputError(f"`peft_config`: {whose}{' '.join(str(error).split())}") from error
 
 
@@ -108,7 +132,7 @@ def make_critic(
     Args:
         policy (`PreTrainedModel` or `PeftModel`): The policy, before it gets an adapter.
         value_model (`PreTrainedModel`, [`ValueModel`], `str`, *optional*): See [`PPOTrainer`].
-        reward_models (`list[PreTrainedModel]`): Those that know the policy's tokens.
+        reward_models (`list[PreTrainedModel]`): Those that read the policy's token ids.
         peft_config (`PeftConfig`, *optional*): For an adapter on a copied trunk.
         kwargs: For `from_pretrained`, of a `value_model` by its id or path.
     """
@@ -118,11 +142,17 @@ def make_critic(
         return ValueModel(None, hidden_size=hidden_width(policy)).to(policy.device)
     if isinstance(value_model, str):
         value_model = AutoModel.from_pretrained(value_model, **kwargs)
+    needed = policy.get_input_embeddings().num_embeddings
     if value_model is not None:
-        known, needed = (x.get_input_embeddings().num_embeddings for x in (value_model, policy))
+        known = value_model.get_input_embeddings().num_embeddings
         if known < needed:
             raise InputError(f"`value_model` knows {known} tokens and the policy {needed}: it must know them all.")
-    family = [model for model in reward_models if model.config.model_type == policy.config.model_type]
+    family = [
+        model
+        for model in reward_models
+        if model.config.model_type == policy.config.model_type
+        and model.get_input_embeddings().num_embeddings >= needed
+    ]
     source = value_model if value_model is not None else next(iter(family), policy)
     # A reward model that scored for another trainer comes frozen.
     backbone = independent_copy(source).base_model.requires_grad_(True).to(policy.dtype)

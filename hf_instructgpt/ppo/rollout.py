@@ -215,9 +215,10 @@ def score_responses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score of each response by each of F reward functions.
 
-    A model without a tokenizer of its own here reads the ids themselves, prompt and response in one row; one with a
-    tokenizer reads the text, through its own chat template for messages, else with its end-of-text token behind a
-    response that `ended` by itself.
+    A model without a tokenizer of its own here reads the ids themselves, prompt and response in one row, without ids
+    for which it has no embedding: a policy whose embeddings are padded further can sample them, and they stand for no
+    text. One with a tokenizer reads the text, through its own chat template for messages, else with its end-of-text
+    token behind a response that `ended` by itself.
 
     A function is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and
     may be async. None leaves its term out.
@@ -232,7 +233,9 @@ def score_responses(
     for func, tokenizer in zip(reward_funcs, tokenizers, strict=True):
         if isinstance(func, nn.Module):
             if tokenizer is None:
-                rows = [prompt + response for prompt, response in zip(prompt_rows, completion_ids, strict=True)]
+                known = func.get_input_embeddings().num_embeddings
+                pairs = zip(prompt_rows, completion_ids, strict=True)
+                rows = [[i for i in prompt + response if i < known] for prompt, response in pairs]
             else:
                 texts = zip(prompts, completions, ended, strict=True)
                 rows = [encode_text(tokenizer, prompt + response, ended=end) for prompt, response, end in texts]

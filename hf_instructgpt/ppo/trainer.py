@@ -66,6 +66,7 @@ from .checks import (
     check_policy,
     check_processes,
     check_prompts,
+    check_reference,
     check_reward_funcs,
     foreign_tokenizers,
 )
@@ -73,12 +74,14 @@ from .config import PPOConfig
 from .ema import PolicyEMA
 from .fast import PolicySampler, can_sample, recommend, speed_up
 from .functional import (
+    MAX_LOG_RATIO,
     adapted_kl_coef,
     combine_scores,
     ends_with_stop,
     full_kl,
     generalized_advantage_estimation,
     kl_estimate,
+    kl_is_clamped,
     masked_whiten,
     policy_loss,
     score_scale,
@@ -88,7 +91,7 @@ from .functional import (
     value_loss,
 )
 from .generation import Generator, VLLMGenerator, engine_responses, generate_responses, pad_rows, sampling_config
-from .models import add_lora, load_policy, load_reward_func, make_critic, switches_off
+from .models import add_lora, load_policy, load_reward_func, loading_options, make_critic, switches_off
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
 from .resumable import ResumableTrainer
@@ -132,14 +135,17 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): The policy's tokenizer; from the
             model's path by default.
         reward_processing_classes (`PreTrainedTokenizerBase` or a list of these, *optional*): The reward models'
-            tokenizers, None for functions; from a model's id or path by default. A model whose tokenizer differs from
-            the policy's in vocabulary or chat template reads the text, any other the policy's token ids.
+            tokenizers, None for functions; by default that of a model's id or path, also where the model is passed as
+            an object. A model whose tokenizer contradicts the policy's, in an id or in the chat template, reads the
+            text, any other the policy's token ids. A model without a name and a tokenizer reads these too, if it has
+            as many tokens as the policy.
         ref_model (`str` or `PreTrainedModel`, *optional*): What the KL is measured from. By default the policy as it
             comes in: with `peft_config` the policy without its adapter, else a frozen copy.
         value_model (`str`, `PreTrainedModel` or [`ValueModel`], *optional*): What the critic starts from: a base model
             or its id or path, which is copied and gets a head, or a whole critic; "shared" is a head on the policy's
-            own trunk. By default the body of the first reward model (as in the paper) of the policy's vocabulary and
-            family, else the policy's. An error with `advantage_estimator="reward"`.
+            own trunk. By default the body of the first reward model (as in the paper) of the policy's family that
+            reads its token ids and has an embedding for each, else the policy's. An error with
+            `advantage_estimator="reward"`.
         ptx_dataset ([`~datasets.Dataset`], *optional*): Pretraining text for PPO-ptx: rows with `text`, `messages`, or
             `prompt` and `completion`.
         generator ([`~hf_instructgpt.ppo.generation.Generator`], *optional*): An engine that samples the responses in
@@ -178,26 +184,29 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         check_processes(args)
         # A new value head, a new adapter and a reward model's missing head are drawn at random.
         set_seed(args.seed)
-        trust = {"trust_remote_code": args.trust_remote_code}
-        name = model if isinstance(model, str) else model.config._name_or_path
-        model = load_policy(model, **trust, **(args.model_init_kwargs or {}))
+        options = loading_options(args)
+        name, source = model, {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+        if not isinstance(model, str):  # already loaded: `model_init_kwargs` is not about it
+            name, source = model.config._name_or_path, {"trust_remote_code": args.trust_remote_code}
+        model = load_policy(model, **options)
         if processing_class is None and not name:
             raise InputError(
                 "`processing_class` is missing: a model without a name does not say where its tokenizer is."
             )
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name, **trust)
+            processing_class = AutoTokenizer.from_pretrained(name, **source)
 
-        self._prepare_reward_funcs(reward_funcs, reward_processing_classes, processing_class, args)
         check_policy(model, processing_class)
-        check_reward_funcs(model, self.reward_funcs, self.reward_weights, self.reward_tokenizers)
-        if ref_model is model:
-            raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
+        self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
+        check_reward_funcs(model, self.reward_funcs, self.reward_weights)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             check_prompts(name, dataset, model, processing_class, args)
         if isinstance(ref_model, str):
-            ref_model = load_policy(ref_model, **trust)
+            # In the policy's precision; a revision is that of the policy's own repository.
+            alike = {key: options[key] for key in ("dtype", "attn_implementation") if key in options}
+            ref_model = load_policy(ref_model, trust_remote_code=args.trust_remote_code, **alike)
+        check_reference(ref_model, model)
 
         if args.preset is not None:
             value_model = recommend(args, model, value_model=value_model, generator=generator)
@@ -247,7 +256,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         set_seed(args.seed, device_specific=True)
 
     def _prepare_reward_funcs(
-        self, reward_funcs, tokenizers, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig
+        self, reward_funcs, tokenizers, policy, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig
     ) -> None:
         reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         tokenizers = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(reward_funcs)
@@ -255,7 +264,14 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self.reward_funcs = [load_reward_func(func, **trust) for func in reward_funcs]
         self.reward_names = reward_names(self.reward_funcs)
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
-        self.reward_tokenizers = foreign_tokenizers(reward_funcs, tokenizers, policy_tokenizer, **trust)
+        self.reward_tokenizers = foreign_tokenizers(
+            self.reward_funcs,
+            tokenizers,
+            names=[func if isinstance(func, str) else None for func in reward_funcs],
+            policy=policy,
+            policy_tokenizer=policy_tokenizer,
+            **trust,
+        )
 
     def _make_critic(self, policy, value_model, peft_config, args: PPOConfig) -> ValueModel | None:
         if args.advantage_estimator != "gae":
@@ -409,6 +425,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         for name, values in self._summarize(self._rollout).items():
             self._record(name, values)
         self._record("dropped_samples", ~mask.any(-1))
+        if self.args.kl_penalty_in == "reward":
+            self._record_kl_clamp(self._rollout.kl[mask])
         if self._token_log_prompts:
             rollout = self._roll_out(self._token_log_prompts, num_generations=self.args.num_generations)
             self._token_log_rollout = rollout[:: self.args.num_generations]
@@ -648,6 +666,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self._record("clip_fraction", clipped[mask])
         # k3 of Schulman's note "Approximating KL divergence" (2020): unbiased and never negative.
         log_ratio = (logprobs - batch.old_logprobs).detach()
+        self._record("ratio_clamp_fraction", (log_ratio > MAX_LOG_RATIO)[mask])
+        log_ratio = log_ratio.clamp(max=MAX_LOG_RATIO)
         self._record("approx_kl", (log_ratio.exp() - 1 - log_ratio)[mask])
         self._record("ratio", log_ratio.exp()[mask])
         loss = loss + self._regularizers(batch, logits, logprobs)
@@ -683,6 +703,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         elif args.kl_penalty_in == "loss":
             kl = kl_estimate(logprobs, ref_logprobs=batch.ref_logprobs, estimator=args.kl_estimator)
             loss = self.kl_coef * kl
+            self._record_kl_clamp((logprobs - batch.ref_logprobs)[mask])
         if args.entropy_coef:
             entropy = token_entropy(logits, temperature=args.temperature)
             self._record("entropy", entropy[mask])
@@ -818,6 +839,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             "completion_length": mask.sum(-1),
             "eos_fraction": ends_with_stop(rollout.response_ids, mask=mask, stop_token_ids=stop),
         }
+
+    def _record_kl_clamp(self, log_ratio: torch.Tensor) -> None:
+        if self.args.kl_estimator in ("k2", "k3"):
+            clamped = kl_is_clamped(log_ratio.detach(), estimator=self.args.kl_estimator)
+            self._record("kl_clamp_fraction", clamped)
 
     def _record(self, name: str, values: torch.Tensor) -> None:
         """Remember the numbers of a metric until the next log, as their sum and count."""

@@ -2,11 +2,13 @@
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetsError
@@ -22,17 +24,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import find_adapter_config_file, logging
-from trl import ModelConfig, RewardConfig, SFTConfig
+from trl import ModelConfig, RewardConfig, SFTConfig, get_peft_config
 
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..data.formats import check_columns, whole_text
 from ..errors import InputError
 from ..ppo.config import PPOConfig
-from ..ppo.models import load_policy
+from ..ppo.models import load_policy, loading_options
 from ..ppo.models import load_reward_func as load_scorer
 from ..ppo.rollout import encode_prompt, encode_text
 from .arguments import StageArguments
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 # ---- Data ----------------------------------------------------------------------------------------------------------
 
@@ -249,7 +254,8 @@ def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = 
         if find_adapter_config_file(name, revision=revision) is not None:
             from peft import PeftConfig
 
-            name = PeftConfig.from_pretrained(name).base_model_name_or_path
+            adapter = PeftConfig.from_pretrained(name, revision=revision)
+            name, revision = adapter.base_model_name_or_path, adapter.revision or "main"
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
@@ -285,16 +291,35 @@ def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -
     return model
 
 
+def model_source(training_args: SFTConfig | RewardConfig | PPOConfig, model_args: ModelConfig) -> dict:
+    """What of `from_pretrained` the model, its configuration and its tokenizer share: revision and trust."""
+    options = {"revision": model_args.model_revision, **loading_options(training_args)}
+    return {key: options[key] for key in ("revision", "trust_remote_code")}
+
+
 def load_options(training_args: SFTConfig | RewardConfig | PPOConfig, model_args: ModelConfig) -> dict:
     """Keyword arguments of `from_pretrained` that the options ask for. `model_init_kwargs` is used up by it."""
-    init_kwargs, training_args.model_init_kwargs = training_args.model_init_kwargs or {}, None
-    return {
+    options = {
         "revision": model_args.model_revision,
-        "trust_remote_code": training_args.trust_remote_code,
         "dtype": model_args.dtype,
         "attn_implementation": model_args.attn_implementation,
-        **init_kwargs,
+        **loading_options(training_args),
     }
+    training_args.model_init_kwargs = None
+    return options
+
+
+def lora_config(model_args: ModelConfig) -> "PeftConfig | None":
+    """The adapter that the options ask for.
+
+    `ModelConfig` turns a list of one module into a string, which PEFT reads as a regular expression of a full name. A
+    string without any sign of a regular expression is a module's name again.
+    """
+    config = get_peft_config(model_args)
+    modules = config and config.target_modules
+    if isinstance(modules, str) and re.fullmatch(r"[\w.]+", modules):
+        config.target_modules = {modules}
+    return config
 
 
 @contextmanager

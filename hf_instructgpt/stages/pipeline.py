@@ -33,6 +33,7 @@ from .inputs import (
     load_stage_datasets,
     load_text,
     load_tokenizer,
+    model_source,
 )
 from .output import (
     METRICS_FILE,
@@ -196,13 +197,12 @@ class Pipeline:
         name = model_args.model_name_or_path
         if name == str(self.output_dir / self.body):
             return policy
-        source = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
+        source = model_source(training_args, model_args)
         tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
-        mine, its = (c.get_text_config().vocab_size for c in (policy[1], config))
-        if mine != its:
+        if tokenizer.get_vocab() != policy[0].get_vocab():
             raise InputError(
-                f"{self.source}, reward: {name} knows {its} tokens and the policy {mine}: a reward model must share "
-                "the policy's vocabulary. Leave `model_name_or_path` out to start from the policy."
+                f"{self.source}, reward: the vocabulary of {name} is another than the policy's, which the reward "
+                "model of a run must share. Leave `model_name_or_path` out to start from the policy."
             )
         return tokenizer, config
 

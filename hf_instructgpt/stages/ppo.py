@@ -4,7 +4,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers.utils import logging
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig
@@ -21,6 +21,8 @@ from .inputs import (
     load_stage_datasets,
     load_text,
     load_tokenizer,
+    lora_config,
+    model_source,
     peft_errors,
 )
 from .output import REPORT_CARD_FILE, read_json, weights_sha256
@@ -75,8 +77,8 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
     check_ppo_options(args, training_args, model_args)
     needs_eval = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_stage_datasets(args, "prompts", needs_eval=needs_eval)
-    name, options = model_args.model_name_or_path, load_options(training_args, model_args)
-    source = {key: options[key] for key in ("revision", "trust_remote_code")}
+    name, source = model_args.model_name_or_path, model_source(training_args, model_args)
+    options = load_options(training_args, model_args)
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
@@ -96,5 +98,5 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
             processing_class=tokenizer,
             value_model=args.value_model,
             ptx_dataset=load_text("ptx_dataset_name", args) if args.ptx_dataset_name is not None else None,
-            peft_config=get_peft_config(model_args),
+            peft_config=lora_config(model_args),
         )

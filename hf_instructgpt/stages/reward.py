@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trl import ModelConfig, RewardConfig, get_peft_config
+from trl import ModelConfig, RewardConfig
 
 from ..reward.ranking_trainer import RankingRewardTrainer
 from .arguments import RewardArguments
@@ -14,6 +14,8 @@ from .inputs import (
     load_stage_datasets,
     load_text,
     load_tokenizer,
+    lora_config,
+    model_source,
     peft_errors,
 )
 from .running import run_stage
@@ -35,8 +37,8 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     needs_eval = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_stage_datasets(args, "reward", needs_eval=needs_eval)
     eval_dataset = eval_dataset if needs_eval else None
-    name, options = model_args.model_name_or_path, load_options(training_args, model_args)
-    source = {key: options[key] for key in ("revision", "trust_remote_code")}
+    name, source = model_args.model_name_or_path, model_source(training_args, model_args)
+    options = load_options(training_args, model_args)
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "reward", tokenizer, config, training_args, source=args.dataset_name)
@@ -56,5 +58,5 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             calibration_dataset=calibration_dataset,
-            peft_config=get_peft_config(model_args),
+            peft_config=lora_config(model_args),
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
-from trl import ModelConfig, SFTConfig, get_peft_config
+from trl import ModelConfig, SFTConfig
 
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
@@ -25,6 +25,8 @@ from .inputs import (
     load_stage_datasets,
     load_text,
     load_tokenizer,
+    lora_config,
+    model_source,
     peft_errors,
 )
 from .running import run_stage
@@ -127,7 +129,7 @@ def make_sft_trainer(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            peft_config=get_peft_config(model_args),
+            peft_config=lora_config(model_args),
             **selection,
         )
     if training_args.max_length is not None and not training_args.packing:
@@ -178,8 +180,9 @@ def _selection(
     """Arguments of [`SelectingSFTTrainer`]: the reward model, its tokenizer, prompts and the room for an answer."""
     trust = {"trust_remote_code": training_args.trust_remote_code}
     reward_model = load_reward_func(args.selection_reward_model, **trust).requires_grad_(False).eval()
-    tokenizers = foreign_tokenizers([args.selection_reward_model], [None], tokenizer, **trust)
-    check_reward_funcs(model, [reward_model], [1.0], tokenizers)
+    names, policy = [args.selection_reward_model], {"policy": model, "policy_tokenizer": tokenizer}
+    tokenizers = foreign_tokenizers([reward_model], [None], names=names, **policy, **trust)
+    check_reward_funcs(model, [reward_model], [1.0])
     prompts = eval_dataset.shuffle(seed=training_args.seed)["prompt"][:NUM_SELECTION_PROMPTS]
     max_new_tokens = args.selection_max_new_tokens
     if training_args.max_length is not None:
@@ -198,8 +201,7 @@ def tokenizer_and_config(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
     """Those of the named model, else of a new CharGPT. Raises `InputError` if there are none."""
     if model_args.model_name_or_path is not None:
-        source = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
-        name = model_args.model_name_or_path
+        name, source = model_args.model_name_or_path, model_source(training_args, model_args)
         return load_tokenizer(name, **source), load_config(name, **source)
     tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset))
     init_kwargs = training_args.model_init_kwargs or {}

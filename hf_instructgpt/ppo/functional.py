@@ -15,6 +15,11 @@ import torch
 LARGE_VOCABULARY = 8192
 
 
+def in_float64(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers in float64, on the CPU where the device has no float64 (Apple's MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def response_mask(response_ids: torch.Tensor, *, stop_token_ids: list[int]) -> torch.Tensor:
     """Real tokens of sampled responses: everything up to and including the first stop token.
 

@@ -16,6 +16,21 @@ os.environ |= {
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fake-device", action="store_true", help="as on a GPU, without one: see tests/fake_device.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fake_device(request):
+    if not request.config.getoption("--fake-device"):
+        yield
+        return
+    from fake_device import fake_device
+
+    with fake_device():
+        yield
+
+
 @pytest.fixture(scope="session")
 def document_run(tmp_path_factory):
     """The folder of a run of the recipe `document`, called `doc`. It is read, and never written to."""

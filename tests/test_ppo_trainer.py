@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -787,6 +788,21 @@ def test_a_policy_whose_first_ratio_is_not_one_is_refused(tmp_path):
     with pytest.raises(InputError, match="other log-probs in an update than in the rollout"):
         make(tmp_path, Dropping(gpt2().config), max_steps=1).train()
     make(tmp_path, Dropping(gpt2(resid_pdrop=0.0).config), max_steps=1).train()
+
+
+def test_ratios_that_are_not_one_later_do_not_stop_a_run_but_stop_one_that_is_resumed(tmp_path, caplog):
+    class DropLater(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            model.policy.config.resid_pdrop = 0.5
+
+    logging.getLogger("transformers").propagate = True
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4, "learning_rate": 0.0}
+    make(tmp_path, Dropping(gpt2(resid_pdrop=0.0).config), callbacks=[DropLater()], **options).train()
+    logging.getLogger("transformers").propagate = False
+    warnings = [message for message in caplog.messages if "other log-probs in an update" in message]
+    assert len(warnings) == 1 and warnings[0].startswith("after step 2: ")
+    with pytest.raises(InputError, match="after step 4: .* other log-probs in an update"):
+        make(tmp_path, Dropping(gpt2(resid_pdrop=0.5).config), **options).train(resume_from_checkpoint=True)
 
 
 class Counting(GPT2LMHeadModel):

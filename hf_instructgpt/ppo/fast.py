@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..errors import InputError
 from .actor_critic import ActorCritic, has_adapter, hidden_width, independent_copy, without_adapter
 from .config import PPOConfig
-from .functional import LARGE_VOCABULARY, response_mask
+from .functional import LARGE_VOCABULARY, in_float64, response_mask
 from .generation import pad_rows
 from .onednn import is_available, mkl_is_slow, use_onednn
 
@@ -219,11 +219,11 @@ def draw_tokens(logits: torch.Tensor, *, temperature: float) -> torch.Tensor:
 
     The first token whose cumulative probability is above a uniform number.
     """
-    sums = (logits.float() / temperature).softmax(-1).cumsum(-1, dtype=torch.float64)  # or rare tokens would vanish
+    sums = in_float64((logits.float() / temperature).softmax(-1)).cumsum(-1)  # in float32 rare tokens would vanish
     # Times the last sum, which rounding leaves a little off 1; a float32 below 1 stays below it.
     numbers = torch.rand(len(sums), 1, device=sums.device).double() * sums[:, -1:]
     tokens = torch.searchsorted(sums, numbers, right=True).squeeze(-1)
-    return tokens.clamp(max=sums.shape[-1] - 1)  # of a row of NaNs too: its log-probs will tell
+    return tokens.clamp(max=sums.shape[-1] - 1).to(logits.device)  # of a row of NaNs too: its log-probs will tell
 
 
 # ---- What is recommended --------------------------------------------------------------------------------------------

@@ -28,6 +28,11 @@ def _check_shapes(**tensors: torch.Tensor) -> None:
         raise ValueError(f"these must have one shape: {shapes}.")
 
 
+def in_float64(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers in float64, on the CPU where the device has no float64 (Apple's MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def response_mask(response_ids: torch.Tensor, *, stop_token_ids: list[int]) -> torch.Tensor:
     """Real tokens of sampled responses: everything up to and including the first stop token.
 

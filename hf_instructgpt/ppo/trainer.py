@@ -80,6 +80,7 @@ from .functional import (
     ends_with_stop,
     full_kl,
     generalized_advantage_estimation,
+    in_float64,
     kl_estimate,
     kl_is_clamped,
     masked_whiten,
@@ -385,6 +386,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _begin_training(self) -> None:
         self._sums.clear()
         self._synced_step = None
+        self._on_unequal_ratios = "raise"
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
 
@@ -597,7 +599,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             [torch.stack([rows.sum(), rows.new_tensor(len(rows), dtype=torch.long)]) for rows in bad.values()]
         )
         # On all processes, so that all of them stop.
-        counts = self._global_sum(counts.to(self.accelerator.device)).tolist()
+        counts = self._global_sum(counts).tolist()
         for name, (count, total) in zip(bad, counts, strict=True):
             if count:
                 self._report_nonfinite(f"{name} in {count} of {total} rows")
@@ -613,9 +615,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         scores = torch.where(kept, scores, 0)
         if self.args.scale_scores:
             if update:
-                x = scores.double()
-                sums = torch.stack([kept.sum().double(), x.sum(), x.square().sum()])
-                self._score_sums += self._global_sum(sums).cpu()
+                x, count = scores.cpu().double(), torch.tensor(kept.sum().item(), dtype=torch.float64)
+                self._score_sums += self._global_sum(torch.stack([count, x.sum(), x.square().sum()]))
             scores = scores / score_scale(self._score_sums)
         clip = self.args.score_clip
         return scores if clip is None else scores.clamp(-clip, clip)
@@ -749,16 +750,27 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         return accepted
 
     def _check_first_ratio(self, approx_kl: float) -> None:
-        """Before a rollout's first step the policy is the one that was measured: every ratio is 1, or it is random."""
-        step = (self._micro_step - 1) // self.args.gradient_accumulation_steps
-        is_first = step % (self.args.num_ppo_epochs * self.args.num_mini_batches) == 0
-        is_half = self.args.bf16 or self.args.fp16 or self._actor_critic.language_model.dtype != torch.float32
-        if is_first and approx_kl > (1e-2 if is_half else 1e-4):
-            raise InputError(
-                "the policy gives other log-probs in an update than in the rollout just before it (a KL of "
-                f"{approx_kl:.2g} nats a token): is there a dropout in its `forward` that reads its rate from the "
-                "configuration? Set it to 0 there."
+        """Check that all ratios are 1 on a rollout's first update, when the policy is the one that was measured.
+
+        If they are not, training stops at its first rollout; at a later one there is a warning, once.
+        """
+        args = self.args
+        step = (self._micro_step - 1) // args.gradient_accumulation_steps
+        if step % (args.num_ppo_epochs * args.num_mini_batches) != 0:
+            return
+        is_coarse = args.bf16 or args.fp16 or args.tf32 or self._actor_critic.language_model.dtype != torch.float32
+        is_off = approx_kl > (1e-2 if is_coarse else 1e-4)
+        if is_off and self._on_unequal_ratios != "ignore":
+            message = (
+                f"after step {self.state.global_step}: the policy gives other log-probs in an update than in the "
+                f"rollout just before it (a KL of {approx_kl:.2g} nats per token). Its forward pass is random (dropout "
+                "or router noise in its code: set the rate to 0 in its configuration), or too coarse (TF32, or "
+                "`batch_by_length` where kernels differ by shape: turn it off)."
             )
+            if self._on_unequal_ratios == "raise":
+                raise InputError(message)
+            logger.warning(message)
+        self._on_unequal_ratios = "ignore" if is_off or self._on_unequal_ratios == "ignore" else "warn"
 
     def _gradients_are_finite(self) -> bool:
         if self.accelerator.scaler is not None or self.is_deepspeed_enabled:  # both look after that themselves
@@ -813,11 +825,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             rollout = self._roll_out([dataset[i] for i in mine] or [dataset[0]], num_generations=1)[: len(mine)]
             summary = self._summarize(rollout)
             for name in metric_names:
-                values = summary[name]
-                sums[name] += torch.stack([values.sum().double(), torch.tensor(len(values))]).cpu()
+                sums[name] += torch.tensor([summary[name].sum().item(), len(summary[name])], dtype=torch.float64)
         metrics = {}
         for name, total_and_count in sums.items():
-            total, count = self._global_sum(total_and_count.to(self.accelerator.device)).tolist()
+            total, count = self._global_sum(total_and_count).tolist()
             if count:
                 metrics[f"{metric_key_prefix}_{name}"] = total / count
         self.log(metrics)
@@ -851,7 +862,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self._sums[name].append(torch.stack([values.sum(), torch.tensor(float(values.numel()), device=values.device)]))
 
     def _global_sum(self, x: torch.Tensor) -> torch.Tensor:
-        return self.accelerator.reduce(x, reduction="sum")
+        """Sum over all processes, on the device that `x` is on."""
+        if self.args.world_size == 1:  # here x may be in float64 where the device (MPS) cannot hold it
+            return x
+        return self.accelerator.reduce(x.to(self.accelerator.device), reduction="sum").to(x.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the means of all metrics since the last one over real tokens and all processes."""
@@ -985,7 +999,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         if self._reference_mark is None:
             model = self.ref_model
             params = self._actor_critic.policy.parameters() if model is None else model.parameters()
-            sums = [p.detach().double().abs().sum() for p in params if not p.requires_grad]
+            sums = [in_float64(p.detach()).abs().sum() for p in params if not p.requires_grad]
             self._reference_mark = f"{float(sum(sums)):.7g}"
         return self._reference_mark
 

@@ -42,7 +42,7 @@ def calibrate(
     demonstrations = demonstrations.select([i * len(demonstrations) // num_rows for i in range(num_rows)])
     rows = [encode_text(tokenizer, _text(row), ended=True) for row in demonstrations]
     rows = [ids if max_length is None else ids[-max_length:] for ids in rows]
-    bias = -reward_model_scores(model, rows, batch_size=batch_size).double().mean().item()
+    bias = -reward_model_scores(model, rows, batch_size=batch_size).cpu().double().mean().item()
     if hasattr(model, "score_bias") and not is_peft_model(model):
         with torch.no_grad():
             model.score_bias += bias

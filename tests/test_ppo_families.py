@@ -230,14 +230,16 @@ def test_what_is_saved_loads_bit_for_bit_with_the_auto_classes(run, tmp_path):
     assert values[rollout.response_mask].equal(rollout.values[rollout.response_mask])
 
 
-# ---- Families with something of their own ----------------------------------------------------------------------------
+# ---- Families with something of their own --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("model_type", "can"),
-    [("llama", True), ("gemma4_text", True), ("gpt_oss", True)]  # sliding windows too
-    + [("lfm2", False), ("qwen3_next", False), ("falcon_h1", False), ("mamba2", False), ("minimax", False)]
-    + [("git", False)],  # takes positions and counts for itself
+    [
+        *((name, True) for name in ("llama", "gemma4_text", "gpt_oss")),  # sliding windows too
+        *((name, False) for name in ("lfm2", "qwen3_next", "falcon_h1", "mamba2", "minimax")),
+        ("git", False),  # takes positions and counts for itself
+    ],
 )
 def test_the_fast_sampler_is_for_models_whose_cache_is_attentions_alone(model_type, can):
     model = small_model(model_type)
@@ -266,11 +268,11 @@ def test_the_preset_leaves_sampling_to_generate_where_the_fast_sampler_cannot(tm
     )
     assert trainer.generator is None and trainer.args.fast_sampling is None
     trainer.train()
-    with pytest.raises(InputError, match="`fast_sampling`: .* Leave it out: `generate` samples instead"):
+    with pytest.raises(InputError, match=r"`fast_sampling`: .* Leave it out: `generate` samples instead"):
         test_families.make(small_model("lfm2"), str(tmp_path), fast_sampling=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float", "half"])
 @pytest.mark.parametrize(
     ("model_type", "message"),
     [
@@ -279,6 +281,7 @@ def test_the_preset_leaves_sampling_to_generate_where_the_fast_sampler_cannot(tm
         ("roberta", "told positions that count from 0"),
         ("xlnet", "when more tokens follow .* not causal"),
     ],
+    ids=["state", "cache", "positions", "order"],
 )
 def test_a_model_that_reads_padding_is_refused_in_any_precision(model_type, message, dtype):
     state = torch.random.get_rng_state()
@@ -330,7 +333,7 @@ def test_weights_that_a_checkpoint_lacks_are_not_drawn_anew(tmp_path):
     model = small_model("llama")
     saved = {name: weight for name, weight in model.state_dict().items() if name != "model.norm.weight"}
     model.save_pretrained(tmp_path, state_dict=saved)
-    with pytest.raises(InputError, match="lacks 1 weights of LlamaForCausalLM, such as model.norm.weight"):
+    with pytest.raises(InputError, match=r"lacks 1 weights of LlamaForCausalLM, such as model\.norm\.weight"):
         load_weights(model, tmp_path)
 
 

@@ -910,7 +910,7 @@ def test_a_prompt_that_is_neither_text_nor_messages(tmp_path, prompt, message):
 def test_generation_settings_that_cannot_be_saved_are_refused_before_the_training(tmp_path):
     model = policy()
     model.generation_config = GenerationConfig(temperature=0.6, eos_token_id=EOS)
-    with pytest.raises(InputError, match="`generation_config` could not be saved with it: .*temperature"):
+    with pytest.raises(InputError, match=r"`generation_config` could not be saved with it: .*temperature"):
         make(tmp_path, model)
     # What a published model has is saved as it came.
     GenerationConfig(temperature=0.6, do_sample=True).save_pretrained(tmp_path / "model")

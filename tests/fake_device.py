@@ -48,7 +48,9 @@ class FakeDevice(TorchFunctionMode):
     def take(self, x: Tensor) -> Tensor:
         """Note that a tensor is on the device."""
         if x.dtype == torch.float64 and not _called_by_a_test():
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
         while torch._C._functorch.is_functorch_wrapped_tensor(x):
             x = torch._C._functorch.get_unwrapped(x)
         if len(self.storages) > 50_000:

@@ -11,6 +11,7 @@ EVALUATION = "hf_instructgpt/evaluation"
 CHECKLIST = "tests/test_ppo_checklist.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
+FAMILIES = "tests/test_ppo_families.py::"
 FAST = "tests/test_ppo_fast.py::"
 FUNCTIONAL = "tests/test_ppo_functional.py::"
 GENERATION = "tests/test_ppo_generation.py::"
@@ -128,6 +129,22 @@ MUTANTS = [
         f"{ROLLOUT}test_logprobs_do_not_depend_on_the_amount_of_padding[gpt2-5-0]",
     ),
     Mutant(
+        "7b",
+        "what a model's own `generate` reads is not looked at",
+        f"{PPO}/padding.py",
+        "        if generates:\n",
+        "        if False:\n",
+        f"{FAMILIES}test_a_model_that_reads_padding_is_refused_in_any_precision[cache-float]",
+    ),
+    Mutant(
+        "7c",
+        "in half precision a nat of padding is let through",
+        f"{PPO}/padding.py",
+        "return 5e-2 if",
+        "return 1.0 if",
+        f"{FAMILIES}test_a_model_that_reads_padding_is_refused_in_any_precision[state-half]",
+    ),
+    Mutant(
         "8a",
         "log-probs leave the sampling temperature out",
         f"{PPO}/functional.py",
@@ -199,6 +216,22 @@ MUTANTS = [
         "pass",
         f"{ROLLOUT}test_disable_dropout_makes_training_mode_deterministic_and_keeps_the_config"
         "[LlamaForCausalLM-config1]",
+    ),
+    Mutant(
+        "11c",
+        "dropout that a forward reads from the configuration is off in what is saved",
+        f"{PPO}/actor_critic.py",
+        "            vars(config).update(own)\n",
+        "            pass\n",
+        f"{TRAINER}test_dropout_rates_in_the_configuration_are_off_in_updates_and_saved_as_they_were",
+    ),
+    Mutant(
+        "11d",
+        "noise of a router is set to 0, and so what it routes in evaluation",
+        f"{PPO}/actor_critic.py",
+        "module.training = False",
+        "module.jitter_noise = 0.0",
+        f"{TRAINER}test_noise_in_what_is_routed_to_experts_is_off_but_its_number_stays",
     ),
     Mutant(
         "12a",
@@ -641,6 +674,14 @@ MUTANTS = [
         "tests/test_stages_alone.py::test_a_module_alone_is_a_name[given0-expected0]",
     ),
     Mutant(
+        "29f",
+        "a head on the policy's trunk reads the state behind a token",
+        f"{PPO}/actor_critic.py",
+        "critic.head(hidden[-1][:, -length - 1 : -1])",
+        "critic.head(hidden[-1][:, -length:])",
+        f"{FAMILIES}test_a_head_on_the_policys_trunk_reads_its_last_hidden_state[gemma3n_text]",
+    ),
+    Mutant(
         "30",
         "reward models and functions get the ids of the decoded text",
         f"{PPO}/rollout.py",
@@ -792,6 +833,14 @@ MUTANTS = [
         "        self._epoch = epoch\n",
         '        self._epoch = epoch - kwargs["epochs_trained"]\n',
         f"{TRAINER}test_a_resumed_run_ends_with_the_same_bytes[8]",
+    ),
+    Mutant(
+        "34g",
+        "weights that a checkpoint lacks are drawn anew",
+        f"{PPO}/actor_critic.py",
+        'sorted(names & set(report["missing_keys"]))',
+        "[]",
+        f"{FAMILIES}test_weights_that_a_checkpoint_lacks_are_not_drawn_anew",
     ),
     Mutant(
         "35a",
@@ -1024,5 +1073,21 @@ MUTANTS = [
         "torch.cat(scores)[place.to(model.device)]",
         "torch.cat(scores)",
         f"{FAST}test_scores_by_length_are_those_in_turn",
+    ),
+    Mutant(
+        "39h",
+        "the fast sampler drives a model whose cache holds a state",
+        f"{PPO}/fast.py",
+        "if not {type(layer) for layer in DynamicCache(config=model.config).layers} <= plain:",
+        "if False:",
+        f"{FAMILIES}test_the_fast_sampler_is_for_models_whose_cache_is_attentions_alone[lfm2-False]",
+    ),
+    Mutant(
+        "39i",
+        "the fast sampler drives a model that counts positions for itself",
+        f"{PPO}/fast.py",
+        "return not difference(",
+        "return True or difference(",
+        f"{FAMILIES}test_the_fast_sampler_is_for_models_whose_cache_is_attentions_alone[git-False]",
     ),
 ]

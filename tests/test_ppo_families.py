@@ -1,4 +1,6 @@
-"""The trainer over four model families: what must hold whatever the architecture. No weights but random ones.
+"""The trainer over four model families, and what a few others have of their own. `test_families.py` runs all of them.
+
+No weights but random ones.
 
 CharGPT brings its own code, fixed sinusoids and a bias at its head; GPT-2 has learned positions and a head tied to the
 embeddings; Llama has rotary positions, and dropout as a plain number; Cohere has parallel blocks, a scaled and tied
@@ -6,8 +8,12 @@ head, and no sequence-classification class: a critic needs none.
 """
 
 import pytest
+import test_families
 import torch
 from datasets import Dataset
+from peft import LoraConfig
+from test_families import TOKENIZER as FAMILIES_TOKENIZER
+from test_families import small_model
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoModelForCausalLM,
@@ -20,8 +26,11 @@ from transformers import (
 )
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
-from hf_instructgpt.ppo.actor_critic import ValueModel, independent_copy, load_value_model
+from hf_instructgpt.errors import InputError
+from hf_instructgpt.ppo.actor_critic import ValueModel, independent_copy, load_value_model, load_weights
 from hf_instructgpt.ppo.config import PPOConfig
+from hf_instructgpt.ppo.fast import can_sample
+from hf_instructgpt.ppo.padding import check_padding
 from hf_instructgpt.ppo.rollout import model_inputs, response_logprobs
 from hf_instructgpt.ppo.trainer import PPOTrainer
 
@@ -219,3 +228,116 @@ def test_what_is_saved_loads_bit_for_bit_with_the_auto_classes(run, tmp_path):
     with torch.no_grad():
         values = critic.eval()(response_length=logprobs.shape[1], **model_inputs(critic.backbone, *rollout.sequences))
     assert values[rollout.response_mask].equal(rollout.values[rollout.response_mask])
+
+
+# ---- Families with something of their own --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model_type", "can"),
+    [
+        *((name, True) for name in ("llama", "gemma4_text", "gpt_oss")),  # sliding windows too
+        *((name, False) for name in ("lfm2", "qwen3_next", "falcon_h1", "mamba2", "minimax")),
+        ("git", False),  # takes positions and counts for itself
+    ],
+)
+def test_the_fast_sampler_is_for_models_whose_cache_is_attentions_alone(model_type, can):
+    model = small_model(model_type)
+    assert can_sample(model) == can and model.training
+    test_families.check_sampler(model)
+
+
+def test_the_fast_sampler_passes_the_cache_by_the_name_that_the_model_has():
+    """transformers 5.24 calls it `cache`."""
+
+    class Renamed(LlamaForCausalLM):
+        def forward(self, input_ids, cache=None, position_ids=None, attention_mask=None, logits_to_keep=0, **kwargs):
+            inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": cache}
+            return super().forward(input_ids, **inputs, logits_to_keep=logits_to_keep, **kwargs)
+
+    torch.manual_seed(0)
+    model = Renamed(small_model("llama").config)
+    assert can_sample(model)
+    test_families.check_sampler(model)
+
+
+def test_the_preset_leaves_sampling_to_generate_where_the_fast_sampler_cannot(tmp_path):
+    """Rows of a hybrid's cache cannot be dropped, and its convolutions would read the padding."""
+    trainer = test_families.make(
+        small_model("lfm2"), str(tmp_path), preset="recommended", per_device_train_batch_size=16
+    )
+    assert trainer.generator is None and trainer.args.fast_sampling is None
+    trainer.train()
+    with pytest.raises(InputError, match=r"`fast_sampling`: .* Leave it out: `generate` samples instead"):
+        test_families.make(small_model("lfm2"), str(tmp_path), fast_sampling=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float", "half"])
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("recurrent_gemma", "other log-probs for a prompt that is padded on the left"),
+        ("minimax", "`generate` of MiniMaxForCausalLM samples padded prompts from other log-probs"),
+        ("roberta", "told positions that count from 0"),
+        ("xlnet", "when more tokens follow .* not causal"),
+    ],
+    ids=["state", "cache", "positions", "order"],
+)
+def test_a_model_that_reads_padding_is_refused_in_any_precision(model_type, message, dtype):
+    state = torch.random.get_rng_state()
+    check_padding(small_model("llama").to(dtype), FAMILIES_TOKENIZER, generates=True)
+    model = small_model(model_type).to(dtype)
+    torch.random.set_rng_state(state)
+    with pytest.raises(InputError, match=message):
+        check_padding(model, FAMILIES_TOKENIZER, generates=True)
+    assert torch.random.get_rng_state().equal(state) and model.training
+
+
+def test_the_padding_check_sees_what_an_embedding_of_zeros_hides():
+    """As a new model's padding token has it."""
+    model = small_model("recurrent_gemma")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[test_families.PAD] = 0
+    with pytest.raises(InputError, match="padded on the left"):
+        check_padding(model, FAMILIES_TOKENIZER, generates=True)
+
+
+def test_a_model_whose_generate_alone_reads_padding_can_do_without_the_cache_or_without_generate(tmp_path):
+    test_families.make(small_model("minimax"), str(tmp_path), generation_kwargs={"use_cache": False}).train()
+    check_padding(small_model("minimax"), FAMILIES_TOKENIZER, generates=False)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama4_text"])
+def test_critics_from_trunks_of_another_shape_or_name(model_type, tmp_path):
+    """BERT's trunk has a pooler where it is built alone; Llama 4's is not what its class says."""
+    test_families.check_default(model_type, str(tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["gemma3n_text", "opt", "llama4_text"])
+def test_a_head_on_the_policys_trunk_reads_its_last_hidden_state(model_type, tmp_path):
+    """Gemma 3n's hidden states have four axes; OPT's language model calls its trunk's decoder by itself."""
+    trainer = test_families.make(small_model(model_type), str(tmp_path), value_model="shared")
+    torch.nn.init.normal_(trainer.model.value_model.value_head.weight)
+    rollout = trainer._roll_out(test_families.PROMPTS, num_generations=1)
+    trainer.train()
+    trainer.save_model(str(tmp_path))
+    loaded = load_value_model(tmp_path).eval()
+    rollout = trainer._roll_out(test_families.PROMPTS, num_generations=1)
+    inputs = model_inputs(loaded.backbone, *rollout.sequences)
+    with torch.no_grad():
+        values = loaded(response_length=rollout.response_ids.shape[1], **inputs)
+    torch.testing.assert_close(values[rollout.response_mask], rollout.values[rollout.response_mask])
+
+
+def test_weights_that_a_checkpoint_lacks_are_not_drawn_anew(tmp_path):
+    model = small_model("llama")
+    saved = {name: weight for name, weight in model.state_dict().items() if name != "model.norm.weight"}
+    model.save_pretrained(tmp_path, state_dict=saved)
+    with pytest.raises(InputError, match=r"lacks 1 weights of LlamaForCausalLM, such as model\.norm\.weight"):
+        load_weights(model, tmp_path)
+
+
+def test_what_peft_refuses_in_the_policy_is_not_the_critics_fault(tmp_path):
+    with pytest.raises(InputError, match="Module 'out_proj' is incompatible") as error:
+        test_families.make(small_model("mamba"), str(tmp_path), peft_config=LoraConfig(target_modules="all-linear"))
+    assert "critic" not in str(error.value)

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTForSequenceClassification
+from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.actor_critic import ValueModel, disable_dropout, independent_copy
 from hf_instructgpt.ppo.functional import combine_scores
 from hf_instructgpt.ppo.generation import generate_responses, pad_rows, sampling_config
@@ -323,6 +324,21 @@ def test_a_function_that_returns_too_few_scores_is_named():
 
     with pytest.raises(ValueError, match="broken returned 1 scores for 2"):
         score(broken)
+
+
+@pytest.mark.parametrize("scores", [0.0, [[0.0], [1.0]], ["good", "bad"], torch.zeros(2, 2)])
+def test_what_is_no_list_of_numbers_is_named(scores):
+    def broken(**_):
+        return scores
+
+    with pytest.raises(InputError, match="the reward function broken must return a list of numbers"):
+        score(broken)
+
+
+def test_numbers_of_any_kind_are_scores():
+    assert (
+        score(lambda **_: torch.tensor([1.0, 2.0])) == score(lambda **_: [torch.tensor(1), True + True]) == [1.0, 2.0]
+    )
 
 
 def test_a_reward_model_reads_prompt_and_response_as_one_row():

@@ -12,13 +12,19 @@ from datasets import Dataset
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
     TrainerCallback,
+    TrainingArguments,
 )
 
 from hf_instructgpt.char_gpt import (
@@ -39,6 +45,7 @@ EOS = 66
 TOKENIZER = CharGPTTokenizer.from_document()
 PROMPTS = Dataset.from_list([{"prompt": text} for text in ("a", "bcd", "ef", "ghij", "klm", "no")])
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+T5 = T5Config(vocab_size=68, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
 
 
 def policy(seed=0, eos_bias=3.0, **config):
@@ -776,18 +783,45 @@ def test_the_critic_learns_in_the_policy_s_precision(tmp_path):
 
 
 class Dropping(GPT2LMHeadModel):
-    """Its dropout is no module: `disable_dropout` cannot see it."""
+    """Its dropout is no module, and its rate no number of one: by default it stands in the configuration (Falcon)."""
+
+    rate = None
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
         outputs = super().forward(input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
-        outputs.logits = torch.nn.functional.dropout(outputs.logits, self.config.resid_pdrop, self.training)
+        rate = self.config.resid_pdrop if self.rate is None else self.rate
+        outputs.logits = torch.nn.functional.dropout(outputs.logits, rate, self.training)
         return outputs
+
+
+class Noisy(Dropping):
+    rate = 0.1
 
 
 def test_a_policy_whose_first_ratio_is_not_one_is_refused(tmp_path):
     with pytest.raises(InputError, match="other log-probs in an update than in the rollout"):
-        make(tmp_path, Dropping(gpt2().config), max_steps=1).train()
-    make(tmp_path, Dropping(gpt2(resid_pdrop=0.0).config), max_steps=1).train()
+        make(tmp_path, Noisy(gpt2(resid_pdrop=0.0).config), max_steps=1).train()
+
+
+def test_dropout_rates_in_the_configuration_are_off_in_updates_and_saved_as_they_were(tmp_path):
+    trainer = make(tmp_path, Dropping(gpt2(resid_pdrop=0.3).config), max_steps=4)
+    trainer.train()
+    assert logged(trainer, "ratio")[0] == 1 and trainer.model.config.resid_pdrop == 0.3
+    trainer.save_model(str(tmp_path))
+    assert GPT2Config.from_pretrained(tmp_path).resid_pdrop == 0.3
+
+
+def test_noise_in_what_is_routed_to_experts_is_off_but_its_number_stays(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"vocab_size": len(TOKENIZER), "eos_token_id": TOKENIZER.eos_token_id, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = MixtralConfig(**sizes, **ids, num_local_experts=4, num_key_value_heads=2, router_jitter_noise=0.5)
+    trainer = make(tmp_path, MixtralForCausalLM(config), max_steps=1)
+    trainer.train()
+    assert logged(trainer, "ratio")[0] == 1 and trainer.model.policy.training
+    noisy = [module for module in trainer.model.policy.modules() if "jitter_noise" in vars(module)]
+    # PhiMoE's number says in evaluation, too, which experts are near enough to be chosen.
+    assert noisy and {module.jitter_noise for module in noisy} == {0.5}
 
 
 def test_ratios_that_are_not_one_later_do_not_stop_a_run_but_stop_one_that_is_resumed(tmp_path, caplog):
@@ -813,7 +847,7 @@ class Counting(GPT2LMHeadModel):
 
 
 def test_a_model_that_cannot_read_padding_is_refused(tmp_path):
-    with pytest.raises(InputError, match="Counting reads a prompt that is padded on the left otherwise"):
+    with pytest.raises(InputError, match="Counting gives other log-probs for a prompt that is padded on the left"):
         make(tmp_path, Counting(gpt2(initializer_range=0.5).config))
 
 
@@ -826,6 +860,77 @@ def test_what_is_trained_is_nobody_else_s(tmp_path):
         make(tmp_path, value_model=policy(vocab_size=67))
     with pytest.raises(InputError, match="`processing_class` is missing"):
         make(tmp_path, processing_class=None)
+
+
+class Plain(torch.nn.Module):
+    """Reads ids, and has no configuration."""
+
+    def forward(self, input_ids, **kwargs):
+        return input_ids.float().mean(-1)
+
+
+class Processor:
+    """A vision-language model's: it has a tokenizer, and is none."""
+
+    tokenizer = TOKENIZER
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("`args` must be a PPOConfig, not TrainingArguments", {"args": TrainingArguments(output_dir="unused")}),
+        (
+            r"`processing_class` must be a tokenizer, not Processor. Pass its `.tokenizer`",
+            {"processing_class": Processor()},
+        ),
+        ("`processing_class` must be a tokenizer, not str. Load one", {"processing_class": "path"}),
+        ("T5ForConditionalGeneration is an encoder-decoder", {"model": T5ForConditionalGeneration(T5)}),
+        ("`reward_funcs`: Plain is a module without a Transformers config", {"reward_funcs": Plain()}),
+        ("`ref_model` knows 67 tokens and the policy 68: it must know", {"ref_model": policy(vocab_size=67)}),
+    ],
+)
+def test_arguments_of_another_kind(message, arguments):
+    arguments = {"model": policy(), "processing_class": TOKENIZER, "reward_funcs": lengths, **arguments}
+    with pytest.raises(InputError, match=message):
+        PPOTrainer(
+            train_dataset=PROMPTS,
+            **{"args": PPOConfig(output_dir="unused", use_cpu=True, max_completion_length=8), **arguments},
+        )
+
+
+def test_a_reference_with_more_tokens_serves_all_but_the_exact_kl(tmp_path):
+    make(tmp_path, ref_model=policy(vocab_size=70), max_steps=1).train()
+    with pytest.raises(InputError, match="`ref_model` knows 70 tokens and the policy 68: `kl_estimator='full'`"):
+        make(tmp_path, ref_model=policy(vocab_size=70), kl_estimator="full")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (None, "row 2: .* not NoneType"),
+        ([5, 6], "row 2: .* not a list of int"),
+        ({"role": "user"}, "row 2: .* not dict"),
+    ],
+)
+def test_a_prompt_that_is_neither_text_nor_messages(tmp_path, prompt, message):
+    rows = Dataset.from_list([{"prompt": prompt}] * 2)
+    rows = rows if prompt is not None else Dataset.from_list([{"prompt": "a"}, {"prompt": None}])
+    with pytest.raises(InputError, match=message.replace("row 2", r"row [12]")):
+        make(tmp_path, train_dataset=rows)
+
+
+def test_generation_settings_that_cannot_be_saved_are_refused_before_the_training(tmp_path):
+    model = policy()
+    model.generation_config = GenerationConfig(temperature=0.6, eos_token_id=EOS)
+    with pytest.raises(InputError, match=r"`generation_config` could not be saved with it: .*temperature"):
+        make(tmp_path, model)
+    # What a published model has is saved as it came.
+    GenerationConfig(temperature=0.6, do_sample=True).save_pretrained(tmp_path / "model")
+    policy().save_pretrained(tmp_path / "model")
+    text = (tmp_path / "model" / "generation_config.json").read_text().replace("{", '{"temperature": 0.6,', 1)
+    (tmp_path / "model" / "generation_config.json").write_text(text)
+    trainer = make(tmp_path, str(tmp_path / "model"))
+    trainer.save_model(str(tmp_path / "again"))
 
 
 def test_options_of_from_pretrained_reach_the_policy(tmp_path):

@@ -1,7 +1,9 @@
 """The modules PPO trains: the critic (a head on a base model) and the pair of policy and critic as one module."""
 
+import contextlib
 import copy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
 from .rollout import forward_response, model_inputs
@@ -46,27 +48,75 @@ def without_adapter(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if has_adapter(model) else model
 
 
+def trunk(model: nn.Module) -> PreTrainedModel:
+    """The model below the language-modelling head, which gives the last hidden state."""
+    model = without_adapter(model)
+    if model.base_model is not model or model.get_output_embeddings() is None:
+        return model.base_model
+    # Llama 4's text model: its `base_model_prefix` is not the name of its trunk.
+    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Turn off every dropout of a model, modules and plain numbers (such as Llama's `attention_dropout`) alike.
 
-    The model's configuration, and so what is saved, keeps its rates.
+    The model's configuration, and so what is saved, keeps its rates; see [`without_configured_dropout`].
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+        for name in _dropout_rates(module):
+            setattr(module, name, 0.0)
+
+
+@contextlib.contextmanager
+def without_configured_dropout(model: nn.Module) -> Iterator[None]:
+    """Set the dropout rates in a model's configurations to 0 for a while: some models (Falcon) read them in `forward`.
+
+    Afterwards they are what they were, so that what is saved keeps them.
+    """
+    configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
+    rates = [(config, _dropout_rates(config)) for config in configs.values() if isinstance(config, PreTrainedConfig)]
+    try:
+        for config, own in rates:
+            vars(config).update(dict.fromkeys(own, 0.0))
+        yield
+    finally:
+        for config, own in rates:
+            vars(config).update(own)
+
+
+def _dropout_rates(thing: nn.Module | PreTrainedConfig) -> dict[str, float]:
+    """Attributes such as `attention_dropout`, `resid_pdrop` or `layerdrop`, where they are on."""
+    return {
+        name: value for name, value in vars(thing).items() if "drop" in name and isinstance(value, float) and value
+    }
 
 
 @torch.no_grad()
 def hidden_width(model: nn.Module) -> int:
     """Width of a model's last hidden state, looked at: it need not be the configuration's `hidden_size` (OPT-350m)."""
-    trunk = without_adapter(model).base_model
-    was_training = trunk.training
-    hidden = trunk.eval()(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device)).last_hidden_state
-    trunk.train(was_training)
+    body = trunk(model)
+    was_training = body.training
+    hidden = body.eval()(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device)).last_hidden_state
+    body.train(was_training)
     return hidden.shape[-1]
+
+
+@contextlib.contextmanager
+def last_hidden_states(model: PreTrainedModel | None) -> Iterator[list[torch.Tensor]]:
+    """A list that gets the trunk's last hidden state of each forward of a language model, in the last place.
+
+    The last of `output_hidden_states` need not be that: Gemma 3n's has four axes.
+    """
+    hidden: list[torch.Tensor] = []
+    with contextlib.ExitStack() as stack:
+        if model is not None:
+            body = trunk(model)
+            for module in {body, body.get_decoder()}:  # OPT's language model calls the trunk's decoder itself
+                hook = module.register_forward_hook(lambda _, __, outputs: hidden.append(outputs.last_hidden_state))
+                stack.enter_context(hook)
+        yield hidden
 
 
 class ValueModel(nn.Module):
@@ -134,8 +184,14 @@ def load_weights(model: nn.Module, directory: str | Path) -> None:
         set_peft_model_state_dict(model, load_peft_weights(str(directory), device="cpu"))
     else:
         # In float32, which holds every other type exactly: the model's parameters need not all have one.
-        saved = type(model).from_pretrained(directory, dtype=torch.float32)
-        model.load_state_dict(saved.state_dict())
+        saved, report = type(model).from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
+        # The class by itself may have more than the model has, such as BERT's pooler; nothing may be drawn anew.
+        names = model.state_dict().keys()
+        if missing := sorted(names & set(report["missing_keys"])):
+            raise InputError(
+                f"{directory} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}."
+            )
+        model.load_state_dict({name: weight for name, weight in saved.state_dict().items() if name in names})
 
 
 def load_value_model(name: str | Path, *, revision: str | None = None, **kwargs: Any) -> ValueModel:
@@ -187,8 +243,9 @@ def load_policy_trunk(directory: Path, **kwargs: Any) -> PreTrainedModel:
                 f"{directory} holds an adapter whose base model had no name, so nothing can load it alone. Start from "
                 "a model with a Hub id or path, or keep the critic that is in memory."
             )
-        return AutoPeftModelForCausalLM.from_pretrained(directory, **kwargs).merge_and_unload().base_model
-    return AutoModel.from_pretrained(directory, **kwargs)
+        return trunk(AutoPeftModelForCausalLM.from_pretrained(directory, **kwargs).merge_and_unload())
+    # With its head first: the names of the weights in the folder are those of the language model.
+    return trunk(AutoModelForCausalLM.from_pretrained(directory, **kwargs))
 
 
 class ActorCritic(nn.Module):
@@ -211,14 +268,26 @@ class ActorCritic(nn.Module):
         batch, length = (prompt_ids, prompt_mask, response_ids, response_mask), response_ids.shape[1]
         critic = self.value_model if with_values else None
         is_shared = critic is not None and critic.backbone is None
-        inputs = model_inputs(self.language_model, *batch) | ({"output_hidden_states": True} if is_shared else {})
-        outputs = forward_response(self.language_model, response_length=length, **inputs)
+        with last_hidden_states(self.language_model if is_shared else None) as hidden:
+            inputs = model_inputs(self.language_model, *batch)
+            outputs = forward_response(self.language_model, response_length=length, **inputs)
         logits = outputs.logits[:, -length - 1 : -1]
         if critic is None:
             return logits, None
         if is_shared:
-            return logits, critic.head(outputs.hidden_states[-1][:, -length - 1 : -1])
+            return logits, critic.head(hidden[-1][:, -length - 1 : -1])
         return logits, critic(response_length=length, **model_inputs(without_adapter(critic.backbone), *batch))
+
+    def train(self, mode: bool = True) -> "ActorCritic":
+        """Training mode, in which modules that would add noise to what they route to experts do not.
+
+        Their numbers stay: PhiMoE's routes by its `router_jitter_noise` in evaluation as well.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if any("jitter" in name for name in vars(module)):
+                module.training = False
+        return self
 
     @property
     def language_model(self) -> PreTrainedModel:

@@ -1,17 +1,26 @@
 """What PPOTrainer refuses before it starts: models, tokenizers and prompts that do not fit together."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from ..errors import InputError
 from .actor_critic import has_adapter, without_adapter
 from .config import PPOConfig
-from .rollout import encode_prompt, model_inputs, response_logits
+from .padding import check_padding, context_length
+from .rollout import encode_prompt
 
 # Options of Trainer that a rollout has no use for, and what they are when nobody sets them.
 UNUSED_OPTIONS = {
@@ -23,6 +32,16 @@ UNUSED_OPTIONS = {
     "train_sampling_strategy": "random",
 }
 TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
+
+
+def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBase | None) -> None:
+    """Raise an `InputError` for arguments of another class than [`PPOTrainer`] takes."""
+    if not isinstance(args, PPOConfig):
+        raise InputError(f"`args` must be a PPOConfig, not {type(args).__name__}.")
+    if processing_class is None or isinstance(processing_class, PreTrainedTokenizerBase):
+        return
+    way_out = "Pass its `.tokenizer`" if hasattr(processing_class, "tokenizer") else "Load one with `AutoTokenizer`"
+    raise InputError(f"`processing_class` must be a tokenizer, not {type(processing_class).__name__}. {way_out}.")
 
 
 def check_processes(args: PPOConfig) -> None:
@@ -157,8 +176,16 @@ def _foreign_tokenizer(
     return tokenizer
 
 
-def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise an `InputError` for a policy that does not fit its tokenizer, cannot learn, or cannot read padding."""
+def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **sampling: bool) -> None:
+    """Raise an `InputError` for a policy that does not fit its tokenizer, cannot learn, or cannot read padding.
+
+    `sampling`: for [`check_padding`].
+    """
+    if model.config.is_encoder_decoder:
+        raise InputError(
+            f"{type(model).__name__} is an encoder-decoder, and PPOTrainer trains causal language models. Pass a "
+            "model that `AutoModelForCausalLM` loads."
+        )
     vocab_size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > vocab_size:
         raise InputError(
@@ -171,7 +198,23 @@ def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
             "the policy has no parameter to train. Load an adapter with `is_trainable=True`, or unfreeze the model "
             "(`model.requires_grad_(True)`)."
         )
-    _check_padding(without_adapter(model))
+    check_padding(without_adapter(model), tokenizer, **sampling)
+
+
+def check_reference(ref_model: PreTrainedModel | None, model: PreTrainedModel, args: PPOConfig) -> None:
+    """Raise an `InputError` for a given reference that the KL cannot be measured from."""
+    if ref_model is model:
+        raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
+    if ref_model is None:
+        return
+    known, needed = (x.get_input_embeddings().num_embeddings for x in (ref_model, model))
+    if known < needed:
+        raise InputError(f"`ref_model` knows {known} tokens and the policy {needed}: it must know them all.")
+    if known != needed and args.kl_estimator == "full":
+        raise InputError(
+            f"`ref_model` knows {known} tokens and the policy {needed}: `kl_estimator='full'` compares them one by "
+            "one and needs as many. Resize the embeddings of one, or choose another estimator."
+        )
 
 
 def check_reward_funcs(
@@ -201,36 +244,16 @@ def check_reward_funcs(
             )
 
 
-def check_reference(ref_model: PreTrainedModel | None, policy: PreTrainedModel) -> None:
-    """Raise an `InputError` for a reference that cannot measure the policy."""
-    if ref_model is policy:
-        raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
-    if ref_model is not None:
-        known, needed = (x.get_input_embeddings().num_embeddings for x in (ref_model, policy))
-        if known < needed:
-            raise InputError(f"`ref_model` knows {known} tokens and the policy {needed}: it must know them all.")
-
-
-@torch.no_grad()
-def _check_padding(model: PreTrainedModel) -> None:
-    """Raise an `InputError` for a model that cannot read a row padded on the left as it reads the row alone."""
-    ids = torch.arange(1, 4, device=model.device).view(1, -1) % model.get_input_embeddings().num_embeddings
-    mask, was_training = torch.ones_like(ids, dtype=torch.bool), model.training
-    model.eval()
-    outputs = []
-    for padding in (0, 3):
-        prompt, prompt_mask = (torch.nn.functional.pad(x[:, :2], (padding, 0)) for x in (ids, mask))
-        inputs = model_inputs(model, prompt, prompt_mask, ids[:, 2:], mask[:, 2:])
-        outputs.append(response_logits(model, response_length=1, **inputs).float().log_softmax(-1))
-    model.train(was_training)
-    tolerance = 0.1 if model.dtype == torch.float32 else 1.0
-    difference = (outputs[0] - outputs[1]).abs().max().item()
-    if difference >= tolerance:
+def check_generation_config(config: GenerationConfig) -> None:
+    """Raise an `InputError` for generation settings that could not be saved with the trained model."""
+    try:
+        with TemporaryDirectory() as folder:
+            copy.deepcopy(config).save_pretrained(folder)
+    except ValueError as error:
         raise InputError(
-            f"{type(model).__name__} reads a prompt that is padded on the left otherwise than the prompt alone (by "
-            f"{difference:.2g} nats): PPO would compare log-probs of different texts. "
-            "Models whose state runs through padding are not supported."
-        )
+            f"the policy's `generation_config` could not be saved with it: {' '.join(str(error).split())} (PPO itself "
+            "samples by its own options.)"
+        ) from error
 
 
 def check_adapter(policy: nn.Module) -> None:
@@ -244,7 +267,8 @@ def check_adapter(policy: nn.Module) -> None:
         )
     model = policy.get_base_model()
     ends = model.get_input_embeddings(), model.get_output_embeddings()
-    if model.config.get_text_config().tie_word_embeddings and any(hasattr(end, "base_layer") for end in ends):
+    is_tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)  # Inkling's has no such field
+    if is_tied and any(hasattr(end, "base_layer") for end in ends):
         raise InputError(
             "`peft_config`: the model's input and output embeddings are one matrix, and an adapter on it could not be "
             "merged. Leave the embeddings out of `target_modules`."
@@ -283,8 +307,12 @@ def check_prompts(
         raise InputError(f"`{name}` has no column `prompt`; its columns are {', '.join(dataset.column_names)}.")
     if len(dataset) == 0:
         raise InputError(f"`{name}` has no rows.")
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model)
     for row, prompt in enumerate(dataset["prompt"], start=1):
+        is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
+        if not is_chat and not isinstance(prompt, str):
+            given = f"a list of {type(prompt[0]).__name__}" if isinstance(prompt, list) else type(prompt).__name__
+            raise InputError(f"`{name}`, row {row}: a prompt is text or a list of messages, not {given}.")
         length = len(encode_prompt(tokenizer, prompt))
         if length == 0:
             raise InputError(f"`{name}`, row {row}: the prompt is empty.")

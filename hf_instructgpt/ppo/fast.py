@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache, cache_utils
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging
 
@@ -16,9 +16,13 @@ from .config import PPOConfig
 from .functional import LARGE_VOCABULARY, in_float64, response_mask
 from .generation import pad_rows
 from .onednn import is_available, mkl_is_slow, use_onednn
+from .padding import difference, tolerance
 
 logger = logging.get_logger(__name__)
 
+# Layers of a cache that hold keys and values alone (some versions lack the last two). Others hold a state, which the
+# columns of padding that a recurrent layer is shown would change, and from which rows cannot be taken.
+ATTENTION_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
 # Rows that have ended leave the batch when there are this many: each time costs a copy of the cache.
 ROWS_AT_A_TIME = 8
 # On a GPU: the first steps are run one by one, so that libraries are set up; whether all have ended is seldom asked.
@@ -26,13 +30,31 @@ STEPS_BEFORE_RECORDING, STEPS_BETWEEN_LOOKS = 4, 16
 
 
 def can_sample(model: PreTrainedModel) -> bool:
-    """Whether [`PolicySampler`] can drive a model: the usual cache, told positions and which logits to keep."""
+    """Whether [`PolicySampler`] can drive a model: attention's cache alone, told positions and which logits to keep.
+
+    It is tried as well: a model may take all that and count positions for itself (GIT).
+    """
     taken = inspect.signature(without_adapter(model).forward).parameters
-    return {
-        "position_ids",
-        "logits_to_keep",
-        "past_key_values",
-    } <= taken.keys() and not model.config.is_encoder_decoder
+    if model.config.is_encoder_decoder or not {"position_ids", "logits_to_keep", _cache_name(model)} <= taken.keys():
+        return False
+    plain = {getattr(cache_utils, name, None) for name in ATTENTION_LAYERS}
+    if not {type(layer) for layer in DynamicCache(config=model.config).layers} <= plain:
+        return False
+    model, was_training = without_adapter(model), model.training
+    ids = torch.arange(8, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    mask, cache = torch.arange(8, device=model.device).unsqueeze(0) >= 4, DynamicCache(config=model.config)
+    model.eval()
+    with torch.no_grad():
+        first = _next_logits(model, ids[:, :-1], mask[:, :-1].long(), _places(mask)[:, :-1], cache)
+        second = _next_logits(model, ids[:, -1:], mask.long(), _places(mask)[:, -1:], cache)
+        alone = model(input_ids=ids[:, 4:], use_cache=False).logits[:, -2:]
+    model.train(was_training)
+    return not difference(torch.stack([first, second], dim=1), alone) > 5 * tolerance(model)
+
+
+def _cache_name(model: PreTrainedModel) -> str:
+    """What a model's `forward` calls its cache: transformers 5.24 has renamed it."""
+    return "cache" if "cache" in inspect.signature(without_adapter(model).forward).parameters else "past_key_values"
 
 
 def fuse_activations(model: nn.Module) -> None:
@@ -195,9 +217,9 @@ def _next_logits(
         input_ids=ids,
         attention_mask=mask,
         position_ids=places,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{_cache_name(model): cache},
     )
     return outputs.logits[:, -1]
 

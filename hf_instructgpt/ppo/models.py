@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -18,7 +19,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from ..errors import InputError
-from .actor_critic import ValueModel, has_adapter, hidden_width, independent_copy, without_adapter
+from .actor_critic import ValueModel, has_adapter, hidden_width, independent_copy, trunk, without_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -59,6 +60,11 @@ def load_reward_func(
     func: "str | PreTrainedModel | PeftModel | Callable", **kwargs: Any
 ) -> "PreTrainedModel | PeftModel | Callable":
     """A reward model by its Hub id or path, an adapter on its base model included; anything else as it is."""
+    if isinstance(func, nn.Module) and not isinstance(getattr(func, "config", None), PreTrainedConfig):
+        raise InputError(
+            f"`reward_funcs`: {type(func).__name__} is a module without a Transformers configuration. Pass a function "
+            "`f(completions, **columns)` that calls it and returns a list of scores."
+        )
     if not isinstance(func, str):
         return func
     kwargs = {"dtype": torch.float32, **kwargs}
@@ -155,7 +161,12 @@ def make_critic(
     ]
     source = value_model if value_model is not None else next(iter(family), policy)
     # A reward model that scored for another trainer comes frozen.
-    backbone = independent_copy(source).base_model.requires_grad_(True).to(policy.dtype)
-    if peft_config is not None:
-        backbone = add_lora(backbone, peft_config, task_type="FEATURE_EXTRACTION")
-    return ValueModel(backbone)
+    backbone = trunk(independent_copy(source)).requires_grad_(True).to(policy.dtype)
+    if peft_config is None:
+        return ValueModel(backbone)
+    try:
+        return ValueModel(add_lora(backbone, peft_config, task_type="FEATURE_EXTRACTION"))
+    except InputError:
+        # What PEFT refuses in the policy too has nothing to do with the critic: its error comes first.
+        add_lora(independent_copy(policy), peft_config, task_type="CAUSAL_LM")
+        raise

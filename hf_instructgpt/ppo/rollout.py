@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from ..errors import InputError
 from .functional import token_logprobs
 from .generation import pad_rows
 
@@ -227,7 +229,7 @@ def score_responses(
         `tuple` of two `torch.Tensor` of shape `(B, F)` on the CPU: scores and, boolean, where there is one.
 
     Raises:
-        ValueError: A function returned another number of scores than there are completions.
+        InputError: A function returned another number of scores than there are completions, or what is no number.
     """
     terms, given = [], []
     for func, tokenizer in zip(reward_funcs, tokenizers, strict=True):
@@ -245,14 +247,23 @@ def score_responses(
         scores = func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
         if inspect.isawaitable(scores):
             scores = _wait_for(scores)
+        scores = _as_numbers(scores, name=reward_name(func))
         if len(scores) != len(completions):
-            raise ValueError(
+            raise InputError(
                 f"the reward function {reward_name(func)} returned {len(scores)} scores for "
                 f"{len(completions)} completions."
             )
         given.append(torch.tensor([score is not None for score in scores]))
         terms.append(torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float32))
     return torch.stack(terms, dim=1), torch.stack(given, dim=1)
+
+
+def _as_numbers(scores: Any, *, name: str) -> list[float | None]:
+    """Scores that a reward function returned, as a list."""
+    try:
+        return [None if score is None else float(score) for score in scores]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"the reward function {name} must return a list of numbers (or None): {error}") from error
 
 
 def reward_name(func: PreTrainedModel | Callable) -> str:

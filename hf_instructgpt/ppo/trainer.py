@@ -58,10 +58,13 @@ from .actor_critic import (
     has_adapter,
     independent_copy,
     load_weights,
+    without_configured_dropout,
 )
 from .checks import (
     check_adapter,
     check_fsdp,
+    check_generation_config,
+    check_kinds,
     check_optimizer,
     check_policy,
     check_processes,
@@ -93,6 +96,7 @@ from .functional import (
 )
 from .generation import Generator, VLLMGenerator, engine_responses, generate_responses, pad_rows, sampling_config
 from .models import add_lora, load_policy, load_reward_func, loading_options, make_critic, switches_off
+from .padding import context_length
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
 from .resumable import ResumableTrainer
@@ -182,6 +186,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         peft_config: "PeftConfig | None" = None,
     ):
         args = args or PPOConfig(output_dir="ppo")
+        check_kinds(args, processing_class)
         check_processes(args)
         # A new value head, a new adapter and a reward model's missing head are drawn at random.
         set_seed(args.seed)
@@ -197,7 +202,12 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **source)
 
-        check_policy(model, processing_class)
+        check_policy(
+            model,
+            processing_class,
+            generates=generator is None and not args.use_vllm,
+            use_cache=(args.generation_kwargs or {}).get("use_cache", True),
+        )
         self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
         check_reward_funcs(model, self.reward_funcs, self.reward_weights)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
@@ -207,7 +217,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             # In the policy's precision; a revision is that of the policy's own repository.
             alike = {key: options[key] for key in ("dtype", "attn_implementation") if key in options}
             ref_model = load_policy(ref_model, trust_remote_code=args.trust_remote_code, **alike)
-        check_reference(ref_model, model)
+        check_reference(ref_model, model, args)
 
         if args.preset is not None:
             value_model = recommend(args, model, value_model=value_model, generator=generator)
@@ -321,6 +331,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         )
         if args.stop_token_ids:  # what is saved stops where it has learned to
             actor_critic.generation_config.eos_token_id = self.generation_config.eos_token_id
+        check_generation_config(actor_critic.generation_config)
         if args.use_vllm and generator is not None:
             raise InputError("`use_vllm` and `generator`: choose one engine.")
         if args.use_vllm:
@@ -335,7 +346,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             raise InputError("`fast_sampling` and `generator`: choose one engine.")
         if args.fast_sampling and not can_sample(actor_critic.policy):
             raise InputError(
-                "`fast_sampling`: the policy's `forward` does not take positions, a cache and `logits_to_keep`."
+                "`fast_sampling`: the policy's `forward` does not take positions, a cache and `logits_to_keep`, or "
+                "its cache holds more than attention's keys and values. Leave it out: `generate` samples instead."
             )
         if args.fast_sampling and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             logger.warning("`fast_sampling` is off: the weights lie in shards.")
@@ -350,8 +362,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             raise InputError("PPO-ptx needs both a `ptx_dataset` and a `ptx_coef` above 0; leave out both or none.")
         self.ptx = None
         if dataset is not None:
-            context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-            max_length = min(filter(None, (args.ptx_max_length, context)))
+            max_length = min(filter(None, (args.ptx_max_length, context_length(self.model))))
             self.ptx = PretrainingText(dataset, tokenizer=self.processing_class, max_length=max_length, seed=args.seed)
 
     # ---- Data: one block of prompts is one rollout -----------------------------------------------------------------
@@ -721,7 +732,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Trainer's step on a micro-batch; the last one of a mini-batch decides whether its update is taken."""
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with without_configured_dropout(self._actor_critic):
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if self._micro_step % self.args.gradient_accumulation_steps == 0:
             if self.state.global_step < self.args.critic_warmup_steps:
                 self._actor_critic.policy.zero_grad()

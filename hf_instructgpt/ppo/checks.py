@@ -49,9 +49,9 @@ def check_launch(args: TrainingArguments) -> None:
 def _check_is_on(name: str, is_on: bool) -> None:
     if not is_on:
         raise InputError(
-            f"{name} was asked for and is not on: accelerate does not shard "
-            "a run that has one process, or that it was told to keep on CPUs. Start one process for each GPU "
-            "with `accelerate launch` or `torchrun`, without `use_cpu`; on CPUs use recipes/accelerate/ddp.yaml."
+            f"{name} was asked for and is not on: accelerate does not shard a run on one process, nor one that it "
+            "was told to keep on CPUs. Start one process for each GPU with `accelerate launch` or `torchrun`, without "
+            "`use_cpu`; on CPUs use recipes/accelerate/ddp.yaml."
         )
 
 
@@ -79,8 +79,8 @@ def check_processes(args: PPOConfig) -> None:
         _check_zero3(plugin)
         # Its engine steps within `backward`.
         _refuse("DeepSpeed", {**skipping, "critic_warmup_steps": args.critic_warmup_steps > 0})
-        if args.bf16:
-            _refuse("DeepSpeed in bf16, whose weights are no longer float32", {"ema_decay": args.ema_decay is not None})
+        if args.bf16:  # its weights are then no longer float32
+            _refuse("DeepSpeed and bf16", {"ema_decay": args.ema_decay is not None})
     if args.fp16:
         _refuse("fp16 (its gradient scaler needs a gradient at every step; use bf16)", skipping)
 

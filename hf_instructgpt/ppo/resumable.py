@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from ..errors import InputError
-from .checkpoint import ASIDE_FOLDER, check_resumable, last_whole_checkpoint, write_manifest
+from .checkpoint import ASIDE_FOLDER, alone_in, check_resumable, last_whole_checkpoint, write_manifest
 
 STATE_FILE = "trainer_state.json"
 
@@ -105,8 +105,12 @@ class ResumableTrainer(Trainer):
 
         Raises:
             InputError: There is no such checkpoint, it is damaged, it was saved with `save_only_model`, or by a run
-                with other options where these must stay.
+                with other options where these must stay; or another run is at work in `output_dir`.
         """
+        with alone_in(self.args.output_dir):
+            return self._train(resume_from_checkpoint, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs) -> TrainOutput:
         self._resumed_from = self._saved_state = None
         if resume_from_checkpoint:
             self._resumed_from = self._find_checkpoint(resume_from_checkpoint)

@@ -4,15 +4,14 @@ A lab's folder holds `run.json`, the options that it was started with, folders o
 of the results, moved in last, says that it is whole.
 """
 
-import fcntl
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -20,6 +19,7 @@ from threading import Thread
 import torch
 
 from ..errors import InputError
+from ..ppo.checkpoint import alone_in
 from ..stages.output import make_directory, partial_directory, read_json, to_json, write_whole
 from ..stages.pipeline import RUN_FILE, check_same_run
 
@@ -59,7 +59,7 @@ def open_folder(folder: Path, options: dict, *, writes: Sequence[str], overwrite
             path, aside = folder / name, partial_directory(folder / name)
             shutil.rmtree(aside, ignore_errors=True)
             if path.is_dir():  # at any moment, what stands under its name is whole
-                with _alone_in(path):
+                with alone_in(path):
                     path.rename(aside)
                 shutil.rmtree(aside)
             path.unlink(missing_ok=True)
@@ -84,7 +84,7 @@ def run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -
         RuntimeError: A cell failed for another reason; it names the cell and its log.
     """
     make_directory(folder)
-    with _alone_in(folder):
+    with alone_in(folder):
         return _run_cells(work, cells, folder)
 
 
@@ -112,19 +112,6 @@ def _run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) 
                 raise RuntimeError(f"{folder.name}, {name} failed; what it printed is in {logs}") from error
             raise
     return results
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Raise an `InputError` while another process is here: two would delete each other's unfinished cells."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise InputError(f"another process is at work in {folder}: wait for it, or stop it.") from error
-    finally:
-        os.close(descriptor)
 
 
 def _prepare_worker() -> None:

@@ -1,11 +1,21 @@
-"""Whole and damaged checkpoints: a list of a checkpoint's files, written last, tells them apart."""
+"""Whole and damaged checkpoints: a list of a checkpoint's files, written last, tells them apart. Locked folders."""
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders are not locked
+    fcntl = None
 
 from ..errors import InputError
 
@@ -16,6 +26,40 @@ PPO_STATE_FILE = "ppo_state_{rank}.pt"
 # Where a checkpoint is written before it is whole: Trainer looks for `checkpoint-*` only, and pushes nothing with an
 # underscore in front.
 ASIDE_FOLDER = "_checkpoint_in_progress"
+# Folders that this process has locked.
+_locked: set[Path] = set()
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs. All processes of a run enter it together.
+
+    The lock is the operating system's, on the folder itself: it leaves no file behind, and it ends with its process,
+    also when that is killed. Within a run the blocks may be nested.
+
+    Raises:
+        InputError: Another run is at work in the folder.
+    """
+    folder, error = Path(folder).resolve(), [None]
+    descriptor = None
+    if fcntl is not None and PartialState().is_main_process and folder not in _locked:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            error = [f"another process is at work in {folder}: wait for it, stop it, or choose another folder."]
+        except OSError as reason:  # some network file systems
+            logger.warning(f"{folder} cannot be locked ({reason}): start no other run in it.")
+    try:
+        if error := broadcast_object_list(error)[0]:
+            raise InputError(error)
+        if descriptor is not None:
+            _locked.add(folder)
+        yield
+    finally:
+        if descriptor is not None:
+            _locked.discard(folder)
+            os.close(descriptor)
 
 
 def write_manifest(folder: Path, *, options: dict) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from accelerate.utils import DistributedType, get_int_from_env, parse_flag_from_env
 from datasets import Dataset
 from torch import nn
 from transformers import (
@@ -32,6 +33,35 @@ UNUSED_OPTIONS = {
     "train_sampling_strategy": "random",
 }
 TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
+# Where launchers say how many processes they started; accelerate reads the same.
+WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
+
+
+def check_launch(args: TrainingArguments) -> None:
+    """Raise an `InputError` where accelerate did not set up what the launcher or an option asked for."""
+    num_started = get_int_from_env(WORLD_SIZES, 1)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        num_started = torch.distributed.get_world_size()
+    world_size, kind = args.world_size, args.distributed_state.distributed_type
+    if num_started > 1 and (world_size == 1 or kind == DistributedType.NO):
+        raise InputError(
+            f"{num_started} processes were started, but accelerate runs each of them as if it were alone: gradients "
+            "would not be averaged. Start one process for each GPU with `accelerate launch` or `torchrun`; on CPUs "
+            "set `use_cpu=True` as well. If only one process is wanted, unset WORLD_SIZE."
+        )
+    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        _check_is_on("FSDP", kind not in (DistributedType.NO, DistributedType.MULTI_CPU))
+    if args.deepspeed_plugin is not None:
+        _check_is_on("DeepSpeed", not parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def _check_is_on(name: str, is_on: bool) -> None:
+    if not is_on:
+        raise InputError(
+            f"{name} was asked for and is not on: accelerate does not shard a run on one process, nor one that it "
+            "was told to keep on CPUs. Start one process for each GPU with `accelerate launch` or `torchrun`, without "
+            "`use_cpu`; on CPUs use recipes/accelerate/ddp.yaml."
+        )
 
 
 def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBase | None) -> None:
@@ -46,6 +76,7 @@ def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBa
 
 def check_processes(args: PPOConfig) -> None:
     """Raise an `InputError` for options that this way of running cannot keep."""
+    check_launch(args)
     if args.n_gpu > 1:
         raise InputError(
             f"one process sees {args.n_gpu} GPUs: start with `accelerate launch` or `torchrun`, one process "
@@ -64,20 +95,46 @@ def check_processes(args: PPOConfig) -> None:
     }
     plugin = args.deepspeed_plugin
     if plugin is not None:
-        if plugin.zero_stage == 3:
-            raise InputError("DeepSpeed ZeRO-3 is not supported: its models cannot be copied. Use ZeRO-2 or FSDP2.")
+        _check_zero3(plugin)
         # Its engine steps within `backward`.
         _refuse("DeepSpeed", {**skipping, "critic_warmup_steps": args.critic_warmup_steps > 0})
+        if args.bf16:  # its weights are then no longer float32
+            _refuse("DeepSpeed and bf16", {"ema_decay": args.ema_decay is not None})
     if args.fp16:
         _refuse("fp16 (its gradient scaler needs a gradient at every step; use bf16)", skipping)
 
 
-def check_fsdp(args: PPOConfig, actor_critic: nn.Module) -> None:
-    """Raise an `InputError` for what needs a whole model on each process."""
+def _check_zero3(plugin) -> None:
+    """Raise an `InputError` for settings of ZeRO-3 under which models could not be copied, or would not be saved."""
+    if plugin.zero_stage != 3:
+        return
+    if plugin.zero3_init_flag:
+        raise InputError(
+            "DeepSpeed ZeRO-3 would shard each model while it is loaded, and PPO must copy and check whole ones: set "
+            "`zero3_init_flag: false` under `deepspeed_config`, as in recipes/accelerate/deepspeed_zero3.yaml. "
+            "(PPOConfig's own option `deepspeed` always shards at loading: leave it out.)"
+        )
+    if not plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
+        raise InputError(
+            "DeepSpeed ZeRO-3 would not save a model that can be loaded: set `zero3_save_16bit_model: true` under "
+            "`deepspeed_config`, as in recipes/accelerate/deepspeed_zero3.yaml. (Weights are saved in their own type.)"
+        )
+
+
+def check_fsdp(args: PPOConfig, actor_critic: nn.Module, plugin) -> None:
+    """Raise an `InputError` for what needs a whole model on each process, or would lose one."""
+    settings = {
+        "fsdp_version: 2": plugin.fsdp_version == 2,  # FSDP1 was not run
+        "fsdp_state_dict_type: FULL_STATE_DICT": plugin.state_dict_type.name == "FULL_STATE_DICT",  # else not saved
+        "fsdp_cpu_ram_efficient_loading: false": not plugin.cpu_ram_efficient_loading,  # else loaded by one process
+    }
+    if missing := [f"`{setting}`" for setting, is_set in settings.items() if not is_set]:
+        raise InputError(
+            f"FSDP: PPO needs {' and '.join(missing)} under `fsdp_config`, as in recipes/accelerate/fsdp2.yaml."
+        )
     critic = actor_critic.value_model
     has_unnamed_base = critic is not None and has_adapter(critic.backbone) and not critic.backbone.config._name_or_path
-    options = {"ema_decay": args.ema_decay is not None, "use_vllm": args.use_vllm}
-    _refuse("FSDP", {**options, "an adapter on a critic without a named base": has_unnamed_base})
+    _refuse("FSDP", {"use_vllm": args.use_vllm, "an adapter on a critic without a named base": has_unnamed_base})
 
 
 def _refuse(what: str, options: dict[str, bool]) -> None:
@@ -197,6 +254,11 @@ def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **s
         raise InputError(
             "the policy has no parameter to train. Load an adapter with `is_trainable=True`, or unfreeze the model "
             "(`model.requires_grad_(True)`)."
+        )
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise InputError(
+            "the policy was sharded by DeepSpeed when it was loaded, and PPO must copy and check a whole model: make "
+            "PPOConfig first and load the model then, or pass its path."
         )
     check_padding(without_adapter(model), tokenizer, **sampling)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from transformers import TrainingArguments
+from transformers.integrations import unset_hf_deepspeed_config
 
 from .generation import VLLM_SAMPLING, check_generation_kwargs
 
@@ -306,6 +307,9 @@ class PPOConfig(TrainingArguments):
         if self.logging_steps is None:
             self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
         super().__post_init__()
+        if self.deepspeed_plugin is not None and not self.deepspeed_plugin.zero3_init_flag:
+            # accelerate's plugin lets `from_pretrained` shard models all the same. Trainer sets it again.
+            unset_hf_deepspeed_config()
         # From here on dicts, also where they came as JSON.
         check_generation_kwargs(self.generation_kwargs or {}, option="generation_kwargs")
         sampling = {name: value for name, value in (self.vllm_kwargs or {}).items() if name in VLLM_SAMPLING}

@@ -1,8 +1,5 @@
 """Exponential moving average of the policy's weights (Ouyang et al. 2022, appendix C.4)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 from transformers import TrainerCallback
@@ -13,6 +10,8 @@ from ..errors import InputError
 class PolicyEMA(TrainerCallback):
     """`average = decay * average + (1 - decay) * weights` after every optimizer step.
 
+    With FSDP2 and ZeRO-3 each process averages its own shards.
+
     Args:
         policy (`nn.Module`): Its trainable parameters are averaged; they must be float32, since the small steps of an
             average are lost in half precision.
@@ -21,37 +20,56 @@ class PolicyEMA(TrainerCallback):
 
     def __init__(self, policy: nn.Module, *, decay: float):
         self.policy, self.decay = policy, decay
-        params = [p for p in policy.parameters() if p.requires_grad]
-        if any(p.dtype != torch.float32 for p in params):
+        if any(p.dtype != torch.float32 for p in self.params):
             raise InputError(
                 "`ema_decay` needs weights in float32: load the policy in float32 and set `bf16=True` for speed."
             )
-        self.params = params
         self.average: list[torch.Tensor] = []
-        self.reset()
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """Those that are averaged. FSDP2 puts others in their place when training begins."""
+        return [p for p in self.policy.parameters() if p.requires_grad]
 
     @torch.no_grad()
     def reset(self) -> None:
         """Begin anew from the weights as they are."""
-        self.average = [p.detach().clone() for p in self.params]
+        self.average = [_stored(p).detach().clone() for p in self.params]
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if not self.average:
+            self.reset()
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs) -> None:
         for average, p in zip(self.average, self.params, strict=True):
-            average.lerp_(p.to(average), 1 - self.decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[nn.Module]:
-        """The policy with the average in the place of its weights."""
-        self._exchange()
-        try:
-            yield self.policy
-        finally:
-            self._exchange()
+            average.lerp_(_stored(p).to(average), 1 - self.decay)
 
     @torch.no_grad()
-    def _exchange(self) -> None:
-        for i, p in enumerate(self.params):
-            weights = p.detach().clone()
-            p.copy_(self.average[i])
-            self.average[i] = weights
+    def whole(self) -> dict[str, torch.Tensor]:
+        """The average by the names in the policy's `state_dict`; all processes gather its shards together."""
+        if not self.average:
+            self.reset()
+        by_param = {id(p): _gathered(p, x) for p, x in zip(self.params, self.average, strict=True)}
+        return {
+            name: by_param[id(p)] for name, p in self.policy.state_dict(keep_vars=True).items() if id(p) in by_param
+        }
+
+    def shards(self) -> list[torch.Tensor]:
+        """What this process holds of the average."""
+        return [x.to_local() if hasattr(x, "to_local") else x for x in self.average]
+
+
+def _stored(p: nn.Parameter) -> torch.Tensor:
+    """A parameter as this process stores it: with ZeRO-3 its flat shard."""
+    return getattr(p, "ds_tensor", p)
+
+
+def _gathered(p: nn.Parameter, average: torch.Tensor) -> torch.Tensor:
+    if hasattr(average, "full_tensor"):  # FSDP2's
+        return average.full_tensor()
+    if not hasattr(p, "ds_tensor"):
+        return average
+    shards = [torch.empty_like(average) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(shards, average)
+    return torch.cat(shards)[: p.ds_numel].view(p.ds_shape)

@@ -20,7 +20,14 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..errors import InputError
-from .checkpoint import ASIDE_FOLDER, PPO_STATE_FILE, check_resumable, last_whole_checkpoint, write_manifest
+from .checkpoint import (
+    ASIDE_FOLDER,
+    PPO_STATE_FILE,
+    alone_in,
+    check_resumable,
+    last_whole_checkpoint,
+    write_manifest,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -80,8 +87,8 @@ class _TrainerWithState(Trainer):
         """What a checkpoint holds for each process beside Trainer's state; not with Trainer's own checkpoints."""
         return {}
 
-    def _load_training_state(self, state: dict[str, Any]) -> None:
-        """Take it back, right before the first resumed step."""
+    def _load_training_state(self, state: dict[str, Any], checkpoint: Path) -> None:
+        """Take it back, right before the first resumed step; `checkpoint` is the folder."""
 
     def _fixed_options(self) -> dict:
         """What a run cannot change when it is resumed; not checked with Trainer's own checkpoints."""
@@ -113,9 +120,15 @@ class PlainTrainer(_TrainerWithState):
         logger.warning_once(
             f"transformers {transformers_version} has changed {', '.join(CHANGED_HOOKS)}, so checkpoints are "
             "Trainer's own: a run killed while it saves can leave a damaged one, and a resumed run starts with a new "
-            "rollout, new running statistics of scores and the first KL coefficient. Training itself is not affected. "
-            "The versions with exact resume are listed in the README."
+            "rollout, new running statistics of scores and the first KL coefficient (and a new `ema_decay` average, "
+            "where weights are sharded). Training itself is not affected. The versions with exact resume are listed in "
+            "the README."
         )
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        """Trainer's. Raises `InputError` if another run is at work in `output_dir`."""
+        with alone_in(self.args.output_dir):
+            return super().train(*args, **kwargs)
 
 
 class _EpochBorders(TrainerCallback):
@@ -210,8 +223,12 @@ class ExactTrainer(_TrainerWithState):
 
         Raises:
             InputError: There is no such checkpoint, it is damaged, it was saved with `save_only_model`, or by a run
-                with other options where these must stay.
+                with other options where these must stay; or another run is at work in `output_dir`.
         """
+        with alone_in(self.args.output_dir):
+            return self._train(resume_from_checkpoint, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs) -> TrainOutput:
         self._resumed_from = self._saved_state = None
         if resume_from_checkpoint:
             self._resumed_from = self._find_checkpoint(resume_from_checkpoint)
@@ -326,7 +343,7 @@ class ExactTrainer(_TrainerWithState):
             return
         path = Path(checkpoint) / PPO_STATE_FILE.format(rank=self.args.process_index)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self._load_training_state(state)
+        self._load_training_state(state, Path(checkpoint))
         loss, self._total_loss_scalar, self._globalstep_last_logged = state["progress"]["loss"]
         self._tr_loss.fill_(loss)
         self._last_step = state["progress"]["last_step"]

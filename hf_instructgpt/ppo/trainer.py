@@ -46,7 +46,7 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.utils import logging
-from trl.models import prepare_fsdp, unwrap_model_for_generation
+from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 
 from ..errors import InputError
 from ..hub.cards import CardMixin
@@ -246,6 +246,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self.compute_loss_func = self.compute_loss
         check_optimizer(actor_critic, self.optimizer)
         self._by_length = bool(args.batch_by_length)
+        self._reference_mark: str | None = None
         self._prepare_frozen_models()
         self._prepare_generation(generator)
         self._prepare_ptx(ptx_dataset)
@@ -262,7 +263,6 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self._token_log_prompts = [followed[i] for i in range(min(args.log_tokens, len(followed)))]
         self._token_log_rollout: Rollout | None = None
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._reference_mark: str | None = None
         # From here on each process samples for itself.
         set_seed(args.seed, device_specific=True)
 
@@ -298,17 +298,21 @@ class PPOTrainer(CardMixin, ResumableTrainer):
 
     def _prepare_frozen_models(self) -> None:
         if self.is_fsdp_enabled:
-            check_fsdp(self.args, self.model)
-            if self._by_length:
-                logger.warning("`batch_by_length` is off: weights in shards need as many batches on each process.")
-                self._by_length = False
+            check_fsdp(self.args, self.model, self.accelerator.state.fsdp_plugin)
+        if self._is_sharded and self._by_length:
+            logger.warning("`batch_by_length` is off: weights in shards need as many batches on each process.")
+            self._by_length = False
         for module in (self.ref_model, *self.reward_funcs):
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval().to(self.accelerator.device)
                 if self.args.frozen_dtype is not None:
                     module.to(getattr(torch, self.args.frozen_dtype))
+        if self._is_sharded:
+            self._reference_sum()  # while the weights are whole
         if self.ref_model is not None and self.is_fsdp_enabled:
             self.ref_model = prepare_fsdp(self.ref_model, self.accelerator)
+        elif self.ref_model is not None and self._is_sharded:
+            prepare_deepspeed(self.ref_model, self.accelerator)  # in place; its engine is not needed
 
     def _prepare_callbacks(self) -> None:
         decay = self.args.ema_decay
@@ -793,6 +797,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     # ---- Optimizer, evaluation, logs -------------------------------------------------------------------------------
 
     @property
+    def _is_sharded(self) -> bool:
+        """Whether no process holds whole weights."""
+        return self.is_fsdp_enabled or (self.is_deepspeed_enabled and self.args.deepspeed_plugin.zero_stage == 3)
+
+    @property
     def _actor_critic(self) -> ActorCritic:
         return self.accelerator.unwrap_model(self.model_wrapped)
 
@@ -949,6 +958,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Policy and tokenizer at the root, so that the Auto classes load it; critic and average in their folders."""
+        average = self.ema.whole() if self.ema is not None else {}
         if not self.args.should_save:
             return
         output_dir = Path(output_dir or self.args.output_dir)
@@ -964,8 +974,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         if model.value_model is not None:
             model.value_model.save_pretrained(output_dir / VALUE_MODEL_FOLDER, state_dict=parts["value_model"])
         if self.ema is not None:
-            with self.ema.applied() as policy:
-                policy.save_pretrained(output_dir / EMA_FOLDER)
+            weights = model.policy.state_dict() if state_dict is None else parts["policy"]
+            model.policy.save_pretrained(output_dir / EMA_FOLDER, state_dict=weights | average)
             self.processing_class.save_pretrained(output_dir / EMA_FOLDER)
         self.processing_class.save_pretrained(output_dir)
         torch.save(self.args, output_dir / "training_args.bin")
@@ -976,8 +986,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         Raises:
             InputError: The weights lie in shards.
         """
-        if self.is_fsdp_enabled:
-            raise InputError("`save_merged_model` needs whole weights: save the adapter, and merge it without FSDP.")
+        if self._is_sharded:
+            raise InputError(
+                "`save_merged_model` needs whole weights: save the adapter, and merge it without FSDP or ZeRO-3."
+            )
         if self.args.should_save:
             independent_copy(self._actor_critic.policy).save_pretrained(output_dir)
             self.processing_class.save_pretrained(output_dir)
@@ -1006,8 +1018,6 @@ class PPOTrainer(CardMixin, ResumableTrainer):
 
     def _reference_sum(self) -> str | None:
         """A mark of the reference's weights, which a checkpoint does not hold."""
-        if self.is_fsdp_enabled:
-            return None
         if self._reference_mark is None:
             model = self.ref_model
             params = self._actor_critic.policy.parameters() if model is None else model.parameters()
@@ -1021,13 +1031,20 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             return
         checkpoint, actor_critic = Path(resume_from_checkpoint), self._actor_critic
         self._synced_step = None
-        if self.ema is not None:
-            load_weights(actor_critic.policy, checkpoint / EMA_FOLDER)
-            self.ema.reset()
         load_weights(actor_critic.policy, checkpoint)
+        if self.ema is not None:
+            self._load_average(checkpoint)
         critic = actor_critic.value_model
         if critic is not None:
             critic.load_weights(checkpoint / VALUE_MODEL_FOLDER)
+
+    @torch.no_grad()
+    def _load_average(self, checkpoint: Path) -> None:
+        weights = [p.clone() for p in self.ema.params]
+        load_weights(self._actor_critic.policy, checkpoint / EMA_FOLDER)
+        self.ema.reset()
+        for p, x in zip(self.ema.params, weights, strict=True):
+            p.copy_(x)
 
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -1046,9 +1063,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             "score_sums": self._score_sums,
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": {name: torch.stack(sums).cpu() for name, sums in self._sums.items()},
+            "ema": [x.cpu() for x in self.ema.shards()] if self.ema is not None and self._is_sharded else None,
         }
 
-    def _load_training_state(self, state: dict[str, Any]) -> None:
+    def _load_training_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         device = self.accelerator.device
         self._micro_step, self._num_tokens = state["micro_step"], state["num_tokens"]
         self._rollout_is_done, self.kl_coef = state["rollout_is_done"], state["kl_coef"]
@@ -1056,3 +1074,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self._sums.update({name: list(sums.to(device)) for name, sums in state["sums"].items()})
+        if self.ema is not None and self._is_sharded:
+            self.ema.reset()
+            for shard, saved in zip(self.ema.shards(), state["ema"], strict=True):
+                shard.copy_(saved)
+        elif self.ema is not None and self.is_deepspeed_enabled:  # its engine has loaded the weights
+            self._load_average(checkpoint)

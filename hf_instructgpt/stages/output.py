@@ -10,7 +10,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from ..errors import InputError
-from ..ppo.checkpoint import MANIFEST_FILE, last_whole_checkpoint
+from ..ppo.checkpoint import MANIFEST_FILE, alone_in, last_whole_checkpoint
 
 # In each result: the options it was made with and the names of its files. What stands beside them is the user's.
 STAGE_FILE = "stage.json"
@@ -46,7 +46,8 @@ def stage_output(
         is whole already.
 
     Raises:
-        InputError: `output_dir` holds something that may not be replaced, or cannot be resumed with these options.
+        InputError: `output_dir` holds something that may not be replaced, or cannot be resumed with these options; or
+            another run writes there.
     """
     output_dir, partial, state = Path(output_dir), partial_directory(output_dir), PartialState()
     old = output_dir.with_name(f".{output_dir.name}.old")
@@ -59,34 +60,43 @@ def stage_output(
         yield None
         return
     _check_free(output_dir, known, overwrite)
-    checkpoint = _last_whole_checkpoint(partial) if resume else None
-    if checkpoint is not None:
-        _check_same(read_json(partial / STAGE_FILE), options, partial)
-    state.wait_for_everyone()
     new_parents = [parent for parent in partial.parents if not parent.exists()]
-    if state.is_main_process:
-        _open(partial, {"options": options}, keep=checkpoint is not None)
-    state.wait_for_everyone()
-    try:
-        yield partial, checkpoint
-    except BaseException:
-        if state.is_main_process and _last_whole_checkpoint(partial) is None:
-            shutil.rmtree(partial, ignore_errors=True)
-            with suppress(OSError):
-                for parent in new_parents:
-                    parent.rmdir()
-        raise
     state.wait_for_everyone()
     if state.is_main_process:
-        files = [path.name for path in partial.iterdir()]
-        (partial / STAGE_FILE).write_text(to_json({"options": options, "files": files}), encoding="utf-8")
-        shutil.rmtree(old, ignore_errors=True)
-        if output_dir.exists():
-            _copy_foreign(output_dir, partial, known["files"] if known else [])
-            output_dir.rename(old)
-        partial.rename(output_dir)
-        shutil.rmtree(old, ignore_errors=True)
+        make_directory(partial)
     state.wait_for_everyone()
+    with alone_in(partial):
+        try:
+            checkpoint = _last_whole_checkpoint(partial) if resume else None
+            if checkpoint is not None:
+                _check_same(read_json(partial / STAGE_FILE), options, partial)
+            state.wait_for_everyone()
+            if state.is_main_process:
+                _open(partial, {"options": options}, keep=checkpoint is not None)
+            state.wait_for_everyone()
+            yield partial, checkpoint
+        except BaseException:
+            if state.is_main_process and _last_whole_checkpoint(partial) is None:
+                shutil.rmtree(partial, ignore_errors=True)
+                with suppress(OSError):
+                    for parent in new_parents:
+                        parent.rmdir()
+            raise
+        state.wait_for_everyone()
+        if state.is_main_process:
+            _move_into_place(partial, output_dir, old, options=options, known=known)
+        state.wait_for_everyone()
+
+
+def _move_into_place(partial: Path, output_dir: Path, old: Path, *, options: dict, known: dict | None) -> None:
+    files = [path.name for path in partial.iterdir()]
+    (partial / STAGE_FILE).write_text(to_json({"options": options, "files": files}), encoding="utf-8")
+    shutil.rmtree(old, ignore_errors=True)
+    if output_dir.exists():
+        _copy_foreign(output_dir, partial, known["files"] if known else [])
+        output_dir.rename(old)
+    partial.rename(output_dir)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_same(known: dict | None, options: dict, folder: Path) -> None:
@@ -112,9 +122,8 @@ def _check_free(output_dir: Path, known: dict | None, overwrite: bool) -> None:
 
 
 def _open(partial: Path, content: dict, *, keep: bool) -> None:
-    if not keep:
-        shutil.rmtree(partial, ignore_errors=True)
-    make_directory(partial)
+    for path in [] if keep else list(partial.iterdir()):  # the folder itself stays: it is locked
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (partial / STAGE_FILE).write_text(to_json(content), encoding="utf-8")
 
 

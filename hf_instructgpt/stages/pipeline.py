@@ -16,6 +16,7 @@ from ..data import judge
 from ..errors import InputError
 from ..evaluation.comparison import Answers, answer_prompts, compare, question
 from ..hub.cards import Made
+from ..ppo.checkpoint import alone_in
 from ..ppo.config import PPOConfig
 from ..report.plots import draw_plots
 from ..report.reward_card import RULES, main_figures
@@ -222,9 +223,17 @@ class Pipeline:
             `dict`: the content of `metrics.json`.
 
         Raises:
-            InputError: `output_dir` holds something else, or a run with other options.
+            InputError: `output_dir` holds something else, or a run with other options; or another run is
+                at work there.
         """
         state = PartialState()
+        if state.is_main_process and not self.output_dir.exists():
+            make_directory(self.output_dir)
+        state.wait_for_everyone()
+        with alone_in(self.output_dir):
+            return self._run(state, overwrite=overwrite, resume=resume)
+
+    def _run(self, state: PartialState, *, overwrite: bool, resume: bool) -> dict:
         seconds = self._open_run(overwrite=overwrite, resume=resume)
         if (self.output_dir / METRICS_FILE).is_file():
             return json.loads((self.output_dir / METRICS_FILE).read_text(encoding="utf-8"))

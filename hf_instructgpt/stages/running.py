@@ -8,6 +8,7 @@ from accelerate import PartialState
 from transformers import Trainer, set_seed
 from trl import ModelConfig, RewardConfig, SFTConfig
 
+from ..ppo.checks import check_launch
 from ..ppo.config import PPOConfig
 from .arguments import StageArguments
 from .cards import made_by_stage, write_stage_card
@@ -41,9 +42,11 @@ def run_stage(
         `Path`: `output_dir`.
 
     Raises:
-        InputError: `output_dir` is taken, or `make_trainer` found that data, model or options do not fit, or the push
-            failed: then the result is there, and the same command with `--resume` pushes it.
+        InputError: Processes were not set up as asked, `output_dir` is taken, `make_trainer` found that data, model or
+            options do not fit, or the push failed: then the result is there, and the same command with `--resume`
+            pushes it.
     """
+    check_launch(training_args)
     output_dir = Path(training_args.output_dir)
     options = {**vars(args), **training_args.to_dict(), **vars(model_args)}
     options = {name: value for name, value in options.items() if name not in ELSEWHERE}

@@ -744,9 +744,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         if is_off and self._on_unequal_ratios != "ignore":
             message = (
                 f"after step {self.state.global_step}: the policy gives other log-probs in an update than in the "
-                f"rollout just before it (a KL of {approx_kl:.2g} nats per token). Its forward pass is random (dropout "
-                "or router noise in its code: set the rate to 0 in its configuration), or too coarse (TF32, or "
-                "`batch_by_length` where kernels differ by shape: turn it off)."
+                f"rollout just before it (a KL of {approx_kl:.2g} nats per token). Either its forward pass is random "
+                "(dropout or router noise in its code: set the rate to 0 in its configuration), or it is not exact "
+                "(TF32, or kernels that differ by shape: turn off `tf32` or `batch_by_length`)."
             )
             if self._on_unequal_ratios == "raise":
                 raise InputError(message)
@@ -1019,6 +1019,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             "sums": {name: torch.stack(sums).cpu() for name, sums in self._sums.items()},
             "progress": self._progress_state(),
         }
+        if self.accelerator.device.type == "mps":  # which Trainer forgets
+            state["mps_rng_state"] = torch.mps.get_rng_state()
         torch.save(state, Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -1035,3 +1037,5 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self._sums.update({name: list(sums.to(device)) for name, sums in state["sums"].items()})
         self._load_progress_state(state["progress"])
+        if device.type == "mps":
+            torch.mps.set_rng_state(state["mps_rng_state"])

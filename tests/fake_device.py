@@ -62,7 +62,7 @@ class FakeDevice(TorchFunctionMode):
         if func == Tensor.device.__get__:
             return DEVICE if self.has(args[0]) else func(*args)
         is_attribute = func.__name__ == "__get__" and func != Tensor.grad.__get__
-        if is_attribute or func.__name__ == "_parse_to":  # the latter reads the arguments of Module.to
+        if is_attribute or func.__name__ in ("device", "_parse_to"):  # they read what Module.to is given
             return func(*args, **kwargs)
         tensors = [x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         here = [x for x in tensors if self.has(x)]

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import fake_device
 import pytest
@@ -35,6 +37,15 @@ def device():
     """Package code runs on the device; what this file computes may mix."""
     with fake_device.fake_device() as mode:
         yield mode
+
+
+@contextmanager
+def nothing_refused():
+    """What the device refuses fails the test, rather than being an error of its own."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        raise AssertionError(f"the device refuses: {error}") from error
 
 
 def as_package(code, **names):
@@ -90,41 +101,34 @@ def test_what_an_accelerator_takes_is_taken(tensors, code):
 # ---- The package on it ---------------------------------------------------------------------------------------------
 
 
-def lora():
-    return LoraConfig(r=2, target_modules="all-linear")
-
-
 RUNS = {
     "plain": {},
     "fast": {"fast_sampling": True, "scale_scores": True, "whiten_rewards": True, "log_tokens": 1},
     "shared": {"value_model": "shared", "kl_estimator": "full", "ema_decay": 0.9, "preset": "recommended"},
-    "lora": {"peft_config": lora(), "ptx_coef": 0.5, "ptx_dataset": Dataset.from_list([{"text": "abcd"}] * 4)},
+    "lora": {
+        "peft_config": LoraConfig(r=2, target_modules="all-linear"),
+        "ptx_coef": 0.5,
+        "ptx_dataset": Dataset.from_list([{"text": "abcd"}] * 4),
+    },
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_trains_evaluates_saves_and_is_resumed(device, tmp_path, name):
     """The last two steps again, from a checkpoint: the same weights. The best model is loaded in the end."""
-    options = {
-        "eval_dataset": ppo.PROMPTS,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "reward_funcs": ppo.reward_model,
-    }
-    options |= {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "load_best_model_at_end": True}
-    options |= {"metric_for_best_model": "score", **RUNS[name]}
+    options = {"eval_dataset": ppo.PROMPTS, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}
+    options |= {"save_steps": 2, "max_steps": 4, "load_best_model_at_end": True, "metric_for_best_model": "score"}
 
     def make(folder):
-        return ppo.make(folder, **{**options, "reward_funcs": [ppo.lengths, options["reward_funcs"]()]})
+        return ppo.make(folder, reward_funcs=[ppo.lengths, ppo.reward_model()], **options, **RUNS[name])
 
     whole = make(tmp_path / "whole")
-    whole.train()
+    with nothing_refused():
+        whole.train()
     assert {p.device for p in whole.model.parameters()} == {DEVICE}
     assert len(ppo.logged(whole, "eval_score")) == 2
     resumed = make(tmp_path / "resumed")
     resumed.train(f"{tmp_path}/whole/checkpoint-2")
-    for step in ("whole/checkpoint-4", "resumed/checkpoint-4"):
-        assert (tmp_path / step).is_dir()
     ppo.assert_equal(resumed.model.state_dict(), whole.model.state_dict())
     assert ppo.logged(resumed, "eval_score") == ppo.logged(whole, "eval_score")
 
@@ -143,7 +147,8 @@ def test_a_reward_model_is_trained_evaluated_and_calibrated(device, tmp_path):
     demonstrations = Dataset.from_list([{"prompt": "ab", "completion": text} for text in ("c", "dd", "eee")])
     options = {"calibration_dataset": demonstrations, "eval_rows": ranking.ROWS, "eval_strategy": "epoch"}
     trainer = ranking.make(tmp_path, num_train_epochs=1, **options)
-    trainer.train()
+    with nothing_refused():
+        trainer.train()
     assert {p.device for p in trainer.model.parameters()} == {DEVICE}
     assert trainer.state.log_history[-2]["eval_accuracy"] >= 0
     ids = [ranking.TOKENIZER(f"ab{text}<eos>")["input_ids"] for text in ("c", "dd", "eee")]
@@ -155,7 +160,7 @@ def test_tokens_are_drawn_as_on_a_cpu(device):
     logits = torch.randn(64, 500)
     with seeded(0, DEVICE):
         expected = draw_tokens(logits, temperature=1.3)
-    with seeded(0, DEVICE):
+    with seeded(0, DEVICE), nothing_refused():
         tokens = draw_tokens(logits.to(DEVICE), temperature=1.3)
     assert tokens.device == DEVICE and tokens.equal(expected)
     assert in_float64(logits.to(DEVICE)).equal(logits.double())
@@ -172,33 +177,25 @@ def models(llama, tmp_path):
 
 
 def test_generate_answers_on_it(device, models, monkeypatch, capsys):
-    devices, answers_to = [], generate.answers_to
-    monkeypatch.setattr(
-        generate,
-        "answers_to",
-        lambda policy, *args, **kwargs: (devices.append(policy.device), answers_to(policy, *args, **kwargs))[1],
-    )
+    spy = MagicMock(wraps=generate.answers_to)
+    monkeypatch.setattr(generate, "answers_to", spy)
     assert main(["generate", models[0], "--prompt", "a", "--max_new_tokens", "4"]) == 0
-    on_device = capsys.readouterr().out
-    monkeypatch.undo()
-    assert devices == [DEVICE] and on_device
+    assert spy.call_args.args[0].device == DEVICE and capsys.readouterr().out.strip()
 
 
 def test_rank_and_compare_answer_and_score_on_it(device, models, tmp_path, monkeypatch):
     serve = pytest.importorskip("hf_instructgpt.app.serve", reason="the extra `app` is not installed")
     pages = []
     monkeypatch.setattr(serve, "_launch", lambda app, **options: None)
-    for name in ("RankPage", "ComparePage"):
-        cls = getattr(serve, name)
-        monkeypatch.setattr(cls, "build", lambda self: pages.append(self))
+    for page in (serve.RankPage, serve.ComparePage):
+        monkeypatch.setattr(page, "build", lambda self: pages.append(self))
     policy, reward = models
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("ab", "cd")))
-    argv = ["rank", "--model", policy, "--prompts", str(prompts), "--output", str(tmp_path / "r.jsonl")]
-    assert main([*argv, "--reward", reward, reward, "--max_new_tokens", "4"]) == 0
-    assert (
-        main(["compare", "--models", f"a={policy}", f"b={policy}", "--reward", reward, "--max_new_tokens", "4"]) == 0
-    )
+    rank = ["rank", "--model", policy, "--prompts", str(prompts), "--output", str(tmp_path / "r.jsonl")]
+    assert main([*rank, "--reward", reward, reward, "--max_new_tokens", "4"]) == 0
+    compare = ["compare", "--models", f"a={policy}", f"b={policy}", "--max_new_tokens", "4"]
+    assert main([*compare, "--reward", reward]) == 0
     rank, compare = pages
     scorers = [model for model, _ in (*rank.items.reward_models, compare.reward_model)]
     answerers = [rank.items.policy, *(contestant.policy for contestant in compare.contestants)]

@@ -334,8 +334,10 @@ class ExactTrainer(_TrainerWithState):
             "last_step": self._last_step,
             "epoch_is_closed": self._epoch_is_closed,
         }
-        path = Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index)
-        torch.save({**self._training_state(), "progress": progress}, path)
+        state = {**self._training_state(), "progress": progress}
+        if self.accelerator.device.type == "mps":  # which Trainer forgets
+            state["mps_rng_state"] = torch.mps.get_rng_state()
+        torch.save(state, Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -348,6 +350,8 @@ class ExactTrainer(_TrainerWithState):
         self._tr_loss.fill_(loss)
         self._last_step = state["progress"]["last_step"]
         self._epoch_is_closed = state["progress"]["epoch_is_closed"]
+        if self.accelerator.device.type == "mps":
+            torch.mps.set_rng_state(state["mps_rng_state"])
 
 
 ResumableTrainer = PlainTrainer if CHANGED_HOOKS else ExactTrainer

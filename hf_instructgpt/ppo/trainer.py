@@ -779,9 +779,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         if is_off and self._on_unequal_ratios != "ignore":
             message = (
                 f"after step {self.state.global_step}: the policy gives other log-probs in an update than in the "
-                f"rollout just before it (a KL of {approx_kl:.2g} nats per token). Its forward pass is random (dropout "
-                "or router noise in its code: set the rate to 0 in its configuration), or too coarse (TF32, or "
-                "`batch_by_length` where kernels differ by shape: turn it off)."
+                f"rollout just before it (a KL of {approx_kl:.2g} nats per token). Either its forward pass is random "
+                "(dropout or router noise in its code: set the rate to 0 in its configuration), or it is not exact "
+                "(TF32, or kernels that differ by shape: turn off `tf32` or `batch_by_length`)."
             )
             if self._on_unequal_ratios == "raise":
                 raise InputError(message)

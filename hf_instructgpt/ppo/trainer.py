@@ -71,6 +71,7 @@ from .checks import (
     check_prompts,
     check_reference,
     check_reward_funcs,
+    check_shards,
     foreign_tokenizers,
 )
 from .config import PPOConfig
@@ -298,7 +299,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
 
     def _prepare_frozen_models(self) -> None:
         if self.is_fsdp_enabled:
-            check_fsdp(self.args, self.model, self.accelerator.state.fsdp_plugin)
+            check_fsdp(self.args, self.accelerator.state.fsdp_plugin)
+        if self._is_sharded:
+            check_shards(self.model)
         if self._is_sharded and self._by_length:
             logger.warning("`batch_by_length` is off: weights in shards need as many batches on each process.")
             self._by_length = False

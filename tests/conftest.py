@@ -13,7 +13,18 @@ os.environ |= {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
 
+os.environ.pop("PYTEST_ADDOPTS", None)  # this run has read it, and one that a test starts must not
+
 ROOT = Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    """Which tests one worker runs (`-n 2 --dist loadgroup`): a file's, whose fixtures are shared; those that serve
+    pages, which look for a free port; each mutant may go anywhere."""
+    for item in items:
+        if item.get_closest_marker("mutants") is None:
+            group = "pages" if item.path.name.startswith("test_app") else item.path.name
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_addoption(parser):

@@ -1,8 +1,8 @@
 """A device that needs no hardware: tensors in the CPU's memory that say they are on `mps:0`, and are treated so.
 
-A CPU lets everything through that an accelerator refuses. Under [`fake_device`] Trainer and accelerate put their tensors
-on `mps:0`, and these are refused: an operation on tensors of both devices (as on CUDA and on MPS), float64 (as on MPS)
-and a conversion to NumPy. The numbers are those of the CPU.
+A CPU lets everything through that an accelerator refuses. Under [`fake_device`] Trainer and accelerate put their
+tensors on `mps:0`, where three things fail: an operation on tensors of both devices (as on CUDA and on MPS), float64
+(as on MPS) and a conversion to NumPy. The numbers are those of the CPU.
 
 What a test itself computes may mix devices. The backward pass and other threads are not looked at.
 """
@@ -48,9 +48,7 @@ class FakeDevice(TorchFunctionMode):
     def take(self, x: Tensor) -> Tensor:
         """Note that a tensor is on the device."""
         if x.dtype == torch.float64 and not _called_by_a_test():
-            raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
-            )
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it.")
         while torch._C._functorch.is_functorch_wrapped_tensor(x):
             x = torch._C._functorch.get_unwrapped(x)
         if len(self.storages) > 50_000:
@@ -64,7 +62,7 @@ class FakeDevice(TorchFunctionMode):
         if func == Tensor.device.__get__:
             return DEVICE if self.has(args[0]) else func(*args)
         is_attribute = func.__name__ == "__get__" and func != Tensor.grad.__get__
-        if is_attribute or func.__name__ == "_parse_to":  # the latter reads the arguments of Module.to
+        if is_attribute or func.__name__ in ("device", "_parse_to"):  # they read what Module.to is given
             return func(*args, **kwargs)
         tensors = [x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         here = [x for x in tensors if self.has(x)]
@@ -90,20 +88,19 @@ class FakeDevice(TorchFunctionMode):
         others = [x for x in tensors if x.device.type == "cpu" and not self.has(x)]
         if func in MIXING or _in_backward() or _called_by_a_test():
             return
-        is_index = func in (Tensor.__getitem__, Tensor.__setitem__)
-        if is_index and self.has(args[0]):
+        name, own = func.__name__, args[0] if isinstance(args[0], Tensor) else None
+        is_own = own is not None and self.has(own)
+        if is_own and name in ("__getitem__", "__setitem__"):
             indices = [x for x in _pytree.tree_leaves(args[1]) if isinstance(x, Tensor)]
-            # A slice is copied to; where an index is a tensor, what is put there is on the device, or a number.
-            others = [x for x in others if indices and len(args) == 3 and x is args[2]]
-        is_changed = func.__name__.endswith("_") and isinstance(args[0], Tensor) and not self.has(args[0])
-        if is_changed or is_index or func in STRICT:
-            found = others
-        else:
-            found = [x for x in others if x.dim() > 0]
+            # Indices may be on the CPU; what is put there may be so if it is a number, or the place is a slice.
+            others = [x for x in others if indices and args[2:] and x is args[2]]
+        is_changed = name == "__setitem__" or name.startswith("__i") or (name[-1] == "_" and name[-2] != "_")
+        takes_numbers = (is_own or own is None or not is_changed) and func not in STRICT
+        found = [x for x in others if x.dim() > 0 or not takes_numbers]
         if found:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE} and cpu! "
-                f"({func.__name__}, a tensor of shape {tuple(found[0].shape)} is on the CPU)"
+                f"({name}, a tensor of shape {tuple(found[0].shape)} is on the CPU)"
             )
 
 

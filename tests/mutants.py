@@ -9,6 +9,7 @@ PPO = "hf_instructgpt/ppo"
 REWARD = "hf_instructgpt/reward"
 EVALUATION = "hf_instructgpt/evaluation"
 CHECKLIST = "tests/test_ppo_checklist.py::"
+DEVICES = "tests/test_devices.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
 FAMILIES = "tests/test_ppo_families.py::"
@@ -997,9 +998,9 @@ MUTANTS = [
     Mutant(
         "38d",
         "answers are scored with training's own random numbers",
-        f"{STAGES}/selection.py",
-        'torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type),',
-        "torch.no_grad(),",
+        f"{STAGES}/samples.py",
+        'torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):',
+        "torch.no_grad():",
         f"{SFT}test_scoring_leaves_training_as_it_is",
     ),
     Mutant(
@@ -1089,5 +1090,61 @@ MUTANTS = [
         "return not difference(",
         "return True or difference(",
         f"{FAMILIES}test_the_fast_sampler_is_for_models_whose_cache_is_attentions_alone[git-False]",
+    ),
+    Mutant(
+        "40a",
+        "an evaluation adds up tensors of the device and of the CPU",
+        f"{PPO}/trainer.py",
+        "torch.tensor([summary[name].sum().item(), len(summary[name])], dtype=torch.float64)",
+        "torch.stack([summary[name].sum(), torch.tensor(len(summary[name]))]).cpu()",
+        f"{DEVICES}test_a_run_trains_evaluates_saves_and_is_resumed[plain]",
+    ),
+    Mutant(
+        "40b",
+        "what is in float64 stays on a device that has none",
+        f"{PPO}/functional.py",
+        '(x.cpu() if x.device.type == "mps" else x).double()',
+        "x.double()",
+        f"{DEVICES}test_tokens_are_drawn_as_on_a_cpu",
+    ),
+    Mutant(
+        "40c",
+        "tokens that were drawn on the CPU stay there",
+        f"{PPO}/fast.py",
+        "tokens.clamp(max=sums.shape[-1] - 1).to(logits.device)",
+        "tokens.clamp(max=sums.shape[-1] - 1)",
+        f"{DEVICES}test_tokens_are_drawn_as_on_a_cpu",
+    ),
+    Mutant(
+        "40d",
+        "scores are added up in float64 on the device",
+        f"{PPO}/trainer.py",
+        "scores.cpu().double()",
+        "scores.double()",
+        f"{DEVICES}test_a_run_trains_evaluates_saves_and_is_resumed[fast]",
+    ),
+    Mutant(
+        "40e",
+        "a reward model is calibrated in float64 on the device",
+        f"{REWARD}/calibration.py",
+        "batch_size=batch_size).cpu().double()",
+        "batch_size=batch_size).double()",
+        f"{DEVICES}test_a_reward_model_is_trained_evaluated_and_calibrated",
+    ),
+    Mutant(
+        "40f",
+        "a resumed run draws other random numbers on MPS",
+        f"{PPO}/resumable.py",
+        'torch.mps.set_rng_state(state["mps_rng_state"])',
+        "pass",
+        f"{DEVICES}test_the_device_s_random_numbers_are_resumed_too",
+    ),
+    Mutant(
+        "40g",
+        "a random forward pass stops no run",
+        f"{PPO}/trainer.py",
+        'self._on_unequal_ratios = "raise"',
+        'self._on_unequal_ratios = "warn"',
+        f"{TRAINER}test_a_policy_whose_first_ratio_is_not_one_is_refused",
     ),
 ]

@@ -1,4 +1,7 @@
-"""The configurations for `accelerate launch`: accelerate itself takes every key and every value; DDP is run."""
+"""The configurations for `accelerate launch`: accelerate itself takes every key and every value.
+
+DDP is run here, FSDP2 and DeepSpeed in `test_ppo_sharded.py`. And a launch that is not what was asked for is refused.
+"""
 
 import json
 import os
@@ -41,7 +44,7 @@ def launched(monkeypatch):
 
 
 def test_there_is_one_for_each_way_to_launch():
-    assert [path.stem for path in CONFIGS] == ["ddp", "deepspeed_zero2", "fsdp2", "multi_node"]
+    assert [path.stem for path in CONFIGS] == ["ddp", "deepspeed_zero2", "deepspeed_zero3", "fsdp2", "multi_node"]
 
 
 def check_keys(path: Path) -> None:
@@ -90,11 +93,14 @@ def test_fsdp2_is_what_the_file_says(launched):
     assert not plugin.cpu_ram_efficient_loading
 
 
-def test_deepspeed_is_what_the_file_says(launched):
-    launched("deepspeed_zero2")
-    config = DeepSpeedPlugin().deepspeed_config
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_is_what_the_file_says(launched, stage):
+    launched(f"deepspeed_zero{stage}")
+    plugin = DeepSpeedPlugin()
+    config = plugin.deepspeed_config
     zero = config["zero_optimization"]
-    assert zero["stage"] == 2
+    assert plugin.zero_stage == zero["stage"] == stage and not plugin.zero3_init_flag
+    assert stage == 2 or zero["stage3_gather_16bit_weights_on_model_save"] is True
     assert zero["offload_optimizer"]["device"] == zero["offload_param"]["device"] == "none"
     filled_in_by_trainer = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     assert [config[key] for key in filled_in_by_trainer] == ["auto"] * 3

@@ -1,6 +1,8 @@
 """The loop closed: rankings made in a browser, by a rule, train a reward model, and PPO moves the policy that way."""
 
 import json
+import shlex
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -12,48 +14,43 @@ from hf_instructgpt.evaluation.intervals import bootstrap_ci
 from hf_instructgpt.stages.inputs import load_causal_lm, load_tokenizer
 from hf_instructgpt.stages.samples import answers_to
 
+ROOT = Path(__file__).parents[1]
 NUM_RANKED = 30
 
 
 @pytest.mark.slow
 def test_thirty_rankings_move_the_policy(tmp_path, monkeypatch, launched, open_page):
-    """Longer answers are better. From a third of the usual SFT; reward model and PPO with three seeds."""
+    """The README's commands, from a third of the usual SFT. The rule: longer is better. Three seeds after that."""
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
-    sft = "--dataset_name lab --output_dir sft --num_train_epochs 3 --per_device_train_batch_size 32 --max_length 50"
-    sft += " --learning_rate 5e-3 --activation_checkpointing false --report_to none --save_strategy no --seed 0"
-    assert main(["sft", *sft.split()]) == 0
-    flags = "--model sft --prompts lab --output rankings.jsonl --num_responses 4 --max_new_tokens 26"
-    assert main(["rank", *flags.split()]) == 0
+    sft = ["sft", "--config", "recipes/char_gpt/sft.yaml", "--num_train_epochs", "3", "--output_dir", "runs/char/sft"]
+    assert main([*sft, "--seed", "0"]) == 0
+    assert main(readme("rank")) == 0
     rank_by_length(open_page(launched[0].local_url))
-    rows = [json.loads(line) for line in (tmp_path / "rankings.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "runs/rankings.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == NUM_RANKED == len({str(row["prompt"]) for row in rows})
     for row in rows:
         pairs = list(zip(row["ranks"], map(len, row["responses"]), strict=True))
         assert all((rank < other) == (size > its) for rank, size in pairs for other, its in pairs)
 
     prompts = load_sample_dataset("lab", "prompts")["test"]["prompt"][:200]
-    before = answer_lengths("sft", prompts)
-    for seed in (0, 1, 2):
-        train(seed)
-        after = answer_lengths(f"ppo{seed}", prompts)
+    before = answer_lengths("runs/char/sft", prompts)
+    for seed in ("0", "1", "2"):
+        for stage in ("reward", "ppo"):
+            assert main([*readme(stage), "--overwrite_output_dir", "--seed", seed]) == 0
+        after = answer_lengths("runs/human/ppo", prompts)
         low, high = bootstrap_ci([b - a for a, b in zip(before, after, strict=True)])
         print(
-            f"seed {seed}: {fmean(before):.1f} characters before, {fmean(after):.1f} after, [{low:+.1f}, {high:+.1f}]"
+            f"seed {seed}: {fmean(before):.1f} characters before, {fmean(after):.1f} after [{low:+.1f}, {high:+.1f}]"
         )
         assert low > 0.5
 
 
-def train(seed):
-    """Reward model and PPO from the rankings."""
-    reward = f"--dataset_name rankings.jsonl --model_name_or_path sft --output_dir reward{seed} --num_train_epochs 8"
-    reward += " --per_device_train_batch_size 4 --learning_rate 1.5e-3 --max_length 50"
-    reward += f" --activation_checkpointing false --report_to none --save_strategy no --seed {seed}"
-    assert main(["reward", *reward.split()]) == 0
-    ppo = f"--dataset_name lab --model_name_or_path sft --reward_funcs reward{seed} --output_dir ppo{seed}"
-    ppo += " --per_device_train_batch_size 32 --num_mini_batches 4 --num_ppo_epochs 2 --max_completion_length 26"
-    ppo += " --max_steps 64 --learning_rate 3e-4 --critic_learning_rate 1e-3 --kl_coef 0.05"
-    ppo += f" --report_to none --save_strategy no --seed {seed}"
-    assert main(["ppo", *ppo.split()]) == 0
+def readme(verb):
+    """The README's command of a verb under "People in the loop"."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## People in the loop")[2]
+    line = next(line for line in section.splitlines() if line.startswith(f"hf-instructgpt {verb} "))
+    return shlex.split(line)[1:]
 
 
 def rank_by_length(tab):

@@ -8,26 +8,37 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import is_deepspeed_available
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
+from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.functional import response_mask
 from hf_instructgpt.ppo.trainer import PPOTrainer
 
 EOS = 66
+HAS_DEEPSPEED = is_deepspeed_available()
 TOKENIZER = CharGPTTokenizer.from_document()
 PROMPTS = Dataset.from_list([{"prompt": text} for text in ("a", "bcd", "ef", "ghij", "klm", "no")])
 
 TEXT = Dataset.from_dict({"text": ["abc", "defgh", "ij", "klmno", "pq"]})
-EXTRAS = {"ptx_coef": 0.5, "scale_scores": True, "whiten_rewards": True, "entropy_coef": 0.01, "kl_target": 0.1}
+EXTRAS = {
+    "value_model": "shared",
+    "ptx_coef": 0.5,
+    "scale_scores": True,
+    "whiten_rewards": True,
+    "entropy_coef": 0.01,
+    "kl_target": 0.1,
+}
 
 
-def make(output_dir, train_dataset=PROMPTS, **options):
+def make(output_dir, train_dataset=PROMPTS, model=None, value_model=None, peft_config=None, **options):
     torch.manual_seed(0)
-    model = CharGPTForCausalLM(CharGPTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1))
+    if model is None:
+        model = CharGPTForCausalLM(CharGPTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1))
     defaults = {
         "output_dir": str(output_dir),
         "use_cpu": True,
@@ -44,11 +55,11 @@ def make(output_dir, train_dataset=PROMPTS, **options):
     def reward(completions, **_):
         return [float(len(text)) for text in completions]
 
-    extras = {"value_model": "shared", "ptx_dataset": TEXT} if args.ptx_coef else {}
+    extras = {"value_model": value_model, "peft_config": peft_config, "ptx_dataset": TEXT if args.ptx_coef else None}
     return PPOTrainer(model, reward, args=args, train_dataset=train_dataset, processing_class=TOKENIZER, **extras)
 
 
-def responses_by_prompt(model, prompt_ids, prompt_mask, *, generation_config):
+def responses_by_prompt(model, prompt_ids, prompt_mask, *, generation_config, synced_gpus=None):
     """In place of sampling: responses that follow from the prompts alone, of uneven lengths."""
     sums = (prompt_ids * prompt_mask).sum(-1, keepdim=True)
     places = torch.arange(6)
@@ -56,23 +67,28 @@ def responses_by_prompt(model, prompt_ids, prompt_mask, *, generation_config):
     return ids, response_mask(ids, stop_token_ids=[EOS])
 
 
-def fixed_steps(output_dir, **options):
-    """Two rollouts of four given responses, two steps each, and what they left in the weights and the logs."""
+def fixed_run(output_dir, **options):
+    """A trainer after two rollouts of four given responses, two steps each, its logs, and an evaluation."""
     sampler, trainer_module.generate_responses = trainer_module.generate_responses, responses_by_prompt
     try:
-        trainer = make(output_dir, optim="sgd", learning_rate=0.1, max_steps=4, **options)
+        trainer = make(output_dir, optim="sgd", max_steps=4, **({"learning_rate": 0.1} | options))
         trainer.train()
+        metrics = trainer.evaluate(PROMPTS)
     finally:
         trainer_module.generate_responses = sampler
-    logs = [log for log in trainer.state.log_history if "loss" in log]
-    return {"weights": trainer.model.state_dict(), "logs": logs, "metrics": trainer.evaluate(PROMPTS)}
+    return trainer, {"logs": [log for log in trainer.state.log_history if "loss" in log], "metrics": metrics}
 
 
-def sampled_run(output_dir, resume=None):
-    """A run of two epochs on one and the same prompt, saved as it goes."""
+def fixed_steps(output_dir, **options):
+    trainer, found = fixed_run(output_dir, **options)
+    return {"weights": trainer.model.state_dict(), **found}
+
+
+def sampled_run(output_dir, resume=None, **options):
+    """A trainer after two epochs on one and the same prompt, saved as it went, and the responses it sampled."""
     data = Dataset.from_list([{"prompt": "ab"}] * 8)
-    options = {"save_strategy": "steps", "save_steps": 1, "log_tokens": 1, "num_train_epochs": 2}
-    trainer = make(output_dir, data, per_device_train_batch_size=2, **options)
+    defaults = {"save_strategy": "steps", "save_steps": 1, "log_tokens": 1, "num_train_epochs": 2}
+    trainer = make(output_dir, data, per_device_train_batch_size=2, **(defaults | options))
     seen = []
     roll_out = trainer._roll_out
 
@@ -85,7 +101,25 @@ def sampled_run(output_dir, resume=None):
     trainer._roll_out = spy
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    return {"responses": seen, "weights": trainer.model.state_dict(), "steps": trainer.state.global_step}
+    return trainer, {"responses": seen, "steps": trainer.state.global_step}
+
+
+def sampled_steps(output_dir, resume=None):
+    trainer, found = sampled_run(output_dir, resume)
+    return {"weights": trainer.model.state_dict(), **found}
+
+
+def refusal(environment, **options):
+    """What PPOTrainer says of these options, launched in this environment."""
+    os.environ |= environment
+    try:
+        make("never", **options)
+    except InputError as error:
+        return str(error)
+    finally:
+        for name in environment:
+            os.environ.pop(name)
+    return None
 
 
 def main(folder: Path):
@@ -96,27 +130,35 @@ def main(folder: Path):
             folder / "accumulated", per_device_train_batch_size=1, gradient_accumulation_steps=2
         ),
         "extras": fixed_steps(folder / "extras", per_device_train_batch_size=2, **EXTRAS),
-        "sampled": sampled_run(folder / "sampled"),
+        "sampled": sampled_steps(folder / "sampled"),
         # In the middle of the second epoch's first rollout.
-        "resumed": sampled_run(folder / "resumed", resume=str(folder / "sampled" / "checkpoint-5")),
+        "resumed": sampled_steps(folder / "resumed", resume=str(folder / "sampled" / "checkpoint-5")),
+        "fsdp asked": refusal({"ACCELERATE_USE_FSDP": "true"}),
+        "deepspeed asked": refusal({"ACCELERATE_USE_DEEPSPEED": "true"}) if HAS_DEEPSPEED else None,
     }
+    # From here on accelerate finds no device for the processes: each is on its own, in a world of two.
+    os.environ.pop("ACCELERATE_USE_CPU")
+    results["half started"] = refusal({}, use_cpu=False, ddp_backend="gloo")
     torch.save(results, folder / f"{rank}.pt")
+
+
+def launch(command, folder, environment=None):
+    """Run this or a file like it on two processes, which leave what they found in `folder`."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
+    done = subprocess.run([sys.executable, "-m", *command], env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-8000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two")
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, "-m", *launch, __file__, str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder
+    return tmp_path_factory.mktemp("two")
 
 
 @pytest.fixture(scope="module")
 def ranks(folder):
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, str(folder)]
+    return launch(command, folder, {"ACCELERATE_USE_CPU": "true"})
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +214,15 @@ def test_a_resumed_run_ends_with_the_same_bytes_on_both_processes(ranks):
         assert rank["resumed"]["responses"] == rank["sampled"]["responses"][3:]
         for name, tensor in rank["sampled"]["weights"].items():
             assert tensor.equal(rank["resumed"]["weights"][name])
+
+
+def test_a_run_that_is_not_what_was_asked_for_is_refused(ranks):
+    for rank in ranks:
+        assert rank["half started"].startswith("2 processes were started, but accelerate runs each of them as if")
+        assert "`use_cpu=True`" in rank["half started"]
+        assert rank["fsdp asked"].startswith("FSDP was asked for and is not on")
+        if HAS_DEEPSPEED:
+            assert rank["deepspeed asked"].startswith("DeepSpeed was asked for and is not on")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ def test_the_centring_option_punishes_the_pairs_squared_sum(tmp_path):
 def test_a_batch_without_a_pair_has_a_loss_of_zero_and_a_gradient_of_zero(tmp_path):
     model = reward_model()
     trainer = make(tmp_path, model=model)
-    loss = trainer.compute_loss(model, RankingCollator(0)([{"response_ids": [[1, EOS], [2, EOS]], "ranks": [1, 1]}]))
+    batch = RankingCollator(0)([{"response_ids": [[1, EOS], [2, EOS]], "ranks": [1, 1]}])
+    loss = trainer.compute_loss(model, trainer._prepare_inputs(batch))
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad.eq(0).all() for p in model.parameters() if p.grad is not None)
@@ -158,7 +159,7 @@ def test_of_two_responses_it_is_trls_loss(tmp_path, coefficient):
         batch = trainer.data_collator(
             [{k: v for k, v in row.items() if k != "prompt"} for row in trainer.train_dataset]
         )
-        losses.append(trainer.compute_loss(model, batch).item())
+        losses.append(trainer.compute_loss(model, trainer._prepare_inputs(batch)).item())
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
 
 
@@ -173,7 +174,8 @@ def test_a_margin_is_subtracted_as_in_trl(tmp_path):
         trainer = make(tmp_path, pairs, model, cls)
         model.eval()
         rows = [{k: v for k, v in row.items() if k != "prompt"} for row in trainer.train_dataset]
-        losses.append(trainer.compute_loss(model, trainer.data_collator(rows)).item())
+        batch = trainer._prepare_inputs(trainer.data_collator(rows))
+        losses.append(trainer.compute_loss(model, batch).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     # By hand, and of a ranking: rewards 2, 1 and 0, margins of the rewards 1, 2 and 1, less 0.5.
     rows = [{"response_ids": [[20], [10], [0]], "ranks": [1, 2, 3], "margin": 0.5}]

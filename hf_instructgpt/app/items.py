@@ -7,12 +7,11 @@ from itertools import combinations
 from threading import Lock
 from uuid import uuid4
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.comparison import question
 from ..ppo.rollout import score_responses
-from ..stages.samples import answers_to
+from ..stages.samples import answers_to, seeded
 from .rankings import prompt_key
 
 # Of so many prompts, the one whose answers two reward models order most differently.
@@ -88,8 +87,7 @@ class Items:
         """Different answers with something in them, sampled once."""
         if key not in self.answers:
             seed = int.from_bytes(hashlib.sha256(f"{self.seed} {key}".encode()).digest()[:8])
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with seeded(seed, self.policy.device):
                 texts = answers_to(
                     self.policy,
                     self.tokenizer,

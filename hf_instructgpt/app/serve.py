@@ -4,6 +4,7 @@ import hmac
 from pathlib import Path
 
 import gradio as gr
+from accelerate import PartialState
 
 from ..errors import InputError
 from ..stages.arguments import StageArguments
@@ -86,7 +87,7 @@ def rank(
     asked = {prompt_key(prompt): prompt for prompt in checked_split(rows, split, "prompts", source=prompts)["prompt"]}
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
-    policy, asked = load_causal_lm(model, tokenizer, **trust), list(asked.values())
+    policy, asked = load_causal_lm(model, tokenizer, **trust).to(PartialState().device), list(asked.values())
     room = answer_room(policy, tokenizer, asked, wanted=max_new_tokens)
     if room < 1:
         raise InputError(f"a prompt of {prompts} fills the model's context, or `--max_new_tokens` is below 1.")
@@ -130,7 +131,8 @@ def compare(
     contestants = []
     for name, _, path in named:
         tokenizer = load_tokenizer(path, **trust)
-        contestants.append(Contestant(name, load_causal_lm(path, tokenizer, **trust).eval(), tokenizer))
+        policy = load_causal_lm(path, tokenizer, **trust).to(PartialState().device).eval()
+        contestants.append(Contestant(name, policy, tokenizer))
     reward_model = None if reward is None else _reward_model(reward, **trust)
     page = ComparePage(contestants, reward_model=reward_model, max_new_tokens=max_new_tokens, seed=seed)
     _launch(page.build(), **options)
@@ -145,4 +147,4 @@ def _launch(app: gr.Blocks, **options) -> None:
 
 def _reward_model(name: str, **trust):
     tokenizer = load_tokenizer(name, **trust)
-    return load_reward_model(name, tokenizer, **trust).eval(), tokenizer
+    return load_reward_model(name, tokenizer, **trust).to(PartialState().device).eval(), tokenizer

@@ -22,6 +22,7 @@ from random import Random
 from statistics import fmean
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -259,7 +260,7 @@ class Cell:
 
     def __init__(self, setting: Setting, *, seed: int):
         self.setting, self.seed = setting, seed
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        device = PartialState().device
         self.tokenizer = load_tokenizer(setting.sft_model)
         load = {"tokenizer": self.tokenizer, "dtype": torch.float32}
         self.policy = load_causal_lm(setting.sft_model, **load).to(device).eval()

@@ -93,6 +93,10 @@ def check_processes(args: PPOConfig) -> None:
         "max_ratio": args.max_ratio is not None,
         "on_nonfinite='skip'": args.on_nonfinite == "skip",
     }
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # Else the first process alone loads weights, and the frozen models would be empty on all others.
+        one_loads = parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
+        _check_fsdp_setting("fsdp_cpu_ram_efficient_loading", "false", is_set=not one_loads)
     plugin = args.deepspeed_plugin
     if plugin is not None:
         _check_zero3(plugin)
@@ -121,20 +125,27 @@ def _check_zero3(plugin) -> None:
         )
 
 
-def check_fsdp(args: PPOConfig, actor_critic: nn.Module, plugin) -> None:
-    """Raise an `InputError` for what needs a whole model on each process, or would lose one."""
-    settings = {
-        "fsdp_version: 2": plugin.fsdp_version == 2,  # FSDP1 was not run
-        "fsdp_state_dict_type: FULL_STATE_DICT": plugin.state_dict_type.name == "FULL_STATE_DICT",  # else not saved
-        "fsdp_cpu_ram_efficient_loading: false": not plugin.cpu_ram_efficient_loading,  # else loaded by one process
-    }
-    if missing := [f"`{setting}`" for setting, is_set in settings.items() if not is_set]:
+def _check_fsdp_setting(name: str, value, *, is_set: bool) -> None:
+    if not is_set:
         raise InputError(
-            f"FSDP: PPO needs {' and '.join(missing)} under `fsdp_config`, as in recipes/accelerate/fsdp2.yaml."
+            f"FSDP: PPO needs `{name}: {value}` under `fsdp_config`, as in recipes/accelerate/fsdp2.yaml. (In "
+            f"PPOConfig's own `fsdp_config`: `{name.removeprefix('fsdp_')}`.)"
         )
+
+
+def check_fsdp(args: PPOConfig, plugin) -> None:
+    """Raise an `InputError` for settings of FSDP that were not run or lose the model, and for what needs it whole."""
+    _check_fsdp_setting("fsdp_version", 2, is_set=plugin.fsdp_version == 2)
+    is_full = plugin.state_dict_type.name == "FULL_STATE_DICT"  # with others, Trainer saves no model
+    _check_fsdp_setting("fsdp_state_dict_type", "FULL_STATE_DICT", is_set=is_full)
+    _refuse("FSDP", {"use_vllm": args.use_vllm})
+
+
+def check_shards(actor_critic: nn.Module) -> None:
+    """Raise an `InputError` for what FSDP and ZeRO-3 cannot save."""
     critic = actor_critic.value_model
     has_unnamed_base = critic is not None and has_adapter(critic.backbone) and not critic.backbone.config._name_or_path
-    _refuse("FSDP", {"use_vllm": args.use_vllm, "an adapter on a critic without a named base": has_unnamed_base})
+    _refuse("FSDP or ZeRO-3", {"an adapter on a critic without a named base": has_unnamed_base})
 
 
 def _refuse(what: str, options: dict[str, bool]) -> None:

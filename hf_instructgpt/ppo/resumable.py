@@ -121,8 +121,7 @@ class PlainTrainer(_TrainerWithState):
             f"transformers {transformers_version} has changed {', '.join(CHANGED_HOOKS)}, so checkpoints are "
             "Trainer's own: a run killed while it saves can leave a damaged one, and a resumed run starts with a new "
             "rollout, new running statistics of scores and the first KL coefficient (and a new `ema_decay` average, "
-            "where weights are sharded). Training itself is not affected. The versions with exact resume are listed in "
-            "the README."
+            "where weights are sharded). Training itself is not affected. The README lists the versions with exact resume."
         )
 
     def train(self, *args, **kwargs) -> TrainOutput:
@@ -334,8 +333,10 @@ class ExactTrainer(_TrainerWithState):
             "last_step": self._last_step,
             "epoch_is_closed": self._epoch_is_closed,
         }
-        path = Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index)
-        torch.save({**self._training_state(), "progress": progress}, path)
+        state = {**self._training_state(), "progress": progress}
+        if self.accelerator.device.type == "mps":  # which Trainer forgets
+            state["mps_rng_state"] = torch.mps.get_rng_state()
+        torch.save(state, Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -348,6 +349,8 @@ class ExactTrainer(_TrainerWithState):
         self._tr_loss.fill_(loss)
         self._last_step = state["progress"]["last_step"]
         self._epoch_is_closed = state["progress"]["epoch_is_closed"]
+        if self.accelerator.device.type == "mps":
+            torch.mps.set_rng_state(state["mps_rng_state"])
 
 
 ResumableTrainer = PlainTrainer if CHANGED_HOOKS else ExactTrainer

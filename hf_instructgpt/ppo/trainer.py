@@ -71,6 +71,7 @@ from .checks import (
     check_prompts,
     check_reference,
     check_reward_funcs,
+    check_shards,
     foreign_tokenizers,
 )
 from .config import PPOConfig
@@ -298,7 +299,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
 
     def _prepare_frozen_models(self) -> None:
         if self.is_fsdp_enabled:
-            check_fsdp(self.args, self.model, self.accelerator.state.fsdp_plugin)
+            check_fsdp(self.args, self.accelerator.state.fsdp_plugin)
+        if self._is_sharded:
+            check_shards(self.model)
         if self._is_sharded and self._by_length:
             logger.warning("`batch_by_length` is off: weights in shards need as many batches on each process.")
             self._by_length = False
@@ -779,9 +782,9 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         if is_off and self._on_unequal_ratios != "ignore":
             message = (
                 f"after step {self.state.global_step}: the policy gives other log-probs in an update than in the "
-                f"rollout just before it (a KL of {approx_kl:.2g} nats per token). Its forward pass is random (dropout "
-                "or router noise in its code: set the rate to 0 in its configuration), or too coarse (TF32, or "
-                "`batch_by_length` where kernels differ by shape: turn it off)."
+                f"rollout just before it (a KL of {approx_kl:.2g} nats per token). Either its forward pass is random "
+                "(dropout or router noise in its code: set the rate to 0 in its configuration), or it is not exact "
+                "(TF32, or kernels that differ by shape: turn off `tf32` or `batch_by_length`)."
             )
             if self._on_unequal_ratios == "raise":
                 raise InputError(message)

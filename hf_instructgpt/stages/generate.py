@@ -1,5 +1,6 @@
 """Answer one prompt with a trained model."""
 
+from accelerate import PartialState
 from transformers import set_seed
 
 from ..errors import InputError
@@ -36,6 +37,6 @@ def answer(
     if context is not None and length >= context:
         raise InputError(f"`--prompt` has {length} tokens; the model's context is {context}. Shorten it.")
     max_new_tokens = min(max_new_tokens, context - length) if context else max_new_tokens
-    policy = load_causal_lm(model, tokenizer, trust_remote_code=trust_remote_code).eval()
+    policy = load_causal_lm(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device).eval()
     set_seed(seed)
     return answers_to(policy, tokenizer, [prompt], max_new_tokens=max_new_tokens, do_sample=do_sample)[0]

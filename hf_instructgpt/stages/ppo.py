@@ -7,6 +7,7 @@ from transformers.utils import logging
 from trl import ModelConfig
 
 from ..errors import InputError
+from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_card import main_figures, weakness
@@ -74,6 +75,7 @@ def _weakness(name: str) -> str | None:
 
 
 def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> PPOTrainer:
+    check_processes(training_args)  # before models are loaded
     check_ppo_options(args, training_args, model_args)
     needs_eval = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_stage_datasets(args, "prompts", needs_eval=needs_eval)

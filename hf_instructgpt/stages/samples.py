@@ -1,5 +1,9 @@
 """A few rows of a stage's data as its card shows them: answered before and after, or scored."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
@@ -26,6 +30,14 @@ def answers_to(
     rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     batch = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=policy.device)
     return decode_responses(tokenizer, *generate_responses(policy, *batch, generation_config=config))[0]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers, also a device's, that follow from the seed alone; those that are drawn outside stay the same."""
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        torch.manual_seed(seed)
+        yield
 
 
 def answer_room(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list, *, wanted: int) -> int:

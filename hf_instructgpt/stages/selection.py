@@ -10,6 +10,7 @@ from ..hub.cards import CardMixin
 from ..ppo.functional import ends_with_stop
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.rollout import decode_responses, encode_prompt, score_responses
+from .samples import seeded
 
 
 class CardSFTTrainer(CardMixin, SFTTrainer):
@@ -59,10 +60,9 @@ class SelectingSFTTrainer(CardSFTTrainer):
         args, device = self.args, self.accelerator.device
         size, sums = args.per_device_eval_batch_size, torch.zeros(2, device=device)
         with (
-            torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type),
+            seeded(args.seed + args.process_index, device),
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
         ):
-            torch.manual_seed(args.seed + args.process_index)
             # All processes answer equally often: sharded weights are gathered by all of them together.
             for start in range(0, len(self.prompts), size * args.world_size):
                 mine = self.prompts[start : start + size * args.world_size][args.process_index :: args.world_size]

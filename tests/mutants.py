@@ -1147,4 +1147,12 @@ MUTANTS = [
         'self._on_unequal_ratios = "warn"',
         f"{TRAINER}test_a_policy_whose_first_ratio_is_not_one_is_refused",
     ),
+    Mutant(
+        "40h",
+        "the token log of a rollout that nobody scored holds NaN, which is no JSON",
+        f"{PPO}/trainer.py",
+        "mean = total / count.clamp(min=1)",
+        "mean = total / count",
+        f"{LOGGING}test_the_token_log_of_a_run_without_a_scored_rollout_is_json",
+    ),
 ]

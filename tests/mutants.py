@@ -1163,4 +1163,12 @@ MUTANTS = [
         "pass",
         f"{TRAINER}test_a_trainer_from_before_5_19_does_not_divide_gradients_again",
     ),
+    Mutant(
+        "40j",
+        "the token log of a rollout that nobody scored holds NaN, which is no JSON",
+        f"{PPO}/trainer.py",
+        "mean = total / count.clamp(min=1)",
+        "mean = total / count",
+        f"{LOGGING}test_the_token_log_of_a_run_without_a_scored_rollout_is_json",
+    ),
 ]

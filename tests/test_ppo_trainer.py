@@ -444,7 +444,7 @@ def test_the_reward_estimator_is_the_documents_loop(tmp_path):
     assert clipped == sorted(clipped)
     assert clipped[-1]  # the clip did matter
     for name, tensor in mine.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name].cpu(), tensor, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 # ---- It learns -----------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ MUTANTS = [
         "7c",
         "in half precision a nat of padding is let through",
         f"{PPO}/padding.py",
-        "return 5e-2 if",
+        "return 0.1 if",
         "return 1.0 if",
         f"{FAMILIES}test_a_model_that_reads_padding_is_refused_in_any_precision[state-half]",
     ),

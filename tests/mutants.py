@@ -798,7 +798,7 @@ MUTANTS = [
     Mutant(
         "34b",
         "a resumed run forgets its random state",
-        f"{PPO}/trainer.py",
+        f"{PPO}/resumable.py",
         "super()._load_rng_state(checkpoint)",
         "pass",
         f"{TRAINER}test_a_resumed_run_ends_with_the_same_bytes[3]",
@@ -1146,5 +1146,29 @@ MUTANTS = [
         'self._on_unequal_ratios = "raise"',
         'self._on_unequal_ratios = "warn"',
         f"{TRAINER}test_a_policy_whose_first_ratio_is_not_one_is_refused",
+    ),
+    Mutant(
+        "40h",
+        "a Trainer whose hook takes other arguments counts as known",
+        f"{PPO}/resumable.py",
+        'tuple(inspect.signature(methods[name]).parameters) != ("self", *parameters)',
+        "False",
+        "tests/test_private_names.py::test_a_hook_that_is_gone_or_takes_other_arguments_is_found[_run_epoch]",
+    ),
+    Mutant(
+        "40i",
+        "gradients are divided by the accumulation steps where Trainer does not know the attribute",
+        f"{PPO}/trainer.py",
+        "self.compute_loss_func = self.compute_loss",
+        "pass",
+        f"{TRAINER}test_a_trainer_from_before_5_19_does_not_divide_gradients_again",
+    ),
+    Mutant(
+        "40j",
+        "the token log of a rollout that nobody scored holds NaN, which is no JSON",
+        f"{PPO}/trainer.py",
+        "mean = total / count.clamp(min=1)",
+        "mean = total / count",
+        f"{LOGGING}test_the_token_log_of_a_run_without_a_scored_rollout_is_json",
     ),
 ]

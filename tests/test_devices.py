@@ -50,7 +50,7 @@ def nothing_refused():
 
 def as_package(code, **names):
     """Run code as if it stood in the package."""
-    exec(compile(code, "hf_instructgpt/example.py", "exec"), {"torch": torch, **names})
+    exec(compile(code, str(fake_device.PACKAGE / "example.py"), "exec"), {"torch": torch, **names})
 
 
 # ---- The device itself ---------------------------------------------------------------------------------------------

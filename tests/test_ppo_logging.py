@@ -49,6 +49,15 @@ class Recorder(TrainerCallback):
         return control
 
 
+def test_the_token_log_of_a_run_without_a_scored_rollout_is_json(tmp_path):
+    def reward(prompts, **_):
+        return [1.0 if prompt == "zz" else None for prompt in prompts]
+
+    make(tmp_path, reward_funcs=reward, log_tokens=1, eval_dataset=Dataset.from_list([{"prompt": "zz"}])).train()
+    text = (tmp_path / "tokens.jsonl").read_text(encoding="utf-8")
+    assert '"advantage": ' in text and "NaN" not in text
+
+
 def test_every_event_of_a_callback_is_sent(tmp_path):
     recorder = Recorder()
     options = {"eval_dataset": PROMPTS, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}

@@ -232,6 +232,17 @@ def test_the_gradient_does_not_depend_on_the_split_into_micro_batches(tmp_path):
             torch.testing.assert_close(tensor, results[0][0][name], rtol=1e-3, atol=1e-8)
 
 
+def test_a_trainer_from_before_5_19_does_not_divide_gradients_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(PPOTrainer, "loss_is_scaled_for_ga", None)  # such a one does not read it
+    norms = []
+    for size, accumulation in ((4, 1), (1, 4)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
+        trainer = make(tmp_path, **options)
+        trainer.train()
+        norms.append(logged(trainer, "grad_norm")[0])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
 def test_counting_tokens_across_devices_does_not_rescale_the_loss(tmp_path):
     results = []
     for flag in (True, False):
@@ -433,7 +444,7 @@ def test_the_reward_estimator_is_the_documents_loop(tmp_path):
     assert clipped == sorted(clipped)
     assert clipped[-1]  # the clip did matter
     for name, tensor in mine.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[name].cpu(), tensor, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 # ---- It learns -----------------------------------------------------------------------------------------------------

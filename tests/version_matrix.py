@@ -52,8 +52,8 @@ def all_cells() -> list[str]:
     return ["lowest", *middle, "newest:1.10.0", f"newest:{trl[1]}", "newest"]
 
 
-def run(cell: str, folder: Path) -> tuple[str, dict[str, str], float]:
-    """How many steps of the probe passed, the versions, and the seconds."""
+def run(cell: str, folder: Path, seen: set[tuple[str, ...]]) -> str | None:
+    """A row of the table: the versions, how many steps of the probe passed, and the seconds; None for one `seen`."""
     started = time.monotonic()
     name = cell.replace(":", "_")
     environment, place, log = folder / f"venv_{name}", folder / name, folder / f"{name}.log"
@@ -62,43 +62,38 @@ def run(cell: str, folder: Path) -> tuple[str, dict[str, str], float]:
     place.mkdir(parents=True)
     venv.create(environment, with_pip=True)
     python = str((environment / "bin" / "python").absolute())
-    install = [python, "-m", "pip", "install", "--quiet", "--progress-bar", "off"]
+    pip = [python, "-m", "pip", "--quiet", "install", "--progress-bar", "off"]
     with log.open("w", encoding="utf-8") as output:
-
-        def call(*command: str, **options) -> subprocess.CompletedProcess:
-            return subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, **options)
-
+        options = {"stdout": output, "stderr": subprocess.STDOUT}
         # PyTorch first: the package index may have a smaller build of this one than of the newest.
-        installed = call(*install, pinned("torch")).returncode == 0
-        installed = installed and call(*install, f"{ROOT}[peft]", *requirements(cell)).returncode == 0
-        if installed:
-            call(
-                *(python, str(ROOT / "tests" / "version_probe.py")),
-                cwd=place,
-                env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            )
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    result = next((line for line in reversed(lines) if re.fullmatch(r"\d+ of \d+", line)), "not installed")
-    listed = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True).stdout
-    versions = dict(line.replace("_", "-").split("==") for line in listed.splitlines() if "==" in line)
+        installed = subprocess.run([*pip, pinned("torch")], **options).returncode == 0
+        installed &= subprocess.run([*pip, f"{ROOT}[peft]", *requirements(cell)], **options).returncode == 0
+        listed = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True)
+        versions = dict(line.replace("_", "-").split("==") for line in listed.stdout.splitlines() if "==" in line)
+        row = tuple(versions.get(package, "-") for package in SHOWN)
+        if installed and row not in seen:
+            probe, environ = ROOT / "tests" / "version_probe.py", os.environ | {"HF_HUB_OFFLINE": "1"}
+            subprocess.run([python, str(probe)], cwd=place, env=environ, **options)
     shutil.rmtree(environment)
     shutil.rmtree(place)
-    return result, versions, time.monotonic() - started
+    if installed and row in seen:  # the pinned TRL may be the newest one
+        return None
+    seen.add(row)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    result = next((line for line in reversed(lines) if re.fullmatch(r"\d+ of \d+", line)), "not installed")
+    return f"| {' | '.join(row)} | {result} | {time.monotonic() - started:.0f} |"
 
 
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    folder, failed = Path(sys.argv[1]), False
     print(f"| {' | '.join(SHOWN)} | steps | seconds |\n|{' --- |' * (len(SHOWN) + 2)}", flush=True)
-    seen = set()
+    seen, failed = set(), False
     for cell in sys.argv[2:] or all_cells():
-        result, versions, seconds = run(cell, folder)
-        row = tuple(versions.get(name, "-") for name in SHOWN)
-        failed |= len(set(re.findall(r"\d+", result))) != 1
-        if row not in seen:  # the pinned TRL may be the newest one
-            print(f"| {' | '.join(row)} | {result} | {seconds:.0f} |", flush=True)
-        seen.add(row)
+        row = run(cell, Path(sys.argv[1]), seen)
+        if row is not None:
+            print(row, flush=True)
+            failed |= re.search(r"\| (\d+) of \1 \|", row) is None
     sys.exit(failed)
 
 

@@ -912,8 +912,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         """Advantages of logged responses, scaled as those of the training rollout are (a mini-batch has its own)."""
         if self.args.advantage_estimator != "gae" or not self.args.whiten_advantages:
             return advantages
-        own = self._rollout.advantages[self._rollout.response_mask]
-        return (advantages - own.mean()) * torch.rsqrt(own.var(correction=0) + 1e-8)
+        mask, own = self._rollout.response_mask, self._rollout.advantages
+        count, total = self._global_sum(torch.stack([mask.sum().to(own), own[mask].sum()]))
+        mean = total / count.clamp(min=1)
+        variance = self._global_sum((own[mask] - mean).square().sum()) / count.clamp(min=1)
+        return (advantages - mean) * torch.rsqrt(variance + 1e-8)
 
     @torch.no_grad()
     def _write_token_log(self, rollout: Rollout) -> None:

@@ -326,8 +326,10 @@ That a family works here says nothing about the quality of what PPO makes of it.
 
 `python tests/test_families.py --write` has written this page, and `pytest -m slow tests/test_families.py` checks it.
 """
-REASONS = """An `InputError` comes before the training and says what to do. An `AssertionError` is what this test found. Any
-other error is raised by transformers or PEFT."""
+REASONS = """
+An `InputError` comes before the training and says what to do. An `AssertionError` is what this test found. Any other
+error is raised by transformers or PEFT.
+"""
 TITLES = {"all": "PPO", "LoRA": "LoRA on all linear layers", "bf16": "`bf16`, or a critic on the policy's trunk"}
 
 
@@ -344,7 +346,7 @@ def write_page(results: dict[str, dict[str, str]]) -> None:
     lines = [
         *(INTRODUCTION, f"Last run: {date.today():%d %B %Y}, on a CPU, with {versions}.", ""),
         *("## What works", "", works, ""),
-        *("## What does not", "", REASONS, "", "| family | with | what happens |", "| --- | --- | --- |", *broken, ""),
+        *("## What does not", REASONS, "| family | with | what happens |", "| --- | --- | --- |", *broken, ""),
         *("## Not tried", "", "| family | why |", "| --- | --- |", *left_out),
     ]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
+from packaging.version import Version
 from peft import LoraConfig
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -215,7 +216,7 @@ def check_sampler(model: PreTrainedModel) -> None:
     rows, next_logits, at_a_time = [[1, 2, 3, 4, 5, 6], [7], [8, 2], [3] * 4], fast._next_logits, fast.ROWS_AT_A_TIME
     config = sampling_config(model, TOKENIZER, max_new_tokens=4)
     config.eos_token_id = list(range(0, VOCAB, 2))  # half of the rows end at each token
-    for way in ("_decode", "_decode_in_place"):
+    for way in ("_decode", "_decode_in_place") if model._can_compile_fullgraph else ("_decode",):
         seen = []
         sampler = fast.PolicySampler()
         sampler.sync_weights(model)
@@ -291,6 +292,9 @@ def check_mode(model_type: str, folder: str, **options) -> None:
 
 def outcome(check, model_type: str, **options) -> str:
     """What goes wrong, in one line; nothing where nothing does."""
+    torch.set_default_dtype(
+        torch.float32
+    )  # a model that another family's failure has left half made may have changed it
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -381,6 +385,8 @@ def test_a_family_does_what_the_page_says(model_type):
     expected, found = results.get(model_type, {}), try_family(model_type)
     if version != transformers.__version__ and expected and not found:
         pytest.skip(f"works, but not with transformers {version}, which the page is about")
+    if Version(transformers.__version__) < Version(version) and found and not expected:
+        pytest.skip(f"works with transformers {version}, which the page is about, and not here: {found}")
     assert words(found) == words(expected), (
         f"{model_type}: {found or 'works'}; {PAGE.name} says: {expected or 'works'}. `python tests/test_families.py "
         f"{model_type}` tries it alone. If the fault is ours, fix it. If it is in transformers, or a configuration is "

@@ -125,8 +125,8 @@ def _logits(model: PreTrainedModel, before: torch.Tensor, mask: torch.Tensor, ro
 
 
 def tolerance(model: PreTrainedModel) -> float:
-    """How large a [`difference`] may be that comes of rounding alone, nats."""
-    return 0.1 if model.dtype in (torch.bfloat16, torch.float16) else 2e-3
+    """How large a [`difference`] is let pass, nats: what kernels and scans with other rounding come to."""
+    return 0.1 if model.dtype in (torch.bfloat16, torch.float16) else 1e-2
 
 
 def difference(logits: torch.Tensor, others: torch.Tensor) -> float:

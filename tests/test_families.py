@@ -292,9 +292,7 @@ def check_mode(model_type: str, folder: str, **options) -> None:
 
 def outcome(check, model_type: str, **options) -> str:
     """What goes wrong, in one line; nothing where nothing does."""
-    torch.set_default_dtype(
-        torch.float32
-    )  # a model that another family's failure has left half made may have changed it
+    torch.set_default_dtype(torch.float32)  # a model that was left half made may have changed it
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

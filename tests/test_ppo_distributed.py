@@ -55,8 +55,10 @@ def make(output_dir, train_dataset=PROMPTS, model=None, value_model=None, peft_c
     def reward(completions, **_):
         return [float(len(text)) for text in completions]
 
+    eval_dataset = train_dataset if args.eval_strategy != "no" else None
+    data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     extras = {"value_model": value_model, "peft_config": peft_config, "ptx_dataset": TEXT if args.ptx_coef else None}
-    return PPOTrainer(model, reward, args=args, train_dataset=train_dataset, processing_class=TOKENIZER, **extras)
+    return PPOTrainer(model, reward, args=args, processing_class=TOKENIZER, **data, **extras)
 
 
 def responses_by_prompt(model, prompt_ids, prompt_mask, *, generation_config, synced_gpus=None):

@@ -121,7 +121,7 @@ def refusal(environment, **options):
     finally:
         for name in environment:
             os.environ.pop(name)
-    return None
+    return ""
 
 
 def main(folder: Path):
@@ -136,7 +136,7 @@ def main(folder: Path):
         # In the middle of the second epoch's first rollout.
         "resumed": sampled_steps(folder / "resumed", resume=str(folder / "sampled" / "checkpoint-5")),
         "fsdp asked": refusal({"ACCELERATE_USE_FSDP": "true"}),
-        "deepspeed asked": refusal({"ACCELERATE_USE_DEEPSPEED": "true"}) if HAS_DEEPSPEED else None,
+        "deepspeed asked": refusal({"ACCELERATE_USE_DEEPSPEED": "true"}) if HAS_DEEPSPEED else "",
     }
     # From here on accelerate finds no device for the processes: each is on its own, in a world of two.
     os.environ.pop("ACCELERATE_USE_CPU")

@@ -80,6 +80,7 @@ OVERRIDES = {
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
     "diffllama": {"attention_dropout": 0.0},
+    "dory": {"num_hidden_layers": 3, "n_input_layers": 1, "n_output_layers": 1},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
     "dots3_note_text": {"per_layer_config": {}},
     "gemma3n_text": {

@@ -236,7 +236,7 @@ def test_what_is_saved_loads_bit_for_bit_with_the_auto_classes(run, tmp_path):
 @pytest.mark.parametrize(
     ("model_type", "can"),
     [
-        *((name, True) for name in ("llama", "gemma4_text", "gpt_oss")),  # sliding windows too
+        *((name, True) for name in ("llama", "gemma3_text", "gpt_oss")),  # sliding windows too
         *((name, False) for name in ("lfm2", "qwen3_next", "falcon_h1", "mamba2", "minimax")),
         ("git", False),  # takes positions and counts for itself
     ],

@@ -324,8 +324,8 @@ def check_generation_config(config: GenerationConfig) -> None:
             copy.deepcopy(config).save_pretrained(folder)
     except ValueError as error:
         raise InputError(
-            f"the policy's `generation_config` could not be saved with it: {' '.join(str(error).split())} (PPO itself "
-            "samples by its own options.)"
+            f"the policy's `generation_config` could not be saved with it: {' '.join(str(error).split())} PPO samples "
+            "by its own options, so correct it on the model that you pass, or make it `GenerationConfig()`."
         ) from error
 
 

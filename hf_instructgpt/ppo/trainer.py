@@ -77,6 +77,7 @@ from .checks import (
 )
 from .config import PPOConfig
 from .ema import PolicyEMA
+from .engines import VLLMGenerator
 from .fast import PolicySampler, can_sample, recommend, speed_up
 from .functional import (
     MAX_LOG_RATIO,
@@ -96,7 +97,7 @@ from .functional import (
     token_rewards,
     value_loss,
 )
-from .generation import Generator, VLLMGenerator, engine_responses, generate_responses, pad_rows, sampling_config
+from .generation import Generator, engine_responses, generate_responses, pad_rows, sampling_config
 from .models import add_lora, load_policy, load_reward_func, loading_options, make_critic, switches_off
 from .padding import context_length
 from .progress import PPOProgressCallback, log_completions

@@ -76,7 +76,8 @@ def planted(monkeypatch):
 
     def generate(model, input_ids, **kwargs):
         rows = [RESPONSES[(i + len(calls)) % 4] for i in range(len(input_ids))]
-        calls.append(len(input_ids))
+        if "logits_processor" not in kwargs:  # PPOTrainer's look at padding is no rollout
+            calls.append(len(input_ids))
         return torch.cat([input_ids, torch.tensor([row + [PAD] * (4 - len(row)) for row in rows])], dim=1)
 
     monkeypatch.setattr(CharGPTForCausalLM, "generate", generate)

@@ -16,6 +16,7 @@ FAMILIES = "tests/test_ppo_families.py::"
 FAST = "tests/test_ppo_fast.py::"
 FUNCTIONAL = "tests/test_ppo_functional.py::"
 GENERATION = "tests/test_ppo_generation.py::"
+LAUNCH = "tests/test_launch.py::"
 LOGGING = "tests/test_ppo_logging.py::"
 LORA = "tests/test_ppo_lora.py::"
 OPTIONS = "tests/test_ppo_options.py::"
@@ -823,8 +824,8 @@ MUTANTS = [
         "34e",
         "a resumed run begins its average of the weights anew",
         f"{PPO}/trainer.py",
-        "            self.ema.reset()\n",
-        "",
+        "EMA_FOLDER)\n        self.ema.reset()\n",
+        "EMA_FOLDER)\n",
         f"{LORA}test_a_resumed_adapter_ends_with_the_same_bytes",
     ),
     Mutant(
@@ -858,6 +859,46 @@ MUTANTS = [
         "set_seed(args.seed, device_specific=True)",
         "set_seed(args.seed)",
         f"{DISTRIBUTED}test_the_processes_sample_different_responses_in_every_rollout",
+    ),
+    Mutant(
+        "35c",
+        "two processes that know nothing of each other train a model each",
+        f"{PPO}/checks.py",
+        "if num_started > 1 and (world_size == 1 or kind == DistributedType.NO):",
+        "if num_started > 1 and kind == DistributedType.NO and world_size > 1:",
+        f"{LAUNCH}test_processes_that_know_nothing_of_each_other_are_refused[WORLD_SIZE]",
+    ),
+    Mutant(
+        "35d",
+        "gradients are not averaged, since accelerate found no device for the processes",
+        f"{PPO}/checks.py",
+        "if num_started > 1 and (world_size == 1 or kind == DistributedType.NO):",
+        "if num_started > 1 and world_size == 1:",
+        f"{DISTRIBUTED}test_a_run_that_is_not_what_was_asked_for_is_refused",
+    ),
+    Mutant(
+        "35e",
+        "on CPUs FSDP is DDP, and nobody says so",
+        f"{PPO}/checks.py",
+        "kind not in (DistributedType.NO, DistributedType.MULTI_CPU)",
+        "kind != DistributedType.NO",
+        f"{LAUNCH}test_fsdp_that_is_not_on_is_refused[option]",
+    ),
+    Mutant(
+        "35f",
+        "two runs write into one folder",
+        f"{PPO}/checkpoint.py",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_UN",
+        f"{LAUNCH}test_ppo_does_not_train_where_another_run_does_and_a_killed_one_locks_nothing",
+    ),
+    Mutant(
+        "35g",
+        "a stage deletes what another run writes",
+        f"{STAGES}/output.py",
+        "    with alone_in(partial):\n        try:\n",
+        "    with suppress():\n        try:\n",
+        f"{LAUNCH}test_a_stage_leaves_what_another_run_writes[False]",
     ),
     Mutant(
         "36a",

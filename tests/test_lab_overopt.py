@@ -487,7 +487,7 @@ def nested(stage, **options):
         ({"num_rankings": [10]}, "`num_rankings`: 10 prompts are to be ranked; the data of `reward` has 9"),
         ({"kl_coefs": [0.1, float("nan")]}, "`kl_coefs` must be 0 or more"),
         ({"kl_coefs": [float("inf")]}, "`kl_coefs` must be 0 or more"),
-        ({"judge": f"{__name__}.first"}, "row 1, responses cannot be scored: `judge`: ValueError"),
+        ({"judge": f"{__name__}.first"}, "row 1, responses cannot be scored: `judge`: InputError"),
         (nested("ppo", kl_target=3.0), "`ppo.kl_target` follows from the run itself"),
         (nested("ppo", dataset_test_split="train"), "(train), row 1: the prompt is among those of `reward` too"),
         (

@@ -90,8 +90,10 @@ def test_a_world_of_two_without_averaged_gradients_is_refused(tmp_path, monkeypa
 def test_fsdp_that_is_not_on_is_refused(tmp_path, monkeypatch, asked):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true" if asked == "environment" else "false")
     args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, fsdp=asked == "option")
-    with pytest.raises(InputError, match="FSDP was asked for and is not on"):
-        check_launch(args)
+    for kind in (DistributedType.NO, DistributedType.MULTI_CPU):
+        args.distributed_state.distributed_type = kind
+        with pytest.raises(InputError, match="FSDP was asked for and is not on"):
+            check_launch(args)
     args.distributed_state.distributed_type = DistributedType.MULTI_GPU
     check_launch(args)
 

@@ -55,8 +55,10 @@ def make(output_dir, train_dataset=PROMPTS, model=None, value_model=None, peft_c
     def reward(completions, **_):
         return [float(len(text)) for text in completions]
 
+    eval_dataset = train_dataset if args.eval_strategy != "no" else None
+    data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     extras = {"value_model": value_model, "peft_config": peft_config, "ptx_dataset": TEXT if args.ptx_coef else None}
-    return PPOTrainer(model, reward, args=args, train_dataset=train_dataset, processing_class=TOKENIZER, **extras)
+    return PPOTrainer(model, reward, args=args, processing_class=TOKENIZER, **data, **extras)
 
 
 def responses_by_prompt(model, prompt_ids, prompt_mask, *, generation_config, synced_gpus=None):
@@ -119,7 +121,7 @@ def refusal(environment, **options):
     finally:
         for name in environment:
             os.environ.pop(name)
-    return None
+    return ""
 
 
 def main(folder: Path):
@@ -134,7 +136,7 @@ def main(folder: Path):
         # In the middle of the second epoch's first rollout.
         "resumed": sampled_steps(folder / "resumed", resume=str(folder / "sampled" / "checkpoint-5")),
         "fsdp asked": refusal({"ACCELERATE_USE_FSDP": "true"}),
-        "deepspeed asked": refusal({"ACCELERATE_USE_DEEPSPEED": "true"}) if HAS_DEEPSPEED else None,
+        "deepspeed asked": refusal({"ACCELERATE_USE_DEEPSPEED": "true"}) if HAS_DEEPSPEED else "",
     }
     # From here on accelerate finds no device for the processes: each is on its own, in a world of two.
     os.environ.pop("ACCELERATE_USE_CPU")
@@ -145,7 +147,7 @@ def main(folder: Path):
 def launch(command, folder, environment=None):
     """Run this or a file like it on two processes, which leave what they found in `folder`."""
     env = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
-    done = subprocess.run([sys.executable, "-m", *command], env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-m", *command], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-8000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 

@@ -9,7 +9,7 @@ from trl.generation import vllm_generation
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo import generation
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.generation import VLLMGenerator
+from hf_instructgpt.ppo.engines import VLLMGenerator
 
 
 class Engine:

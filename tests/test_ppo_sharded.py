@@ -23,6 +23,9 @@ pytestmark = pytest.mark.slow
 RECIPES = Path(__file__).parents[1] / "recipes" / "accelerate"
 KINDS = ("deepspeed_zero2", "deepspeed_zero3", "fsdp2")
 LORA = LoraConfig(r=2, target_modules="all-linear")
+# The KL grows: the first of the two checkpoints is the best.
+BEST = {"load_best_model_at_end": True, "metric_for_best_model": "kl", "greater_is_better": False}
+BEST |= {f"{what}_strategy": "steps" for what in ("eval", "save")} | {"eval_steps": 2, "save_steps": 2}
 # Options of `fixed_run`, by name; of LoRA, the policy is loaded by its path.
 FIXED = {
     "own critic, average": {"ema_decay": 0.5},
@@ -31,6 +34,7 @@ FIXED = {
     "lora, text, average": {"peft_config": LORA, "ptx_coef": 0.5, "ema_decay": 0.5},
     "lora, shared critic, full KL": {"peft_config": LORA, "value_model": "shared", "kl_estimator": "full"},
     "recomputed activations": {"activation_checkpointing": True},
+    "best checkpoint": {"ema_decay": 0.5, **BEST},
 }
 SAMPLED = {
     "own critic, average": {"ema_decay": 0.5},

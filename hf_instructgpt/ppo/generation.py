@@ -55,55 +55,6 @@ class Generator(Protocol):
         """One response a prompt, as ids, the stop token that ended it included, from the policy's own distribution."""
 
 
-class VLLMGenerator:
-    """TRL's vLLM engine as a [`Generator`].
-
-    Args:
-        policy (`PreTrainedModel` or `PeftModel`): The model whose weights the engine follows.
-        accelerator ([`~accelerate.Accelerator`]): The trainer's.
-        processing_class (`PreTrainedTokenizerBase`): The policy's tokenizer.
-        generation_config ([`~transformers.GenerationConfig`]): See [`sampling_config`].
-        kwargs: Other arguments of `VLLMGeneration`, such as `mode`, `server_base_url` or `gpu_memory_utilization`.
-
-    Raises:
-        InputError: vLLM is not installed, or an argument is unknown to the engine.
-    """
-
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        *,
-        accelerator,
-        processing_class: PreTrainedTokenizerBase,
-        generation_config: GenerationConfig,
-        **kwargs: Any,
-    ):
-        # Here, since it takes a while. `trl.generation` itself has the class only where vLLM is installed.
-        from trl.generation.vllm_generation import VLLMGeneration
-
-        try:
-            self.engine = VLLMGeneration(
-                model=policy,
-                accelerator=accelerator,
-                processing_class=processing_class,
-                temperature=generation_config.temperature,
-                max_completion_length=generation_config.max_new_tokens,
-                logprobs=None,
-                generation_kwargs={"stop_token_ids": generation_config.eos_token_id},
-                **kwargs,
-            )
-        except TypeError as error:
-            raise InputError(f"`vllm_kwargs`: {error}") from error
-        except ImportError as error:
-            raise InputError(f"`use_vllm` needs vLLM, which is not installed here: {error}") from error
-
-    def sync_weights(self, policy: PreTrainedModel) -> None:
-        self.engine.sync_weights()
-
-    def generate(self, prompt_ids: list[list[int]], *, generation_config: GenerationConfig) -> list[list[int]]:
-        return self.engine.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
-
-
 def check_generation_kwargs(kwargs: dict[str, Any], *, option: str) -> None:
     """Raise a `ValueError` for a setting that would bend the distribution that PPO's log-probs are of."""
     for name, value in kwargs.items():

@@ -60,6 +60,7 @@ from .actor_critic import (
     load_weights,
     without_configured_dropout,
 )
+from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
     check_fsdp,
@@ -76,6 +77,7 @@ from .checks import (
 )
 from .config import PPOConfig
 from .ema import PolicyEMA
+from .engines import VLLMGenerator
 from .fast import PolicySampler, can_sample, recommend, speed_up
 from .functional import (
     MAX_LOG_RATIO,
@@ -95,7 +97,7 @@ from .functional import (
     token_rewards,
     value_loss,
 )
-from .generation import Generator, VLLMGenerator, engine_responses, generate_responses, pad_rows, sampling_config
+from .generation import Generator, engine_responses, generate_responses, pad_rows, sampling_config
 from .models import add_lora, load_policy, load_reward_func, loading_options, make_critic, switches_off
 from .padding import context_length
 from .progress import PPOProgressCallback, log_completions
@@ -1038,14 +1040,22 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         checkpoint, actor_critic = Path(resume_from_checkpoint), self._actor_critic
         self._synced_step = None
         load_weights(actor_critic.policy, checkpoint)
-        if self.ema is not None:
-            self._load_average(checkpoint)
+        self._load_average(checkpoint)
         critic = actor_critic.value_model
         if critic is not None:
             critic.load_weights(checkpoint / VALUE_MODEL_FOLDER)
 
     @torch.no_grad()
     def _load_average(self, checkpoint: Path) -> None:
+        """The average of a checkpoint; the weights stay what they are."""
+        if self.ema is None:
+            return
+        if self._is_sharded:
+            self.ema.reset()
+            state = torch.load(checkpoint / PPO_STATE_FILE.format(rank=self.args.process_index), weights_only=True)
+            for shard, saved in zip(self.ema.shards(), state["ema"], strict=True):
+                shard.copy_(saved)
+            return
         weights = [p.clone() for p in self.ema.params]
         load_weights(self._actor_critic.policy, checkpoint / EMA_FOLDER)
         self.ema.reset()
@@ -1055,6 +1065,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _load_best_model(self) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
+            self._load_average(Path(self.state.best_model_checkpoint))
         else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
@@ -1080,9 +1091,5 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self._sums.update({name: list(sums.to(device)) for name, sums in state["sums"].items()})
-        if self.ema is not None and self._is_sharded:
-            self.ema.reset()
-            for shard, saved in zip(self.ema.shards(), state["ema"], strict=True):
-                shard.copy_(saved)
-        elif self.ema is not None and self.is_deepspeed_enabled:  # its engine has loaded the weights
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # else it came with the weights
             self._load_average(checkpoint)

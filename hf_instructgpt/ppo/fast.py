@@ -1,5 +1,6 @@
 """Faster ways to the same numbers: activations in one kernel, and a sampling loop that drops what has ended."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +36,8 @@ def can_sample(model: PreTrainedModel) -> bool:
     It is tried as well: a model may take all that and count positions for itself (GIT).
     """
     taken = inspect.signature(without_adapter(model).forward).parameters
-    if model.config.is_encoder_decoder or not {"position_ids", "logits_to_keep", _cache_name(model)} <= taken.keys():
+    needed = {"position_ids", "logits_to_keep", _cache_name(type(without_adapter(model)))}
+    if model.config.is_encoder_decoder or not needed <= taken.keys():
         return False
     plain = {getattr(cache_utils, name, None) for name in ATTENTION_LAYERS}
     if not {type(layer) for layer in DynamicCache(config=model.config).layers} <= plain:
@@ -52,9 +54,10 @@ def can_sample(model: PreTrainedModel) -> bool:
     return not difference(torch.stack([first, second], dim=1), alone) > 3 * tolerance(model)
 
 
-def _cache_name(model: PreTrainedModel) -> str:
+@functools.cache  # asked for at every token
+def _cache_name(model_class: type[PreTrainedModel]) -> str:
     """What a model's `forward` calls its cache: transformers 5.24 has renamed it."""
-    return "cache" if "cache" in inspect.signature(without_adapter(model).forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
 
 
 def fuse_activations(model: nn.Module) -> None:
@@ -219,7 +222,7 @@ def _next_logits(
         position_ids=places,
         use_cache=True,
         logits_to_keep=1,
-        **{_cache_name(model): cache},
+        **{_cache_name(type(model)): cache},
     )
     return outputs.logits[:, -1]
 

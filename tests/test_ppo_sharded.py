@@ -23,8 +23,8 @@ pytestmark = pytest.mark.slow
 RECIPES = Path(__file__).parents[1] / "recipes" / "accelerate"
 KINDS = ("deepspeed_zero2", "deepspeed_zero3", "fsdp2")
 LORA = LoraConfig(r=2, target_modules="all-linear")
-# The KL grows: the first of the two checkpoints is the best.
-BEST = {"load_best_model_at_end": True, "metric_for_best_model": "kl", "greater_is_better": False}
+# The evaluation's estimate of the KL falls: by "greater is better" the first of the two checkpoints is the best.
+BEST = {"load_best_model_at_end": True, "metric_for_best_model": "kl", "greater_is_better": True}
 BEST |= {f"{what}_strategy": "steps" for what in ("eval", "save")} | {"eval_steps": 2, "save_steps": 2}
 # Options of `fixed_run`, by name; of LoRA, the policy is loaded by its path.
 FIXED = {
@@ -195,6 +195,13 @@ def test_what_is_saved_loads_as_a_whole_model(folder, kind, ranks):
         for path in (folder / "base", folder / kind / "own critic, average/ema", folder / kind / "own critic, average")
     )
     assert 0 < (average - start).norm() < (end - start).norm()
+
+
+def test_the_best_checkpoint_is_what_is_saved_its_average_too(folder, kind, ranks):
+    run = folder / kind / "best checkpoint"
+    for file in ("model.safetensors", "ema/model.safetensors", "value_model/model.safetensors"):
+        assert (run / file).read_bytes() == (run / "checkpoint-2" / file).read_bytes(), file
+        assert (run / file).read_bytes() != (run / "checkpoint-4" / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("name", SAMPLED)

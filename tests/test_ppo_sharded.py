@@ -33,7 +33,7 @@ FIXED = {
     "lora": {"peft_config": LORA},
     "lora, text, average": {"peft_config": LORA, "ptx_coef": 0.5, "ema_decay": 0.5},
     "lora, shared critic, full KL": {"peft_config": LORA, "value_model": "shared", "kl_estimator": "full"},
-    "recomputed activations": {"activation_checkpointing": True},
+    "recomputed activations": {"gradient_checkpointing": True},
     "best checkpoint": {"ema_decay": 0.5, **BEST},
 }
 SAMPLED = {

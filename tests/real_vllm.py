@@ -1,6 +1,6 @@
 """Train with the real vLLM in the training process, and check after each sync that the engine is the policy.
 
-    python tests/real_vllm.py [lora] [tied]
+    python tests/real_vllm.py [lora]
 
 Needs vLLM; recipes/engines/README.md has how to install it on a CPU. A Llama of two layers is made on the spot and
 trained for 8 steps: after each sync the engine's greedy responses must be the policy's own, and they must not stay the
@@ -40,11 +40,11 @@ def check_the_fake():
     assert "weights_iterator" in inspect.signature(GPUModelRunner.reload_weights).parameters
 
 
-def make(folder, *, lora, tied):
+def make(folder, *, lora):
     torch.manual_seed(0)
     # Heads of 32: vLLM has no attention of 8 on a CPU.
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=len(TOKENIZER), max_position_embeddings=64, tie_word_embeddings=tied, **size)
+    config = LlamaConfig(vocab_size=len(TOKENIZER), max_position_embeddings=64, **size)
     LlamaForCausalLM(config).save_pretrained(f"{folder}/base")
     TOKENIZER.save_pretrained(f"{folder}/base")
     args = PPOConfig(
@@ -95,7 +95,7 @@ def main(options):
     # By itself it computes in bfloat16, and two tokens that are nearly as probable may change places.
     vllm_generation.LLM = functools.partial(LLM, dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make(folder, lora="lora" in options, tied="tied" in options)
+        trainer = make(folder, lora="lora" in options)
         sync, seen = trainer.generator.sync_weights, []
 
         def sync_and_compare(policy):

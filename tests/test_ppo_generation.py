@@ -233,6 +233,8 @@ def test_vllm_gets_the_policy_and_ppo_s_sampling_options(tmp_path, fake_vllm):
         make(tmp_path, use_vllm=True, generator=Engine())
     with pytest.raises(InputError, match=r"made in memory has none.*pass the folder"):
         make(tmp_path, use_vllm=True)
+    with pytest.raises(InputError, match="on a CPU: vLLM would keep the old output embedding"):
+        make(tmp_path, named(gpt2(tie_word_embeddings=True)), use_vllm=True)
 
 
 def test_vllm_in_the_process_gets_the_weights_and_forgets_what_it_computed_with_the_old_ones(tmp_path, fake_vllm):

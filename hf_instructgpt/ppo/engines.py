@@ -74,11 +74,19 @@ class VLLMGenerator:
         generation_config: GenerationConfig,
         **kwargs: Any,
     ):
-        if kwargs.get("mode", "colocate") == "colocate" and not policy.name_or_path:
-            raise InputError(
-                "`use_vllm`: the engine loads the policy by its name, and a model that was made in memory has none. "
-                "Save it together with its tokenizer, and pass the folder as the policy."
-            )
+        if kwargs.get("mode", "colocate") == "colocate":
+            if not policy.name_or_path:
+                raise InputError(
+                    "`use_vllm`: the engine loads the policy by its name, and a model that was made in memory has none. "
+                    "Save it together with its tokenizer, and pass the folder as the policy."
+                )
+            is_tied = getattr(policy.config.get_text_config(), "tie_word_embeddings", False)
+            if is_tied and accelerator.device.type == "cpu":
+                # vLLM packs the output embedding anew only where that is loaded by itself.
+                raise InputError(
+                    "`use_vllm` on a CPU: vLLM would keep the old output embedding of a policy whose input and output "
+                    "embeddings are one matrix. Leave `use_vllm` out, or train on a GPU."
+                )
         # Here, since it takes a while. `trl.generation` itself has the class only where vLLM is installed.
         from trl.generation.vllm_generation import VLLMGeneration
 

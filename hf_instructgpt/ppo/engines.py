@@ -77,7 +77,7 @@ class VLLMGenerator:
         if kwargs.get("mode", "colocate") == "colocate":
             if not policy.name_or_path:
                 raise InputError(
-                    "`use_vllm`: the engine loads the policy by its name, and a model that was made in memory has none. "
+                    "`use_vllm`: the engine loads the policy by its name, and a model made in memory has none. "
                     "Save it together with its tokenizer, and pass the folder as the policy."
                 )
             is_tied = getattr(policy.config.get_text_config(), "tie_word_embeddings", False)

@@ -1212,4 +1212,28 @@ MUTANTS = [
         "mean = total / count",
         f"{LOGGING}test_the_token_log_of_a_run_without_a_scored_rollout_is_json",
     ),
+    Mutant(
+        "40k",
+        "vLLM answers from what it computed with the old weights",
+        f"{PPO}/engines.py",
+        "engine.llm.reset_prefix_cache()",
+        "pass",
+        f"{GENERATION}test_vllm_in_the_process_gets_the_weights_and_forgets_what_it_computed_with_the_old_ones",
+    ),
+    Mutant(
+        "40l",
+        "an adapter is merged in place",
+        f"{PPO}/engines.py",
+        "gathered(p, stored(p)).clone(), False)",
+        "gathered(p, stored(p)).detach(), False)",
+        f"{GENERATION}test_an_adapter_is_merged_layer_by_layer_to_the_same_bits[linear layers]",
+    ),
+    Mutant(
+        "40m",
+        "a vLLM that sleeps is not woken before it gets the weights",
+        f"{PPO}/engines.py",
+        'engine.llm.wake_up(tags=["weights"])',
+        "pass",
+        f"{GENERATION}test_vllm_that_sleeps_is_woken_and_gets_the_weights_again",
+    ),
 ]

@@ -1,15 +1,19 @@
 """Who samples: the policy under settings that do not bend its distribution, an engine of one's own, TRL's vLLM."""
 
+import inspect
+
 import pytest
 import torch
-from test_ppo_trainer import EOS, PROMPTS, TOKENIZER, lengths, logged, make, policy, weights
+from peft import LoraConfig, get_peft_model
+from test_ppo_trainer import EOS, PROMPTS, TOKENIZER, assert_equal, gpt2, lengths, logged, make, policy, weights
 from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
 
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo import generation
+from hf_instructgpt.ppo.actor_critic import independent_copy
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.engines import VLLMGenerator
+from hf_instructgpt.ppo.engines import VLLMGenerator, whole_weights
 
 
 class Engine:
@@ -148,66 +152,155 @@ def test_an_engine_that_loses_a_prompt_is_named(tmp_path):
 # ---- TRL's vLLM engine, where vLLM is not installed ----------------------------------------------------------------
 
 
+class FakeLLM:
+    """The methods of vLLM's `LLM` by which weights are given; tests/real_vllm.py compares them with the real ones."""
+
+    def __init__(self):
+        self.calls, self.weights = [], {}
+
+    def wake_up(self, tags=None):
+        self.calls.append(("wake_up", tags))
+
+    def collective_rpc(self, method, timeout=None, args=(), kwargs=None):
+        assert method == "reload_weights" and timeout is None and args == () and list(kwargs) == ["weights_iterator"]
+        rows = list(kwargs["weights_iterator"])
+        self.calls.append((method, len(rows)))
+        self.weights = {name: tensor.clone() for name, tensor in rows}
+        assert len(self.weights) == len(rows)
+
+    def reset_prefix_cache(self):
+        self.calls.append(("reset_prefix_cache", None))
+
+
 class FakeVLLM:
     """The arguments and the methods of TRL's `VLLMGeneration`; it answers with the end-of-text token."""
 
-    def __init__(self, model, accelerator, processing_class, mode="colocate", temperature=1.0, **kwargs):
-        known = {"max_completion_length", "logprobs", "generation_kwargs", "gpu_memory_utilization"}
-        if unknown := set(kwargs) - known:
+    OTHERS = ("temperature", "max_completion_length", "logprobs", "generation_kwargs", "gpu_memory_utilization")
+
+    def __init__(self, model, accelerator, processing_class, mode="colocate", enable_sleep_mode=False, **kwargs):
+        if unknown := kwargs.keys() - self.OTHERS:
             raise TypeError(f"unexpected keyword argument {unknown.pop()!r}")
-        self.arguments = {"model": model, "mode": mode, "temperature": temperature, **kwargs}
-        self.num_syncs = 0
+        self.model, self.mode, self.enable_sleep_mode, self.arguments = model, mode, enable_sleep_mode, kwargs
+        self._llm_weights_sleeping = enable_sleep_mode
+        self.num_syncs, self.llm = 0, FakeLLM()
 
     def sync_weights(self):
+        """TRL's own, which a server needs."""
         self.num_syncs += 1
 
     def generate(self, prompts, images, num_generations):
         assert images is None and num_generations == 1
+        if self._llm_weights_sleeping:
+            self.sync_weights()
+        self._llm_weights_sleeping = self.enable_sleep_mode
         return prompts, [[9, EOS] for _ in prompts], None, None
 
 
-def test_vllm_gets_the_policy_and_ppo_s_sampling_options(tmp_path, monkeypatch):
+@pytest.fixture
+def fake_vllm(monkeypatch):
     monkeypatch.setattr(vllm_generation, "VLLMGeneration", FakeVLLM)
+
+
+def named(model):
+    model.name_or_path = "a/policy"  # by which the engine would load it
+    return model
+
+
+def test_vllm_gets_the_policy_and_ppo_s_sampling_options(tmp_path, fake_vllm):
     kwargs = {"mode": "server", "gpu_memory_utilization": 0.3}
     options = {"use_vllm": True, "vllm_kwargs": kwargs, "temperature": 0.7, "stop_token_ids": [3]}
     trainer = make(tmp_path, max_steps=4, **options)
     engine = trainer.generator.engine
     assert isinstance(trainer.generator, VLLMGenerator)
+    assert engine.model is trainer.model.policy  # bare: the engine goes by the names of its parameters
     assert engine.arguments == {
-        **kwargs,
-        "model": trainer.model.policy,  # bare: the engine goes by the names of its parameters
+        "gpu_memory_utilization": 0.3,
         "temperature": 0.7,
         "max_completion_length": 6,
         "logprobs": None,
         "generation_kwargs": {"stop_token_ids": [3, EOS]},
     }
     trainer.train()
-    assert engine.num_syncs == 2
+    assert engine.num_syncs == 2 and engine.llm.calls == []  # TRL sends weights to a server
     assert trainer._rollout.response_ids.tolist() == [[9, EOS]] * 4
     with pytest.raises(InputError, match=r"`vllm_kwargs`: .*gpu_memory"):
-        make(tmp_path, use_vllm=True, vllm_kwargs={"gpu_memory": 1})
+        make(tmp_path, use_vllm=True, vllm_kwargs={"mode": "server", "gpu_memory": 1})
     with pytest.raises(ValueError, match=r"`vllm_kwargs`: `top_p` = 0\.5 is refused"):
         make(tmp_path, use_vllm=True, vllm_kwargs={"top_p": 0.5})
     with pytest.raises(ValueError, match="`vllm_kwargs`: set `temperature` by PPO's own option"):
         make(tmp_path, use_vllm=True, vllm_kwargs={"temperature": 0.5})
     with pytest.raises(InputError, match="choose one engine"):
         make(tmp_path, use_vllm=True, generator=Engine())
+    with pytest.raises(InputError, match=r"made in memory has none.*pass the folder"):
+        make(tmp_path, use_vllm=True)
+    with pytest.raises(InputError, match="on a CPU: vLLM would keep the old output embedding"):
+        make(tmp_path, named(gpt2(tie_word_embeddings=True)), use_vllm=True)
+
+
+def test_vllm_in_the_process_gets_the_weights_and_forgets_what_it_computed_with_the_old_ones(tmp_path, fake_vllm):
+    trainer = make(tmp_path, named(policy()), use_vllm=True, max_steps=4)
+    start, engine = weights(trainer.model.policy), trainer.generator.engine
+    trainer.train()
+    num_weights = len(list(trainer.model.policy.parameters()))
+    assert engine.llm.calls == [("reload_weights", num_weights), ("reset_prefix_cache", None)] * 2
+    assert engine.num_syncs == 0
+    assert not engine.llm.weights["lm_head.weight"].equal(start["lm_head.weight"])
+    trainer.generator.sync_weights(trainer.model.policy)
+    for name, p in trainer.model.policy.named_parameters():
+        assert engine.llm.weights[name].equal(p), name
+
+
+def test_vllm_that_sleeps_is_woken_and_gets_the_weights_again(tmp_path, fake_vllm):
+    options = {"use_vllm": True, "vllm_kwargs": {"enable_sleep_mode": True}}
+    trainer = make(tmp_path, named(policy()), max_steps=2, **options)
+    trainer.train()
+    calls, new = trainer.generator.engine.llm.calls, ["wake_up", "reload_weights", "reset_prefix_cache"]
+    assert [name for name, _ in calls] == new  # once for the rollout, not again by TRL
+    assert calls[0] == ("wake_up", ["weights"])
+    trainer.evaluate(PROMPTS)  # of more than one batch: TRL wakes it for the later ones
+    assert [name for name, _ in calls] == new * (1 + -(-len(PROMPTS) // trainer.args.eval_batch_size))
+
+
+LORA = {
+    "linear layers": {"target_modules": "all-linear"},
+    "an embedding, a whole layer": {"target_modules": ["wte", "c_attn"], "modules_to_save": ["lm_head"]},
+    "DoRA": {"target_modules": "all-linear", "use_dora": True},
+    "biases": {"target_modules": ["c_attn"], "bias": "lora_only"},
+    "tied embeddings": {"target_modules": ["c_attn"]},
+}
+
+
+@pytest.mark.parametrize("kind", LORA)
+def test_an_adapter_is_merged_layer_by_layer_to_the_same_bits(kind):
+    model = get_peft_model(gpt2(tie_word_embeddings=kind == "tied embeddings"), LoraConfig(r=2, **LORA[kind]))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.normal_()
+    before = weights(model)
+    expected, given = dict(independent_copy(model).named_parameters()), list(whole_weights(model))
+    assert [name for name, _ in given] == list(expected)
+    assert all(tensor.equal(expected[name]) for name, tensor in given)
+    assert_equal(weights(model), before)
 
 
 def test_the_fake_has_the_arguments_of_the_real_one():
-    import inspect
-
-    real = inspect.signature(vllm_generation.VLLMGeneration.__init__).parameters
-    ours = {"model", "accelerator", "processing_class", "temperature", "max_completion_length", "logprobs"}
-    assert ours | {"generation_kwargs", "mode", "gpu_memory_utilization"} <= set(real)
-    assert {"prompts", "images", "num_generations"} <= set(
-        inspect.signature(vllm_generation.VLLMGeneration.generate).parameters
-    )
+    real = vllm_generation.VLLMGeneration
+    for method in ("__init__", "sync_weights", "generate"):
+        ours, theirs = (inspect.signature(getattr(cls, method)).parameters for cls in (FakeVLLM, real))
+        shared = ours.keys() - {"kwargs"}
+        assert all(theirs[name].default == ours[name].default for name in shared), method
+        assert {name for name, p in theirs.items() if p.default is p.empty} <= shared, method
+    assert inspect.signature(real.__init__).parameters.keys() >= set(FakeVLLM.OTHERS)
+    source = inspect.getsource(real)
+    for name in ("model", "mode", "llm", "enable_sleep_mode", "_llm_weights_sleeping"):
+        assert f"self.{name} = " in source
+    assert "self.sync_weights()" in source  # what it calls to wake an engine
 
 
 def test_without_vllm_the_error_says_so(tmp_path):
     with pytest.raises(InputError, match="`use_vllm` needs vLLM, which is not installed"):
-        make(tmp_path, reward_funcs=lengths, use_vllm=True)
+        make(tmp_path, named(policy()), lengths, use_vllm=True)
 
 
 def test_an_engine_gets_the_weights_that_are_sampled_from_after_they_were_changed_back(tmp_path):

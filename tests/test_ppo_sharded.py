@@ -12,11 +12,14 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_ppo_distributed import EXTRAS, fixed_run, launch, make, sampled_run
+from test_ppo_generation import FakeVLLM
 from transformers import AutoModelForCausalLM
+from trl.generation import vllm_generation
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.actor_critic import load_value_model
+from hf_instructgpt.ppo.engines import whole_weights
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +79,29 @@ def run_poisoned(folder, **options):
     return [log["skipped_updates"] for log in trainer.state.log_history if "loss" in log]
 
 
+def run_engine(folder, peft_config, **options):
+    """For each sync of a stand-in for vLLM, which weights it got that are not the saved ones; and how many moved."""
+    vllm_generation.VLLMGeneration = FakeVLLM
+    options |= {"model": str(folder.parent / "base"), "peft_config": peft_config, "use_vllm": True}
+    output_dir = folder / "engine" / ("lora" if peft_config else "whole")
+    trainer = make(output_dir, max_steps=4, **options)
+    engine, sync, given, different = trainer.generator.engine, trainer.generator.sync_weights, [], []
+
+    def sync_and_compare(policy):
+        sync(policy)
+        given.append(engine.llm.weights)
+        trainer.save_model()
+        trainer.accelerator.wait_for_everyone()
+        saved = dict(whole_weights(AutoModelForCausalLM.from_pretrained(output_dir)))
+        assert saved.keys() == given[-1].keys()
+        different.append([name for name, tensor in given[-1].items() if not tensor.equal(saved[name])])
+        trainer.accelerator.wait_for_everyone()
+
+    trainer.generator.sync_weights = sync_and_compare
+    trainer.train()
+    return different, sum(not given[1][name].equal(tensor) for name, tensor in given[0].items())
+
+
 def refused(**options):
     with pytest.raises(InputError) as error:
         make("never", **options)
@@ -89,7 +115,7 @@ def refusals(kind, folder, options):
         unnamed = CharGPTForCausalLM(CharGPTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1))
         found["unnamed base"] = refused(model=unnamed, peft_config=LORA, **options)
     if kind == "fsdp2":
-        found["use_vllm"] = refused(use_vllm=True, **options)
+        found["server"] = refused(use_vllm=True, vllm_kwargs={"mode": "server"}, **options)
     else:
         found["skipping"] = refused(max_ratio=2.0, on_nonfinite="skip", **options)
         found["bf16"] = refused(bf16=True, ema_decay=0.5, **options)
@@ -110,6 +136,7 @@ def main(folder: Path):
         results[f"sampled, {name}"] = run_sampled(folder, name, **options)
         # In the middle of the second epoch's first rollout.
         results[f"resumed, {name}"] = run_sampled(folder, name, resume="checkpoint-5", **options)
+    results["engine"] = [run_engine(folder, peft_config, **options) for peft_config in (None, LORA)]
     if kind == "fsdp2":
         results["poisoned"] = run_poisoned(folder, **options)
     torch.save(results, folder / f"{rank}.pt")
@@ -224,13 +251,20 @@ def test_a_resumed_run_ends_with_the_same_bytes(folder, kind, ranks, name):
 def test_what_cannot_be_kept_is_refused_by_name(kind, ranks):
     names = {
         "unnamed base": "`an adapter on a critic without a named base` cannot be kept with FSDP or ZeRO-3",
-        "use_vllm": "`use_vllm` cannot be kept with FSDP",
+        "server": "`vllm_kwargs: {mode: server}` cannot be kept with FSDP",
         "skipping": "`max_ratio` and `on_nonfinite='skip'` cannot be kept with DeepSpeed",
         "bf16": "`ema_decay` cannot be kept with DeepSpeed and bf16",
     }
     for rank in ranks:
         for name, message in rank["refusals"].items():
             assert message.startswith(names[name])
+
+
+def test_an_engine_gets_the_weights_that_are_saved(ranks):
+    for rank in ranks:
+        for different, num_moved in rank["engine"]:
+            assert different == [[], []]  # before each of the two rollouts
+            assert num_moved >= 4
 
 
 def test_a_gradient_that_is_not_finite_on_one_process_is_skipped_by_all(folder, kind, ranks):

@@ -138,7 +138,8 @@ def check_fsdp(args: PPOConfig, plugin) -> None:
     _check_fsdp_setting("fsdp_version", 2, is_set=plugin.fsdp_version == 2)
     is_full = plugin.state_dict_type.name == "FULL_STATE_DICT"  # with others, Trainer saves no model
     _check_fsdp_setting("fsdp_state_dict_type", "FULL_STATE_DICT", is_set=is_full)
-    _refuse("FSDP", {"use_vllm": args.use_vllm})
+    is_server = args.use_vllm and (args.vllm_kwargs or {}).get("mode", "colocate") == "server"
+    _refuse("FSDP", {"vllm_kwargs: {mode: server}": is_server})
 
 
 def check_shards(actor_critic: nn.Module) -> None:

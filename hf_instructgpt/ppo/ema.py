@@ -34,7 +34,7 @@ class PolicyEMA(TrainerCallback):
     @torch.no_grad()
     def reset(self) -> None:
         """Begin anew from the weights as they are."""
-        self.average = [_stored(p).detach().clone() for p in self.params]
+        self.average = [stored(p).detach().clone() for p in self.params]
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if not self.average:
@@ -43,14 +43,14 @@ class PolicyEMA(TrainerCallback):
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs) -> None:
         for average, p in zip(self.average, self.params, strict=True):
-            average.lerp_(_stored(p).to(average), 1 - self.decay)
+            average.lerp_(stored(p).to(average), 1 - self.decay)
 
     @torch.no_grad()
     def whole(self) -> dict[str, torch.Tensor]:
         """The average by the names in the policy's `state_dict`; all processes gather its shards together."""
         if not self.average:
             self.reset()
-        by_param = {id(p): _gathered(p, x) for p, x in zip(self.params, self.average, strict=True)}
+        by_param = {id(p): gathered(p, x) for p, x in zip(self.params, self.average, strict=True)}
         return {
             name: by_param[id(p)] for name, p in self.policy.state_dict(keep_vars=True).items() if id(p) in by_param
         }
@@ -60,16 +60,17 @@ class PolicyEMA(TrainerCallback):
         return [x.to_local() if hasattr(x, "to_local") else x for x in self.average]
 
 
-def _stored(p: nn.Parameter) -> torch.Tensor:
+def stored(p: nn.Parameter) -> torch.Tensor:
     """A parameter as this process stores it: with ZeRO-3 its flat shard."""
     return getattr(p, "ds_tensor", p)
 
 
-def _gathered(p: nn.Parameter, average: torch.Tensor) -> torch.Tensor:
-    if hasattr(average, "full_tensor"):  # FSDP2's
-        return average.full_tensor()
+def gathered(p: nn.Parameter, shard: torch.Tensor) -> torch.Tensor:
+    """A whole tensor from what each process stores of it, for parameter `p`; all processes call it together."""
+    if hasattr(shard, "full_tensor"):  # FSDP2's
+        return shard.full_tensor()
     if not hasattr(p, "ds_tensor"):
-        return average
-    shards = [torch.empty_like(average) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(shards, average)
+        return shard
+    shards = [torch.empty_like(shard) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(shards, shard)
     return torch.cat(shards)[: p.ds_numel].view(p.ds_shape)

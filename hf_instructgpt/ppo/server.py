@@ -37,12 +37,12 @@ NO_SYNC = (
     "VLLM_SERVER_DEV_MODE=1) nor SGLang's `/update_weights_from_disk`."
 )
 NO_ADAPTER = (
-    "the server {url} has no `/v1/load_lora_adapter`: start vLLM with `--enable-lora` and "
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, or leave `sync` out."
+    "{error}\nStart vLLM with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 where it can read that folder, "
+    "or leave `sync` out."
 )
 NO_IDS = (
-    "the server {url} returns no token ids for `return_token_ids`. PPO needs the ids that were sampled: tokenizing the "
-    "text again can give others. Use a server that returns them, such as vLLM."
+    "the server {url} returns no token ids for `return_token_ids`. PPO needs the sampled ids: tokenizing the text "
+    "again can give others. Use a server that returns them, such as vLLM."
 )
 NO_LOGPROBS = (
     "the server {url} does not return one log-prob per sampled token. PPO checks by them that it samples from the "
@@ -141,14 +141,20 @@ class ServerGenerator:
         path = self._path("policy")
         model = independent_copy(policy) if has_adapter(policy) else policy
         model.save_pretrained(path, state_dict=weights)
-        if self._post("/update_weights_from_disk", {"model_path": path}, optional=True) is None:  # not SGLang
-            body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
-            if self._post("/collective_rpc", body, optional=True) is None:
-                raise InputError(NO_SYNC.format(url=self.url))
-            # vLLM keeps what it computed for prompts by the old weights.
-            if self._post("/reset_prefix_cache", {}) == {"success": False}:
-                raise InputError(f"the server {self.url} is busy: its prefix cache could not be reset after a sync.")
+        try:
+            self._post("/update_weights_from_disk", {"model_path": path})
+        except _NotFoundError:  # not SGLang
+            self._reload_in_vllm(path)
         return self.model or self._first_model()
+
+    def _reload_in_vllm(self, path: str) -> None:
+        try:
+            self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
+        except _NotFoundError as error:
+            raise InputError(NO_SYNC.format(url=self.url)) from error
+        # vLLM keeps what it computed for prompts by the old weights.
+        if self._post("/reset_prefix_cache", {}) == {"success": False}:
+            raise InputError(f"the server {self.url} is busy: its prefix cache could not be reset after a sync.")
 
     def _give_adapter(self, policy: PreTrainedModel) -> str:
         if not has_adapter(policy):
@@ -157,9 +163,10 @@ class ServerGenerator:
         policy.save_pretrained(path)
         # A new name each time: what vLLM computed for prompts by the old adapter is kept under the old one.
         self._adapter = f"policy-{uuid.uuid4().hex}"
-        body = {"lora_name": self._adapter, "lora_path": path}
-        if self._post("/v1/load_lora_adapter", body, optional=True) is None:
-            raise InputError(NO_ADAPTER.format(url=self.url))
+        try:
+            self._post("/v1/load_lora_adapter", {"lora_name": self._adapter, "lora_path": path})
+        except _NotFoundError as error:
+            raise InputError(NO_ADAPTER.format(error=error)) from error
         if old is not None:
             self._post("/v1/unload_lora_adapter", {"lora_name": old})
         return self._adapter
@@ -219,11 +226,10 @@ class ServerGenerator:
 
     # ---- HTTP ------------------------------------------------------------------------------------------------------
 
-    def _post(self, path: str, body: dict[str, Any], *, optional: bool = False) -> Any:
-        """The answer to a POST; of an `optional` path that the server does not have, None."""
-        return self._request(path, json.dumps(body).encode(), optional=optional)
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._request(path, json.dumps(body).encode())
 
-    def _request(self, path: str, body: bytes | None = None, *, optional: bool = False) -> Any:
+    def _request(self, path: str, body: bytes | None = None) -> Any:
         headers = {"Content-Type": "application/json"}
         if self.api_key_env is not None:
             headers["Authorization"] = f"Bearer {os.environ[self.api_key_env]}"
@@ -235,10 +241,9 @@ class ServerGenerator:
                 with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                     return _parsed(answer.read())
             except urllib.error.HTTPError as error:
-                if optional and error.code in (404, 405):
-                    return None
                 message = error.read().decode(errors="replace").strip()
-                raise InputError(f"the server {request.full_url} answered {error.code}: {message:.1000}") from error
+                kind = _NotFoundError if error.code in (404, 405) else InputError
+                raise kind(f"the server {request.full_url} answered {error.code}: {message:.1000}") from error
             except (OSError, http.client.HTTPException) as error:
                 last = error
                 if isinstance(getattr(error, "reason", error), TimeoutError):
@@ -249,6 +254,10 @@ class ServerGenerator:
             f"the server {request.full_url} cannot be reached ({last}), after {self.retries + 1} attempts. Is it up, "
             "and is `url` right?"
         ) from last
+
+
+class _NotFoundError(InputError):
+    """The server does not have a path, or not what was named there."""
 
 
 def _parsed(text: bytes) -> Any:

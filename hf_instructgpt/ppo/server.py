@@ -19,6 +19,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from ..errors import InputError
 from .actor_critic import has_adapter, independent_copy
@@ -140,7 +141,13 @@ class ServerGenerator:
     def _give_folder(self, policy: PreTrainedModel, weights: dict[str, torch.Tensor] | None) -> str | None:
         path = self._path("policy")
         model = independent_copy(policy) if has_adapter(policy) else policy
-        model.save_pretrained(path, state_dict=weights)
+        shows_bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # one more at each rollout
+        try:
+            model.save_pretrained(path, state_dict=weights)
+        finally:
+            if shows_bars:
+                logging.enable_progress_bar()
         try:
             self._post("/update_weights_from_disk", {"model_path": path})
         except _NotFoundError:  # not SGLang

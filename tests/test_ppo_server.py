@@ -2,13 +2,17 @@
 
 import json
 import logging
+import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import test_ppo_distributed
 import torch
 from completions_server import serving
 from peft import LoraConfig
+from test_ppo_sharded import RECIPES, allow_fsdp_on_cpus
 from test_ppo_trainer import EOS, PROMPTS, TOKENIZER, assert_equal, logged, make, policy, weights
 
 from hf_instructgpt.cli import main
@@ -116,6 +120,40 @@ def test_the_command_line_trains_on_a_server(tmp_path, server, monkeypatch, caps
     capsys.readouterr()
     assert main(["ppo", "--config", "ppo.yaml", *flags, '{"modle": "a", "url": "http://a"}']) == 2
     assert "`generator`: unknown keys modle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_two_processes_sample_their_own_prompts_from_one_server(tmp_path, server, kind):
+    command = ["accelerate.commands.launch", "--config_file", str(RECIPES / "fsdp2.yaml"), "--main_process_port", "0"]
+    if kind == "ddp":
+        command = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [__file__, str(tmp_path), server.url, kind]
+    left, right = test_ppo_distributed.launch(
+        command, tmp_path, {"ACCELERATE_USE_CPU": "true"} if kind == "ddp" else {}
+    )
+    assert len(server.asked("/collective_rpc")) == 2 and len(server.asked("/v1/completions")) == 8
+    for rank in (left, right):
+        assert len(rank["differences"]) == 2 and max(rank["differences"]) < 1e-5
+        assert rank["refused"].startswith(f"the server {server.url}/nowhere cannot take new weights")
+    assert left["responses"] != right["responses"]
+
+
+def run_on_server(folder, url, kind):
+    """What one of two processes does."""
+    options = {"use_cpu": kind == "ddp", "per_device_train_batch_size": 2, "max_steps": 4}
+    if kind == "fsdp2":
+        allow_fsdp_on_cpus()
+    trainer = test_ppo_distributed.make(folder / "out", generator={"url": url}, **options)
+    trainer.train()
+    found = {"differences": logged(trainer, "sampling_logprob_diff")}
+    found["responses"] = trainer._rollout.response_ids.tolist()
+    # The main process alone finds no server, and the other one stops too.
+    trainer.generator.url += "/nowhere"
+    trainer._synced_step = None
+    with pytest.raises(InputError) as error:
+        trainer.evaluate(PROMPTS)
+    found["refused"] = str(error.value)
+    torch.save(found, folder / f"{os.environ['RANK']}.pt")
 
 
 # ---- A server that does not follow ---------------------------------------------------------------------------------
@@ -244,3 +282,7 @@ def test_engines_exclude_each_other(tmp_path):
     for name in ("use_vllm", "fast_sampling"):
         with pytest.raises(ValueError, match=f"`generator` and `{name}`: choose one engine"):
             PPOConfig(output_dir=str(tmp_path), use_cpu=True, generator={"url": "http://a"}, **{name: True})
+
+
+if __name__ == "__main__":
+    run_on_server(Path(sys.argv[1]), *sys.argv[2:])

@@ -412,7 +412,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _begin_training(self) -> None:
         self._sums.clear()
         self._synced_step = None
-        self._on_unequal_ratios = self._on_unequal_sampler = "raise"
+        self._on_unequal_ratios = "raise"
+        self._on_unequal_sampler = "raise"
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .data import gold_reward, judge, load_sample_dataset
     from .ppo.actor_critic import load_value_model
     from .ppo.config import PPOConfig
+    from .ppo.generation import Generator
+    from .ppo.server import ServerGenerator
     from .ppo.trainer import PPOTrainer
     from .reward.ranking_trainer import RankingRewardTrainer
 
@@ -31,9 +33,11 @@ _MODULES = {
     "CharGPTForSequenceClassification": "char_gpt",
     "CharGPTModel": "char_gpt",
     "CharGPTTokenizer": "char_gpt",
+    "Generator": "ppo.generation",
     "PPOConfig": "ppo.config",
     "PPOTrainer": "ppo.trainer",
     "RankingRewardTrainer": "reward.ranking_trainer",
+    "ServerGenerator": "ppo.server",
     "convert_document_state_dict": "char_gpt",
     "gold_reward": "data",
     "judge": "data",
@@ -47,9 +51,11 @@ __all__ = [
     "CharGPTForSequenceClassification",
     "CharGPTModel",
     "CharGPTTokenizer",
+    "Generator",
     "PPOConfig",
     "PPOTrainer",
     "RankingRewardTrainer",
+    "ServerGenerator",
     "convert_document_state_dict",
     "gold_reward",
     "judge",

@@ -23,6 +23,7 @@ OPTIONS = "tests/test_ppo_options.py::"
 RANKING = "tests/test_reward_ranking.py::"
 REPORT_CARD = "tests/test_evaluation_reward_card.py::"
 ROLLOUT = "tests/test_ppo_rollout.py::"
+SERVER = "tests/test_ppo_server.py::"
 SFT = "tests/test_stages_sft.py::"
 STAGES = "hf_instructgpt/stages"
 TRAINER = "tests/test_ppo_trainer.py::"
@@ -201,6 +202,38 @@ MUTANTS = [
         '{"temperature": temperature, "top_k": 0, "top_p": 1.0}',
         '{"temperature": temperature, "top_p": 1.0}',
         f"{ROLLOUT}test_of_the_models_generation_settings_only_the_stop_tokens_are_kept",
+    ),
+    Mutant(
+        "10c",
+        "a server keeps what it computed for prompts by the old weights",
+        f"{PPO}/server.py",
+        'self._post("/reset_prefix_cache", {}) == {"success": False}',
+        "False",
+        f"{SERVER}test_eight_steps_are_trained_on_what_the_server_samples_from_the_policy",
+    ),
+    Mutant(
+        "10d",
+        "a server gets one seed for all prompts",
+        f"{PPO}/server.py",
+        "torch.randint(2**31, (len(prompt_ids),)).tolist()",
+        "[0] * len(prompt_ids)",
+        f"{SERVER}test_eight_steps_are_trained_on_what_the_server_samples_from_the_policy",
+    ),
+    Mutant(
+        "10e",
+        "a server with other weights than the policy's is trained on",
+        f"{PPO}/trainer.py",
+        "is_off = not difference <= (0.3 if self._is_coarse else 0.1)",
+        "is_off = False",
+        f"{SERVER}test_a_server_with_other_weights_is_refused_at_the_first_rollout",
+    ),
+    Mutant(
+        "10f",
+        "an adapter keeps its name on the server, and with it what was computed by the old one",
+        f"{PPO}/server.py",
+        'f"policy-{uuid.uuid4().hex}"',
+        '"policy"',
+        f"{SERVER}test_a_lora_policy_is_synced_as_an_adapter",
     ),
     Mutant(
         "11a",

@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
 from .generation import VLLM_SAMPLING, check_generation_kwargs
+from .server import ServerGenerator
 
 DTYPES = (None, "float32", "bfloat16", "float16")
 RANGES = (
@@ -48,7 +49,7 @@ class PPOConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *TrainingArguments._VALID_DICT_FIELDS,
-        *("model_init_kwargs", "generation_kwargs", "vllm_kwargs"),
+        *("model_init_kwargs", "generation_kwargs", "vllm_kwargs", "generator"),
     ]
 
     learning_rate: float = field(default=3e-6, metadata={"help": "Learning rate of the policy."})
@@ -92,6 +93,13 @@ class PPOConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Arguments of TRL's `VLLMGeneration`, such as `mode`, `server_base_url`, `gpu_memory_utilization`."
+        },
+    )
+    generator: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Sample on an OpenAI-compatible HTTP server, such as vLLM's or SGLang's: the arguments of "
+            '`ServerGenerator`, such as {"url": "http://127.0.0.1:8000"}. Default: off.'
         },
     )
     num_generations: int = field(default=1, metadata={"help": "Responses sampled for each prompt of a rollout."})
@@ -314,6 +322,8 @@ class PPOConfig(TrainingArguments):
         check_generation_kwargs(self.generation_kwargs or {}, option="generation_kwargs")
         sampling = {name: value for name, value in (self.vllm_kwargs or {}).items() if name in VLLM_SAMPLING}
         check_generation_kwargs(sampling, option="vllm_kwargs")
+        if self.generator is not None:
+            ServerGenerator.from_options(self.generator)
 
     def _check_together(self) -> None:
         if self.hub_token is not None:
@@ -351,6 +361,10 @@ class PPOConfig(TrainingArguments):
             raise ValueError("`vllm_kwargs` needs `use_vllm`.")
         if self.fast_sampling and self.use_vllm:
             raise ValueError("`fast_sampling` and `use_vllm`: choose one engine.")
+        if self.generator is not None and (self.use_vllm or self.fast_sampling):
+            raise ValueError(
+                f"`generator` and `{'use_vllm' if self.use_vllm else 'fast_sampling'}`: choose one engine."
+            )
         if self.sampling_dtype is not None and not self.fast_sampling and self.preset is None:
             raise ValueError("`sampling_dtype` needs `fast_sampling`.")
 

@@ -45,7 +45,9 @@ VLLM_SAMPLING = (
 class Generator(Protocol):
     """An engine that samples responses in the policy's place; pass one as `PPOTrainer(generator=...)`.
 
-    Log-probs are worked out by the trainer all the same, so an engine need not agree with it to the last digit.
+    Log-probs are worked out by the trainer all the same, so an engine need not agree with it to the last digit. An
+    engine may have an attribute `last_logprobs`: its own log-probs of the tokens that it gave last, one list per
+    response. They show whether it samples from the policy; the mean difference is logged as `sampling_logprob_diff`.
     """
 
     def sync_weights(self, policy: PreTrainedModel) -> None:

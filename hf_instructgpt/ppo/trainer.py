@@ -115,6 +115,7 @@ from .rollout import (
     widths,
 )
 from .sampler import RolloutSampler
+from .server import ServerGenerator
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         ptx_dataset ([`~datasets.Dataset`], *optional*): Pretraining text for PPO-ptx: rows with `text`, `messages`, or
             `prompt` and `completion`.
         generator ([`~hf_instructgpt.ppo.generation.Generator`], *optional*): An engine that samples the responses in
-            the policy's place.
+            the policy's place, such as [`ServerGenerator`].
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*): As in `Trainer`.
         optimizers (`tuple`, *optional*): Optimizer and schedule, as in `Trainer`.
         peft_config (`PeftConfig`, *optional*): LoRA (or another adapter with layers) for the policy, and for a
@@ -191,6 +192,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         args = args or PPOConfig(output_dir="ppo")
         check_kinds(args, processing_class)
         check_processes(args)
+        if args.generator is not None and generator is not None:
+            raise InputError("`generator`: pass the engine, or describe it in the options, not both.")
+        if args.generator is not None:
+            generator = ServerGenerator.from_options(args.generator)
         # A new value head, a new adapter and a reward model's missing head are drawn at random.
         set_seed(args.seed)
         options = loading_options(args)
@@ -364,6 +369,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             generator = PolicySampler(args.sampling_dtype and getattr(torch, args.sampling_dtype))
         self.generator = generator
         self._synced_step: int | None = None
+        self._on_unequal_sampler = "raise"
 
     def _prepare_ptx(self, dataset: Dataset | None) -> None:
         args = self.args
@@ -407,6 +413,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self._sums.clear()
         self._synced_step = None
         self._on_unequal_ratios = "raise"
+        self._on_unequal_sampler = "raise"
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
 
@@ -499,6 +506,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         dropped = torch.stack([dropped, *bad.values()]).any(0)
         mask = mask & ~dropped.unsqueeze(-1)
         old_logprobs, ref_logprobs, kl_penalty, values = (torch.where(mask, x, 0) for x in measured.values())
+        self._check_sampler(old_logprobs, mask, is_training=is_training)
 
         kl_coef = self.kl_coef if args.kl_penalty_in == "reward" else 0.0
         shaped = self._shape_scores(scores, kept=~dropped, update=is_training)
@@ -587,6 +595,35 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         terms = torch.where(given, terms, torch.nan)
         scores, terms, dropped = (x.to(ended.device) for x in (scores, terms, bad.any(-1) | ~given.any(-1)))
         return scores - self.args.missing_eos_penalty * ~ended, terms, dropped
+
+    def _check_sampler(self, old_logprobs: torch.Tensor, mask: torch.Tensor, *, is_training: bool) -> None:
+        """Check that an engine which returns log-probs has sampled from the policy.
+
+        If it has not, the first rollout raises an error; at a later one there is a warning, once.
+        """
+        rows = getattr(self.generator, "last_logprobs", None)
+        if rows is None:
+            return
+        rows = [torch.tensor(row, dtype=torch.float32) for row in rows]
+        sampled = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(mask.device)
+        differences = (sampled - old_logprobs).abs()[mask]
+        if is_training:
+            self._record("sampling_logprob_diff", differences)
+        total, count = self._global_sum(torch.stack([differences.sum(), mask.sum().float()])).tolist()
+        difference = total / max(count, 1)
+        is_off = not difference <= (0.3 if self._is_coarse else 0.1)
+        if is_off and self._on_unequal_sampler != "ignore":
+            message = (
+                f"after step {self.state.global_step}: {type(self.generator).__name__} does not sample from the "
+                f"policy. Its log-probs of the sampled tokens differ from the policy's by {difference:.2g} nats per "
+                "token. Does it serve the policy's model, and has it taken the new weights? At a `temperature` other "
+                "than 1, vLLM needs `--logprobs-mode processed_logprobs`."
+            )
+            if self._on_unequal_sampler == "raise":
+                raise InputError(message)
+            logger.warning(message)
+        if count:
+            self._on_unequal_sampler = "ignore" if is_off or self._on_unequal_sampler == "ignore" else "warn"
 
     def _measure(self, *batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probs under policy and reference, the KL estimate to penalise, and values, `(B, R)` each."""
@@ -779,8 +816,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         step = (self._micro_step - 1) // args.gradient_accumulation_steps
         if step % (args.num_ppo_epochs * args.num_mini_batches) != 0:
             return
-        is_coarse = args.bf16 or args.fp16 or args.tf32 or self._actor_critic.language_model.dtype != torch.float32
-        is_off = approx_kl > (1e-2 if is_coarse else 1e-4)
+        is_off = approx_kl > (1e-2 if self._is_coarse else 1e-4)
         if is_off and self._on_unequal_ratios != "ignore":
             message = (
                 f"after step {self.state.global_step}: the policy gives other log-probs in an update than in the "
@@ -805,6 +841,12 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _is_sharded(self) -> bool:
         """Whether no process holds whole weights."""
         return self.is_fsdp_enabled or (self.is_deepspeed_enabled and self.args.deepspeed_plugin.zero_stage == 3)
+
+    @property
+    def _is_coarse(self) -> bool:
+        """Whether the policy computes in fewer digits than float32 has."""
+        args = self.args
+        return args.bf16 or args.fp16 or args.tf32 or self._actor_critic.language_model.dtype != torch.float32
 
     @property
     def _actor_critic(self) -> ActorCritic:

@@ -233,6 +233,8 @@ def push(verb: str, argv: list[str]) -> None:
 
     from .stages.push import push, push_char_gpt_code
 
+    if args.code_only and (args.namespace or args.private or args.no_data or Path(args.folder).exists()):
+        parser.error("--code-only takes a repository's Hub id, such as my-name/char-ppo, and no other option")
     if args.code_only:
         url = push_char_gpt_code(args.folder)
         print(f"{args.folder} has this version's code already." if url is None else f"Pushed: {url}")

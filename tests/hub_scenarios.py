@@ -276,6 +276,10 @@ def old_code_is_replaced(folder: Path, pushed: str) -> None:
     assert changed == {"modeling_char_gpt.py", "value_model/modeling_char_gpt.py"}
     assert all(after[name] == code[Path(name).name] for name in after if name.endswith(".py"))
     assert main(["push", "user/old", "--code-only"]) == 0  # says that there is nothing to do
+    assert main(["push", "user/old", "--code-only", "--private"]) == main(["push", pushed, "--code-only"]) == 2
+    HUB.cut("GET", "/user/old/resolve", times=9)
+    (folder / "home").rename(folder / "home_before")  # what has been downloaded
+    assert main(["push", "user/old", "--code-only"]) == 2
     assert main(["push", "user/gpt2", "--code-only"]) == 2
     assert main(["push", "user/nobody", "--code-only"]) == 2
 
@@ -394,6 +398,7 @@ def what_is_pushed_is_what_is_meant(folder: Path, document_run: str) -> None:
     os.chdir(folder)
     shutil.copytree(document_run, "doc")
     (folder / "doc/sft/README.md").write_text("---\nlicense: mit\n---\nMine.\n")
+    (folder / "doc/ppo/modeling_char_gpt.py").write_text("# of an earlier version")
     Path("doc/metrics.json").rename("metrics.json")
     with pytest.raises(InputError, match="a run that is not finished"):
         push("doc")
@@ -413,6 +418,9 @@ def what_is_pushed_is_what_is_meant(folder: Path, document_run: str) -> None:
     urls = push(folder / "doc")
     assert [url.rpartition("/")[2] for url in urls] == ["doc-sft", "doc-reward", "doc-ppo", "doc-data"]
     assert HUB.files("user/doc-sft")["README.md"].decode().endswith("Mine.\n")
+    code = Path(char_gpt.__file__).with_name("modeling_char_gpt.py").read_bytes()
+    assert HUB.files("user/doc-ppo")["modeling_char_gpt.py"] == code
+    assert (folder / "doc/ppo/modeling_char_gpt.py").read_text() == "# of an earlier version"
     assert load_dataset("user/doc-data", "prompts")["train"]["prompt"] == [[{"role": "user", "content": "几？"}]]
     assert "user/doc-data" in HUB.files("user/doc-ppo")["README.md"].decode()
     card = HUB.files("user/doc-data", "dataset")["README.md"].decode()

@@ -204,6 +204,15 @@ def test_cached_logits_equal_uncached_without_position_ids():
             torch.testing.assert_close(rest, whole[:, 6:], atol=1e-5, rtol=0)
 
 
+def test_a_given_cache_is_not_written_while_layers_are_recomputed():
+    model, ids = make(**SMALL).train(), random_ids(2, 12)
+    cache = make(**SMALL)(ids[:, :4])[CACHE]
+    model.gradient_checkpointing_enable()
+    for name in ("past_key_values", "cache"):
+        model(ids[:, 4:], labels=ids[:, 4:], **{name: cache}).loss.backward()
+    assert cache.get_seq_length() == 4
+
+
 def test_bidirectional_model_generates_as_a_plain_loop_and_refuses_a_cache():
     model = make(is_causal=False)
     ids = random_ids(1, 5)

@@ -50,6 +50,8 @@ def test_adapters_name_their_base(llama, tmp_path):
 def test_old_code_is_replaced(tmp_path):
     output = scenario("old_code_is_replaced", tmp_path, TESTS / "pushed" / "0.1.0")
     assert "user/old has this version's code already." in output
+    assert output.count("--code-only takes a repository's Hub id") == 2
+    assert "the code in user/old could not be replaced" in output
     assert "user/gpt2 holds none of the files configuration_char_gpt.py" in output
     assert "the code in user/nobody could not be replaced: the Hub answered 4" in output
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import string
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -113,7 +114,7 @@ def check_killed(folder: Path, mutant: Mutant) -> None:
 
 
 def test_every_number_has_a_mutant_whose_place_is_known():
-    assert {int(mutant.number.rstrip("abcdefghij")) for mutant in MUTANTS} == set(NUMBERS)
+    assert {int(mutant.number.rstrip(string.ascii_lowercase)) for mutant in MUTANTS} == set(NUMBERS)
     assert len({mutant.number for mutant in MUTANTS}) == len(MUTANTS)
     for mutant in MUTANTS:
         compile(replaced(mutant), mutant.file, "exec")

@@ -250,10 +250,10 @@ def test_a_resumed_run_ends_with_the_same_bytes(folder, kind, ranks, name):
 
 def test_what_cannot_be_kept_is_refused_by_name(kind, ranks):
     names = {
-        "unnamed base": "`an adapter on a critic without a named base` cannot be kept with FSDP or ZeRO-3",
-        "server": "`vllm_kwargs: {mode: server}` cannot be kept with FSDP",
-        "skipping": "`max_ratio` and `on_nonfinite='skip'` cannot be kept with DeepSpeed",
-        "bf16": "`ema_decay` cannot be kept with DeepSpeed and bf16",
+        "unnamed base": "`an adapter on a critic without a named base` cannot be used with FSDP or ZeRO-3",
+        "server": "`vllm_kwargs: {mode: server}` cannot be used with FSDP",
+        "skipping": "`max_ratio` and `on_nonfinite='skip'` cannot be used with DeepSpeed",
+        "bf16": "`ema_decay` cannot be used with DeepSpeed and bf16",
     }
     for rank in ranks:
         for name, message in rank["refusals"].items():

@@ -80,7 +80,8 @@ def run(cell: str, folder: Path, seen: set[tuple[str, ...]]) -> str | None:
         return None
     seen.add(row)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    result = next((line for line in reversed(lines) if re.fullmatch(r"\d+ of \d+", line)), "not installed")
+    failure = "crashed" if installed else "not installed"
+    result = next((line for line in reversed(lines) if re.fullmatch(r"\d+ of \d+", line)), failure)
     return f"| {' | '.join(row)} | {result} | {time.monotonic() - started:.0f} |"
 
 

@@ -237,6 +237,8 @@ class CharGPTModel(CharGPTPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         cache = past_key_values if cache is None else cache
+        if self.training and self.gradient_checkpointing:
+            cache = None  # it would be written again when the layers are recomputed
         if not self.config.is_causal:
             if cache is not None:
                 raise ValueError("is_causal=False: every new token changes all earlier keys; pass use_cache=False")

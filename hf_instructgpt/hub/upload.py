@@ -9,6 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HTTPError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
@@ -106,12 +107,12 @@ def push_folder(
     return commit.commit_url
 
 
-def push_code(repo_id: str, code: Mapping[str, bytes]) -> str | None:
+def push_code(repo_id: str, code: Mapping[str, str]) -> str | None:
     """Replace a model repository's Python files by newer ones of the same names, in one commit; nothing else changes.
 
     Args:
         repo_id (`str`): The repository. Its folders are looked through too: a critic carries its own code.
-        code (`Mapping[str, bytes]`): The newer files by their names.
+        code (`Mapping[str, str]`): The newer files by their names.
 
     Returns:
         `str`: the commit's URL; None if all files are as new already.
@@ -119,17 +120,18 @@ def push_code(repo_id: str, code: Mapping[str, bytes]) -> str | None:
     Raises:
         InputError: The repository has none of these files, or the push failed; the message says what to do.
     """
-    with hub_errors(f"the code in {repo_id} could not be replaced", network=(*NETWORK_ERRORS, RuntimeError)):
+    network = (*NETWORK_ERRORS, RuntimeError, LocalEntryNotFoundError)
+    with hub_errors(f"the code in {repo_id} could not be replaced", network=network):
         paths = [path for path in HfApi().list_repo_files(repo_id) if Path(path).name in code]
         if not paths:
             raise InputError(f"{repo_id} holds none of the files {', '.join(code)}: it needs no new code.")
-        old = {path: Path(hf_hub_download(repo_id, path)).read_bytes() for path in paths}
+        old = {path: Path(hf_hub_download(repo_id, path)).read_text(encoding="utf-8") for path in paths}
         changed = [path for path in paths if old[path] != code[Path(path).name]]
         if not changed:
             return None
         commit = HfApi().create_commit(
             repo_id,
-            [CommitOperationAdd(path, code[Path(path).name]) for path in changed],
+            [CommitOperationAdd(path, code[Path(path).name].encode()) for path in changed],
             commit_message="New code by hf-instructgpt, for newer versions of transformers",
         )
     return commit.commit_url

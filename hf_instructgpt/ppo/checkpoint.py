@@ -34,8 +34,8 @@ _locked: set[Path] = set()
 def alone_in(folder: str | Path) -> Iterator[None]:
     """Keep other runs out of a folder while the block runs. All processes of a run enter it together.
 
-    The lock is the operating system's, on the folder itself: it leaves no file behind, and it ends with its process,
-    also when that is killed. Within a run the blocks may be nested.
+    The lock is the operating system's, on the folder itself: it leaves no file behind, and it ends with its process
+    (and those forked from it), also when that is killed. Within a run the blocks may be nested.
 
     Raises:
         InputError: Another run is at work in the folder.
@@ -43,11 +43,13 @@ def alone_in(folder: str | Path) -> Iterator[None]:
     folder, error = Path(folder).resolve(), [None]
     descriptor = None
     if fcntl is not None and PartialState().is_main_process and folder not in _locked:
-        descriptor = os.open(folder, os.O_RDONLY)
         try:
+            descriptor = os.open(folder, os.O_RDONLY)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             error = [f"another process is at work in {folder}: wait for it, stop it, or choose another folder."]
+        except (FileNotFoundError, PermissionError) as reason:
+            error = [f"{folder} cannot be opened: {reason.strerror}."]
         except OSError as reason:  # some network file systems
             logger.warning(f"{folder} cannot be locked ({reason}): start no other run in it.")
     try:
@@ -84,7 +86,7 @@ def find_damage(folder: Path) -> str | None:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint of a run that is whole; damaged ones are named and passed over.
+    """The newest checkpoint of a run that is whole; damaged ones are reported and skipped.
 
     One that was whole, but not yet in its place when its run was killed, is moved there first.
     """
@@ -99,7 +101,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
         damage = find_damage(path)
         if damage is None:
             return str(path)
-        logger.warning(f"{path} is damaged ({damage}) and passed over.")
+        logger.warning(f"{path} is damaged ({damage}) and skipped.")
     return None
 
 

@@ -152,7 +152,7 @@ def check_shards(actor_critic: nn.Module) -> None:
 def _refuse(what: str, options: dict[str, bool]) -> None:
     used = [f"`{name}`" for name, is_used in options.items() if is_used]
     if used:
-        raise InputError(f"{' and '.join(used)} cannot be kept with {what}.")
+        raise InputError(f"{' and '.join(used)} cannot be used with {what}: leave it out.")
 
 
 def foreign_tokenizers(

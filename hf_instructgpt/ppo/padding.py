@@ -127,12 +127,12 @@ def _logits(model: PreTrainedModel, before: torch.Tensor, mask: torch.Tensor, ro
 
 
 def tolerance(model: PreTrainedModel) -> float:
-    """How large a [`difference`] is let pass, nats: what kernels and scans with other rounding come to."""
+    """The largest [`difference`] that is accepted, nats: what kernels and scans with other rounding come to."""
     return 0.1 if model.dtype in (torch.bfloat16, torch.float16) else 1e-2
 
 
 def difference(logits: torch.Tensor, others: torch.Tensor) -> float:
     """Mean over the vocabulary of how far log-probs are apart, nats; that of the token where it is largest."""
-    # What is all but impossible is so either way, a token that is masked out of the vocabulary too.
+    # Below -100 nats a difference does not matter; a token that is masked out of the vocabulary has minus infinity.
     logprobs, its = (x.float().log_softmax(-1).clamp(min=-100) for x in (logits, others))
     return (logprobs - its).abs().mean(-1).max().item()

@@ -121,7 +121,7 @@ class PlainTrainer(_TrainerWithState):
             f"transformers {transformers_version} has changed {', '.join(CHANGED_HOOKS)}, so checkpoints are "
             "Trainer's own: a run killed while it saves can leave a damaged one, and a resumed run starts with a new "
             "rollout, new running statistics of scores and the first KL coefficient (and a new `ema_decay` average, "
-            "where weights are sharded). Training itself is not affected; for exact resume, see the README's versions."
+            "with FSDP or DeepSpeed). Training itself is not affected; for exact resume, see the README's versions."
         )
 
     def train(self, *args, **kwargs) -> TrainOutput:

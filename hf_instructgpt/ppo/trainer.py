@@ -213,7 +213,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         check_policy(
             model,
             processing_class,
-            generates=generator is None and not args.use_vllm,
+            generates=generator is None and not args.use_vllm and not args.fast_sampling,
             use_cache=(args.generation_kwargs or {}).get("use_cache", True),
         )
         self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
@@ -1094,7 +1094,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             return
         if self._is_sharded:
             self.ema.reset()
-            state = torch.load(checkpoint / PPO_STATE_FILE.format(rank=self.args.process_index), weights_only=True)
+            path = checkpoint / PPO_STATE_FILE.format(rank=self.args.process_index)
+            if not path.is_file():  # a checkpoint of Trainer's own
+                logger.warning(f"{checkpoint} holds no `ema_decay` average in shards: it begins anew.")
+                return
+            state = torch.load(path, weights_only=True)
             for shard, saved in zip(self.ema.shards(), state["ema"], strict=True):
                 shard.copy_(saved)
             return

@@ -67,6 +67,7 @@ def stage_output(
     state.wait_for_everyone()
     with alone_in(partial):
         try:
+            known = _read_again(output_dir, partial)
             checkpoint = _last_whole_checkpoint(partial) if resume else None
             if checkpoint is not None:
                 _check_same(read_json(partial / STAGE_FILE), options, partial)
@@ -97,6 +98,13 @@ def _move_into_place(partial: Path, output_dir: Path, old: Path, *, options: dic
         output_dir.rename(old)
     partial.rename(output_dir)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_again(output_dir: Path, partial: Path) -> dict | None:
+    """What `stage.json` says, now that no other run can write it."""
+    if not partial.is_dir():
+        raise InputError(f"another run has just written {output_dir}: choose another `output_dir`.")
+    return read_json(output_dir / STAGE_FILE)
 
 
 def _check_same(known: dict | None, options: dict, folder: Path) -> None:

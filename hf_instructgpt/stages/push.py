@@ -85,6 +85,9 @@ def push_stage(
     """
     made = Made.load(folder)
     replaced = _adapter_configs(folder, made)
+    # The folder's own may be an earlier version's.
+    code, files = _char_gpt_code(), filter(_is_pushed, (path.relative_to(folder) for path in folder.glob("**/*.py")))
+    replaced |= {str(path): code[path.name] for path in files if path.name in code}
     repo_id = create_repo(repo, private=private)
     report_card = read_json(folder / REPORT_CARD_FILE)
     if report_card is not None:
@@ -102,9 +105,14 @@ def push_stage(
 
 def push_char_gpt_code(repo_id: str) -> str | None:
     """Give a repository that holds a CharGPT this version's code, as [`push_code`] does."""
+    return push_code(repo_id, _char_gpt_code())
+
+
+def _char_gpt_code() -> dict[str, str]:
+    """The files that travel with a CharGPT, by their names."""
     folder = resources.files("hf_instructgpt.char_gpt")
     names = (f"{kind}_char_gpt.py" for kind in ("configuration", "modeling", "tokenization"))
-    return push_code(repo_id, {name: (folder / name).read_bytes() for name in names})
+    return {name: (folder / name).read_text(encoding="utf-8") for name in names}
 
 
 def _user() -> str:
@@ -116,12 +124,16 @@ def _url(repo_id: str, kind: str = "") -> str:
     return f"{HfApi().endpoint}/{kind}{repo_id}"
 
 
+def _is_pushed(path: Path) -> bool:
+    return not path.parts[0].startswith(("checkpoint-", "_", "."))
+
+
 def _adapter_configs(folder: Path, made: Made) -> dict[str, str]:
     """The configurations of all adapters in a folder, their base models by their names on the Hub."""
     known = {source.name: source for source in (made.base_model, *made.rewards) if source is not None}
     replaced = {}
     for path in folder.glob("**/adapter_config.json"):
-        if path.relative_to(folder).parts[0].startswith(("checkpoint-", "_", ".")):
+        if not _is_pushed(path.relative_to(folder)):
             continue
         config = json.loads(path.read_text(encoding="utf-8"))
         name = config["base_model_name_or_path"]

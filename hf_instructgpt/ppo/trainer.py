@@ -968,11 +968,12 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         with self.accelerator.autocast():
             logits, _ = actor_critic(*rollout.sequences, with_values=False)
         logprobs = token_logprobs(logits, token_ids=rollout.response_ids, temperature=self.args.temperature)
+        advantages = self._as_used(rollout.advantages)  # on all processes, whose sums it takes
         if self.is_world_process_zero():
             rows = token_rows(
                 rollout,
                 new_logprobs=torch.where(mask, logprobs, 0),
-                advantages=self._as_used(rollout.advantages),
+                advantages=advantages,
                 cliprange=self.args.cliprange,
                 tokenizer=self.processing_class,
                 step=self.state.global_step,

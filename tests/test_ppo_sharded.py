@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import broadcast
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_ppo_distributed import EXTRAS, fixed_run, launch, make, sampled_run
@@ -94,8 +95,9 @@ def run_engine(folder, peft_config, **options):
         trainer.accelerator.wait_for_everyone()
         saved = dict(whole_weights(AutoModelForCausalLM.from_pretrained(output_dir)))
         assert saved.keys() == given[-1].keys()
+        # The main process's: with ZeRO-3, transformers loads an adapter there alone.
+        saved = {name: broadcast(saved[name].clone()) for name in given[-1]}
         different.append([name for name, tensor in given[-1].items() if not tensor.equal(saved[name])])
-        trainer.accelerator.wait_for_everyone()
 
     trainer.generator.sync_weights = sync_and_compare
     trainer.train()

@@ -864,9 +864,9 @@ MUTANTS = [
     Mutant(
         "34f",
         "a resumed run begins its prompts in the first epoch's order",
-        f"{PPO}/trainer.py",
-        "        self._epoch = epoch\n",
-        '        self._epoch = epoch - kwargs["epochs_trained"]\n',
+        f"{PPO}/resumable.py",
+        "        self._begin_epoch(epoch)\n        super()._run_epoch(",
+        "        self._begin_epoch(epoch - epochs_trained)\n        super()._run_epoch(",
         f"{TRAINER}test_a_resumed_run_ends_with_the_same_bytes[8]",
     ),
     Mutant(

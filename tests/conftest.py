@@ -18,15 +18,6 @@ os.environ.pop("PYTEST_ADDOPTS", None)  # this run has read it, and one that a t
 ROOT = Path(__file__).parents[1]
 
 
-def pytest_collection_modifyitems(config, items):
-    """Which tests one worker runs (`-n 2 --dist loadgroup`): a file's, whose fixtures are shared; those that serve
-    pages, which look for a free port; each mutant may go anywhere."""
-    for item in items if config.pluginmanager.hasplugin("xdist") else ():
-        if item.get_closest_marker("mutants") is None:
-            group = "pages" if item.path.name.startswith("test_app") else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_addoption(parser):
     parser.addoption("--fake-device", action="store_true", help="as on a GPU, without one: see tests/fake_device.py")
 

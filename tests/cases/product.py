@@ -1,0 +1,152 @@
+"""The product as a case meets it: its command line, small models and tokenizers, and files of rows."""
+
+import contextlib
+import io
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+TEXTS = ["abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789 .,:;?!'\"-_/|<>[]{}()\n"]
+# What chat templates write behind the end of a turn: nothing, or ChatML's and Zephyr's newline.
+TURNS = {
+    "clean": "{{ eos_token }}",
+    "chatml": "{{ eos_token }}{{ '\\n' }}",
+    "endless": "{{ '\\n' }}",
+}
+
+
+@dataclass
+class Result:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*argv: str | Path) -> Result:
+    """Run `hf-instructgpt ARGV` in this process."""
+    from hf_instructgpt.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    handlers = [h for name in ("transformers", "datasets", "trl", None) for h in logging.getLogger(name).handlers]
+    streams = [(h, h.stream) for h in handlers if isinstance(h, logging.StreamHandler)]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            for handler, _ in streams:
+                handler.setStream(err)
+            code = main([str(arg) for arg in argv])
+        except SystemExit as error:
+            code = error.code or 0
+        finally:
+            for handler, stream in streams:
+                handler.setStream(stream)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    """The command ended with exit code 2 and one line that holds all `words`."""
+    last = result.err.strip().split("\n")[-1]
+    assert result.code == 2, f"exit code {result.code}: {result.err[-2000:]}"
+    assert last.startswith("hf-instructgpt"), last
+    assert "Traceback" not in result.err, result.err
+    for word in words:
+        assert word in last, f"{word!r} is not in: {last}"
+
+
+def assert_done(result: Result, *words: str) -> None:
+    """The command succeeded, and printed all `words`."""
+    assert result.code == 0, f"exit code {result.code}: {result.err[-2000:]}"
+    for word in words:
+        assert word in result.out + result.err, f"{word!r} is not in: {result.out}{result.err}"
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """A JSON Lines file of `rows`."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_yaml(path: Path, content: dict) -> Path:
+    """A YAML file of `content`."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def tokenizer(turn: str = "clean"):
+    """A character tokenizer with a chat template whose turns end as `TURNS` says, or `none` without a template."""
+    from hf_instructgpt.char_gpt import CharGPTTokenizer
+
+    made = CharGPTTokenizer.from_texts(TEXTS)
+    made.chat_template = turn != "none" and (
+        "{% for m in messages %}{{ m.role + ':' + m.content }}" + TURNS[turn] + "{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    made.chat_template = made.chat_template or None
+    return made
+
+
+def sizes(tok, **more) -> dict:
+    """The sizes of a tiny Llama for `tok`."""
+    ids = {"pad_token_id": tok.pad_token_id, "bos_token_id": None, "eos_token_id": tok.eos_token_id}
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return {"vocab_size": len(tok), **shape, **ids, **more}
+
+
+def policy(tok, **more):
+    """A tiny Llama of random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**sizes(tok, initializer_range=0.2, **more)))
+
+
+def reward_model(tok, **more):
+    """A tiny Llama that scores, of random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(1)
+    return LlamaForSequenceClassification(LlamaConfig(**sizes(tok, initializer_range=0.2, num_labels=1, **more)))
+
+
+def saved(folder: Path, model, tok) -> Path:
+    """A folder with a model and its tokenizer."""
+    model.save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+
+# Options with which a stage takes seconds.
+_QUICK = ["--max_steps", "2", "--use_cpu", "--report_to", "none", "--save_strategy", "no"]
+QUICK = {
+    "sft": [*_QUICK, "--eval_strategy", "no"],
+    "reward": [*_QUICK, "--eval_strategy", "no"],
+    "ppo": [*_QUICK, "--max_completion_length", "8"],
+}
+
+
+def ppo_trainer(folder: Path, reward=None, prompts=("abc",) * 8, *, tok=None, model=None, **options):
+    """A `PPOTrainer` on tiny parts; `options` that PPOConfig does not have go to the trainer."""
+    from dataclasses import fields
+
+    from datasets import Dataset
+
+    from hf_instructgpt import PPOConfig, PPOTrainer
+
+    tok = tok or tokenizer()
+    own = {field.name for field in fields(PPOConfig)}
+    config = {name: options.pop(name) for name in list(options) if name in own}
+    quick = {"max_steps": 2, "max_completion_length": 8, "report_to": [], "use_cpu": True, "save_strategy": "no"}
+    return PPOTrainer(
+        policy(tok) if model is None else model,
+        reward or (lambda completions, **_: [float(len(str(c))) for c in completions]),
+        args=PPOConfig(output_dir=str(folder / "out"), **{**quick, "disable_tqdm": True, **config}),
+        processing_class=tok,
+        train_dataset=Dataset.from_list([row if isinstance(row, dict) else {"prompt": row} for row in prompts]),
+        **options,
+    )

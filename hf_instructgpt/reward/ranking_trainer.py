@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..hub.cards import CardMixin
 from ..ppo.generation import pad_rows
 from ..ppo.rollout import encode_prompt, encode_text
+from ..resuming.resumable import ResumableTrainer
 from .calibration import calibrate
 
 logger = logging.get_logger(__name__)
@@ -66,8 +67,8 @@ class RankingCollator:
         }
 
 
-class RankingRewardTrainer(CardMixin, RewardTrainer):
-    """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row.
+class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
+    """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row, with bit-exact resume.
 
     `loss = -mean over rows of 1/pairs * sum over pairs of log sigmoid(r_better - r_worse - margin)` (Ouyang et al.
     2022, eq. 1): all comparisons of a prompt in one batch element, one forward a response however many pairs it is in.

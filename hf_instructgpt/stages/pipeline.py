@@ -94,7 +94,8 @@ class Pipeline:
         _check_pipeline(config, source=str(config_path))
         self.source = str(config_path)
         folder = config.get("output_dir", "runs/instructgpt") if output_dir is None else output_dir
-        self.output_dir = absolute_folder(folder)
+        absolute_folder(folder)
+        self.output_dir = Path(folder)
         self.seed = config.get("seed", 42) if seed is None else seed
         self.num_samples = config.get("samples_per_prompt", 1)
         self.options = {stage: config[stage] for stage in COMMANDS if stage in config}

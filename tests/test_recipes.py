@@ -147,6 +147,7 @@ def tiny_run(tmp_path_factory):
     """A run of the recipe's form with a model of no size, of a few steps on few rows."""
     folder = tmp_path_factory.mktemp("tiny")
     config = read("instructgpt", "pipeline.yaml")
+    (folder / "data").symlink_to(INSTRUCTGPT / "data")
     config["sft"]["model_init_kwargs"] = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8}
     config["sft"]["model_init_kwargs"]["num_attention_heads"] = 1
     for stage in ("ppo_init", "reward", "sft"):

@@ -100,8 +100,8 @@ def _response(value: str | list) -> str | None:
     if isinstance(value, str) or value[0]["role"] not in ("user", "system"):
         return None
     return (
-        f"the response begins with a message of {value[0]['role']!r}; it must begin with the assistant's. If it repeats "
-        "the prompt, it must do so word for word"
+        f"the response begins with a message of {value[0]['role']!r}; it must begin with the assistant's. If it "
+        "repeats the prompt, it must do so word for word"
     )
 
 

@@ -91,7 +91,9 @@ def _read_file(path: Path, max_rows: int | None) -> DatasetDict:
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty.")
     if _ending(path) not in BUILDERS:
-        raise InputError(f"{path}: a data file ends in {', '.join(BUILDERS)}, or one of these and .gz, .bz2, .xz, .zst.")
+        raise InputError(
+            f"{path}: a data file ends in {', '.join(BUILDERS)}, or one of these and .gz, .bz2, .xz, .zst."
+        )
     builder, options = BUILDERS[_ending(path)]
     if builder == "json":
         return DatasetDict(train=_read_json([path], max_rows))

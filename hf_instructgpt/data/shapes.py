@@ -84,11 +84,14 @@ def _demonstrations(columns: set[str], dataset: Dataset):
     question, answer = _first(QUESTIONS, columns), _first(ANSWERS, columns)
     if question and answer:
         used = [name for name in (question, *INPUTS, answer) if name in columns]
-        return f"Alpaca: a turn of the user ({_quoted(used[:-1])}) and one of the assistant (`{answer}`)", lambda row: {
-            **_others(row, *used, "system", "history"),
-            "prompt": _asked(row),
-            "completion": [_message("assistant", row[answer])],
-        }
+        return (
+            f"Alpaca: a turn of the user ({_quoted(used[:-1])}) and one of the assistant (`{answer}`)",
+            lambda row: {
+                **_others(row, *used, "system", "history"),
+                "prompt": _asked(row),
+                "completion": [_message("assistant", row[answer])],
+            },
+        )
     return None, None
 
 
@@ -132,7 +135,10 @@ def _prompts(columns: set[str], dataset: Dataset):
     if "prompt" in columns:
         return None, lambda row: row
     if _has_prompt(columns):
-        return "prompts: a turn of the user, or the turns before the answer", lambda row: {**row, "prompt": _asked(row)}
+        return "prompts: a turn of the user, or the turns before the answer", lambda row: {
+            **row,
+            "prompt": _asked(row),
+        }
     if "messages" in columns:
         return "prompts: the `messages` before the last answer", lambda row: {
             **row,
@@ -271,7 +277,7 @@ def _ranks_of(column: str, scores: Any) -> list[int]:
 def _number(column: str, value: Any) -> float:
     words = {"true": 1.0, "false": 0.0}
     try:
-        number = words.get(value.casefold(), None) if isinstance(value, str) else None
+        number = words.get(value.casefold()) if isinstance(value, str) else None
         number = float(value) if number is None else number
     except (TypeError, ValueError):
         number = float("nan")

@@ -16,16 +16,8 @@ from ..report.plots import draw_reward_card
 from ..report.reward_card import reward_card_markdown, reward_findings
 from .arguments import RewardArguments
 from .cards import write_stage_card
-from .inputs import (
-    check_fits,
-    check_reward_model,
-    checked_split,
-    load_config,
-    load_function,
-    load_reward_model,
-    load_rows,
-    load_tokenizer,
-)
+from .data import check_fits, checked_split, load_rows
+from .inputs import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
 from .output import (
     REPORT_CARD_FILE,
     STAGE_FILE,

@@ -25,18 +25,9 @@ from .arguments import DATA_KINDS as STAGE_DATA_KINDS
 from .arguments import PPOArguments, parse_options
 from .cards import write_stage_card
 from .config_file import check_keys, read_yaml
+from .data import check_fits, checked_split, load_rows, load_stage_datasets, load_text
 from .evaluate import evaluate_reward
-from .inputs import (
-    check_fits,
-    checked_split,
-    load_config,
-    load_reward_func,
-    load_rows,
-    load_stage_datasets,
-    load_text,
-    load_tokenizer,
-    model_source,
-)
+from .inputs import load_config, load_reward_func, load_tokenizer, model_source
 from .output import (
     METRICS_FILE,
     REPORT_CARD_FILE,

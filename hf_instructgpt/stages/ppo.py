@@ -12,15 +12,13 @@ from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_card import main_figures, weakness
 from .arguments import PPOArguments
+from .data import check_fits, load_stage_datasets, load_text
 from .inputs import (
-    check_fits,
     check_model_path,
     load_causal_lm,
     load_config,
     load_options,
     load_reward_func,
-    load_stage_datasets,
-    load_text,
     load_tokenizer,
     lora_config,
     model_source,

@@ -22,7 +22,7 @@ from ..report.reward_card import reward_card_markdown
 from ..resources import resource
 from .arguments import DATA_KINDS, StageArguments
 from .cards import MORE_DATA, stage_card
-from .inputs import data_form, load_rows
+from .data import data_form, load_rows
 from .output import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, STAGE_FILE, read_json, to_json
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,7 @@ from ..ppo.checks import check_launch
 from ..ppo.config import PPOConfig
 from .arguments import StageArguments
 from .cards import made_by_stage, write_stage_card
-from .inputs import load_rows
+from .data import load_rows
 from .output import stage_output
 from .push import push_stage
 from .samples import AnsweredSamples, scored_samples

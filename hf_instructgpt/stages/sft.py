@@ -16,14 +16,12 @@ from ..ppo.models import load_reward_func
 from ..ppo.ptx import PretrainingText
 from ..text import TEMPLATE_COLUMNS, encode_row
 from .arguments import SFTArguments
+from .data import check_fits, load_stage_datasets, load_text
 from .inputs import (
-    check_fits,
     check_reward_model,
     load_causal_lm,
     load_config,
     load_options,
-    load_stage_datasets,
-    load_text,
     load_tokenizer,
     lora_config,
     model_source,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import InputError
+from .files import disk_error
 
 VERBS = {
     "run": "all three stages on the tiny model, and the proof that each worked",
@@ -114,10 +115,19 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except SystemExit as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if Path(place.filename).name == "argparse.py":  # `--help`
+            raise
+        print(f"{name}: {place.filename}, line {place.lineno}, called sys.exit: nothing is done.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted. What is finished is whole; --resume goes on from there.", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        if (line := disk_error(error, Path.cwd())) is not None:
+            print(f"{name}: {line}", file=sys.stderr)
+            return 2
         traceback.print_exc()
         return 1
     return 0

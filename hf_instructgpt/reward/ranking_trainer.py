@@ -14,6 +14,7 @@ from ..data.formats import as_ranking, check_columns
 from ..errors import InputError
 from ..hub.cards import CardMixin
 from ..ppo.generation import pad_rows
+from ..resuming.resumable import ResumableTrainer
 from ..text import encode_row, encode_text, template_options, whole_text
 from .calibration import calibrate
 
@@ -66,8 +67,8 @@ class RankingCollator:
         }
 
 
-class RankingRewardTrainer(CardMixin, RewardTrainer):
-    """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row.
+class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
+    """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row, with bit-exact resume.
 
     `loss = -mean over rows of 1/pairs * sum over pairs of log sigmoid(r_better - r_worse - margin)` (Ouyang et al.
     2022, eq. 1): all comparisons of a prompt in one batch element, one forward a response however many pairs it is in.

@@ -4,7 +4,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -209,7 +209,8 @@ def load_function(name: str, *, option: str) -> Callable:
     module_name, _, attribute = name.rpartition(".")
     sys.path.insert(0, "")
     try:
-        func = getattr(importlib.import_module(module_name), attribute)
+        with chdir("."):  # which the module may leave
+            func = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise InputError(f"`{option}`: {name} cannot be imported: {error}") from error
     finally:

@@ -13,6 +13,7 @@ from trl import RewardConfig, RewardTrainer
 from ..data.formats import as_ranking, check_columns, whole_text
 from ..errors import InputError
 from ..hub.cards import CardMixin
+from ..ppo.checks import check_precision
 from ..ppo.generation import pad_rows
 from ..ppo.rollout import encode_prompt, encode_text
 from .calibration import calibrate
@@ -102,6 +103,7 @@ class RankingRewardTrainer(CardMixin, RewardTrainer):
         if calibration_dataset is not None:
             check_columns(calibration_dataset, "sft", source="`calibration_dataset`")
         super().__init__(model, args, processing_class=processing_class, **kwargs)
+        check_precision("the reward model", self.model, args)
         self.calibration_dataset = calibration_dataset
         # Only now: RewardTrainer has given a padding token to a tokenizer without one.
         self.data_collator = RankingCollator(processing_class.pad_token_id)

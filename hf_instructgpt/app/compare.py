@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorS
 
 from ..evaluation.intervals import wilson_interval
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
-from ..ppo.rollout import encode_prompt, response_logprobs, score_responses
+from ..ppo.rollout import response_logprobs, score_responses
 from ..stages.samples import answer_room
+from ..text import encode_prompt
 
 LETTERS = ("A", "B")
 
@@ -114,8 +115,8 @@ class ComparePage:
         with self.lock:
             for place, number in enumerate(order):
                 contestant = self.contestants[number]
-                prompts = [contestant.prompt(text)]
-                room = answer_room(contestant.policy, contestant.tokenizer, prompts, wanted=self.max_new_tokens)
+                rows = [{"prompt": contestant.prompt(text)}]
+                room = answer_room(contestant.policy, contestant.tokenizer, rows, wanted=self.max_new_tokens)
                 if room < 1:
                     yield [None, *shown, f"The prompt is too long for the context of {contestant.name}."]
                     return

@@ -88,7 +88,7 @@ def rank(
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
     policy, asked = load_causal_lm(model, tokenizer, **trust).to(PartialState().device), list(asked.values())
-    room = answer_room(policy, tokenizer, asked, wanted=max_new_tokens)
+    room = answer_room(policy, tokenizer, [{"prompt": prompt} for prompt in asked], wanted=max_new_tokens)
     if room < 1:
         raise InputError(f"a prompt of {prompts} fills the model's context, or `--max_new_tokens` is below 1.")
     items = Items(

@@ -51,19 +51,6 @@ def as_ranking(row: dict[str, Any]) -> tuple[str | list, list, list[int]]:
     return row["prompt"], [row["chosen"], row["rejected"]], [1, 2]
 
 
-def whole_text(prompt: str | list, response: str | list) -> str | list:
-    """Prompt and response as one text or message list; a plain text that answers messages is the assistant's.
-
-    Raises:
-        InputError: The prompt is text and the response messages.
-    """
-    if isinstance(prompt, str) and isinstance(response, list):
-        raise InputError("the prompt is text and the response messages: make both text, or both messages.")
-    if isinstance(prompt, list) and isinstance(response, str):
-        response = [{"role": "assistant", "content": response}]
-    return prompt + response
-
-
 def _missing(kind: str, columns: list[str]) -> str:
     wanted = FORMS[kind][0]
     missing = [column for column in wanted if column not in columns]

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
-from ..ppo.rollout import decode_responses, encode_prompt, response_logprobs, reward_model_scores
+from ..ppo.rollout import decode_responses, response_logprobs, reward_model_scores
+from ..text import encode_prompt, scored_rows
 from .intervals import bootstrap_ci
 
 
@@ -60,12 +61,13 @@ def answer_prompts(
     config = sampling_config(policy, tokenizer, max_new_tokens=max_completion_length, do_sample=do_sample)
     texts, scores, kl, all_ids = [], [], [], []
     for start in range(0, len(prompts), batch_size):
-        rows = [encode_prompt(tokenizer, prompt) for prompt in prompts[start : start + batch_size]]
+        some = prompts[start : start + batch_size]
+        rows = [encode_prompt(tokenizer, prompt) for prompt in some]
         prompt_ids, prompt_mask = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=policy.device)
         response_ids, mask = generate_responses(policy, prompt_ids, prompt_mask, generation_config=config)
         some_texts, ids = decode_responses(tokenizer, response_ids, mask)
         texts, all_ids = texts + some_texts, all_ids + ids
-        full = [row + response for row, response in zip(rows, ids, strict=True)]
+        full = scored_rows(tokenizer, some, rows, ids)
         scores += reward_model_scores(reward_model, full, batch_size=batch_size).tolist()
         if reference is not None:
             sequences = prompt_ids, prompt_mask, response_ids, mask

@@ -15,7 +15,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
 from ..errors import InputError
-from ..stages.arguments import StageArguments, check_keys, parse_options, read_yaml
+from ..stages.arguments import StageArguments, parse_options
+from ..stages.config_file import check_keys, read_yaml
 from ..stages.inputs import check_fits, load_config, load_rows, load_stage_datasets, load_tokenizer
 from ..stages.output import partial_directory, read_json, to_json
 from ..stages.pipeline import DATA_KINDS, STAGES

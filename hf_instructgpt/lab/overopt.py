@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 from ..errors import InputError
-from ..stages.arguments import check_keys, parse_options, read_yaml
+from ..stages.arguments import parse_options
+from ..stages.config_file import check_keys, read_yaml
 from ..stages.inputs import check_fits, load_config, load_stage_datasets, load_tokenizer
 from ..stages.output import partial_directory, read_json, to_json
 from ..stages.ppo import check_ppo_options

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from ..errors import InputError
+from ..text import TEMPLATE_COLUMNS, encode_row
 from .actor_critic import has_adapter, without_adapter
 from .config import PPOConfig
 from .padding import check_padding, context_length
-from .rollout import encode_prompt
 
 # Options of Trainer that a rollout has no use for, and what they are when nobody sets them.
 UNUSED_OPTIONS = {
@@ -417,12 +417,14 @@ def check_prompts(
     if len(dataset) == 0:
         raise InputError(f"`{name}` has no rows.")
     context = context_length(model)
-    for row, prompt in enumerate(dataset["prompt"], start=1):
+    columns = [column for column in ("prompt", *TEMPLATE_COLUMNS) if column in dataset.column_names]
+    for row, values in enumerate(dataset.with_format(None).select_columns(columns), start=1):
+        prompt = values["prompt"]
         is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
         if not is_chat and not isinstance(prompt, str):
             given = f"a list of {type(prompt[0]).__name__}" if isinstance(prompt, list) else type(prompt).__name__
             raise InputError(f"`{name}`, row {row}: a prompt is text or a list of messages, not {given}.")
-        length = len(encode_prompt(tokenizer, prompt))
+        length = len(encode_row(tokenizer, values))
         if length == 0:
             raise InputError(f"`{name}`, row {row}: the prompt is empty.")
         if context is not None and length + args.max_completion_length > context:

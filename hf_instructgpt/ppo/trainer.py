@@ -50,6 +50,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generat
 
 from ..errors import InputError
 from ..hub.cards import CardMixin
+from ..text import as_completion, encode_row
 from .actor_critic import (
     VALUE_MODEL_FOLDER,
     ActorCritic,
@@ -108,7 +109,6 @@ from .rollout import (
     Rollout,
     batches_by_length,
     decode_responses,
-    encode_prompt,
     model_inputs,
     response_logits,
     reward_names,
@@ -487,7 +487,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         was_training = actor_critic.training
         actor_critic.eval()
         rows = [row for row in rows for _ in range(num_generations)]
-        prompt_rows = [encode_prompt(self.processing_class, row["prompt"]) for row in rows]
+        prompt_rows = [encode_row(self.processing_class, row) for row in rows]
         prompt_ids, prompt_mask, response_ids, mask = self._sample(prompt_rows)
         scores, score_terms, dropped = self._score(rows, prompt_rows, response_ids, mask)
         mask = mask & ~dropped.unsqueeze(-1)
@@ -580,15 +580,15 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         """Scores `(B,)` (weighted sum less the penalty for a missing end), terms `(B, F)`, and whom to drop `(B,)`."""
         texts, completion_ids = decode_responses(self.processing_class, response_ids, mask)
         prompts = [row["prompt"] for row in rows]
-        messages = isinstance(prompts[0], list)
         ended = ends_with_stop(response_ids, mask=mask, stop_token_ids=self.generation_config.eos_token_id)
         terms, given = score_responses(
             self.reward_funcs,
+            policy_tokenizer=self.processing_class,
             tokenizers=self.reward_tokenizers,
             prompts=prompts,
             columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
             prompt_rows=prompt_rows,
-            completions=[[{"role": "assistant", "content": text}] for text in texts] if messages else texts,
+            completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
             completion_ids=completion_ids,
             ended=ended.tolist(),
             batch_size=self.args.per_device_train_batch_size,

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
-from ..data.formats import as_ranking, check_columns, whole_text
+from ..data.formats import as_ranking, check_columns
 from ..errors import InputError
 from ..hub.cards import CardMixin
 from ..ppo.checks import check_precision
 from ..ppo.generation import pad_rows
-from ..ppo.rollout import encode_prompt, encode_text
+from ..text import encode_row, encode_text, template_options, whole_text
 from .calibration import calibrate
 
 logger = logging.get_logger(__name__)
@@ -113,15 +113,14 @@ class RankingRewardTrainer(CardMixin, RewardTrainer):
             return dataset
         kind = "ranking" if "ranks" in dataset.column_names else "preference"
         check_columns(dataset, kind, source=f"`{dataset_name}_dataset`")
-        eos, max_length = processing_class.eos_token or "", args.max_length
+        max_length = args.max_length
 
         def tokenize(row: dict) -> dict:
             prompt, responses, ranks = as_ranking(row)
             texts = [whole_text(prompt, response) for response in responses]
-            texts = [text.removesuffix(eos) if isinstance(text, str) else text for text in texts]
-            ids = [encode_text(processing_class, text, ended=True) for text in texts]
+            ids = [encode_text(processing_class, text, ended=True, **template_options(row)) for text in texts]
             too_long = [len(some) - max_length for some in ids if max_length is not None and len(some) > max_length]
-            prompt_length = len(encode_prompt(processing_class, prompt)) if too_long else 0
+            prompt_length = len(encode_row(processing_class, row)) if too_long else 0
             return {
                 "response_ids": [some if max_length is None else some[-max_length:] for some in ids],
                 "ranks": ranks,

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import torch
-import yaml
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig, check_ranges
+from .config_file import PATHS, read_yaml
 
 # What `selection_reward_model` asks for; what is set by hand wins.
 SELECTION_OPTIONS = {
@@ -27,6 +27,8 @@ SELECTION_OPTIONS = {
     "metric_for_best_model": "score",
     "greater_is_better": True,
 }
+# Options by the names that they had, or have elsewhere.
+RENAMED = {"torch_dtype": "dtype", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
 
 
 @dataclass
@@ -161,42 +163,6 @@ class StageParser(TrlParser):
         raise InputError(re.sub(r"^argument --(\w+)\S*:", r"`\1`:", message))
 
 
-def read_yaml(path: str | Path) -> dict:
-    """A YAML file's mapping. Raises `InputError` for a missing, broken or different file."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"the config file {path} does not exist.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a mapping of options to values, not {type(content).__name__}.")
-    return content
-
-
-def check_keys(config: dict, types: dict[str, type], *, source: str) -> None:
-    """Check a config's own keys: that each is known, and its value of the key's type (a float's may be whole).
-
-    Raises:
-        InputError: It names `source`, the key and what there is.
-    """
-    for key, value in config.items():
-        if key not in types:
-            close = difflib.get_close_matches(str(key), types, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else "is this a config for `hf-instructgpt sft|reward|ppo`?"
-            raise InputError(f"{source}: unknown key `{key}`; {hint} The file may have {', '.join(types)}.")
-        kind, (item_kind,) = get_origin(types[key]) or types[key], get_args(types[key]) or (None,)
-        if not _is(value, kind) or (item_kind and not all(_is(item, item_kind) for item in value)):
-            name = kind.__name__ if item_kind is None else f"{kind.__name__} of {item_kind.__name__}"
-            raise InputError(f"{source}: `{key}` must be of type {name}, not {value!r}.")
-
-
-def _is(value, kind: type) -> bool:
-    """Whether a YAML value is of this kind: True is no number, a whole number may stand for a float."""
-    return isinstance(value, (kind, int) if kind is float else kind) and not isinstance(value, bool)
-
-
 def parse_stage(
     stage: str, argv: list[str]
 ) -> tuple[StageArguments, SFTConfig | RewardConfig | PPOConfig, ModelConfig]:
@@ -226,7 +192,7 @@ def parse_options(
     )
     if not torch.accelerator.is_available():
         # TRL trains in bfloat16 unless told otherwise, and refuses to on a machine without an accelerator.
-        parser.set_defaults(bf16=False, use_cpu=True)
+        parser.set_defaults(bf16=False, use_cpu=True, dataloader_pin_memory=False)
     hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
     known = {f.name for cls in classes for f in fields(cls) if f.init}
     flags, defaults = [], {}
@@ -253,6 +219,7 @@ def parse_options(
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
         for part in parsed:
+            _expand_home(part)
             _check_values(part)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
@@ -289,7 +256,22 @@ def _as_flags(key: str, value, hint) -> list[str]:
         return [f"--{key}", *map(str, value)] if get_origin(hint) is list or not _takes(str, hint) else []
     if isinstance(value, dict):
         value = json.dumps(value)
+    if isinstance(value, bool) and not _takes(bool, hint):
+        value = "yes" if value else "no"  # YAML reads `no` as False
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def _expand_home(args: object) -> None:
+    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file."""
+    for name in PATHS:
+        value = getattr(args, name, None)
+        expanded = [str(Path(v).expanduser()) if v.startswith("~") else v for v in _as_list(value)]
+        if expanded:
+            setattr(args, name, expanded if isinstance(value, list) else expanded[0])
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _check_values(args: object) -> None:
@@ -323,7 +305,7 @@ def _suggest(stage: str, key: str, known: set[str]) -> str:
     for other, classes in STAGES.items() if stage in STAGES else ():
         if other != stage and any(key == f.name for cls in classes for f in fields(cls)):
             return f"It is an option of `hf-instructgpt {other}`: is this a config for another stage?"
-    close = difflib.get_close_matches(key, known, n=1)
+    close = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
     if close:
         return f"Did you mean `{close[0]}`?"
     return f"See `hf-instructgpt {stage} --help`." if stage in STAGES else f"{stage} has none of that name."

@@ -4,7 +4,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from ..errors import InputError
-from ..ppo.rollout import encode_prompt
+from ..text import break_special_tokens, encode_prompt
 from .inputs import load_causal_lm, load_config, load_tokenizer
 from .samples import answers_to
 
@@ -30,6 +30,7 @@ def answer(
     if not 0 <= seed < 2**32:
         raise InputError(f"`--seed` must lie between 0 and {2**32 - 1}, not {seed}.")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    prompt = break_special_tokens(tokenizer, prompt)
     prompt = [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
     length = len(encode_prompt(tokenizer, prompt))
     config = load_config(model, trust_remote_code=trust_remote_code)
@@ -39,4 +40,4 @@ def answer(
     max_new_tokens = min(max_new_tokens, context - length) if context else max_new_tokens
     policy = load_causal_lm(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device).eval()
     set_seed(seed)
-    return answers_to(policy, tokenizer, [prompt], max_new_tokens=max_new_tokens, do_sample=do_sample)[0]
+    return answers_to(policy, tokenizer, [{"prompt": prompt}], max_new_tokens=max_new_tokens, do_sample=do_sample)[0]

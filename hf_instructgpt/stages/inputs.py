@@ -28,12 +28,12 @@ from trl import ModelConfig, RewardConfig, SFTConfig, get_peft_config
 
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..data import SAMPLE_DATASETS, load_sample_dataset
-from ..data.formats import check_columns, whole_text
+from ..data.formats import check_columns
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 from ..ppo.models import load_policy, loading_options
 from ..ppo.models import load_reward_func as load_scorer
-from ..ppo.rollout import encode_prompt, encode_text
+from ..text import encode_prompt, encode_text, template_options, whole_text
 from .arguments import StageArguments
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ def check_fits(
     form, known_roles = data_form(rows, kind), set()
     for number, row in enumerate(rows, start=1):
         try:
+            options = template_options(row)
             for column, text, is_prompt in _texts(row, form):
                 measured = column == "prompt" and kind != "reward"
                 if not measured:
@@ -187,7 +188,7 @@ def check_fits(
                     if roles is None or roles in known_roles:
                         continue
                     known_roles.add(roles)
-                length = _num_tokens(tokenizer, text, is_prompt)
+                length = _num_tokens(tokenizer, text, is_prompt, options)
                 if measured and length + room > max_length:
                     raise InputError(
                         f"column {column!r}: {length} tokens and an answer of {room} do not fit into the {max_length} "
@@ -213,12 +214,12 @@ def _texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:
             yield column, whole_text(row["prompt"], text), False
 
 
-def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt: bool) -> int:
+def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt: bool, options: dict) -> int:
     if isinstance(text, list) and not tokenizer.chat_template:
         raise InputError("messages need a chat template, which this model's tokenizer lacks. Use text columns.")
     if is_prompt:
-        return len(encode_prompt(tokenizer, text))
-    return len(encode_text(tokenizer, text, ended=True))
+        return len(encode_prompt(tokenizer, text, **options))
+    return len(encode_text(tokenizer, text, ended=True, **options))
 
 
 # ---- Models and reward functions -----------------------------------------------------------------------------------

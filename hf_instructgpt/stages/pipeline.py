@@ -22,8 +22,9 @@ from ..report.plots import draw_plots
 from ..report.reward_card import RULES, main_figures
 from ..report.run_card import findings, run_card, samples_markdown
 from .arguments import DATA_KINDS as STAGE_DATA_KINDS
-from .arguments import PPOArguments, check_keys, parse_options, read_yaml
+from .arguments import PPOArguments, parse_options
 from .cards import write_stage_card
+from .config_file import check_keys, read_yaml
 from .evaluate import evaluate_reward
 from .inputs import (
     check_fits,

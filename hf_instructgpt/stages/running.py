@@ -77,7 +77,7 @@ def _train(trainer: Trainer, kind: str, args: StageArguments, *, checkpoint: str
     trainer.save_model(_internal_call=True)  # else it would push what is not in its place yet
     trainer.save_state()
     if answered is not None:
-        known = {"prompt": answered.prompts[0], "max_new_tokens": answered.max_new_tokens}
+        known = {"prompt": answered.rows[0]["prompt"], "max_new_tokens": answered.max_new_tokens}
         samples = answered.finish()
     else:
         known, samples = {"prompt": rows[0]["prompt"]}, scored_samples(trainer, rows)

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..ppo.checks import check_precision, check_reward_funcs, foreign_tokenizers
 from ..ppo.models import load_reward_func
 from ..ppo.ptx import PretrainingText
-from ..ppo.rollout import encode_prompt
+from ..text import TEMPLATE_COLUMNS, encode_row
 from .arguments import SFTArguments
 from .inputs import (
     check_fits,
@@ -185,15 +185,16 @@ def _selection(
     names, policy = [args.selection_reward_model], {"policy": model, "policy_tokenizer": tokenizer}
     tokenizers = foreign_tokenizers([reward_model], [None], names=names, **policy, **trust)
     check_reward_funcs(model, [reward_model], [1.0])
-    prompts = eval_dataset.shuffle(seed=training_args.seed)["prompt"][:NUM_SELECTION_PROMPTS]
+    columns = [name for name in ("prompt", *TEMPLATE_COLUMNS) if name in eval_dataset.column_names]
+    rows = list(eval_dataset.shuffle(seed=training_args.seed).select_columns(columns).take(NUM_SELECTION_PROMPTS))
     max_new_tokens = args.selection_max_new_tokens
     if training_args.max_length is not None:
-        longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
+        longest = max(len(encode_row(tokenizer, row)) for row in rows)
         max_new_tokens = min(max_new_tokens, training_args.max_length - longest)
     return {
         "reward_model": reward_model,
         "reward_tokenizer": tokenizers[0],
-        "prompts": prompts,
+        "rows": rows,
         "max_new_tokens": max_new_tokens,
     }
 

@@ -70,6 +70,7 @@ from .checks import (
     check_kinds,
     check_optimizer,
     check_policy,
+    check_precision,
     check_processes,
     check_prompts,
     check_reference,
@@ -236,6 +237,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             self.ref_model = independent_copy(model)
         policy = add_lora(model, peft_config, task_type="CAUSAL_LM") if peft_config is not None else model
         check_adapter(policy)
+        check_precision("the policy", policy, args)
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
         speed_up(args, actor_critic, ref_model=self.ref_model, reward_funcs=self.reward_funcs)
@@ -302,7 +304,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         pairs = zip(self.reward_funcs, self.reward_tokenizers, strict=True)
         same_tokens = [func for func, tokenizer in pairs if isinstance(func, nn.Module) and tokenizer is None]
         trust = {"trust_remote_code": args.trust_remote_code}
-        return make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
+        critic = make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
+        if critic.backbone is not None:
+            check_precision("the critic", critic.backbone, args)
+        return critic
 
     def _prepare_frozen_models(self) -> None:
         if self.is_fsdp_enabled:

@@ -202,7 +202,9 @@ def generate(verb: str, argv: list[str]) -> None:
     parser = Parser(verb, description=VERBS[verb])
     parser.add_argument("model", help="a Hub id or a folder")
     parser.add_argument("--prompt", required=True, help="what to answer")
-    parser.add_argument("--max_new_tokens", type=int, default=26, help="most tokens of the answer (default: 26)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, help="maximum number of tokens of the answer (default: as the model's card says)"
+    )
     parser.add_argument("--do_sample", action="store_true", help="sample at temperature 1 rather than greedily")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow the model to bring its own code")
@@ -210,7 +212,10 @@ def generate(verb: str, argv: list[str]) -> None:
 
     from .stages.generate import answer
 
-    print(answer(**vars(args)))
+    text = answer(**vars(args))
+    print(text)
+    if not text.strip():
+        print(f"hf-instructgpt {verb}: the answer is empty: the model ended it at once.", file=sys.stderr)
 
 
 def rank(verb: str, argv: list[str]) -> None:

@@ -130,7 +130,9 @@ QUICK = {
 }
 
 
-def ppo_trainer(folder: Path, reward=None, prompts=("abc",) * 8, *, tok=None, model=None, **options):
+def ppo_trainer(
+    folder: Path, reward=None, prompts=("abc",) * 8, *, train_dataset=None, tok=None, model=None, **options
+):
     """A `PPOTrainer` on tiny parts; `options` that PPOConfig does not have go to the trainer."""
     from dataclasses import fields
 
@@ -147,6 +149,26 @@ def ppo_trainer(folder: Path, reward=None, prompts=("abc",) * 8, *, tok=None, mo
         reward or (lambda completions, **_: [float(len(str(c))) for c in completions]),
         args=PPOConfig(output_dir=str(folder / "out"), **{**quick, "disable_tqdm": True, **config}),
         processing_class=tok,
-        train_dataset=Dataset.from_list([row if isinstance(row, dict) else {"prompt": row} for row in prompts]),
+        train_dataset=train_dataset
+        or Dataset.from_list([row if isinstance(row, dict) else {"prompt": row} for row in prompts]),
         **options,
     )
+
+
+def rows_read(source: Path | str, kind: str, **options) -> list[dict]:
+    """The rows of a data set as a stage of this kind ("sft", "reward" or "prompts") reads them."""
+    from hf_instructgpt.stages.arguments import StageArguments
+    from hf_instructgpt.stages.data import load_stage_datasets
+
+    args = StageArguments(dataset_name=str(source), **options)
+    return load_stage_datasets(args, kind, needs_eval=False)[0].to_list()
+
+
+def user(text: str) -> dict:
+    """A turn of the user."""
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict:
+    """A turn of the assistant."""
+    return {"role": "assistant", "content": text}

@@ -225,6 +225,9 @@ def push(verb: str, argv: list[str]) -> None:
     parser.add_argument("--private", action="store_true", help="make private repositories")
     parser.add_argument("--no_data", action="store_true", help="of a run, push the models alone")
     parser.add_argument(
+        "--data", nargs="+", default=[], metavar="FILE", help="of a run, data outside its folder that is pushed too"
+    )
+    parser.add_argument(
         *("--code-only", "--code_only"),
         action="store_true",
         help="replace the Python files of a CharGPT on the Hub by this version's, for newer transformers",
@@ -233,13 +236,15 @@ def push(verb: str, argv: list[str]) -> None:
 
     from .stages.push import push, push_char_gpt_code
 
-    if args.code_only and (args.namespace or args.private or args.no_data or Path(args.folder).exists()):
+    others = (args.namespace, args.private, args.no_data, args.data, Path(args.folder).exists())
+    if args.code_only and any(others):
         parser.error("--code-only takes a repository's Hub id, such as my-name/char-ppo, and no other option")
     if args.code_only:
         url = push_char_gpt_code(args.folder)
         print(f"{args.folder} has this version's code already." if url is None else f"Pushed: {url}")
         return
-    urls = push(args.folder, namespace=args.namespace, private=args.private or None, with_data=not args.no_data)
+    options = {"namespace": args.namespace, "private": args.private or None, "data": args.data}
+    urls = push(args.folder, with_data=not args.no_data, **options)
     print("\n".join(f"Pushed: {url}" for url in urls))
 
 

@@ -307,6 +307,10 @@ def _check_training_arguments(training_args: TrainingArguments) -> None:
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
     if training_args.hub_token is not None:
         raise InputError("`hub_token` is not used here, so that no file holds it: log in with `hf auth login`.")
+    if any("token" in name for name in training_args.model_init_kwargs or {}):
+        raise InputError(
+            "`model_init_kwargs` may not hold a token, so that no file holds it: log in with `hf auth login`."
+        )
     if training_args.resume_from_checkpoint is not None:
         raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
     if Path(training_args.output_dir).name in ("", ".."):

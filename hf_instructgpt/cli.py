@@ -168,7 +168,13 @@ def serve(verb: str, parser: Parser, argv: list[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay")
-    parser.add_argument("--password", help="needed where others can reach the page; each takes a name of their own")
+    password = parser.add_mutually_exclusive_group()
+    password.add_argument(
+        "--password",
+        help="needed where others can reach the page; each takes a name of their own. Others on this machine can see "
+        "it in `ps`: better give a file, or set HF_INSTRUCTGPT_PASSWORD",
+    )
+    password.add_argument("--password_file", metavar="FILE", help="a file that holds the password")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow models to bring their own code")
     args = parser.parse_args(argv)
     try:

@@ -147,6 +147,7 @@ def tiny_run(tmp_path_factory):
     """A run of the recipe's form with a model of no size, of a few steps on few rows."""
     folder = tmp_path_factory.mktemp("tiny")
     config = read("instructgpt", "pipeline.yaml")
+    (folder / "data").symlink_to(INSTRUCTGPT / "data")
     config["sft"]["model_init_kwargs"] = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8}
     config["sft"]["model_init_kwargs"]["num_attention_heads"] = 1
     for stage in ("ppo_init", "reward", "sft"):
@@ -231,6 +232,7 @@ def test_a_recipe_with_a_python_reward_runs(recipe, weights, num_rows, llama, tm
     used = json.loads((out / "stage.json").read_text(encoding="utf-8"))["options"]
     options = yaml.safe_load(config.read_text(encoding="utf-8"))
     del options["output_dir"]
+    options["dataset_name"] = str(config.parent / options["dataset_name"])  # beside the file
     for name, value in {**options, **mine}.items():
         assert used[name] == ([] if name == "report_to" else value), name  # "none"
     rows = [(config.parent / "data" / f"{split}.jsonl").read_text(encoding="utf-8") for split in ("train", "test")]

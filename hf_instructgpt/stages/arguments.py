@@ -265,8 +265,8 @@ def _as_flags(key: str, value, hint) -> list[str]:
         return [f"--{key}", *map(str, value)] if get_origin(hint) is list or not _takes(str, hint) else []
     if isinstance(value, dict):
         value = json.dumps(value)
-    if isinstance(value, bool) and not _takes(bool, hint):
-        value = "yes" if value else "no"  # YAML reads `no` as False
+    if value is False and not _takes(bool, hint):
+        value = "no"  # as it stood in the file
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
 
 

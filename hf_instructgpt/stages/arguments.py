@@ -16,7 +16,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig
-from .config_file import PATHS, read_yaml
+from .config_file import PATHS, locate_function, read_yaml
 
 # What `selection_reward_model` asks for; what is set by hand wins.
 SELECTION_OPTIONS = {
@@ -126,8 +126,9 @@ class PPOArguments(StageArguments):
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Reward models (Hub ids or folders) and Python functions (dotted paths such as "
-            "`my_rewards.length`), added up with `reward_weights`."
+            "help": "Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length` or dotted, "
+            "`my_rewards.length`; the file lies beside the config file that names it, else in the current folder, or "
+            "is an installed package's), added up with `reward_weights`."
         },
     )
     value_model: str | None = field(
@@ -228,7 +229,7 @@ def parse_options(
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
         for part in parsed:
-            _expand_home(part)
+            _spell_out(part, options)
             _check_values(part)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
@@ -270,13 +271,19 @@ def _as_flags(key: str, value, hint) -> list[str]:
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
-def _expand_home(args: object) -> None:
-    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file."""
+def _spell_out(args: object, options: dict) -> None:
+    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file.
+
+    A function that the file's `options` do not name is looked for in the current folder.
+    """
     for name in PATHS:
         value = getattr(args, name, None)
         expanded = [str(Path(v).expanduser()) if v.startswith("~") else v for v in _as_list(value)]
         if expanded:
             setattr(args, name, expanded if isinstance(value, list) else expanded[0])
+    if isinstance(args, PPOArguments):
+        known = _as_list(options.get("reward_funcs"))
+        args.reward_funcs = [func if func in known else locate_function(func, "") for func in args.reward_funcs]
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:

@@ -79,8 +79,9 @@ def run(verb: str, argv: list[str]) -> None:
     args = parser.parse_args(argv)
     started = time.perf_counter()
 
+    from .report.run_card import print_summary
     from .resources import resource
-    from .stages.pipeline import Pipeline, print_summary
+    from .stages.pipeline import Pipeline
 
     config = args.config or resource("recipes", "char_gpt", "pipeline.yaml")
     pipeline = Pipeline(config, output_dir=args.output_dir, seed=args.seed, started=started)

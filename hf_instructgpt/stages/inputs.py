@@ -394,20 +394,20 @@ def load_reward_func(name: str, *, trust_remote_code: bool = False):
     return load_function(name, option="reward_funcs")
 
 
-def load_function(name: str, *, option: str) -> Callable:
-    """The Python function behind a dotted path; the current folder is importable.
+def load_function(name: str, *, option: str, folder: str | Path = "") -> Callable:
+    """The Python function behind a dotted path; `folder`, by default the current one, is importable.
 
     Raises:
         InputError: It names `option`.
     """
     module_name, _, attribute = name.rpartition(".")
-    sys.path.insert(0, "")
+    sys.path.insert(0, str(folder))
     try:
         func = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, SyntaxError, ValueError) as error:
         raise InputError(f"`{option}`: {name} cannot be imported: {error}") from error
     finally:
-        sys.path.remove("")
+        sys.path.remove(str(folder))
     if not callable(func):
         raise InputError(f"`{option}`: {name} is no function but {type(func).__name__}.")
     return func

@@ -150,3 +150,31 @@ def ppo_trainer(folder: Path, reward=None, prompts=("abc",) * 8, *, tok=None, mo
         train_dataset=Dataset.from_list([row if isinstance(row, dict) else {"prompt": row} for row in prompts]),
         **options,
     )
+
+
+def pipeline_file(folder: Path, *, ppo_rows=(), ppo=None, model=None, **options) -> Path:
+    """A pipeline of seconds on plain rows, without a judge.
+
+    `ppo_rows` are other columns of PPO's rows, in turn; `ppo` its options; `model` a folder, or None for a new
+    CharGPT; `options` are the file's.
+    """
+    words = ["abc", "bca", "cab", "abca", "ccb", "bab"]
+    more = [dict(ppo_rows[i % len(ppo_rows)]) if ppo_rows else {} for i in range(len(words))]
+    rows = {
+        "sft": [{"prompt": w, "completion": w + w} for w in words],
+        "reward": [{"prompt": w, "chosen": w, "rejected": "a"} for w in words],
+        "ppo": [{"prompt": w, **columns} for w, columns in zip(words, more, strict=True)],
+    }
+    common = {"report_to": "none", "save_strategy": "no", "per_device_train_batch_size": 2, "max_steps": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    start = {"model_name_or_path": str(model)} if model else {"model_init_kwargs": sizes}
+    own = {"sft": start, "reward": {}, "ppo": {"max_completion_length": 8, **(ppo or {})}}
+    content = {"output_dir": str(folder / "out"), **options}
+    for stage in rows:
+        content[stage] = {
+            **common,
+            **own[stage],
+            "dataset_name": str(write_rows(folder / f"{stage}.jsonl", rows[stage])),
+        }
+    content["output_dir"] = str(folder / content["output_dir"])
+    return write_yaml(folder / "pipeline.yaml", content)

@@ -1,12 +1,16 @@
 """`hf-instructgpt VERB`: a thin dispatcher. Nothing heavy is imported before the verb is known."""
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 import traceback
 from pathlib import Path
 
+from . import __version__
 from .errors import InputError
+from .files import disk_error
 
 VERBS = {
     "run": "all three stages on the tiny model, and the proof that each worked",
@@ -22,13 +26,58 @@ VERBS = {
     "report": "a run, or one of its stages, as one HTML file: curves, results, samples, token by token",
     "push": "a run, or one of its stages, to the Hugging Face Hub",
 }
+# Of each verb, command lines to copy.
+EXAMPLES = {
+    "run": ["run", "run --config pipeline.yaml --output_dir runs/mine --seed 0", "run --resume"],
+    "sft": [
+        "sft --dataset_name document --output_dir runs/sft",
+        "sft --config sft.yaml --model_name_or_path Qwen/Qwen2.5-0.5B --use_peft",
+    ],
+    "reward": [
+        "reward --dataset_name preferences.jsonl --model_name_or_path runs/sft --output_dir runs/reward",
+        "reward --config reward.yaml --resume",
+    ],
+    "ppo": [
+        "ppo --dataset_name prompts.jsonl --model_name_or_path runs/sft --reward_funcs runs/reward",
+        "ppo --config ppo.yaml --reward_funcs my_rewards.length --reward_weights 0.5",
+    ],
+    "overopt": ["overopt --output_dir runs/overopt"],
+    "arena": ["arena --output_dir runs/arena"],
+    "rank": ["rank --model runs/sft --prompts prompts.jsonl --output rankings.jsonl"],
+    "compare": ["compare --models sft=runs/sft ppo=runs/ppo --reward runs/reward"],
+    "generate": ['generate runs/ppo --prompt "What is a doctor?"'],
+    "evaluate": ["evaluate reward runs/reward", "evaluate reward runs/reward --dataset_name held_out.jsonl"],
+    "report": ["report runs/instructgpt"],
+    "push": ["push runs/instructgpt --private"],
+}
+# The verbs that train, and so have much to say.
+LOUD = ("run", "sft", "reward", "ppo", "overopt", "arena")
+ENDING = """\
+examples:
+  hf-instructgpt run
+  hf-instructgpt sft --dataset_name demonstrations.jsonl --output_dir runs/sft
+  hf-instructgpt generate runs/sft --prompt "What is a doctor?"
+
+exit codes:
+  0    done
+  1    a failure inside; the traceback says where
+  2    input that cannot be used; one line says what, and the way out
+  130  interrupted (Ctrl-C); what is finished is whole
+"""
+
+
+def examples(verb: str) -> str:
+    """The end of a verb's help."""
+    return "examples:\n" + "".join(f"  hf-instructgpt {line}\n" for line in EXAMPLES[verb])
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are `InputError`s: one line, no usage."""
 
     def __init__(self, verb: str, **kwargs):
-        super().__init__(prog=f"hf-instructgpt {verb}".strip(), allow_abbrev=False, **kwargs)
+        kwargs = {"epilog": examples(verb)} | kwargs if verb else kwargs
+        prog, raw = f"hf-instructgpt {verb}".strip(), argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, allow_abbrev=False, formatter_class=raw, **kwargs)
 
     def error(self, message: str):
         raise InputError(f"{message}. See `{self.prog} --help`.")
@@ -41,31 +90,58 @@ def main(argv: list[str] | None = None) -> int:
         `int`: 0, or 2 for bad input, 130 for Ctrl-C, 1 for a failure of ours.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if not (sys.stderr and sys.stderr.isatty()):
+        os.environ.setdefault("TQDM_DISABLE", "1")  # no progress bars in a file
     verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
     parser = Parser(
         "",
         usage="hf-instructgpt VERB [--help] [options]",
         description=f"InstructGPT on the Hugging Face stack.\n\nverbs:\n{verbs}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=ENDING,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="what to do; `VERB --help` lists its options")
+    parser.add_argument("-V", "--version", action="version", version=f"hf-instructgpt {__version__}")
+    parser.add_argument(
+        "--quiet", action="store_true", help=f"print warnings and errors alone; behind {', '.join(LOUD)}"
+    )
     name = "hf-instructgpt"
     try:
-        verb = parser.parse_args(argv[:1]).verb
+        verb = parser.parse_args(argv[:1] or ["--help"]).verb
         name = f"hf-instructgpt {verb}"
         verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
         verbs |= {"rank": rank, "compare": compare, "report": report, "push": push}
-        verbs.get(verb, stage)(verb, argv[1:])
+        with _quiet(verb in LOUD and "--quiet" in argv):
+            verbs.get(verb, stage)(verb, [arg for arg in argv[1:] if verb not in LOUD or arg != "--quiet"])
     except InputError as error:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except SystemExit as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if Path(place.filename).name == "argparse.py":  # `--help`
+            raise
+        print(f"{name}: {place.filename}, line {place.lineno}, called sys.exit: nothing is done.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted. What is finished is whole; --resume goes on from there.", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        if (line := disk_error(error, Path.cwd())) is not None:
+            print(f"{name}: {line}", file=sys.stderr)
+            return 2
         traceback.print_exc()
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _quiet(is_wanted: bool):
+    """Without progress bars, and without what a verb prints."""
+    if not is_wanted:
+        yield
+        return
+    os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def run(verb: str, argv: list[str]) -> None:
@@ -112,7 +188,7 @@ def stage(verb: str, argv: list[str]) -> None:
     if {"-h", "--help"} & set(argv):
         from .stages.options_help import help_parser
 
-        help_parser(verb).parse_args(["--help"])  # and so ends
+        help_parser(verb, examples(verb)).parse_args(["--help"])  # and so ends
     argv = ["--help" if flag == "--help_all" else flag for flag in argv]
 
     from .stages.arguments import parse_stage

@@ -13,7 +13,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.trainer import PPOTrainer
-from hf_instructgpt.stages import comparing, inputs, pipeline, sft
+from hf_instructgpt.stages import comparing, data, pipeline, sft
 
 COMMON = {
     "dataset_name": "lab",
@@ -62,7 +62,7 @@ def a_small_lab():
         return datasets.DatasetDict({split: rows.select(range(60)) for split, rows in splits.items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (inputs, sft):
+        for module in (data, sft):
             patch.setattr(module, "load_sample_dataset", few_rows)
         yield
 

@@ -8,7 +8,8 @@ from accelerate import PartialState
 
 from ..errors import InputError
 from ..stages.arguments import StageArguments
-from ..stages.inputs import checked_split, load_causal_lm, load_reward_model, load_rows, load_tokenizer
+from ..stages.data import checked_split, load_rows
+from ..stages.inputs import load_causal_lm, load_reward_model, load_tokenizer
 from ..stages.samples import answer_room, known_of
 from .compare import ComparePage, Contestant
 from .items import Items

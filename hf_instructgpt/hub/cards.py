@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from ..data import SAMPLE_DATASETS
 from ..errors import InputError
+from ..files import fields_of, read_json
 from ..resources import resource
 from .upload import hub_errors
 
@@ -107,15 +108,17 @@ class Made:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Made | None":
-        """Of a result's folder; None if it has no such file."""
-        try:
-            content = json.loads((Path(folder) / CARD_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """Of a result's folder; None if it has no such file. Raises `InputError` if it is broken."""
+        content = read_json(Path(folder) / CARD_FILE)
+        if content is None:
             return None
-        content["base_model"] = content["base_model"] and Source(**content["base_model"])
-        content["datasets"] = {what: Source(**source) for what, source in content["datasets"].items()}
-        content["rewards"] = [Source(**source) for source in content["rewards"]]
-        return cls(**content)
+        with fields_of(Path(folder) / CARD_FILE):
+            content["base_model"] = content["base_model"] and Source(**content["base_model"])
+            content["datasets"] = {what: Source(**source) for what, source in content["datasets"].items()}
+            content["rewards"] = [Source(**source) for source in content["rewards"]]
+            content["samples"] = [dict(some) for some in content["samples"]]
+            PIPELINE_TAGS[content["stage"]]
+            return cls(**content)
 
     def save(self, folder: str | Path) -> None:
         """Write it into a result's folder."""

@@ -20,6 +20,7 @@ from transformers.utils import find_adapter_config_file
 
 from ..errors import InputError
 from .actor_critic import ValueModel, has_adapter, hidden_width, independent_copy, trunk, without_adapter
+from .checks import check_weights
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -150,6 +151,7 @@ def make_critic(
         value_model = AutoModel.from_pretrained(value_model, **kwargs)
     needed = policy.get_input_embeddings().num_embeddings
     if value_model is not None:
+        check_weights("`value_model`", value_model)
         known = value_model.get_input_embeddings().num_embeddings
         if known < needed:
             raise InputError(f"`value_model` knows {known} tokens and the policy {needed}: it must know them all.")
@@ -162,8 +164,8 @@ def make_critic(
     source = value_model if value_model is not None else next(iter(family), policy)
     # A reward model that scored for another trainer comes frozen.
     backbone = trunk(independent_copy(source)).requires_grad_(True).to(policy.dtype)
-    if peft_config is None:
-        return ValueModel(backbone)
+    if peft_config is None:  # all of it is trained, also where the policy is an adapter on a base in half precision
+        return ValueModel(backbone.float() if policy.dtype in (torch.bfloat16, torch.float16) else backbone)
     try:
         return ValueModel(add_lora(backbone, peft_config, task_type="FEATURE_EXTRACTION"))
     except InputError:

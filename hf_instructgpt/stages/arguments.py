@@ -15,7 +15,7 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
-from ..ppo.config import PPOConfig
+from ..ppo.config import PPOConfig, check_ranges
 from .config_file import PATHS, read_yaml
 
 # What `selection_reward_model` asks for; what is set by hand wins.
@@ -29,15 +29,6 @@ SELECTION_OPTIONS = {
 }
 # Options by the names that they had, or have elsewhere.
 RENAMED = {"torch_dtype": "dtype", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
-# Options of every trainer that fail late, or not at all, outside these bounds.
-BOUNDS = {
-    "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, float("inf"))),
-    **dict.fromkeys(("gradient_accumulation_steps", "max_length"), (1, float("inf"))),
-    **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"), (0, float("inf"))),
-    "num_train_epochs": (0.01, float("inf")),
-    "max_steps": (-1, float("inf")),
-}
 
 
 @dataclass
@@ -265,8 +256,8 @@ def _as_flags(key: str, value, hint) -> list[str]:
         return [f"--{key}", *map(str, value)] if get_origin(hint) is list or not _takes(str, hint) else []
     if isinstance(value, dict):
         value = json.dumps(value)
-    if isinstance(value, bool) and not _takes(bool, hint):
-        value = "yes" if value else "no"  # YAML reads `no` as False
+    if value is False and not _takes(bool, hint):
+        value = "no"  # as it stood in the file
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
@@ -292,12 +283,7 @@ def _check_values(args: object) -> None:
 
 
 def _check_training_arguments(training_args: TrainingArguments) -> None:
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(training_args, name, None)
-        if value is not None and not low <= value <= high:
-            raise InputError(
-                f"`{name}` must be {low} or more{f', at most {high}' if name == 'seed' else ''}, not {value}."
-            )
+    check_ranges(training_args)
     for name in ("model_init_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
         value = getattr(training_args, name)
         if value is not None and not isinstance(value, dict):

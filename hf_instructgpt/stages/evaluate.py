@@ -11,31 +11,15 @@ from huggingface_hub import snapshot_download
 from ..errors import InputError
 from ..evaluation.preference import ScoredRanking, score_rankings
 from ..evaluation.reward_card import measure_rewards
+from ..files import make_directory, read_json, to_json
 from ..hub.cards import Made
 from ..report.plots import draw_reward_card
 from ..report.reward_card import reward_card_markdown, reward_findings
 from .arguments import RewardArguments
 from .cards import write_stage_card
-from .inputs import (
-    check_fits,
-    check_reward_model,
-    checked_split,
-    load_config,
-    load_function,
-    load_reward_model,
-    load_rows,
-    load_tokenizer,
-)
-from .output import (
-    REPORT_CARD_FILE,
-    STAGE_FILE,
-    add_files,
-    make_directory,
-    partial_directory,
-    read_json,
-    to_json,
-    weights_sha256,
-)
+from .data import check_fits, checked_split, load_rows
+from .inputs import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
+from .output import REPORT_CARD_FILE, STAGE_FILE, add_files, partial_directory, weights_sha256
 
 LAB_JUDGE = "hf_instructgpt.data.gold_rewards"
 

@@ -1,6 +1,5 @@
 """All three stages in one go, and the proof that each worked: what `hf-instructgpt run` does."""
 
-import json
 import math
 import shutil
 import time
@@ -16,41 +15,27 @@ from trl import ModelConfig
 
 from ..errors import InputError
 from ..evaluation.comparison import Answers
+from ..files import absolute_folder, fields_of, make_directory, read_json, to_json, write_whole
 from ..hub.cards import Made
-from ..ppo.checkpoint import alone_in
 from ..ppo.config import PPOConfig
 from ..report.plots import draw_plots
 from ..report.reward_card import main_figures
 from ..report.run_card import run_card, samples_markdown
+from ..resuming.checkpoint import alone_in
 from .arguments import DATA_KINDS as STAGE_DATA_KINDS
 from .arguments import PPOArguments, parse_options
-from .cards import write_stage_card
+from .cards import read_metrics, read_state, write_stage_card
 from .comparing import compare_policies, load_rewards
 from .config_file import check_keys, read_yaml
+from .data import check_fits, checked_split, load_rows, load_stage_datasets, load_text
 from .evaluate import evaluate_reward
-from .inputs import (
-    check_fits,
-    checked_split,
-    load_causal_lm,
-    load_config,
-    load_function,
-    load_reward_func,
-    load_rows,
-    load_stage_datasets,
-    load_text,
-    load_tokenizer,
-    model_source,
-)
+from .inputs import load_causal_lm, load_config, load_function, load_reward_func, load_tokenizer, model_source
 from .output import (
     METRICS_FILE,
     REPORT_CARD_FILE,
     RUN_FILE,
     STAGE_FILE,
-    make_directory,
     partial_directory,
-    read_json,
-    to_json,
-    write_whole,
 )
 from .ppo import check_ppo_options, check_report_cards, run_ppo
 from .reward import run_reward
@@ -109,7 +94,8 @@ class Pipeline:
         config = read_yaml(config_path)
         _check_pipeline(config, source=str(config_path))
         self.source = str(config_path)
-        self.output_dir = Path(output_dir or config.get("output_dir", "runs/instructgpt"))
+        folder = config.get("output_dir", "runs/instructgpt") if output_dir is None else output_dir
+        self.output_dir = absolute_folder(folder)
         self.seed = config.get("seed", 42) if seed is None else seed
         self.num_samples = config.get("samples_per_prompt", 1)
         self.judge_name, self.folder = config.get("judge"), Path(config_path).absolute().parent
@@ -253,7 +239,7 @@ class Pipeline:
                 at work there.
         """
         state = PartialState()
-        if state.is_main_process and not self.output_dir.exists():
+        if state.is_main_process:
             make_directory(self.output_dir)
         state.wait_for_everyone()
         with alone_in(self.output_dir):
@@ -261,8 +247,8 @@ class Pipeline:
 
     def _run(self, state: PartialState, *, overwrite: bool, resume: bool) -> dict:
         seconds = self._open_run(overwrite=overwrite, resume=resume)
-        if (self.output_dir / METRICS_FILE).is_file():
-            return json.loads((self.output_dir / METRICS_FILE).read_text(encoding="utf-8"))
+        if (metrics := read_metrics(self.output_dir)) is not None:
+            return metrics
         before = sum(seconds.values())
         for stage in self.stages:
             if stage == "ppo":
@@ -285,12 +271,13 @@ class Pipeline:
     def _open_run(self, *, overwrite: bool, resume: bool) -> dict[str, float]:
         """Make or reopen the run's folder. Returns the seconds that its whole stages took."""
         state, folder, run_file = PartialState(), self.output_dir, self.output_dir / RUN_FILE
-        known = (read_json(run_file) or {}) if run_file.is_file() else None
+        known = read_json(run_file)
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
         state.wait_for_everyone()  # all processes look before one writes
         if resume and known is not None:
             check_same_run(folder, self._identity(), known)
-            return known["seconds"]
+            with fields_of(run_file):
+                return {stage: float(seconds) for stage, seconds in known["seconds"].items()}
         if taken:
             if known is None:
                 raise InputError(f"{folder} is not empty and holds no run. Choose another `output_dir`.")
@@ -427,8 +414,7 @@ class Pipeline:
         return self.judge_name and load_function(self.judge_name, option="judge", folder=self.folder)
 
     def _history(self, stage: str) -> dict:
-        state = self.output_dir / stage / "trainer_state.json"
-        return json.loads(state.read_text(encoding="utf-8"))
+        return read_state(self.output_dir / stage)
 
     def _held_out(self, stage: str) -> tuple[str, Dataset]:
         """The `test` split of a stage's data, else the one it is evaluated on, else its training split."""

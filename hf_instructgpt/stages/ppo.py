@@ -7,26 +7,25 @@ from transformers.utils import logging
 from trl import ModelConfig
 
 from ..errors import InputError
+from ..files import fields_of, read_json
 from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_card import main_figures, weakness
 from .arguments import PPOArguments
+from .data import check_fits, load_stage_datasets, load_text
 from .inputs import (
-    check_fits,
     check_model_path,
     load_causal_lm,
     load_config,
     load_options,
     load_reward_func,
-    load_stage_datasets,
-    load_text,
     load_tokenizer,
     lora_config,
     model_source,
     peft_errors,
 )
-from .output import REPORT_CARD_FILE, read_json, weights_sha256
+from .output import REPORT_CARD_FILE, weights_sha256
 from .running import run_stage
 
 logger = logging.get_logger(__name__)
@@ -70,7 +69,8 @@ def _weakness(name: str) -> str | None:
     if card.get("weights_sha256") != weights_sha256(name):
         what = "no report card" if not card else "a report card of other weights"
         return f"{name} has {what}; `hf-instructgpt evaluate reward {name}` makes one."
-    problem = weakness(main_figures(card))
+    with fields_of(Path(name) / REPORT_CARD_FILE):
+        problem = weakness(main_figures(card))
     return problem and f"{name}: {problem}; see {Path(name) / 'report_card.md'}."
 
 

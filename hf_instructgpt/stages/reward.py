@@ -6,13 +6,11 @@ from trl import ModelConfig, RewardConfig
 
 from ..reward.ranking_trainer import RankingRewardTrainer
 from .arguments import RewardArguments
+from .data import check_fits, load_stage_datasets, load_text
 from .inputs import (
-    check_fits,
     load_config,
     load_new_reward_model,
     load_options,
-    load_stage_datasets,
-    load_text,
     load_tokenizer,
     lora_config,
     model_source,

@@ -11,19 +11,17 @@ from trl import ModelConfig, SFTConfig
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..errors import InputError
-from ..ppo.checks import check_reward_funcs, foreign_tokenizers
+from ..ppo.checks import check_precision, check_reward_funcs, foreign_tokenizers
 from ..ppo.models import load_reward_func
 from ..ppo.ptx import PretrainingText
 from ..text import TEMPLATE_COLUMNS, encode_row
 from .arguments import SFTArguments
+from .data import check_fits, load_stage_datasets, load_text
 from .inputs import (
-    check_fits,
     check_reward_model,
     load_causal_lm,
     load_config,
     load_options,
-    load_stage_datasets,
-    load_text,
     load_tokenizer,
     lora_config,
     model_source,
@@ -119,6 +117,8 @@ def make_sft_trainer(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
+    if not model_args.use_peft:
+        check_precision("the model", model, training_args)
     selection = {}
     if args.selection_reward_model is not None and eval_dataset is not None:
         selection = _selection(args, training_args, model, tokenizer, eval_dataset)

@@ -22,6 +22,7 @@ from ..report.plots import draw_plots
 from ..report.reward_card import main_figures
 from ..report.run_card import run_card, samples_markdown
 from ..resuming.checkpoint import alone_in
+from .adapters import check_same_adapter
 from .arguments import DATA_KINDS as STAGE_DATA_KINDS
 from .arguments import PPOArguments, parse_options
 from .cards import read_metrics, read_state, write_stage_card
@@ -29,7 +30,15 @@ from .comparing import compare_policies, load_rewards
 from .config_file import check_keys, read_yaml
 from .data import check_fits, checked_split, load_rows, load_stage_datasets, load_text
 from .evaluate import evaluate_reward
-from .inputs import load_causal_lm, load_config, load_function, load_reward_func, load_tokenizer, model_source
+from .inputs import (
+    load_causal_lm,
+    load_config,
+    load_function,
+    load_reward_func,
+    load_tokenizer,
+    lora_config,
+    model_source,
+)
 from .output import (
     METRICS_FILE,
     REPORT_CARD_FILE,
@@ -148,12 +157,10 @@ class Pipeline:
     def _check(self) -> None:
         """Check what can be checked before anything is trained: options, data, and models that are there already."""
         stages = {stage: self._parse(stage) for stage in self.stages}
-        for stage, (_, _, model_args) in stages.items():
-            if model_args.use_peft:
-                raise InputError(
-                    f"{self.source}, {stage}: `use_peft`: the pipeline trains whole models; leave it out, or run the "
-                    "stages alone."
-                )
+        for stage, start in (("reward", self.body), ("ppo", self.start)):
+            start_args, model_args = stages[start][2], stages[stage][2]
+            if start_args.use_peft and model_args.model_name_or_path == str(self.output_dir / start):
+                check_same_adapter(model_args, lora_config(start_args), name=f"{self.source}, {stage}: `{start}`")
         self._check_rewards(*stages["ppo"])
         self._judge()
         if not self._uses_reward():

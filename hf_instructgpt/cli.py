@@ -19,6 +19,7 @@ VERBS = {
     "ppo": "stage 3: PPO against the reward model",
     "overopt": "how far a reward model can be optimised against: proxy and judge against the KL",
     "arena": "best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens",
+    "data": "what a data set is read as: shape, lengths, templates applied, and what may be wrong",
     "rank": "a page on which people rank a model's answers, for the reward model",
     "compare": "a page on which two models answer side by side, and people say which is better",
     "generate": "answer a prompt with a trained model",
@@ -110,8 +111,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1] or ["--help"]).verb
         name = f"hf-instructgpt {verb}"
+<<<<<<< HEAD
         verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
         verbs |= {"rank": rank, "compare": compare, "merge": merge, "report": report, "push": push}
+=======
+        verbs = {"run": run, "overopt": lab, "arena": lab, "data": data, "generate": generate, "evaluate": evaluate}
+        verbs |= {"rank": rank, "compare": compare, "report": report, "push": push}
+>>>>>>> main
         with _quiet(verb in LOUD and "--quiet" in argv):
             verbs.get(verb, stage)(verb, [arg for arg in argv[1:] if verb not in LOUD or arg != "--quiet"])
     except InputError as error:
@@ -198,6 +204,23 @@ def stage(verb: str, argv: list[str]) -> None:
 
     output_dir = STAGES[verb](*parse_stage(verb, argv))
     print(f"Done: {output_dir}")
+
+
+def data(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt data`: what a data set is read as."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("name", help="a file, a folder, a Hub id, or the sample data `document` or `lab`")
+    parser.add_argument("--kind", choices=["sft", "reward", "ppo"], help="the stage; default: the first that reads it")
+    parser.add_argument("--model", help="a model's folder or Hub id: lengths in tokens, and its chat template applied")
+    parser.add_argument("--config", help="which configuration of the data set")
+    parser.add_argument("--split", default="train", help="the rows to look at (default: train)")
+    parser.add_argument("--column_map", help="names for its columns, such as question=prompt,reply=completion")
+    parser.add_argument("--max_rows", type=int, help="look at the first so many rows, read as a stream")
+    args = parser.parse_args(argv)
+
+    from .stages.data_report import print_data_report
+
+    print_data_report(**vars(args))
 
 
 def generate(verb: str, argv: list[str]) -> None:

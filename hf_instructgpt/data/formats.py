@@ -67,9 +67,9 @@ def _missing(kind: str, columns: list[str]) -> str:
     text += f"missing: {', '.join(map(repr, missing))}; it has: {', '.join(map(repr, columns)) or 'none'}"
     known = [column for form in FORMS[kind] for column in form if column not in columns]
     for column in columns:
-        for near in get_close_matches(column, known, n=1):
+        for near in get_close_matches(column, known, n=1, cutoff=0.75):
             text += f"; is {column!r} meant to be {near!r}?"
-    return text
+    return f"{text}. Name your columns with `column_map`, as in --column_map question=prompt,reply={wanted[-1]}."
 
 
 def _problems(batch: dict[str, list], form: tuple[str, ...], kinds: dict[str, type]) -> Iterator[tuple[int, str, str]]:

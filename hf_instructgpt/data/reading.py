@@ -47,11 +47,11 @@ def read_rows(name: str, config: str | None = None, *, max_rows: int | None = No
             loaded = load_from_disk(name)
             return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
         if path.is_dir() and max_rows is None:
-            builder = load_dataset_builder(name, name=config)
+            builder = load_dataset_builder(str(path.resolve()), name=config)
             if type(builder).__name__ == "Json":
                 files = builder.config.data_files
                 return DatasetDict({str(split): _read_json(map(Path, some)) for split, some in files.items()})
-        return _load(name, max_rows, name=config)
+        return _load(str(path.resolve()) if path.is_dir() else name, max_rows, name=config)
     except (OSError, ValueError, RuntimeError, DatasetsError, NotImplementedError, StopIteration) as error:
         if isinstance(error, InputError):
             raise
@@ -92,7 +92,7 @@ def _read_file(path: Path, max_rows: int | None) -> DatasetDict:
         raise InputError(f"{path} is empty.")
     if _ending(path) not in BUILDERS:
         raise InputError(
-            f"{path}: a data file ends in {', '.join(BUILDERS)}, or one of these and .gz, .bz2, .xz, .zst."
+            f"{path}: a data file ends in {', '.join(BUILDERS)}, or in one of these and {', '.join(COMPRESSIONS)}."
         )
     builder, options = BUILDERS[_ending(path)]
     if builder == "json":
@@ -103,10 +103,10 @@ def _read_file(path: Path, max_rows: int | None) -> DatasetDict:
         raise InputError(f"{path} cannot be read: {_line(error)}") from error
 
 
-def _load(name: str, max_rows: int | None, **options) -> DatasetDict:
+def _load(path: str, max_rows: int | None, **options) -> DatasetDict:
     if max_rows is None:
-        return load_dataset(name, **options)
-    stream = load_dataset(name, streaming=True, **options)
+        return load_dataset(path, **options)
+    stream = load_dataset(path, streaming=True, **options)
     return DatasetDict({split: dataset_of(list(rows.take(max_rows))) for split, rows in stream.items()})
 
 

@@ -5,9 +5,9 @@ Which shape it is follows from the names of the columns, and is said. Columns of
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable
+from itertools import takewhile
 from typing import Any
 
 from datasets import Dataset
@@ -67,6 +67,12 @@ def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
     return dataset_of(rows)
 
 
+def shape_of(dataset: Dataset, kind: str) -> str | None:
+    """What the rows are read as for `kind`; None if they cannot be."""
+    name, turn = _recognised(dataset, kind)
+    return name or (turn and "the columns of this package")
+
+
 def _recognised(dataset: Dataset, kind: str) -> tuple[str | None, Callable[[Row], Row] | None]:
     """What to say of a shape, if it is not ours, and the function of its rows."""
     columns = set(dataset.column_names)
@@ -74,8 +80,9 @@ def _recognised(dataset: Dataset, kind: str) -> tuple[str | None, Callable[[Row]
 
 
 def _demonstrations(columns: set[str], dataset: Dataset):
-    if form_of(columns, "sft"):
-        return None, lambda row: row
+    form = form_of(columns, "sft")
+    if form:
+        return None, _answered if form == ("prompt", "completion") else lambda row: row
     if "conversations" in columns:
         return "ShareGPT: `conversations` are the messages", lambda row: {
             **_others(row, "conversations"),
@@ -93,6 +100,16 @@ def _demonstrations(columns: set[str], dataset: Dataset):
             },
         )
     return None, None
+
+
+def _answered(row: Row) -> Row:
+    """A prompt and its completion, both messages if one of them is."""
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list) and isinstance(completion, str):
+        completion = [_message("assistant", completion)]
+    if isinstance(prompt, str) and isinstance(completion, list):
+        prompt = [_message("user", prompt)]
+    return {**row, "prompt": prompt, "completion": _without(prompt, completion)}
 
 
 def _comparisons(columns: set[str], dataset: Dataset):
@@ -187,14 +204,15 @@ def _shared(sides: list[list]) -> int:
 
 
 def _shared_text(chosen: str, rejected: str, *, needs_mark: bool) -> int:
-    """Where the responses begin: behind the last mark of the assistant's turn, else where the last shared word ends."""
-    shared = os.path.commonprefix([chosen, rejected])
+    """Where the responses begin: behind the last mark of the assistant's turn, else behind the last shared word."""
+    shared = "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     if ASSISTANT in shared:
         return shared.rindex(ASSISTANT) + len(ASSISTANT)
     end = max(shared.rfind(" "), shared.rfind("\n")) + 1
     if end == 0 or needs_mark:
         raise InputError(
-            "column 'chosen': it is not clear where its prompt ends. Give the prompt in a column `prompt`, or as messages."
+            "column 'chosen': it is not clear where its prompt ends. Give the prompt in a column `prompt`, or as "
+            "messages."
         )
     return end
 
@@ -227,29 +245,30 @@ def _listed(row: Row, column: str) -> Row:
 
 def _two_answers(columns: set[str]):
     """Two answers in two columns, and a third one that says which is better, or two scores."""
-    for first, second in ((f"{stem}{a}", f"{stem}{b}") for stem in STEMS for a, b in ENDS):
-        if not {first, second} <= columns:
-            continue
-        ends = first[-1], second[-1]
-        scores = next((s for s in SCORES if {f"{s}_{ends[0]}", f"{s}_{ends[1]}"} <= columns), None)
-        verdict = _first(VERDICTS, columns)
-        if verdict is None and scores is None:
-            return None
-        said = f"`{verdict}`" if verdict else f"`{scores}_{ends[0]}` and `{scores}_{ends[1]}`, the higher the better"
+    pairs = ((f"{stem}{a}", f"{stem}{b}") for stem in STEMS for a, b in ENDS)
+    sides = next((pair for pair in pairs if set(pair) <= columns), None)
+    if sides is None:
+        return None
+    ends = sides[0][-1], sides[1][-1]
+    verdict = _first(VERDICTS, columns)
+    scores = next(([f"{s}_{end}" for end in ends] for s in SCORES if {f"{s}_{end}" for end in ends} <= columns), None)
+    if verdict is None and scores is None:
+        return None
 
-        def turn(row: Row) -> Row:
-            values = [row.get(f"{scores}_{end}") for end in ends]
-            ranks = _ranks_of(scores, values) if verdict is None else _verdict(verdict, row[verdict], ends)
-            sides = [row[first], row[second]]
-            if not _has_prompt(row) and all(isinstance(side, list) and side for side in sides):
-                length = _shared(sides)
-                row = {**row, "prompt": sides[0][:length]}
-                sides = [side[length:] for side in sides]
-            kept = _others(row, first, second, verdict)
-            return {**_ranking(kept, sides, "ranks", ranks)}
+    def turn(row: Row) -> Row:
+        if verdict is None:
+            ranks = _ranks_of(scores[0], [row[score] for score in scores])
+        else:
+            ranks = _verdict(verdict, row[verdict], ends)
+        responses = [row[side] for side in sides]
+        if not _has_prompt(row) and all(isinstance(response, list) and response for response in responses):
+            length = _shared(responses)
+            row = {**row, "prompt": responses[0][:length]}
+            responses = [response[length:] for response in responses]
+        return _ranking(_others(row, *sides, verdict), responses, "ranks", ranks)
 
-        return f"two answers (`{first}`, `{second}`), the better one by {said}", turn
-    return None
+    said = f"`{verdict}`" if verdict else f"{_quoted(scores)}, the higher the better"
+    return f"two answers ({_quoted(sides)}), the better one by {said}", turn
 
 
 def _verdict(column: str, value: Any, ends: tuple[str, str]) -> list[int]:
@@ -296,8 +315,8 @@ def _grouped(rows: list[Row], source: str) -> list[Row]:
         raise InputError(f"{source}: no prompt has two answers that differ in value, and so none can be compared.")
     if len(several) < len(groups):
         logger.warning_once(
-            f"{source}: {len(groups) - len(several)} of {len(groups)} prompts are skipped: their answers do not differ "
-            "in value."
+            f"{source}: {len(groups) - len(several)} of {len(groups)} prompts are skipped: their answers do not "
+            "differ in value."
         )
     return [
         {
@@ -383,7 +402,7 @@ def _with_system(row: Row, messages: Any) -> Any:
     return [_message("system", system), *messages]
 
 
-def _without(prompt: list, response: Any) -> Any:
+def _without(prompt: Any, response: Any) -> Any:
     """A response without the prompt before it."""
     is_repeated = isinstance(response, list) and len(response) > len(prompt) and response[: len(prompt)] == prompt
     return response[len(prompt) :] if is_repeated else response

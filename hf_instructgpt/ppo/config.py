@@ -410,6 +410,12 @@ class PPOConfig(TrainingArguments):
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
 
     @property
+    def num_prompts(self) -> int:
+        """Prompts that `max_steps` steps of all processes read."""
+        num_rollouts = -(-self.max_steps // (self.num_ppo_epochs * self.num_mini_batches))
+        return num_rollouts * self.rollout_size // self.num_generations * self.world_size
+
+    @property
     def ptx_rows(self) -> float:
         """Pretraining rows of one optimizer step of one process."""
         return self.ptx_ratio * self.per_device_train_batch_size * self.gradient_accumulation_steps

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object, set_seed
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -115,7 +115,7 @@ from .rollout import (
     score_responses,
     widths,
 )
-from .sampler import RolloutSampler
+from .sampler import RolloutSampler, prompts_in_memory
 from .server import ServerGenerator
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
@@ -139,7 +139,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, that gets the
             data set's other columns. None leaves its term out; a response without any term is dropped and counted.
         args ([`PPOConfig`], *optional*): The options.
-        train_dataset ([`~datasets.Dataset`]): Rows with a column `prompt`, text or messages.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with a column `prompt`, text or
+            messages. Of a stream, as many rows as `max_steps` needs are read at the start and kept.
         eval_dataset ([`~datasets.Dataset`] or a `dict` of these, *optional*): The same, for `evaluate` and the token
             log.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): The policy's tokenizer; from the
@@ -178,7 +179,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         model: "str | PreTrainedModel | PeftModel",
         reward_funcs,
         args: PPOConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
@@ -219,6 +220,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         )
         self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
         check_reward_funcs(model, self.reward_funcs, self.reward_weights)
+        train_dataset = prompts_in_memory(train_dataset, args)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             check_prompts(name, dataset, model, processing_class, args)

@@ -49,6 +49,16 @@ class StageArguments:
             "All rows of a prompt go together; which prompts follows from them alone, in every stage and run."
         },
     )
+    column_map: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Names for the columns of the data set, as `question=prompt,reply=completion` or, in a file, as a "
+            "mapping of its names to ours. The verb `data` shows what a data set is read as."
+        },
+    )
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Read the first so many rows of each split, as a stream, and no others."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace an earlier result in `output_dir`. Without it, that is an error."}
     )
@@ -63,10 +73,46 @@ class StageArguments:
         fraction = self.dataset_test_fraction
         if fraction is not None and not 0 < fraction < 1:
             raise InputError(f"`dataset_test_fraction` must lie between 0 and 1, not {fraction}.")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise InputError(f"`max_rows` must be 1 or more, not {self.max_rows}.")
+        self.column_map = parse_column_map(self.column_map)
 
 
 @dataclass
-class SFTArguments(StageArguments):
+class PromptArguments(StageArguments):
+    """Arguments of the stages whose rows hold prompts to be answered."""
+
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Skip rows whose prompts have more tokens. Default: a prompt that does not fit is refused."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the data set as a stream, and of each split only as many rows as `max_steps` needs, or "
+            "`max_rows`. The rows are kept in memory, so that a resumed run reads the same ones."
+        },
+    )
+
+
+def parse_column_map(value: dict | str | None) -> dict[str, str] | None:
+    """A `column_map` as a mapping. Raises `InputError` if it is none."""
+    if isinstance(value, str):
+        try:
+            value = (
+                json.loads(value) if value.lstrip().startswith("{") else dict(x.split("=") for x in value.split(","))
+            )
+        except ValueError:
+            raise InputError(
+                f"`column_map`: {value!r} is not of the form `question=prompt,reply=completion`."
+            ) from None
+    if value and len(set(value.values())) < len(value):
+        raise InputError(f"`column_map`: two columns have one name in {value}.")
+    return value or None
+
+
+@dataclass
+class SFTArguments(PromptArguments):
     """Arguments of `hf-instructgpt sft`. Without `model_name_or_path` a new CharGPT is made."""
 
     selection_reward_model: str | None = field(
@@ -111,7 +157,7 @@ class RewardArguments(StageArguments):
 
 
 @dataclass
-class PPOArguments(StageArguments):
+class PPOArguments(PromptArguments):
     """Arguments of `hf-instructgpt ppo`."""
 
     reward_funcs: list[str] = field(
@@ -218,6 +264,7 @@ def parse_options(
             # The name that every transformers knows; TRL's own defaults use it too.
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
+        _set_max_rows(*parsed[:2])
         for part in parsed:
             _expand_home(part)
             _check_values(part)
@@ -259,6 +306,21 @@ def _as_flags(key: str, value, hint) -> list[str]:
     if value is False and not _takes(bool, hint):
         value = "no"  # as it stood in the file
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig) -> None:
+    """A stream's rows are as many as the steps read, unless `max_rows` says how many."""
+    if not getattr(args, "streaming", False) or args.max_rows is not None:
+        return
+    if training_args.max_steps < 1:
+        raise InputError("`streaming` needs `max_steps`, or `max_rows`: a stream has no end that is known.")
+    if isinstance(training_args, PPOConfig):
+        args.max_rows = training_args.num_prompts
+        return
+    if training_args.packing:
+        raise InputError("`streaming` with `packing` needs `max_rows`: how many texts a row holds is not known.")
+    args.max_rows = training_args.max_steps * training_args.train_batch_size * training_args.world_size
+    args.max_rows *= training_args.gradient_accumulation_steps
 
 
 def _expand_home(args: object) -> None:

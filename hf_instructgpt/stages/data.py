@@ -54,6 +54,14 @@ def load_stage_datasets(args: StageArguments, kind: str, *, needs_eval: bool) ->
 
 def load_rows(args: StageArguments, kind: str) -> DatasetDict:
     """All splits of a data set, those that a stage reads in the shape of its `kind`, unchecked."""
+    dataset = raw_rows(args, kind)
+    for split in {args.dataset_train_split, args.dataset_test_split, "test"} & set(dataset):
+        dataset[split] = shaped(dataset[split], kind, source=f"{args.dataset_name} ({split})")
+    return dataset if args.dataset_test_fraction is None else _hold_out(dataset, args)
+
+
+def raw_rows(args: StageArguments, kind: str) -> DatasetDict:
+    """All splits of a data set, with the names of `column_map`; of sample data the configuration of `kind`."""
     name = args.dataset_name
     if name is None:
         raise InputError("`dataset_name` is missing: a Hub id, a folder, a file, `document` or `lab`.")
@@ -65,10 +73,7 @@ def load_rows(args: StageArguments, kind: str) -> DatasetDict:
         samples = " and ".join(f"`{sample}`" for sample in SAMPLE_DATASETS)
         hint = "" if Path(name).exists() else f" (There is the sample data {samples}.)"
         raise InputError(f"`dataset_name`: {error}{hint}") from error
-    dataset = DatasetDict({split: _renamed(rows, args) for split, rows in dataset.items()})
-    for split in {args.dataset_train_split, args.dataset_test_split, "test"} & set(dataset):
-        dataset[split] = shaped(dataset[split], kind, source=f"{name} ({split})")
-    return dataset if args.dataset_test_fraction is None else _hold_out(dataset, args)
+    return DatasetDict({split: _renamed(rows, args) for split, rows in dataset.items()})
 
 
 def _load_sample(args: StageArguments, kind: str) -> DatasetDict:
@@ -165,8 +170,10 @@ def within_prompt_length(
         InputError: No row is left.
     """
     longest = getattr(args, "max_prompt_length", None)
-    if rows is None or longest is None or "prompt" not in rows.column_names:
+    if rows is None or longest is None:
         return rows
+    if "prompt" not in rows.column_names:
+        raise InputError(f"`max_prompt_length`: the rows of {args.dataset_name} have no `prompt`; leave it out.")
     kept = [i for i, row in enumerate(rows) if _num_tokens(tokenizer, row["prompt"], True, row) <= longest]
     if not kept:
         raise InputError(f"`max_prompt_length`: every prompt of {args.dataset_name} has more than {longest} tokens.")
@@ -260,14 +267,14 @@ def findings(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase) -> It
         yield f"roles that few chat templates know: {names}. Usual are {', '.join(sorted(ROLES))}."
     if example is not None and not _ends(tokenizer, *example):
         yield (
-            f"the chat template ends the assistant's turn without the end-of-text token {tokenizer.eos_token!r}: the "
-            "model does not learn to stop. Use a template that writes it, or set `eos_token` to what the template writes."
+            f"the chat template ends the assistant's turn without the end-of-text token {tokenizer.eos_token!r}: "
+            "the model does not learn to stop. Use a template that writes it, or set `eos_token` to what it writes."
         )
     if unknown:
-        shown = ", ".join(repr(character) for character, _ in unknown.most_common(5))
+        shown = ", ".join([repr(character) for character, _ in unknown.most_common(5)] + ["..."][: len(unknown) > 5])
         yield (
-            f"{len(unknown)} characters that the model does not know ({shown}{', ...' if len(unknown) > 5 else ''}) in "
-            f"{unknown_rows} of {len(rows)} rows: it reads all of them as one unknown token."
+            f"{len(unknown)} characters that the model does not know ({shown}) in {unknown_rows} of {len(rows)} rows: "
+            "it reads all of them as one unknown token."
         )
 
 

@@ -10,6 +10,7 @@ from trl import ModelConfig, SFTConfig
 
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
+from ..data.formats import form_of
 from ..errors import InputError
 from ..ppo.checks import check_precision, check_reward_funcs, foreign_tokenizers
 from ..ppo.models import load_reward_func
@@ -17,7 +18,7 @@ from ..ppo.ptx import PretrainingText
 from ..text import TEMPLATE_COLUMNS, encode_row
 from .adapters import new_adapter
 from .arguments import SFTArguments
-from .data import check_fits, load_stage_datasets, load_text
+from .data import check_fits, load_stage_datasets, load_text, within_prompt_length
 from .inputs import (
     check_reward_model,
     load_causal_lm,
@@ -92,6 +93,7 @@ def _make_trainer(args: SFTArguments, training_args: SFTConfig, model_args: Mode
     train_dataset, eval_dataset = load_stage_datasets(args, "sft", needs_eval=needs_eval)
     eval_dataset = eval_dataset if needs_eval else None
     tokenizer, config = tokenizer_and_config(args, training_args, model_args, train_dataset)
+    train_dataset, eval_dataset = (within_prompt_length(x, args, tokenizer) for x in (train_dataset, eval_dataset))
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "sft", tokenizer, config, training_args, source=args.dataset_name)
     check_sft(args, training_args, eval_dataset, tokenizer, config)
@@ -119,6 +121,7 @@ def make_sft_trainer(
         training_args.max_length = min(training_args.max_length or context, context)
     if not model_args.use_peft:
         check_precision("the model", model, training_args)
+    train_dataset, eval_dataset = (rows and _columns_read(rows) for rows in (train_dataset, eval_dataset))
     selection = {}
     if args.selection_reward_model is not None and eval_dataset is not None:
         selection = _selection(args, training_args, model, tokenizer, eval_dataset)
@@ -143,6 +146,12 @@ def make_sft_trainer(
     if args.pretraining_dataset_name is not None and args.pretraining_fraction > 0:
         trainer.train_dataset = _with_pretraining(trainer.train_dataset, args, training_args, tokenizer)
     return trainer
+
+
+def _columns_read(rows: Dataset) -> Dataset:
+    """The rows with the columns of their form alone: TRL would choose anew, by the names of all columns."""
+    names = (*form_of(rows.column_names, "sft"), *TEMPLATE_COLUMNS)
+    return rows.select_columns([name for name in names if name in rows.column_names])
 
 
 def _with_pretraining(

@@ -1,4 +1,4 @@
-"""A reward model that starts from SFT's adapter: its trunk is SFT's, also when it is loaded again, and it has a head."""
+"""A reward model that starts from SFT's adapter: its trunk is SFT's, loaded again too, and its head is saved."""
 
 import torch
 from product import QUICK, assert_done, command, policy, saved, tokenizer, write_rows

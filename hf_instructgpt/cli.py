@@ -24,6 +24,7 @@ VERBS = {
     "compare": "a page on which two models answer side by side, and people say which is better",
     "generate": "answer a prompt with a trained model",
     "evaluate": "the report card of a reward model, on held-out rows",
+    "merge": "a LoRA adapter and its base model as one model",
     "report": "a run, or one of its stages, as one HTML file: curves, results, samples, token by token",
     "push": "a run, or one of its stages, to the Hugging Face Hub",
 }
@@ -48,6 +49,7 @@ EXAMPLES = {
     "compare": ["compare --models sft=runs/sft ppo=runs/ppo --reward runs/reward"],
     "generate": ['generate runs/ppo --prompt "What is a doctor?"'],
     "evaluate": ["evaluate reward runs/reward", "evaluate reward runs/reward --dataset_name held_out.jsonl"],
+    "merge": ["merge runs/ppo", "merge runs/reward --output_dir runs/reward-whole"],
     "report": ["report runs/instructgpt"],
     "push": ["push runs/instructgpt --private"],
 }
@@ -109,8 +111,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1] or ["--help"]).verb
         name = f"hf-instructgpt {verb}"
+<<<<<<< HEAD
+        verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
+        verbs |= {"rank": rank, "compare": compare, "merge": merge, "report": report, "push": push}
+=======
         verbs = {"run": run, "overopt": lab, "arena": lab, "data": data, "generate": generate, "evaluate": evaluate}
         verbs |= {"rank": rank, "compare": compare, "report": report, "push": push}
+>>>>>>> main
         with _quiet(verb in LOUD and "--quiet" in argv):
             verbs.get(verb, stage)(verb, [arg for arg in argv[1:] if verb not in LOUD or arg != "--quiet"])
     except InputError as error:
@@ -156,8 +163,9 @@ def run(verb: str, argv: list[str]) -> None:
     args = parser.parse_args(argv)
     started = time.perf_counter()
 
+    from .report.run_card import print_summary
     from .resources import resource
-    from .stages.pipeline import Pipeline, print_summary
+    from .stages.pipeline import Pipeline
 
     config = args.config or resource("recipes", "char_gpt", "pipeline.yaml")
     pipeline = Pipeline(config, output_dir=args.output_dir, seed=args.seed, started=started)
@@ -307,6 +315,19 @@ def evaluate(verb: str, argv: list[str]) -> None:
 
     card = evaluate_reward(**args)
     print_reward_card(card, Path(args["output_dir"] or args["model"]))
+
+
+def merge(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt merge`: an adapter becomes a whole model."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("model", help="an adapter's folder, as a stage with `use_peft` leaves it")
+    parser.add_argument("--output_dir", help="where the model goes (default: the folder's name and `-merged`)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow the model to bring its own code")
+    args = parser.parse_args(argv)
+
+    from .stages.adapters import merge
+
+    print(f"Done: {merge(**vars(args))}")
 
 
 def report(verb: str, argv: list[str]) -> None:

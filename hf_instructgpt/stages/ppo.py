@@ -12,6 +12,7 @@ from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_card import main_figures, weakness
+from .adapters import new_adapter
 from .arguments import PPOArguments
 from .data import check_fits, load_stage_datasets, load_text, within_prompt_length
 from .inputs import (
@@ -21,7 +22,6 @@ from .inputs import (
     load_options,
     load_reward_func,
     load_tokenizer,
-    lora_config,
     model_source,
     peft_errors,
 )
@@ -101,5 +101,5 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
             processing_class=tokenizer,
             value_model=args.value_model,
             ptx_dataset=load_text("ptx_dataset_name", args) if args.ptx_dataset_name is not None else None,
-            peft_config=lora_config(model_args),
+            peft_config=new_adapter(model, model_args),
         )

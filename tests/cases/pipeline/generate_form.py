@@ -1,4 +1,4 @@
-"""A CharGPT trained on plain text answers `generate` with nothing, as it was asked in messages; its card knows the form."""
+"""A CharGPT trained on plain text answers `generate` with nothing: it was asked in messages; its card knows better."""
 
 from product import assert_done, command, write_rows
 

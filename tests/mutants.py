@@ -20,6 +20,7 @@ GENERATION = "tests/test_ppo_generation.py::"
 LAUNCH = "tests/test_launch.py::"
 LOGGING = "tests/test_ppo_logging.py::"
 LORA = "tests/test_ppo_lora.py::"
+CASES = "tests/test_cases.py::test_case"
 OPTIONS = "tests/test_ppo_options.py::"
 RANKING = "tests/test_reward_ranking.py::"
 REPORT_CARD = "tests/test_evaluation_reward_card.py::"
@@ -746,8 +747,8 @@ MUTANTS = [
         "30d",
         "a reward model gets fewer of the policy's tokens than it knows",
         f"{PPO}/rollout.py",
-        "rows = [[i for i in prompt + response if i < known] for prompt, response in pairs]",
-        "rows = [[i for i in prompt + response if i < 68] for prompt, response in pairs]",
+        "rows = [[i for i in row if i < known] for row in rows]",
+        "rows = [[i for i in row if i < 68] for row in rows]",
         f"{OPTIONS}test_embeddings_may_be_padded_differently[90]",
     ),
     Mutant(
@@ -1269,5 +1270,61 @@ MUTANTS = [
         'engine.llm.wake_up(tags=["weights"])',
         "pass",
         f"{GENERATION}test_vllm_that_sleeps_is_woken_and_gets_the_weights_again",
+    ),
+    Mutant(
+        "41a",
+        "a reward model of the policy's vocabulary is read before what the template writes behind a turn",
+        "hf_instructgpt/text.py",
+        "row = row + behind if response[-1] == end else row",
+        "row = row",
+        f"{CASES}[text/chatml_reward]",
+    ),
+    Mutant(
+        "41b",
+        "what the template writes behind a turn is added to cut responses too",
+        "hf_instructgpt/text.py",
+        "row = row + behind if response[-1] == end else row",
+        "row = row + behind",
+        f"{CASES}[text/chatml_reward_cut]",
+    ),
+    Mutant(
+        "41c",
+        "a prompt gets the end-of-text token that the tokenizer adds",
+        "hf_instructgpt/text.py",
+        "return ids[: len(ids) - _count_end(ids, tokenizer.eos_token_id) + written]",
+        "return ids",
+        f"{CASES}[text/bos_and_eos]",
+    ),
+    Mutant(
+        "41d",
+        "text that begins with the beginning-of-text token gets a second one",
+        "hf_instructgpt/text.py",
+        "add_special_tokens=not has_bos",
+        "add_special_tokens=True",
+        f"{CASES}[text/bos_and_eos]",
+    ),
+    Mutant(
+        "41e",
+        "the assistant's last message is closed instead of continued",
+        "hf_instructgpt/text.py",
+        'continues = bool(prompt) and prompt[-1].get("role") == "assistant"',
+        "continues = False",
+        f"{CASES}[text/prefill]",
+    ),
+    Mutant(
+        "41f",
+        "the template gets no tools and no options of a row",
+        "hf_instructgpt/text.py",
+        'return {"tools": _without_none(tools) or None, **(_without_none(row.get("chat_template_kwargs")) or {})}',
+        'return {"tools": None}',
+        f"{CASES}[text/template_columns]",
+    ),
+    Mutant(
+        "41g",
+        "the form of the first prompt decides for the whole rollout",
+        "hf_instructgpt/ppo/trainer.py",
+        "completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],",
+        "completions=[as_completion(prompts[0], text) for text in texts],",
+        f"{CASES}[text/mixed_rows]",
     ),
 ]

@@ -8,8 +8,9 @@ import torch
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.evaluation.intervals import wilson_interval
-from hf_instructgpt.ppo.rollout import encode_prompt, response_logprobs, reward_model_scores
+from hf_instructgpt.ppo.rollout import response_logprobs, reward_model_scores
 from hf_instructgpt.stages.inputs import load_causal_lm, load_reward_model, load_tokenizer
+from hf_instructgpt.text import encode_prompt
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 

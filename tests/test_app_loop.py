@@ -74,4 +74,9 @@ def answer_lengths(folder, prompts):
     tokenizer = load_tokenizer(folder)
     policy = load_causal_lm(folder, tokenizer).eval()
     torch.manual_seed(0)
-    return [len(text) for text in answers_to(policy, tokenizer, prompts, max_new_tokens=26, do_sample=True)]
+    return [
+        len(text)
+        for text in answers_to(
+            policy, tokenizer, [{"prompt": prompt} for prompt in prompts], max_new_tokens=26, do_sample=True
+        )
+    ]

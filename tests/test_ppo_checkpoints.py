@@ -311,10 +311,9 @@ def test_the_best_checkpoint_of_a_run_that_was_moved_is_found_again(tmp_path):
 
 def test_a_model_whose_parameters_have_several_types_is_resumed_exactly(tmp_path):
     def trainer(folder):
-        model = policy().bfloat16()
-        model.lm_head.float()
-        forward = model.lm_head.forward
-        model.lm_head.forward = lambda hidden: forward(hidden.float())
+        model = policy(tie_word_embeddings=False)
+        embeddings = model.get_input_embeddings().requires_grad_(False).bfloat16()
+        embeddings.register_forward_hook(lambda *args: args[-1].float())
         return make(folder, model, learning_rate=1e-3, **SAVING)
 
     whole = trainer(tmp_path / "whole")

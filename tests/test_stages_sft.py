@@ -13,10 +13,10 @@ from hf_instructgpt import CharGPTConfig, CharGPTForSequenceClassification, Char
 from hf_instructgpt.cli import main
 from hf_instructgpt.evaluation.comparison import answer_prompts
 from hf_instructgpt.ppo import rollout
-from hf_instructgpt.ppo.rollout import encode_prompt, encode_text
 from hf_instructgpt.stages import sft
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.selection import SelectingSFTTrainer
+from hf_instructgpt.text import encode_prompt, encode_text
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 QUESTIONS = {"你好吗": "好的", "再见": "慢走，", "几点了": "三点", "你是谁": "我", "天": "天天", "地": "地地"}
@@ -153,14 +153,14 @@ def selecting_trainer(here, form, *argv):
 def test_the_score_is_the_mean_over_sampled_answers(here, form):
     """The comparison's own function gives the same mean from the same seed."""
     trainer = selecting_trainer(here, form, "--selection_max_new_tokens", "5", "--seed", "7")
-    assert sorted(map(str, trainer.prompts)) == sorted(str(row["prompt"]) for row in FORMS[form])
+    assert sorted(str(row["prompt"]) for row in trainer.rows) == sorted(str(row["prompt"]) for row in FORMS[form])
     score = trainer.evaluate()["eval_score"]
     policy = AutoModelForCausalLM.from_config(trainer.model.config)
     policy.load_state_dict(trainer.model.state_dict())
     answers = answer_prompts(
         policy,
         trainer.processing_class,
-        trainer.prompts,
+        [row["prompt"] for row in trainer.rows],
         reward_model=AutoModelForSequenceClassification.from_pretrained("rm"),
         judge=None,
         max_completion_length=5,
@@ -236,7 +236,7 @@ def test_a_reward_model_with_another_tokenizer_reads_the_text(here, form, monkey
 
     monkeypatch.setattr(rollout, "reward_model_scores", spy)
     assert math.isfinite(trainer.evaluate()["eval_score"])
-    for prompt, ids in zip(trainer.prompts, read, strict=True):
+    for prompt, ids in zip([row["prompt"] for row in trainer.rows], read, strict=True):
         begin = encode_prompt(tokenizer, prompt)
         assert ids[: len(begin)] == begin and tokenizer.unk_token_id not in begin
 

@@ -91,7 +91,7 @@ class Items:
                 texts = answers_to(
                     self.policy,
                     self.tokenizer,
-                    [self.prompts[key]] * (TRIES * self.num_responses),
+                    [{"prompt": self.prompts[key]}] * (TRIES * self.num_responses),
                     max_new_tokens=self.max_new_tokens,
                     do_sample=True,
                 )

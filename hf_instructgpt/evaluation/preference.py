@@ -8,9 +8,10 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Judgement, judge
-from ..data.formats import as_ranking, whole_text
+from ..data.formats import as_ranking
 from ..errors import InputError
-from ..ppo.rollout import encode_prompt, encode_text, reward_model_scores, score_responses
+from ..ppo.rollout import reward_model_scores, score_responses
+from ..text import encode_row, encode_text, template_options, whole_text
 from .comparison import question
 
 
@@ -58,10 +59,11 @@ def score_rankings(
     """
     model.eval()
     rankings = [as_ranking(row) for row in dataset]
-    texts = [whole_text(prompt, response) for prompt, responses, _ in rankings for response in responses]
-    eos = tokenizer.eos_token
-    texts = [text.removesuffix(eos) if isinstance(text, str) else text for text in texts]
-    ids = [encode_text(tokenizer, text, ended=True) for text in texts]
+    ids = [
+        encode_text(tokenizer, whole_text(prompt, response), ended=True, **template_options(row))
+        for row, (prompt, responses, _) in zip(dataset, rankings, strict=True)
+        for response in responses
+    ]
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = min(filter(None, (context, max_length)), default=None)
     kept = ids if longest is None else [row[-longest:] for row in ids]
@@ -103,7 +105,7 @@ def _gold(func, tokenizer, dataset: Dataset, rankings: list, ids: list[list[int]
     gold = []
     for start in range(0, len(rows), batch_size):
         prompts, completions, others = zip(*rows[start : start + batch_size], strict=True)
-        prompt_rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        prompt_rows = [encode_row(tokenizer, {**other, "prompt": p}) for p, other in zip(prompts, others, strict=True)]
         pairs = zip(prompt_rows, ids[start : start + batch_size], strict=True)
         try:
             terms, given = score_responses(

@@ -17,8 +17,10 @@ from trl import GRPOConfig, RLOOConfig
 from ..errors import InputError
 from ..files import absolute_folder, make_directory, read_json, to_json
 from ..resuming.checkpoint import alone_in
-from ..stages.arguments import StageArguments, check_keys, parse_options, read_yaml
-from ..stages.inputs import check_fits, load_config, load_rows, load_stage_datasets, load_tokenizer
+from ..stages.arguments import StageArguments, parse_options
+from ..stages.config_file import check_keys, read_yaml
+from ..stages.data import check_fits, load_rows, load_stage_datasets
+from ..stages.inputs import load_config, load_tokenizer
 from ..stages.output import partial_directory
 from ..stages.pipeline import DATA_KINDS, STAGES
 from ..stages.sft import tokenizer_and_config

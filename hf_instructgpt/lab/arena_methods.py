@@ -34,15 +34,12 @@ from ..evaluation.comparison import Answers, answer_prompts, question
 from ..ppo.config import PPOConfig
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.models import load_reward_func as load_reward_model
-from ..ppo.rollout import decode_responses, encode_prompt, reward_model_scores
+from ..ppo.rollout import decode_responses, reward_model_scores
 from ..ppo.trainer import PPOTrainer
 from ..stages.arguments import StageArguments, parse_options
-from ..stages.inputs import (
-    checked_split,
-    load_causal_lm,
-    load_rows,
-    load_tokenizer,
-)
+from ..stages.data import checked_split, load_rows
+from ..stages.inputs import load_causal_lm, load_tokenizer
+from ..text import encode_prompt, scored_rows
 from .overopt_cells import judge_scores, load_judge
 
 # Rows that are sampled or scored at a time.
@@ -220,7 +217,7 @@ class CountingReward:
         self.num_tokens_before = self.num_tokens
         self.num_tokens += sum(map(len, completion_ids))
         self.num_prompt_tokens += sum(map(len, prompt_rows))
-        rows = [prompt + response for prompt, response in zip(prompt_rows, completion_ids, strict=True)]
+        rows = scored_rows(self.tokenizer, prompts, prompt_rows, completion_ids)
         scores = reward_model_scores(self.model, rows, batch_size=BATCH_SIZE).tolist()
         return [score - self.penalty([ids]) for score, ids in zip(scores, completion_ids, strict=True)]
 
@@ -390,7 +387,8 @@ class Cell:
     def measure_chosen(self, n: int, texts: list[str], ids: list[list[int]]) -> dict:
         """The same of best-of-n's answers, of which there is one kind. The KL is its bound, see [`best_of_n_kl`]."""
         prompts = self.prompts["test"]["prompt"]
-        rows = [encode_prompt(self.tokenizer, prompt) + mine for prompt, mine in zip(prompts, ids, strict=True)]
+        prompt_rows = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        rows = scored_rows(self.tokenizer, prompts, prompt_rows, ids)
         scores = reward_model_scores(self.reward_model, rows, batch_size=BATCH_SIZE).tolist()
         summary = self._summarize(Answers(texts=texts, scores=scores, gold=None, correct=None, kl=None, ids=ids))
         return {"n": n, "sampled": {**summary, "kl": best_of_n_kl(n)}}

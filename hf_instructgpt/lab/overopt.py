@@ -11,8 +11,10 @@ from pathlib import Path
 from ..errors import InputError
 from ..files import absolute_folder, fields_of, make_directory, read_json, to_json
 from ..resuming.checkpoint import alone_in
-from ..stages.arguments import check_keys, parse_options, read_yaml
-from ..stages.inputs import check_fits, load_config, load_stage_datasets, load_tokenizer
+from ..stages.arguments import parse_options
+from ..stages.config_file import check_keys, read_yaml
+from ..stages.data import check_fits, load_stage_datasets
+from ..stages.inputs import load_config, load_tokenizer
 from ..stages.output import partial_directory
 from ..stages.ppo import check_ppo_options
 from ..stages.sft import tokenizer_and_config

@@ -15,21 +15,15 @@ from ..evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
 from ..ppo.config import PPOConfig
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.models import load_reward_func as load_reward_model
-from ..ppo.rollout import decode_responses, encode_prompt, reward_model_scores, score_responses
+from ..ppo.rollout import decode_responses, reward_model_scores, score_responses
 from ..reward.ranking_trainer import ranked_pairs
 from ..stages.arguments import StageArguments, parse_options
-from ..stages.inputs import (
-    checked_split,
-    load_causal_lm,
-    load_options,
-    load_reward_func,
-    load_rows,
-    load_stage_datasets,
-    load_tokenizer,
-)
+from ..stages.data import checked_split, load_rows, load_stage_datasets
+from ..stages.inputs import load_causal_lm, load_options, load_reward_func, load_tokenizer
 from ..stages.ppo import run_ppo
 from ..stages.reward import run_reward
 from ..stages.sft import run_sft
+from ..text import as_completion, encode_row, scored_rows, template_options
 
 RANKINGS_FILE, HELD_OUT_FILE = "rankings.jsonl", "held_out.jsonl"
 PROXY_METRIC = "eval_scores/proxy"  # by its folder's name
@@ -115,7 +109,7 @@ def _sample(
     responses = []
     for start in range(0, len(repeated), config.per_device_eval_batch_size):
         some = repeated[start : start + config.per_device_eval_batch_size]
-        prompt_rows = [encode_prompt(tokenizer, row["prompt"]) for row in some]
+        prompt_rows = [encode_row(tokenizer, row) for row in some]
         batch = pad_rows(prompt_rows, pad_token_id=generation_config.pad_token_id, side="left", device=policy.device)
         texts, ids = decode_responses(
             tokenizer, *generate_responses(policy, *batch, generation_config=generation_config)
@@ -124,13 +118,15 @@ def _sample(
     samples = []
     for i, row in enumerate(rows):
         texts, ids, scores = zip(*responses[i * num_samples : (i + 1) * num_samples], strict=True)
-        prompt_ids = encode_prompt(tokenizer, row["prompt"])
+        count, options = len(ids), template_options(row)
+        prompts = [row["prompt"]] * count
+        whole = scored_rows(tokenizer, prompts, [encode_row(tokenizer, row)] * count, ids, options=[options] * count)
         samples.append(
             {
                 "prompt": row["prompt"],
-                "responses": _as_completions(row["prompt"], texts),
+                "responses": [as_completion(row["prompt"], text) for text in texts],
                 "scores": scores,
-                "ids": [prompt_ids + some for some in ids],
+                "ids": whole,
             }
         )
     return samples
@@ -149,7 +145,7 @@ def judge_scores(judge: Callable, rows: list[dict], texts: list[str], ids: list[
             prompts=[row["prompt"] for row in rows],
             columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
             prompt_rows=[],
-            completions=[_as_completions(row["prompt"], [text])[0] for row, text in zip(rows, texts, strict=True)],
+            completions=[as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
             completion_ids=ids,
             ended=[],
             batch_size=1,
@@ -159,10 +155,6 @@ def judge_scores(judge: Callable, rows: list[dict], texts: list[str], ids: list[
     if not (given & scores.isfinite()).all():
         raise InputError("`judge`: every response needs a score, a finite number.")
     return scores.squeeze(1).tolist()
-
-
-def _as_completions(prompt: str | list[dict], texts: list[str]) -> list:
-    return [text if isinstance(prompt, str) else [{"role": "assistant", "content": text}] for text in texts]
 
 
 def _ranking(sample: dict) -> dict:

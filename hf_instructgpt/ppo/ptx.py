@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import FORMS, check_columns
 from ..errors import InputError
+from ..text import encode_text, template_options, whole_text
 from .generation import pad_rows
-from .rollout import encode_text
 
 
 @dataclass
@@ -79,8 +79,8 @@ class PretrainingText:
         return self._order[position]
 
     def _encode(self, row: dict) -> list[int]:
-        text = row[self.columns[0]] if len(self.columns) == 1 else row["prompt"] + row["completion"]
-        ids = encode_text(self.tokenizer, text, ended=True)[: self.max_length]
+        text = row[self.columns[0]] if len(self.columns) == 1 else whole_text(row["prompt"], row["completion"])
+        ids = encode_text(self.tokenizer, text, ended=True, **template_options(row))[: self.max_length]
         if len(ids) < 2:
             raise InputError(f"`{self.option}`: a row of {len(ids)} tokens predicts nothing; drop it: {text!r}.")
         return ids

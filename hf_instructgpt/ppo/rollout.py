@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..errors import InputError
+from ..text import break_special_tokens, encode_text, scored_rows, template_rows, whole_text
 from .functional import token_logprobs
 from .generation import pad_rows
 
@@ -106,20 +107,6 @@ def widths(prompt_mask: torch.Tensor, response_mask: torch.Tensor) -> tuple[int,
     return tuple(max(int(mask.sum(-1).max()), 1) for mask in (prompt_mask, response_mask))
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict]) -> list[int]:
-    """Ids of a prompt, ready to be answered: messages go through the chat template, text is taken as it is."""
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-
-
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str | list[dict], *, ended: bool) -> list[int]:
-    """Ids of a whole text, prompt and response, as a reward model is trained on it."""
-    if isinstance(text, str):
-        return tokenizer(text + (tokenizer.eos_token or "") * ended)["input_ids"]
-    return tokenizer.apply_chat_template(text, tokenize=True, return_dict=False)
-
-
 def decode_responses(
     tokenizer: PreTrainedTokenizerBase, response_ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[list[str], list[list[int]]]:
@@ -205,6 +192,7 @@ def reward_model_scores(
 def score_responses(
     reward_funcs: Sequence[PreTrainedModel | Callable],
     *,
+    policy_tokenizer: PreTrainedTokenizerBase | None = None,
     tokenizers: Sequence[PreTrainedTokenizerBase | None],
     prompts: list,
     columns: dict[str, list],
@@ -217,10 +205,11 @@ def score_responses(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Score of each response by each of F reward functions.
 
-    A model without a tokenizer of its own here reads the ids themselves, prompt and response in one row, without ids
-    for which it has no embedding: a policy whose embeddings are padded further can sample them, and they stand for no
-    text. One with a tokenizer reads the text, through its own chat template for messages, else with its end-of-text
-    token behind a response that `ended` by itself.
+    A model without a tokenizer of its own here reads the ids themselves, prompt and response in one row as
+    [`scored_rows`] makes it with `policy_tokenizer`, without ids for which it has no embedding: a policy whose
+    embeddings are padded further can sample them, and they stand for no text. One with a tokenizer reads the text,
+    through its own chat template for messages, else with its end-of-text token behind a response that `ended` by
+    itself. Special tokens that a policy wrote as text are text to it.
 
     A function is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and
     may be async. None leaves its term out.
@@ -232,15 +221,17 @@ def score_responses(
         InputError: A function returned another number of scores than there are completions, or what is no number.
     """
     terms, given = [], []
+    options = template_rows(columns, len(prompts))
     for func, tokenizer in zip(reward_funcs, tokenizers, strict=True):
         if isinstance(func, nn.Module):
             if tokenizer is None:
                 known = func.get_input_embeddings().num_embeddings
-                pairs = zip(prompt_rows, completion_ids, strict=True)
-                rows = [[i for i in prompt + response if i < known] for prompt, response in pairs]
+                rows = scored_rows(policy_tokenizer, prompts, prompt_rows, completion_ids, options=options)
+                rows = [[i for i in row if i < known] for row in rows]
             else:
-                texts = zip(prompts, completions, ended, strict=True)
-                rows = [encode_text(tokenizer, prompt + response, ended=end) for prompt, response, end in texts]
+                responses = [break_special_tokens(tokenizer, response) for response in completions]
+                texts = zip(map(whole_text, prompts, responses), ended, options, strict=True)
+                rows = [encode_text(tokenizer, text, ended=end, **more) for text, end, more in texts]
             terms.append(reward_model_scores(func, rows, batch_size=batch_size, by_length=by_length).cpu())
             given.append(torch.ones(len(rows), dtype=torch.bool))
             continue

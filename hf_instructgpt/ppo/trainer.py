@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object, set_seed
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -52,6 +52,7 @@ from ..errors import InputError
 from ..hub.cards import CardMixin
 from ..resuming.checkpoint import RANK_STATE_FILE
 from ..resuming.resumable import ResumableTrainer
+from ..text import as_completion, encode_row
 from .actor_critic import (
     VALUE_MODEL_FOLDER,
     ActorCritic,
@@ -69,6 +70,7 @@ from .checks import (
     check_kinds,
     check_optimizer,
     check_policy,
+    check_precision,
     check_processes,
     check_prompts,
     check_reference,
@@ -107,14 +109,13 @@ from .rollout import (
     Rollout,
     batches_by_length,
     decode_responses,
-    encode_prompt,
     model_inputs,
     response_logits,
     reward_names,
     score_responses,
     widths,
 )
-from .sampler import RolloutSampler
+from .sampler import RolloutSampler, prompts_in_memory
 from .server import ServerGenerator
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
@@ -138,7 +139,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, that gets the
             data set's other columns. None leaves its term out; a response without any term is dropped and counted.
         args ([`PPOConfig`], *optional*): The options.
-        train_dataset ([`~datasets.Dataset`]): Rows with a column `prompt`, text or messages.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with a column `prompt`, text or
+            messages. Of a stream, as many rows as `max_steps` needs are read at the start and kept.
         eval_dataset ([`~datasets.Dataset`] or a `dict` of these, *optional*): The same, for `evaluate` and the token
             log.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): The policy's tokenizer; from the
@@ -177,7 +179,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         model: "str | PreTrainedModel | PeftModel",
         reward_funcs,
         args: PPOConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
@@ -218,6 +220,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         )
         self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
         check_reward_funcs(model, self.reward_funcs, self.reward_weights)
+        train_dataset = prompts_in_memory(train_dataset, args)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             check_prompts(name, dataset, model, processing_class, args)
@@ -236,6 +239,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             self.ref_model = independent_copy(model)
         policy = add_lora(model, peft_config, task_type="CAUSAL_LM") if peft_config is not None else model
         check_adapter(policy)
+        check_precision("the policy", policy, args)
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
         speed_up(args, actor_critic, ref_model=self.ref_model, reward_funcs=self.reward_funcs)
@@ -302,7 +306,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         pairs = zip(self.reward_funcs, self.reward_tokenizers, strict=True)
         same_tokens = [func for func, tokenizer in pairs if isinstance(func, nn.Module) and tokenizer is None]
         trust = {"trust_remote_code": args.trust_remote_code}
-        return make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
+        critic = make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
+        if critic.backbone is not None:
+            check_precision("the critic", critic.backbone, args)
+        return critic
 
     def _prepare_frozen_models(self) -> None:
         if self.is_fsdp_enabled:
@@ -482,7 +489,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         was_training = actor_critic.training
         actor_critic.eval()
         rows = [row for row in rows for _ in range(num_generations)]
-        prompt_rows = [encode_prompt(self.processing_class, row["prompt"]) for row in rows]
+        prompt_rows = [encode_row(self.processing_class, row) for row in rows]
         prompt_ids, prompt_mask, response_ids, mask = self._sample(prompt_rows)
         scores, score_terms, dropped = self._score(rows, prompt_rows, response_ids, mask)
         mask = mask & ~dropped.unsqueeze(-1)
@@ -575,15 +582,15 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         """Scores `(B,)` (weighted sum less the penalty for a missing end), terms `(B, F)`, and whom to drop `(B,)`."""
         texts, completion_ids = decode_responses(self.processing_class, response_ids, mask)
         prompts = [row["prompt"] for row in rows]
-        messages = isinstance(prompts[0], list)
         ended = ends_with_stop(response_ids, mask=mask, stop_token_ids=self.generation_config.eos_token_id)
         terms, given = score_responses(
             self.reward_funcs,
+            policy_tokenizer=self.processing_class,
             tokenizers=self.reward_tokenizers,
             prompts=prompts,
             columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
             prompt_rows=prompt_rows,
-            completions=[[{"role": "assistant", "content": text}] for text in texts] if messages else texts,
+            completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
             completion_ids=completion_ids,
             ended=ended.tolist(),
             batch_size=self.args.per_device_train_batch_size,

@@ -5,8 +5,8 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.formats import whole_text
-from ..ppo.rollout import encode_text, reward_model_scores
+from ..ppo.rollout import reward_model_scores
+from ..text import encode_text, template_options, whole_text
 
 # Enough for a mean: its standard error is then a thirtieth of the scores' spread.
 MAX_DEMONSTRATIONS = 1024
@@ -40,7 +40,7 @@ def calibrate(
     model.eval()
     num_rows = min(len(demonstrations), MAX_DEMONSTRATIONS)
     demonstrations = demonstrations.select([i * len(demonstrations) // num_rows for i in range(num_rows)])
-    rows = [encode_text(tokenizer, _text(row), ended=True) for row in demonstrations]
+    rows = [encode_text(tokenizer, _text(row), ended=True, **template_options(row)) for row in demonstrations]
     rows = [ids if max_length is None else ids[-max_length:] for ids in rows]
     bias = -reward_model_scores(model, rows, batch_size=batch_size).cpu().double().mean().item()
     if hasattr(model, "score_bias") and not is_peft_model(model):

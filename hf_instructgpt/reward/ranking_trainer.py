@@ -10,12 +10,14 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
-from ..data.formats import as_ranking, check_columns, whole_text
+from ..data.formats import as_ranking, check_columns
+from ..data.shapes import shaped
 from ..errors import InputError
 from ..hub.cards import CardMixin
+from ..ppo.checks import check_precision
 from ..ppo.generation import pad_rows
-from ..ppo.rollout import encode_prompt, encode_text
 from ..resuming.resumable import ResumableTrainer
+from ..text import encode_row, encode_text, template_options, whole_text
 from .calibration import calibrate
 
 logger = logging.get_logger(__name__)
@@ -103,24 +105,25 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         if calibration_dataset is not None:
             check_columns(calibration_dataset, "sft", source="`calibration_dataset`")
         super().__init__(model, args, processing_class=processing_class, **kwargs)
+        check_precision("the reward model", self.model, args)
         self.calibration_dataset = calibration_dataset
         # Only now: RewardTrainer has given a padding token to a tokenizer without one.
         self.data_collator = RankingCollator(processing_class.pad_token_id)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args: RewardConfig, dataset_name: str) -> Dataset:
-        if "response_ids" in dataset.column_names:
+        if "response_ids" in dataset.column_names and "prompt" not in dataset.column_names:
             return dataset
+        dataset = shaped(dataset, "reward", source=f"`{dataset_name}_dataset`")
         kind = "ranking" if "ranks" in dataset.column_names else "preference"
         check_columns(dataset, kind, source=f"`{dataset_name}_dataset`")
-        eos, max_length = processing_class.eos_token or "", args.max_length
+        max_length = args.max_length
 
         def tokenize(row: dict) -> dict:
             prompt, responses, ranks = as_ranking(row)
             texts = [whole_text(prompt, response) for response in responses]
-            texts = [text.removesuffix(eos) if isinstance(text, str) else text for text in texts]
-            ids = [encode_text(processing_class, text, ended=True) for text in texts]
+            ids = [encode_text(processing_class, text, ended=True, **template_options(row)) for text in texts]
             too_long = [len(some) - max_length for some in ids if max_length is not None and len(some) > max_length]
-            prompt_length = len(encode_prompt(processing_class, prompt)) if too_long else 0
+            prompt_length = len(encode_row(processing_class, row)) if too_long else 0
             return {
                 "response_ids": [some if max_length is None else some[-max_length:] for some in ids],
                 "ranks": ranks,
@@ -139,12 +142,12 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         if not with_pairs:
             raise InputError(
                 f"`{dataset_name}_dataset`: no row has two responses that differ in rank and, within max_length = "
-                f"{max_length} tokens, in text: there is nothing to learn."
+                f"{max_length}, in tokens: there is nothing to learn."
             )
         if len(with_pairs) < len(dataset):
             logger.warning(
                 f"{dataset_name}: {len(dataset) - len(with_pairs)} of {len(dataset)} rows were left out: all their "
-                "responses tie or are the same."
+                "responses tie or are the same tokens (cut, or unknown characters of the tokenizer)."
             )
             dataset = dataset.select(with_pairs)
         names = {"response_ids", "ranks", "margin"}

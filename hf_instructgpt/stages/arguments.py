@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import torch
-import yaml
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
-from ..ppo.config import PPOConfig
+from ..ppo.config import PPOConfig, check_ranges
+from .config_file import PATHS, locate_function, read_yaml
 
 # What `selection_reward_model` asks for; what is set by hand wins.
 SELECTION_OPTIONS = {
@@ -27,15 +27,8 @@ SELECTION_OPTIONS = {
     "metric_for_best_model": "score",
     "greater_is_better": True,
 }
-# Options of every trainer that fail late, or not at all, outside these bounds.
-BOUNDS = {
-    "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, float("inf"))),
-    **dict.fromkeys(("gradient_accumulation_steps", "max_length"), (1, float("inf"))),
-    **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"), (0, float("inf"))),
-    "num_train_epochs": (0.01, float("inf")),
-    "max_steps": (-1, float("inf")),
-}
+# Options by the names that they had, or have elsewhere.
+RENAMED = {"torch_dtype": "dtype", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
 
 
 @dataclass
@@ -56,6 +49,16 @@ class StageArguments:
             "All rows of a prompt go together; which prompts follows from them alone, in every stage and run."
         },
     )
+    column_map: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Names for the columns of the data set, as `question=prompt,reply=completion` or, in a file, as a "
+            "mapping of its names to ours. The verb `data` shows what a data set is read as."
+        },
+    )
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Read the first so many rows of each split, as a stream, and no others."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace an earlier result in `output_dir`. Without it, that is an error."}
     )
@@ -70,10 +73,46 @@ class StageArguments:
         fraction = self.dataset_test_fraction
         if fraction is not None and not 0 < fraction < 1:
             raise InputError(f"`dataset_test_fraction` must lie between 0 and 1, not {fraction}.")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise InputError(f"`max_rows` must be 1 or more, not {self.max_rows}.")
+        self.column_map = parse_column_map(self.column_map)
 
 
 @dataclass
-class SFTArguments(StageArguments):
+class PromptArguments(StageArguments):
+    """Arguments of the stages whose rows hold prompts to be answered."""
+
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Skip rows whose prompts have more tokens. Default: a prompt that does not fit is refused."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the data set as a stream, and of each split only as many rows as `max_steps` needs, or "
+            "`max_rows`. The rows are kept in memory, so that a resumed run reads the same ones."
+        },
+    )
+
+
+def parse_column_map(value: dict | str | None) -> dict[str, str] | None:
+    """A `column_map` as a mapping. Raises `InputError` if it is none."""
+    if isinstance(value, str):
+        try:
+            value = (
+                json.loads(value) if value.lstrip().startswith("{") else dict(x.split("=") for x in value.split(","))
+            )
+        except ValueError:
+            raise InputError(
+                f"`column_map`: {value!r} is not of the form `question=prompt,reply=completion`."
+            ) from None
+    if value and len(set(value.values())) < len(value):
+        raise InputError(f"`column_map`: two columns have one name in {value}.")
+    return value or None
+
+
+@dataclass
+class SFTArguments(PromptArguments):
     """Arguments of `hf-instructgpt sft`. Without `model_name_or_path` a new CharGPT is made."""
 
     selection_reward_model: str | None = field(
@@ -118,14 +157,15 @@ class RewardArguments(StageArguments):
 
 
 @dataclass
-class PPOArguments(StageArguments):
+class PPOArguments(PromptArguments):
     """Arguments of `hf-instructgpt ppo`."""
 
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Reward models (Hub ids or folders) and Python functions (dotted paths such as "
-            "`my_rewards.length`), added up with `reward_weights`."
+            "help": "Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length` or dotted, "
+            "`my_rewards.length`; the file lies beside the config file that names it, else in the current folder, or "
+            "is an installed package's), added up with `reward_weights`."
         },
     )
     value_model: str | None = field(
@@ -170,42 +210,6 @@ class StageParser(TrlParser):
         raise InputError(re.sub(r"^argument --(\w+)\S*:", r"`\1`:", message))
 
 
-def read_yaml(path: str | Path) -> dict:
-    """A YAML file's mapping. Raises `InputError` for a missing, broken or different file."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"the config file {path} does not exist.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a mapping of options to values, not {type(content).__name__}.")
-    return content
-
-
-def check_keys(config: dict, types: dict[str, type], *, source: str) -> None:
-    """Check a config's own keys: that each is known, and its value of the key's type (a float's may be whole).
-
-    Raises:
-        InputError: It names `source`, the key and what there is.
-    """
-    for key, value in config.items():
-        if key not in types:
-            close = difflib.get_close_matches(str(key), types, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else "is this a config for `hf-instructgpt sft|reward|ppo`?"
-            raise InputError(f"{source}: unknown key `{key}`; {hint} The file may have {', '.join(types)}.")
-        kind, (item_kind,) = get_origin(types[key]) or types[key], get_args(types[key]) or (None,)
-        if not _is(value, kind) or (item_kind and not all(_is(item, item_kind) for item in value)):
-            name = kind.__name__ if item_kind is None else f"{kind.__name__} of {item_kind.__name__}"
-            raise InputError(f"{source}: `{key}` must be of type {name}, not {value!r}.")
-
-
-def _is(value, kind: type) -> bool:
-    """Whether a YAML value is of this kind: True is no number, a whole number may stand for a float."""
-    return isinstance(value, (kind, int) if kind is float else kind) and not isinstance(value, bool)
-
-
 def parse_stage(
     stage: str, argv: list[str]
 ) -> tuple[StageArguments, SFTConfig | RewardConfig | PPOConfig, ModelConfig]:
@@ -235,7 +239,7 @@ def parse_options(
     )
     if not torch.accelerator.is_available():
         # TRL trains in bfloat16 unless told otherwise, and refuses to on a machine without an accelerator.
-        parser.set_defaults(bf16=False, use_cpu=True)
+        parser.set_defaults(bf16=False, use_cpu=True, dataloader_pin_memory=False)
     hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
     known = {f.name for cls in classes for f in fields(cls) if f.init}
     flags, defaults = [], {}
@@ -261,7 +265,9 @@ def parse_options(
             # The name that every transformers knows; TRL's own defaults use it too.
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
+        _set_max_rows(*parsed[:2])
         for part in parsed:
+            _spell_out(part, options)
             _check_values(part)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
@@ -298,7 +304,43 @@ def _as_flags(key: str, value, hint) -> list[str]:
         return [f"--{key}", *map(str, value)] if get_origin(hint) is list or not _takes(str, hint) else []
     if isinstance(value, dict):
         value = json.dumps(value)
+    if value is False and not _takes(bool, hint):
+        value = "no"  # as it stood in the file
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig) -> None:
+    """A stream's rows are as many as the steps read, unless `max_rows` says how many."""
+    if not getattr(args, "streaming", False) or args.max_rows is not None:
+        return
+    if training_args.max_steps < 1:
+        raise InputError("`streaming` needs `max_steps`, or `max_rows`: a stream has no end that is known.")
+    if isinstance(training_args, PPOConfig):
+        args.max_rows = training_args.num_prompts
+        return
+    if training_args.packing:
+        raise InputError("`streaming` with `packing` needs `max_rows`: how many texts a row holds is not known.")
+    args.max_rows = training_args.max_steps * training_args.train_batch_size * training_args.world_size
+    args.max_rows *= training_args.gradient_accumulation_steps
+
+
+def _spell_out(args: object, options: dict) -> None:
+    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file.
+
+    A function that the file's `options` do not name is looked for in the current folder.
+    """
+    for name in PATHS:
+        value = getattr(args, name, None)
+        expanded = [str(Path(v).expanduser()) if v.startswith("~") else v for v in _as_list(value)]
+        if expanded:
+            setattr(args, name, expanded if isinstance(value, list) else expanded[0])
+    if isinstance(args, PPOArguments):
+        known = _as_list(options.get("reward_funcs"))
+        args.reward_funcs = [func if func in known else locate_function(func, "") for func in args.reward_funcs]
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _check_values(args: object) -> None:
@@ -310,12 +352,7 @@ def _check_values(args: object) -> None:
 
 
 def _check_training_arguments(training_args: TrainingArguments) -> None:
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(training_args, name, None)
-        if value is not None and not low <= value <= high:
-            raise InputError(
-                f"`{name}` must be {low} or more{f', at most {high}' if name == 'seed' else ''}, not {value}."
-            )
+    check_ranges(training_args)
     for name in ("model_init_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
         value = getattr(training_args, name)
         if value is not None and not isinstance(value, dict):
@@ -325,6 +362,10 @@ def _check_training_arguments(training_args: TrainingArguments) -> None:
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
     if training_args.hub_token is not None:
         raise InputError("`hub_token` is not used here, so that no file holds it: log in with `hf auth login`.")
+    if any("token" in name for name in training_args.model_init_kwargs or {}):
+        raise InputError(
+            "`model_init_kwargs` may not hold a token, so that no file holds it: log in with `hf auth login`."
+        )
     if training_args.resume_from_checkpoint is not None:
         raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
     if Path(training_args.output_dir).name in ("", ".."):
@@ -337,7 +378,7 @@ def _suggest(stage: str, key: str, known: set[str]) -> str:
     for other, classes in STAGES.items() if stage in STAGES else ():
         if other != stage and any(key == f.name for cls in classes for f in fields(cls)):
             return f"It is an option of `hf-instructgpt {other}`: is this a config for another stage?"
-    close = difflib.get_close_matches(key, known, n=1)
+    close = [RENAMED[key]] if key in RENAMED else difflib.get_close_matches(key, known, n=1)
     if close:
         return f"Did you mean `{close[0]}`?"
     return f"See `hf-instructgpt {stage} --help`." if stage in STAGES else f"{stage} has none of that name."

@@ -112,9 +112,10 @@ def _facts(folder: Path, made: Made, state: dict) -> dict:
 
 def _compared(made: Made, metrics: dict) -> list[EvalResult]:
     """PPO beside SFT, on sampled answers to held-out prompts."""
+    by = "by the reward model" if list(metrics.get("optimised", {"reward": 1.0})) == ["reward"] else "as optimised"
     numbers = {
-        ("score", "mean score by the reward model"): "score_ppo",
-        ("score_before", "mean score by the reward model, of SFT"): "score_sft",
+        ("score", f"mean score {by}"): "score_ppo",
+        ("score_before", f"mean score {by}, of SFT"): "score_sft",
         ("win_rate", "share of prompts in which the judge prefers it to SFT"): "gold_win_rate",
         ("accuracy", "share of answers exactly correct by the judge"): "correct_ppo",
         ("kl", "KL to the model it started from, nats a response"): "kl",

@@ -13,7 +13,7 @@ from ..ppo.checks import check_launch
 from ..ppo.config import PPOConfig
 from .arguments import StageArguments
 from .cards import made_by_stage, write_stage_card
-from .inputs import load_rows
+from .data import load_rows, within_prompt_length
 from .output import Work, stage_output
 from .push import push_stage
 from .samples import AnsweredSamples, scored_samples
@@ -70,6 +70,7 @@ def _train(trainer: Trainer, kind: str, args: StageArguments, work: Work, *, out
     """Train, save, and describe what came out."""
     dataset = load_rows(args, kind)
     rows = dataset[args.dataset_test_split if args.dataset_test_split in dataset else args.dataset_train_split]
+    rows = within_prompt_length(rows, args, trainer.processing_class)
     answered = AnsweredSamples(trainer, rows) if kind != "reward" else None
     work.begin()
     with chdir("."):  # a reward function may leave for another folder
@@ -77,7 +78,7 @@ def _train(trainer: Trainer, kind: str, args: StageArguments, work: Work, *, out
     trainer.save_model(_internal_call=True)  # else it would push what is not in its place yet
     trainer.save_state()
     if answered is not None:
-        known = {"prompt": answered.prompts[0], "max_new_tokens": answered.max_new_tokens}
+        known = {"prompt": answered.rows[0]["prompt"], "max_new_tokens": answered.max_new_tokens}
         samples = answered.finish()
     else:
         known, samples = {"prompt": rows[0]["prompt"]}, scored_samples(trainer, rows)

@@ -9,8 +9,9 @@ from trl.models import unwrap_model_for_generation
 from ..hub.cards import CardMixin
 from ..ppo.functional import ends_with_stop
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
-from ..ppo.rollout import decode_responses, encode_prompt, score_responses
+from ..ppo.rollout import decode_responses, score_responses
 from ..resuming.resumable import ResumableTrainer
+from ..text import as_completion, encode_row
 from .samples import seeded
 
 
@@ -31,7 +32,7 @@ class SelectingSFTTrainer(CardSFTTrainer):
     Args:
         reward_model (`PreTrainedModel`): A sequence-classification model with one label.
         reward_tokenizer (`PreTrainedTokenizerBase`, *optional*): Its tokenizer; None: it reads the policy's ids.
-        prompts (`list`): Texts or message lists.
+        rows (`list[dict]`): Each with a `prompt`, text or messages, and what the chat template gets beside it.
         max_new_tokens (`int`): Most tokens of an answer.
         kwargs: As for [`~trl.SFTTrainer`].
     """
@@ -41,13 +42,13 @@ class SelectingSFTTrainer(CardSFTTrainer):
         *,
         reward_model: PreTrainedModel,
         reward_tokenizer: PreTrainedTokenizerBase | None,
-        prompts: list,
+        rows: list[dict],
         max_new_tokens: int,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.reward_model, self.reward_tokenizer = reward_model.to(self.accelerator.device), reward_tokenizer
-        self.prompts, self.max_new_tokens = prompts, max_new_tokens
+        self.rows, self.max_new_tokens = rows, max_new_tokens
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         # Not in `evaluate`: here log and callbacks, an early stop for one, get the score with the other metrics.
@@ -65,32 +66,32 @@ class SelectingSFTTrainer(CardSFTTrainer):
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
         ):
             # All processes answer equally often: sharded weights are gathered by all of them together.
-            for start in range(0, len(self.prompts), size * args.world_size):
-                mine = self.prompts[start : start + size * args.world_size][args.process_index :: args.world_size]
-                scores = self._scores(model, mine or self.prompts[:1])[: len(mine)]
+            for start in range(0, len(self.rows), size * args.world_size):
+                mine = self.rows[start : start + size * args.world_size][args.process_index :: args.world_size]
+                scores = self._scores(model, mine or self.rows[:1])[: len(mine)]
                 sums += torch.tensor([scores.sum(), len(mine)], device=device)
         total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
         return total / count
 
-    def _scores(self, model: PreTrainedModel, prompts: list) -> torch.Tensor:
-        """Score of one sampled answer to each prompt, `(B,)`."""
-        tokenizer = self.processing_class
+    def _scores(self, model: PreTrainedModel, some: list[dict]) -> torch.Tensor:
+        """Score of one sampled answer to each row's prompt, `(B,)`."""
+        tokenizer, prompts = self.processing_class, [row["prompt"] for row in some]
         config = sampling_config(model, tokenizer, max_new_tokens=self.max_new_tokens)
-        rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        rows = [encode_row(tokenizer, row) for row in some]
         batch = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=self.accelerator.device)
         with self.accelerator.autocast():
             response_ids, mask = generate_responses(model, *batch, generation_config=config)
         texts, completion_ids = decode_responses(tokenizer, response_ids, mask)
-        messages = isinstance(prompts[0], list)
         terms, _ = score_responses(
             [self.reward_model],
+            policy_tokenizer=tokenizer,
             tokenizers=[self.reward_tokenizer],
             prompts=prompts,
-            columns={},
+            columns={name: [row[name] for row in some] for name in some[0]},
             prompt_rows=rows,
-            completions=[[{"role": "assistant", "content": text}] for text in texts] if messages else texts,
+            completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
             completion_ids=completion_ids,
             ended=ends_with_stop(response_ids, mask=mask, stop_token_ids=config.eos_token_id).tolist(),
-            batch_size=len(prompts),
+            batch_size=len(some),
         )
         return terms[:, 0]

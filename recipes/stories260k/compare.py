@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
 from hf_instructgpt.ppo.generation import generate_responses, pad_rows, sampling_config
-from hf_instructgpt.ppo.rollout import decode_responses, encode_prompt, response_logprobs
+from hf_instructgpt.ppo.rollout import decode_responses, response_logprobs
+from hf_instructgpt.text import encode_prompt
 
 from .rewards import sentiment
 

@@ -1,0 +1,143 @@
+"""YAML files of options: read strictly, with paths and Python files that may stand beside the file."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from ..data import SAMPLE_DATASETS
+from ..errors import InputError
+
+# Options whose values are paths (or Hub ids): looked for beside the config file first, then from the current folder.
+PATHS = (
+    *("dataset_name", "model_name_or_path", "value_model", "reward_funcs", "calibration_dataset_name"),
+    *("pretraining_dataset_name", "ptx_dataset_name", "selection_reward_model"),
+)
+# Options that name functions.
+CODE = ("reward_funcs", "judge")
+# Names with a meaning of their own.
+KEYWORDS = {*SAMPLE_DATASETS, "shared", "reward"}
+# More values than any config has; aliases of aliases can stand for millions.
+MAX_VALUES = 10_000
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads numbers as YAML 1.2 does: `1e-6` is one, `010` no octal."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key `{key.value}` is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_NUMBERS[0], re.compile(r"[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _NUMBERS[1],
+    re.compile(
+        r"([-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(path: str | Path) -> dict:
+    """A YAML file's mapping, its relative paths resolved.
+
+    Raises:
+        InputError: The file is missing, broken, or no mapping; or it gives a key twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"the config file {path} does not exist.")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except RecursionError as error:
+        raise InputError(f"{path} is not valid YAML: it is nested too deeply.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold a mapping of options to values, not {type(content).__name__}.")
+    _check_size(content, path)
+    return _resolved(content, path.parent)
+
+
+def _check_size(content: dict, path: Path) -> None:
+    count, left = 0, [content]
+    while left:
+        value, count = left.pop(), count + 1
+        if count > MAX_VALUES:
+            raise InputError(f"{path} stands for more than {MAX_VALUES} values: its aliases contain each other.")
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _resolved(content: dict, folder: Path) -> dict:
+    """The mapping with each path that exists beside the config file spelled from there."""
+
+    def resolved(key: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolved(key, item) for item in value]
+        if not isinstance(value, str) or not value or value in KEYWORDS:
+            return value
+        if key in PATHS and (folder / value).exists():
+            return str(folder / value)
+        return locate_function(value, folder) if key in CODE else value
+
+    return {
+        key: _resolved(value, folder)
+        if isinstance(value, dict)
+        else resolved(key, value)
+        if key in (*PATHS, *CODE)
+        else value
+        for key, value in content.items()
+    }
+
+
+def locate_function(name: str, folder: str | Path) -> str:
+    """A function's name, `FILE.py:FUNCTION` or a dotted path, with its file in `folder` spelled out.
+
+    A dotted path without such a file stays as it is: it is one of an installed package.
+    """
+    path, _, function = name.rpartition(":")
+    if path.endswith(".py"):
+        return f"{Path(folder, Path(path).expanduser())}:{function}"
+    if re.fullmatch(r"\w+(\.\w+)+", name):
+        *parts, function = name.split(".")
+        module = Path(folder, *parts)
+        for file in (module.with_name(f"{module.name}.py"), module / "__init__.py"):
+            if file.is_file():
+                return f"{file}:{function}"
+    return name
+
+
+def check_keys(config: dict, types: dict[str, type], *, source: str) -> None:
+    """Check a config's own keys: that each is known, and its value of the key's type (a float's may be whole).
+
+    Raises:
+        InputError: It names `source`, the key and what there is.
+    """
+    for key, value in config.items():
+        if key not in types:
+            close = difflib.get_close_matches(str(key), types, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "is this a config for `hf-instructgpt sft|reward|ppo`?"
+            raise InputError(f"{source}: unknown key `{key}`; {hint} The file may have {', '.join(types)}.")
+        kind, (item_kind,) = get_origin(types[key]) or types[key], get_args(types[key]) or (None,)
+        if not _is(value, kind) or (item_kind and not all(_is(item, item_kind) for item in value)):
+            name = kind.__name__ if item_kind is None else f"{kind.__name__} of {item_kind.__name__}"
+            raise InputError(f"{source}: `{key}` must be of type {name}, not {value!r}.")
+
+
+def _is(value, kind: type) -> bool:
+    """Whether a YAML value is of this kind: True is no number, a whole number may stand for a float."""
+    return isinstance(value, (kind, int) if kind is float else kind) and not isinstance(value, bool)

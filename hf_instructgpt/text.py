@@ -1,0 +1,198 @@
+"""Prompts and whole texts as token ids, the same way in each stage: what a policy answers and a reward model reads."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .errors import InputError
+
+# Columns of a row that the chat template gets beside its messages, as in TRL.
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+
+Text = str | list[dict]
+
+
+def template_options(row: dict[str, Any]) -> dict[str, Any]:
+    """What the chat template gets beside a row's messages: its `tools` and its `chat_template_kwargs`.
+
+    Arrow fills fields that only other rows have with None; those are left out.
+    """
+    tools = row.get("tools")
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    return {"tools": _without_none(tools) or None, **(_without_none(row.get("chat_template_kwargs")) or {})}
+
+
+def template_rows(columns: dict[str, list], count: int) -> list[dict[str, Any]]:
+    """[`template_options`] of `count` rows that are given by column."""
+    columns = {name: columns[name] for name in TEMPLATE_COLUMNS if name in columns}
+    return [template_options({name: column[i] for name, column in columns.items()}) for i in range(count)]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text, **options: Any) -> list[int]:
+    """Ids of a prompt, ready to be answered.
+
+    Messages go through the chat template. A last message of the assistant is continued; behind any other, the
+    template opens the assistant's turn. Text is taken as it is, with the beginning-of-text token that the tokenizer
+    puts before it, once, and without an end-of-text token that the tokenizer puts behind it.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The policy's.
+        prompt (`str` or `list[dict]`): Text or messages.
+        options: For the chat template, as [`template_options`] gives them.
+    """
+    if not isinstance(prompt, str):
+        continues = bool(prompt) and prompt[-1].get("role") == "assistant"
+        return tokenizer.apply_chat_template(
+            prompt,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            tokenize=True,
+            return_dict=False,
+            **options,
+        )
+    ids, written = _encode(tokenizer, prompt), _count_end(prompt, tokenizer.eos_token)
+    return ids[: len(ids) - _count_end(ids, tokenizer.eos_token_id) + written]
+
+
+def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
+    """[`encode_prompt`] of a data set's row: its `prompt`, with its `tools` and `chat_template_kwargs`."""
+    return encode_prompt(tokenizer, row["prompt"], **template_options(row))
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, *, ended: bool, **options: Any) -> list[int]:
+    """Ids of a whole text, prompt and response, as a reward model is trained on it.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The reward model's.
+        text (`str` or `list[dict]`): Text or messages, see [`whole_text`].
+        ended (`bool`): Whether a text gets an end-of-text token behind it. Messages end as the chat template says.
+        options: For the chat template, as [`template_options`] gives them.
+    """
+    if not isinstance(text, str):
+        return tokenizer.apply_chat_template(text, tokenize=True, return_dict=False, **options)
+    if ended and tokenizer.eos_token:
+        text = text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
+    ids = _encode(tokenizer, text)
+    doubled = max(_count_end(ids, tokenizer.eos_token_id) - _count_end(text, tokenizer.eos_token), 0) * ended
+    return ids[: len(ids) - doubled]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+    return tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
+
+
+def _count_end(sequence: str | list[int], end: str | int | None) -> int:
+    """How many times a text ends with a token, or a row of ids with an id."""
+    if end is None or isinstance(sequence, str):
+        return 0 if not end else (len(sequence) - len(re.sub(f"(?:{re.escape(end)})+$", "", sequence))) // len(end)
+    return next((i for i, token in enumerate(reversed(sequence)) if token != end), len(sequence))
+
+
+def whole_text(prompt: Text, response: Text) -> Text:
+    """Prompt and response as one text or one list of messages.
+
+    A plain text that answers messages is the assistant's. A response to a prompt that ends with the assistant's
+    message goes on with that message.
+
+    Raises:
+        InputError: The prompt is text and the response messages.
+    """
+    if isinstance(prompt, str) and isinstance(response, list):
+        raise InputError("the prompt is text and the response messages: make both text, or both messages.")
+    if isinstance(prompt, list) and isinstance(response, str):
+        response = [{"role": "assistant", "content": response}]
+    if isinstance(prompt, list) and prompt and prompt[-1].get("role") == response[0].get("role") == "assistant":
+        first = {**response[0], "content": prompt[-1]["content"] + response[0]["content"]}
+        return [*prompt[:-1], first, *response[1:]]
+    return prompt + response
+
+
+def as_completion(prompt: Text, text: str) -> Text:
+    """A sampled text in the form of its prompt: text, or one message of the assistant."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
+def scored_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Text],
+    prompt_ids: Sequence[list[int]],
+    completion_ids: Sequence[list[int]],
+    *,
+    options: Sequence[dict[str, Any]] | None = None,
+) -> list[list[int]]:
+    """Prompt and response of each row as ids, as a reward model of the policy's vocabulary is trained on them.
+
+    Many chat templates write something behind the token that ends a turn (ChatML a newline), and a reward model is
+    trained, and read, at the last token of the whole conversation. A policy stops at the token that ends its turn, so
+    that what the template writes behind it is added here. A response that ends otherwise stays as it is.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): The policy's.
+        prompts (`Sequence`): Texts or message lists.
+        prompt_ids, completion_ids (`Sequence[list[int]]`): Their ids and those of the responses.
+        options (`Sequence[dict]`, *optional*): What the template gets for each row, see [`template_options`].
+    """
+    ends: dict[str, tuple[int | None, list[int]]] = {}
+    rows = []
+    for i, (prompt, ids, response) in enumerate(zip(prompts, prompt_ids, completion_ids, strict=True)):
+        row = ids + response
+        if not isinstance(prompt, str) and response:
+            row_options = options[i] if options else {}
+            key = json.dumps(row_options, sort_keys=True, default=str)
+            if key not in ends:
+                ends[key] = _turn_end(tokenizer, prompt, row_options)
+            end, behind = ends[key]
+            row = row + behind if response[-1] == end else row
+        rows.append(row)
+    return rows
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], options: dict) -> tuple[int | None, list[int]]:
+    """The special token that ends the assistant's last turn, and the ids that the template writes behind it."""
+    mark = "answer"
+    text = tokenizer.apply_chat_template(whole_text(prompt, mark), tokenize=False, **options)
+    ids = tokenizer(text[text.rindex(mark) + len(mark) :], add_special_tokens=False)["input_ids"]
+    special = _special_tokens(tokenizer)
+    place = next((i for i, token in enumerate(ids) if token in special), None)
+    return (None, []) if place is None else (ids[place], ids[place + 1 :])
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Control tokens by id: those with a role, and all others that were added as special."""
+    added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+
+
+def break_special_tokens(tokenizer: PreTrainedTokenizerBase, text: Text) -> Text:
+    """Text or messages in which a special token that somebody typed is text: a space stands behind its first letter.
+
+    `</s>` becomes `< /s>`. The tokens that a chat template writes around the messages are not touched.
+    """
+    tokens = sorted((token for token in _special_tokens(tokenizer).values() if len(token) > 1), key=len, reverse=True)
+    if not tokens:
+        return text
+    pattern = re.compile("|".join(map(re.escape, tokens)))
+
+    def broken(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
+
+    if isinstance(text, str):
+        return broken(text)
+    return [{name: broken(value) if name == "content" else value for name, value in m.items()} for m in text]
+
+
+def holds_special_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text]) -> bool:
+    """Whether a message in `texts` holds a special token as text."""
+    return any(not isinstance(text, str) and break_special_tokens(tokenizer, text) != text for text in texts)

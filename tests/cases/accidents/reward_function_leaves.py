@@ -24,7 +24,7 @@ def check(folder: Path) -> None:
         assert (folder / name / "model.safetensors").is_file(), name
         assert (folder / name / "tokens.jsonl").is_file(), name
         assert Path.cwd() == folder.resolve()
-        sys.modules.pop(name)
+        sys.modules.pop(name, None)
 
     def leave(completions, **_):
         os.chdir(folder / "else")

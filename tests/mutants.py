@@ -936,6 +936,22 @@ MUTANTS = [
         f"{LAUNCH}test_a_stage_leaves_what_another_run_writes[False]",
     ),
     Mutant(
+        "35h",
+        "a character that looks like a line's end cuts a row of the token log",
+        f"{PPO}/token_log.py",
+        'errors="replace").split("\\n")[:-1]',
+        'errors="replace").splitlines()',
+        "tests/test_cases.py::test_case[accidents/token_log_lines]",
+    ),
+    Mutant(
+        "35i",
+        "resumed SFT counts its tokens anew",
+        f"{RESUMING}/resumable.py",
+        'self._total_train_tokens = state["num_tokens"]',
+        "pass",
+        "tests/test_cases.py::test_case[accidents/resumed_logs]",
+    ),
+    Mutant(
         "36a",
         "responses of equal rank are compared",
         f"{REWARD}/ranking_trainer.py",

@@ -8,6 +8,7 @@ import fsspec
 import pyarrow
 from datasets import Dataset, DatasetDict, Features, Json, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.json.json import Json as JsonBuilder
 
 from ..errors import InputError
 
@@ -48,7 +49,7 @@ def read_rows(name: str, config: str | None = None, *, max_rows: int | None = No
             return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
         if path.is_dir() and max_rows is None:
             builder = load_dataset_builder(str(path.resolve()), name=config)
-            if type(builder).__name__ == "Json":
+            if isinstance(builder, JsonBuilder):
                 files = builder.config.data_files
                 return DatasetDict({str(split): _read_json(map(Path, some)) for split, some in files.items()})
         return _load(str(path.resolve()) if path.is_dir() else name, max_rows, name=config)
@@ -74,6 +75,9 @@ def dataset_of(rows: list[dict]) -> Dataset:
             features[name] = Dataset.from_dict({name: values}).features[name] if is_plain else Json()
         except (pyarrow.ArrowException, OverflowError):
             features[name] = Json()
+        if isinstance(features[name], Json):
+            # Encoded here: `Json` takes a text that happens to be JSON, such as "0.5", for what it encodes.
+            columns[name] = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
     return Dataset.from_dict(columns, features=Features(features))
 
 
@@ -121,6 +125,8 @@ def _read_json(paths, max_rows: int | None = None) -> Dataset:
             if max_rows is not None and len(rows) >= max_rows:
                 break
             rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: there are no rows.")
     return dataset_of(rows)
 
 
@@ -141,6 +147,8 @@ def _json_rows(path: Path) -> Iterator[dict]:
                     if not isinstance(row, dict):
                         place = where or f", item {index}"
                         raise InputError(f"{path}{place}: a row must be a JSON object, not {type(row).__name__}.")
+                    if b"\\ud" in line.lower() or not where:
+                        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
                     yield row
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):

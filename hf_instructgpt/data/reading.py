@@ -137,24 +137,25 @@ def _json_rows(path: Path) -> Iterator[dict]:
         with fsspec.open(str(path), "rb", compression="infer") as file:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if not line.strip():
-                    continue
                 if number == 1 and line.lstrip().startswith(b"["):
-                    where, found = "", json.loads(line + file.read())
-                else:
-                    where, found = f", line {number}", [json.loads(line)]
-                for index, row in enumerate(found, start=1):
-                    if not isinstance(row, dict):
-                        place = where or f", item {index}"
-                        raise InputError(f"{path}{place}: a row must be a JSON object, not {type(row).__name__}.")
-                    if b"\\ud" in line.lower() or not where:
-                        json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-                    yield row
+                    line += file.read()
+                    yield from (_row(row, f"{path}, item {i}") for i, row in enumerate(json.loads(line), start=1))
+                elif line.strip():
+                    yield _row(json.loads(line), f"{path}, line {number}")
+    except (OSError, EOFError, ImportError) as error:
+        raise InputError(f"{path} cannot be read: {_line(error)}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        if isinstance(error, json.JSONDecodeError) and number == 1 and path.read_bytes()[:1] == b"{":
-            error = f"{error}; a file of rows is one JSON array, or one object per line"
-        raise InputError(f"{path}, line {number}: not valid JSON in UTF-8 ({error}).") from None
-    except (OSError, EOFError, ImportError) as error:
-        raise InputError(f"{path} cannot be read: {_line(error)}") from error
+        hint = "; a file of rows is one JSON array, or one object per line" if number == 1 else ""
+        raise InputError(f"{path}, line {number}: not valid JSON in UTF-8 ({error}){hint}.") from error
+
+
+def _row(row: object, place: str) -> dict:
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: a row must be a JSON object, not {type(row).__name__}.")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: half of a surrogate pair (\\ud800 to \\udfff) is no text in UTF-8.") from error
+    return row

@@ -14,7 +14,9 @@ from ..data.formats import as_ranking, check_columns
 from ..data.shapes import shaped
 from ..errors import InputError
 from ..hub.cards import CardMixin
+from ..ppo.checks import check_precision
 from ..ppo.generation import pad_rows
+from ..resuming.resumable import ResumableTrainer
 from ..text import encode_row, encode_text, template_options, whole_text
 from .calibration import calibrate
 
@@ -67,8 +69,8 @@ class RankingCollator:
         }
 
 
-class RankingRewardTrainer(CardMixin, RewardTrainer):
-    """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row.
+class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
+    """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row, with bit-exact resume.
 
     `loss = -mean over rows of 1/pairs * sum over pairs of log sigmoid(r_better - r_worse - margin)` (Ouyang et al.
     2022, eq. 1): all comparisons of a prompt in one batch element, one forward a response however many pairs it is in.
@@ -103,6 +105,7 @@ class RankingRewardTrainer(CardMixin, RewardTrainer):
         if calibration_dataset is not None:
             check_columns(calibration_dataset, "sft", source="`calibration_dataset`")
         super().__init__(model, args, processing_class=processing_class, **kwargs)
+        check_precision("the reward model", self.model, args)
         self.calibration_dataset = calibration_dataset
         # Only now: RewardTrainer has given a padding token to a tokenizer without one.
         self.data_collator = RankingCollator(processing_class.pad_token_id)

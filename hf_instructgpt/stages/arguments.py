@@ -15,8 +15,8 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
-from ..ppo.config import PPOConfig
-from .config_file import PATHS, read_yaml
+from ..ppo.config import PPOConfig, check_ranges
+from .config_file import PATHS, locate_function, read_yaml
 
 # What `selection_reward_model` asks for; what is set by hand wins.
 SELECTION_OPTIONS = {
@@ -29,15 +29,6 @@ SELECTION_OPTIONS = {
 }
 # Options by the names that they had, or have elsewhere.
 RENAMED = {"torch_dtype": "dtype", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
-# Options of every trainer that fail late, or not at all, outside these bounds.
-BOUNDS = {
-    "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, float("inf"))),
-    **dict.fromkeys(("gradient_accumulation_steps", "max_length"), (1, float("inf"))),
-    **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"), (0, float("inf"))),
-    "num_train_epochs": (0.01, float("inf")),
-    "max_steps": (-1, float("inf")),
-}
 
 
 @dataclass
@@ -172,8 +163,9 @@ class PPOArguments(PromptArguments):
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Reward models (Hub ids or folders) and Python functions (dotted paths such as "
-            "`my_rewards.length`), added up with `reward_weights`."
+            "help": "Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length` or dotted, "
+            "`my_rewards.length`; the file lies beside the config file that names it, else in the current folder, or "
+            "is an installed package's), added up with `reward_weights`."
         },
     )
     value_model: str | None = field(
@@ -275,7 +267,7 @@ def parse_options(
             parsed = parser.parse_args_and_config([*flags, *argv])
         _set_max_rows(*parsed[:2])
         for part in parsed:
-            _expand_home(part)
+            _spell_out(part, options)
             _check_values(part)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
@@ -312,8 +304,8 @@ def _as_flags(key: str, value, hint) -> list[str]:
         return [f"--{key}", *map(str, value)] if get_origin(hint) is list or not _takes(str, hint) else []
     if isinstance(value, dict):
         value = json.dumps(value)
-    if isinstance(value, bool) and not _takes(bool, hint):
-        value = "yes" if value else "no"  # YAML reads `no` as False
+    if value is False and not _takes(bool, hint):
+        value = "no"  # as it stood in the file
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
@@ -332,13 +324,19 @@ def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig) -> None:
     args.max_rows *= training_args.gradient_accumulation_steps
 
 
-def _expand_home(args: object) -> None:
-    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file."""
+def _spell_out(args: object, options: dict) -> None:
+    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file.
+
+    A function that the file's `options` do not name is looked for in the current folder.
+    """
     for name in PATHS:
         value = getattr(args, name, None)
         expanded = [str(Path(v).expanduser()) if v.startswith("~") else v for v in _as_list(value)]
         if expanded:
             setattr(args, name, expanded if isinstance(value, list) else expanded[0])
+    if isinstance(args, PPOArguments):
+        known = _as_list(options.get("reward_funcs"))
+        args.reward_funcs = [func if func in known else locate_function(func, "") for func in args.reward_funcs]
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
@@ -354,12 +352,7 @@ def _check_values(args: object) -> None:
 
 
 def _check_training_arguments(training_args: TrainingArguments) -> None:
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(training_args, name, None)
-        if value is not None and not low <= value <= high:
-            raise InputError(
-                f"`{name}` must be {low} or more{f', at most {high}' if name == 'seed' else ''}, not {value}."
-            )
+    check_ranges(training_args)
     for name in ("model_init_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
         value = getattr(training_args, name)
         if value is not None and not isinstance(value, dict):
@@ -369,6 +362,10 @@ def _check_training_arguments(training_args: TrainingArguments) -> None:
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
     if training_args.hub_token is not None:
         raise InputError("`hub_token` is not used here, so that no file holds it: log in with `hf auth login`.")
+    if any("token" in name for name in training_args.model_init_kwargs or {}):
+        raise InputError(
+            "`model_init_kwargs` may not hold a token, so that no file holds it: log in with `hf auth login`."
+        )
     if training_args.resume_from_checkpoint is not None:
         raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
     if Path(training_args.output_dir).name in ("", ".."):

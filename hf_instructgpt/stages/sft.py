@@ -12,10 +12,11 @@ from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..data.formats import form_of
 from ..errors import InputError
-from ..ppo.checks import check_reward_funcs, foreign_tokenizers
+from ..ppo.checks import check_precision, check_reward_funcs, foreign_tokenizers
 from ..ppo.models import load_reward_func
 from ..ppo.ptx import PretrainingText
 from ..text import TEMPLATE_COLUMNS, encode_row
+from .adapters import new_adapter
 from .arguments import SFTArguments
 from .data import check_fits, load_stage_datasets, load_text, within_prompt_length
 from .inputs import (
@@ -24,7 +25,6 @@ from .inputs import (
     load_config,
     load_options,
     load_tokenizer,
-    lora_config,
     model_source,
     peft_errors,
 )
@@ -119,6 +119,8 @@ def make_sft_trainer(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
+    if not model_args.use_peft:
+        check_precision("the model", model, training_args)
     train_dataset, eval_dataset = (rows and _columns_read(rows) for rows in (train_dataset, eval_dataset))
     selection = {}
     if args.selection_reward_model is not None and eval_dataset is not None:
@@ -130,7 +132,7 @@ def make_sft_trainer(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            peft_config=lora_config(model_args),
+            peft_config=new_adapter(model, model_args),
             **selection,
         )
     if training_args.max_length is not None and not training_args.packing:
@@ -211,6 +213,11 @@ def tokenizer_and_config(
     if model_args.model_name_or_path is not None:
         name, source = model_args.model_name_or_path, model_source(training_args, model_args)
         return load_tokenizer(name, **source), load_config(name, **source)
+    if model_args.use_peft:
+        raise InputError(
+            "`use_peft` needs `model_name_or_path`: an adapter is saved without the model that it belongs to, and a new "
+            "CharGPT is nowhere else."
+        )
     tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset))
     init_kwargs = training_args.model_init_kwargs or {}
     unknown = set(init_kwargs) - set(CharGPTConfig().to_dict())

@@ -172,3 +172,29 @@ def user(text: str) -> dict:
 def assistant(text: str) -> dict:
     """A turn of the assistant."""
     return {"role": "assistant", "content": text}
+
+
+def pipeline_file(
+    folder: Path, *, chat=False, ppo_rows=({},), model=None, sft=None, reward=None, ppo=None, **options
+) -> Path:
+    """A pipeline of seconds, without a judge, on text or, with `chat`, messages.
+
+    `ppo_rows` are other columns of PPO's rows, in turn; `model` a folder, None for a new CharGPT; `sft`, `reward` and
+    `ppo` options of the stages, and `options` the file's.
+    """
+    words = ["abc", "bca", "cab", "abca", "ccb", "bab"]
+    ask, say = (lambda w: [user(w)], lambda w: [assistant(w)]) if chat else (str, str)
+    rows = {
+        "sft": [{"prompt": ask(w), "completion": say(w + w)} for w in words],
+        "reward": [{"prompt": ask(w), "chosen": say(w), "rejected": say("a")} for w in words],
+        "ppo": [{"prompt": ask(w), **ppo_rows[i % len(ppo_rows)]} for i, w in enumerate(words)],
+    }
+    common = {"report_to": "none", "save_strategy": "no", "per_device_train_batch_size": 2, "max_steps": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    start = {"model_name_or_path": str(model)} if model else {"model_init_kwargs": sizes}
+    own = {"sft": {**start, **(sft or {})}, "reward": reward or {}, "ppo": {"max_completion_length": 8, **(ppo or {})}}
+    content = {**options, "output_dir": str(folder / options.get("output_dir", "out"))}
+    for stage, some in rows.items():
+        path = write_rows(folder / f"{stage}.jsonl", some)
+        content[stage] = {**common, "dataset_name": str(path), **own[stage]}
+    return write_yaml(folder / "pipeline.yaml", content)

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..data import SAMPLE_DATASETS
 from ..data.loading import SAMPLES_DIR
 from ..errors import InputError
-from ..hub.cards import README_FILE, Made, Source, base_on_hub, is_edited
+from ..hub.cards import README_FILE, Made, Source, base_on_hub, is_edited, table_cell
 from ..hub.upload import create_repo, hub_errors, push_code, push_folder, pushed_files
 from ..ppo.actor_critic import CRITIC_BASE_FOLDER
 from ..report.reward_card import reward_card_markdown
@@ -264,6 +264,7 @@ def _push_data(parts: list[_Part], repo_id: str, links: dict[str, str]) -> None:
             title=repo_id.rpartition("/")[-1],
             name=json.dumps(repo_id),
             parts=parts,
+            cell=table_cell,
             links=links,
             what=WHAT,
             sample_cards={name: _sample_card(name) for name in samples},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import InputError
+from .files import disk_error
 
 VERBS = {
     "run": "all three stages on the tiny model, and the proof that each worked",
@@ -19,10 +20,12 @@ VERBS = {
     "ppo": "stage 3: PPO against the reward model",
     "overopt": "how far a reward model can be optimised against: proxy and judge against the KL",
     "arena": "best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens",
+    "data": "what a data set is read as: shape, lengths, templates applied, and what may be wrong",
     "rank": "a page on which people rank a model's answers, for the reward model",
     "compare": "a page on which two models answer side by side, and people say which is better",
     "generate": "answer a prompt with a trained model",
     "evaluate": "the report card of a reward model, on held-out rows",
+    "merge": "a LoRA adapter and its base model as one model",
     "report": "a run, or one of its stages, as one HTML file: curves, results, samples, token by token",
     "push": "a run, or one of its stages, to the Hugging Face Hub",
 }
@@ -47,6 +50,7 @@ EXAMPLES = {
     "compare": ["compare --models sft=runs/sft ppo=runs/ppo --reward runs/reward"],
     "generate": ['generate runs/ppo --prompt "What is a doctor?"'],
     "evaluate": ["evaluate reward runs/reward", "evaluate reward runs/reward --dataset_name held_out.jsonl"],
+    "merge": ["merge runs/ppo", "merge runs/reward --output_dir runs/reward-whole"],
     "report": ["report runs/instructgpt"],
     "push": ["push runs/instructgpt --private"],
 }
@@ -108,17 +112,26 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1] or ["--help"]).verb
         name = f"hf-instructgpt {verb}"
-        verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
-        verbs |= {"rank": rank, "compare": compare, "report": report, "push": push}
+        verbs = {"run": run, "overopt": lab, "arena": lab, "data": data, "generate": generate, "evaluate": evaluate}
+        verbs |= {"rank": rank, "compare": compare, "merge": merge, "report": report, "push": push}
         with _quiet(verb in LOUD and "--quiet" in argv):
             verbs.get(verb, stage)(verb, [arg for arg in argv[1:] if verb not in LOUD or arg != "--quiet"])
     except InputError as error:
         print(f"{name}: {_visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
+    except SystemExit as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if Path(place.filename).name == "argparse.py":  # `--help`
+            raise
+        print(f"{name}: {place.filename}, line {place.lineno}, called sys.exit: nothing is done.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted. What is finished is whole; --resume goes on from there.", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        if (line := disk_error(error, Path.cwd())) is not None:
+            print(f"{name}: {_visible(line)}", file=sys.stderr)
+            return 2
         sys.stderr.write(_visible(traceback.format_exc()))
         return 1
     return 0
@@ -151,8 +164,9 @@ def run(verb: str, argv: list[str]) -> None:
     args = parser.parse_args(argv)
     started = time.perf_counter()
 
+    from .report.run_card import print_summary
     from .resources import resource
-    from .stages.pipeline import Pipeline, print_summary
+    from .stages.pipeline import Pipeline
 
     config = args.config or resource("recipes", "char_gpt", "pipeline.yaml")
     pipeline = Pipeline(config, output_dir=args.output_dir, seed=args.seed, started=started)
@@ -193,12 +207,31 @@ def stage(verb: str, argv: list[str]) -> None:
     print(f"Done: {output_dir}")
 
 
+def data(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt data`: what a data set is read as."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("name", help="a file, a folder, a Hub id, or the sample data `document` or `lab`")
+    parser.add_argument("--kind", choices=["sft", "reward", "ppo"], help="the stage; default: the first that reads it")
+    parser.add_argument("--model", help="a model's folder or Hub id: lengths in tokens, and its chat template applied")
+    parser.add_argument("--config", help="which configuration of the data set")
+    parser.add_argument("--split", default="train", help="the rows to look at (default: train)")
+    parser.add_argument("--column_map", help="names for its columns, such as question=prompt,reply=completion")
+    parser.add_argument("--max_rows", type=int, help="look at the first so many rows, read as a stream")
+    args = parser.parse_args(argv)
+
+    from .stages.data_report import print_data_report
+
+    print_data_report(**vars(args))
+
+
 def generate(verb: str, argv: list[str]) -> None:
     """`hf-instructgpt generate`: answer one prompt."""
     parser = Parser(verb, description=VERBS[verb])
     parser.add_argument("model", help="a Hub id or a folder")
     parser.add_argument("--prompt", required=True, help="what to answer")
-    parser.add_argument("--max_new_tokens", type=int, default=26, help="most tokens of the answer (default: 26)")
+    parser.add_argument(
+        "--max_new_tokens", type=int, help="maximum number of tokens of the answer (default: as the model's card says)"
+    )
     parser.add_argument("--do_sample", action="store_true", help="sample at temperature 1 rather than greedily")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow the model to bring its own code")
@@ -206,7 +239,10 @@ def generate(verb: str, argv: list[str]) -> None:
 
     from .stages.generate import answer
 
-    print(_visible(answer(**vars(args))))
+    text = answer(**vars(args))
+    print(_visible(text))
+    if not text.strip():
+        print(f"hf-instructgpt {verb}: the answer is empty: the model ended it at once.", file=sys.stderr)
 
 
 def rank(verb: str, argv: list[str]) -> None:
@@ -280,6 +316,19 @@ def evaluate(verb: str, argv: list[str]) -> None:
 
     card = evaluate_reward(**args)
     print_reward_card(card, Path(args["output_dir"] or args["model"]))
+
+
+def merge(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt merge`: an adapter becomes a whole model."""
+    parser = Parser(verb, description=VERBS[verb])
+    parser.add_argument("model", help="an adapter's folder, as a stage with `use_peft` leaves it")
+    parser.add_argument("--output_dir", help="where the model goes (default: the folder's name and `-merged`)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="allow the model to bring its own code")
+    args = parser.parse_args(argv)
+
+    from .stages.adapters import merge
+
+    print(f"Done: {merge(**vars(args))}")
 
 
 def report(verb: str, argv: list[str]) -> None:

@@ -15,7 +15,7 @@ import torch
 from hf_instructgpt.cli import main
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.stages.arguments import StageArguments
-from hf_instructgpt.stages.inputs import checked_split, load_rows
+from hf_instructgpt.stages.data import checked_split, load_rows
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.utils.hub import PushInProgress
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.checkpoint import ASIDE_FOLDER, check_resumable, find_damage, last_whole_checkpoint
+from hf_instructgpt.resuming.checkpoint import ASIDE_FOLDER, check_resumable, find_damage, last_whole_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
 
@@ -45,7 +45,7 @@ DAMAGES = [
     ("model.safetensors", flip, "model.safetensors is not as it was written"),
     ("value_model/model.safetensors", Path.unlink, "value_model/model.safetensors is missing"),
     ("optimizer.pt", flip, "optimizer.pt is not as it was written"),
-    ("ppo_state_0.pt", Path.unlink, "ppo_state_0.pt is missing"),
+    ("trainer_state_0.pt", Path.unlink, "trainer_state_0.pt is missing"),
     ("trainer_state.json", truncate, "trainer_state.json is not as it was written"),
     ("checkpoint.json", truncate, "checkpoint.json is missing or broken"),
     ("checkpoint.json", Path.unlink, "checkpoint.json is missing or broken"),
@@ -187,7 +187,7 @@ def test_nothing_is_loaded_that_weights_only_would_refuse(run, tmp_path, monkeyp
 
     monkeypatch.setattr(torch, "load", strict)
     make(tmp_path, **SAVING).train(resume_from_checkpoint=str(run / "checkpoint-2"))
-    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "ppo_state_0.pt"} <= set(opened)
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state_0.pt"} <= set(opened)
 
 
 def test_the_mean_loss_of_a_resumed_run_is_that_of_the_whole_run(run, tmp_path):
@@ -311,10 +311,9 @@ def test_the_best_checkpoint_of_a_run_that_was_moved_is_found_again(tmp_path):
 
 def test_a_model_whose_parameters_have_several_types_is_resumed_exactly(tmp_path):
     def trainer(folder):
-        model = policy().bfloat16()
-        model.lm_head.float()
-        forward = model.lm_head.forward
-        model.lm_head.forward = lambda hidden: forward(hidden.float())
+        model = policy(tie_word_embeddings=False)
+        embeddings = model.get_input_embeddings().requires_grad_(False).bfloat16()
+        embeddings.register_forward_hook(lambda *args: args[-1].float())
         return make(folder, model, learning_rate=1e-3, **SAVING)
 
     whole = trainer(tmp_path / "whole")

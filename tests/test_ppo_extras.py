@@ -234,7 +234,7 @@ def test_the_average_is_the_decayed_sum_of_all_weights_and_saved_beside_them(tmp
 
 def test_an_average_needs_float32(tmp_path):
     with pytest.raises(InputError, match="`ema_decay` needs weights in float32"):
-        make(tmp_path, policy().bfloat16(), ema_decay=0.9)
+        make(tmp_path, policy().double(), ema_decay=0.9)
 
 
 # ---- Scores: several functions, scaled -----------------------------------------------------------------------------

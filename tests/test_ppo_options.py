@@ -503,14 +503,14 @@ def test_the_tokenizer_has_the_policy_s_revision_and_the_reference_its_precision
 
     monkeypatch.setattr(trainer_module, "load_policy", load)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", load_tokenizer)
-    kwargs = {"trust_remote_code": True, "revision": "v2", "torch_dtype": "bfloat16", "attn_implementation": "eager"}
+    kwargs = {"trust_remote_code": True, "revision": "v2", "torch_dtype": "float64", "attn_implementation": "eager"}
     options = {"model_init_kwargs": kwargs, "trust_remote_code": True, "ref_model": folder, "processing_class": None}
     trainer = make(tmp_path, folder, **options)
-    alike = {"trust_remote_code": True, "dtype": "bfloat16", "attn_implementation": "eager"}
+    alike = {"trust_remote_code": True, "dtype": "float64", "attn_implementation": "eager"}
     assert policies == [{**alike, "revision": "v2"}, alike]
     assert tokenizers == [{"trust_remote_code": True, "revision": "v2"}]
     for model in (trainer.model.policy, trainer.ref_model):
-        assert model.dtype == torch.bfloat16 and model.config._attn_implementation == "eager"
+        assert model.dtype == torch.float64 and model.config._attn_implementation == "eager"
     # Of a policy that is loaded already, the options are not asked for.
     make(tmp_path, CharGPTForCausalLM.from_pretrained(folder), **{**options, "ref_model": None})
     assert tokenizers[1:] == [{"trust_remote_code": True}]

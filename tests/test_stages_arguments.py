@@ -59,7 +59,7 @@ def test_flags_may_be_written_with_hyphens(tmp_path):
         ("output_dir: {a: 1}", "`output_dir` takes one value, not a mapping"),
         ("learning_rate: null", "`learning_rate` needs a value"),
         ("learning_rate: -1", "`learning_rate` must be 0 or more"),
-        ("learning_rate: .nan", "`learning_rate` must be 0 or more"),
+        ("learning_rate: .nan", "`learning_rate` must be a finite number"),
         ("learning_rate: true", "`learning_rate`: invalid float value: 'true'"),
         ("num_train_epochs: three", "`num_train_epochs`: invalid float value: 'three'"),
         ("num_train_epochs: 0", "`num_train_epochs` must be 0.01 or more"),

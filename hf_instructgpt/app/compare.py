@@ -10,9 +10,10 @@ import gradio as gr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
 
 from ..evaluation.intervals import wilson_interval
+from ..hub.cards import Made
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.rollout import response_logprobs, score_responses
-from ..stages.samples import answer_room
+from ..stages.samples import answer_room, as_asked
 from ..text import as_completion, break_special_tokens, encode_prompt
 
 LETTERS = ("A", "B")
@@ -26,11 +27,11 @@ class Contestant:
     name: str
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    made: Made | None = None  # what its card knows
 
     def prompt(self, text: str) -> str | list[dict]:
         """What a person asks, as the model is asked: a special token that was typed is text."""
-        text = break_special_tokens(self.tokenizer, text)
-        return [{"role": "user", "content": text}] if self.tokenizer.chat_template else text
+        return as_asked(break_special_tokens(self.tokenizer, text), self.tokenizer, self.made)
 
 
 @dataclass

@@ -16,15 +16,9 @@ from starlette.responses import PlainTextResponse
 
 from ..errors import InputError
 from ..stages.arguments import StageArguments
-from ..stages.inputs import (
-    check_reward_model,
-    checked_split,
-    load_causal_lm,
-    load_reward_model,
-    load_rows,
-    load_tokenizer,
-)
-from ..stages.samples import answer_room
+from ..stages.data import checked_split, load_rows
+from ..stages.inputs import check_reward_model, load_causal_lm, load_reward_model, load_tokenizer
+from ..stages.samples import answer_room, known_of
 from .compare import ComparePage, Contestant
 from .items import Items
 from .rank import KEYS, STYLE, RankPage
@@ -210,7 +204,7 @@ def compare(
     for name, _, path in named:
         tokenizer = load_tokenizer(path, **trust)
         policy = load_causal_lm(path, tokenizer, **trust).to(PartialState().device).eval()
-        contestants.append(Contestant(name, policy, tokenizer))
+        contestants.append(Contestant(name, policy, tokenizer, known_of(path)))
     reward_model = None if reward is None else _reward_model(reward, **trust)
     page = ComparePage(contestants, reward_model=reward_model, max_new_tokens=max_new_tokens, seed=seed)
     _launch(page.build(), **options)

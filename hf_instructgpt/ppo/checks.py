@@ -245,11 +245,44 @@ def _foreign_tokenizer(
     return tokenizer
 
 
+def check_weights(name: str, model: PreTrainedModel) -> None:
+    """Raise an `InputError` for a model, called `name`, that cannot be copied or moved: quantised, or left on disk."""
+    model = without_adapter(model)
+    if getattr(model, "is_quantized", False):
+        raise InputError(
+            f"{name} is quantised, which PPOTrainer does not support. Load it without `quantization_config`; to save "
+            "memory, load it in bfloat16 and train an adapter (`peft_config`), with `value_model='shared'`."
+        )
+    if any(p.is_meta for p in model.parameters()):
+        raise InputError(
+            f"{name} has weights that are not in memory (`device_map` left them on disk). Load it without "
+            "`device_map`, or choose a smaller model."
+        )
+
+
+def check_precision(name: str, model: nn.Module, args: TrainingArguments) -> None:
+    """Raise an `InputError` for a model, called `name`, whose weights would be trained in half precision.
+
+    An update of 3e-6, the default learning rate, is less than half of a step between two bfloat16 numbers above 1e-3:
+    nearly all of it would be rounded away. It is an error and no conversion, because that would double the memory of
+    a model whose type was chosen. An adapter's own weights are float32, whatever its base model is in, and DeepSpeed
+    keeps float32 weights itself.
+    """
+    half = [p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
+    if half and not has_adapter(model) and args.deepspeed_plugin is None:
+        raise InputError(
+            f"{name} has weights in {str(half[0]).removeprefix('torch.')}, in which small updates are rounded away: "
+            "it would hardly learn. Load it with `dtype=torch.float32` (on the command line `dtype: float32`) and set "
+            "`bf16=True`, which computes in bfloat16 all the same; or train an adapter (LoRA)."
+        )
+
+
 def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **sampling: bool) -> None:
     """Raise an `InputError` for a policy that does not fit its tokenizer, cannot learn, or cannot read padding.
 
     `sampling`: for [`check_padding`].
     """
+    check_weights("the policy", model)
     if model.config.is_encoder_decoder:
         raise InputError(
             f"{type(model).__name__} is an encoder-decoder, and PPOTrainer trains causal language models. Pass a "
@@ -281,6 +314,7 @@ def check_reference(ref_model: PreTrainedModel | None, model: PreTrainedModel, a
         raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
     if ref_model is None:
         return
+    check_weights("`ref_model`", ref_model)
     known, needed = (x.get_input_embeddings().num_embeddings for x in (ref_model, model))
     if known < needed:
         raise InputError(f"`ref_model` knows {known} tokens and the policy {needed}: it must know them all.")
@@ -304,6 +338,7 @@ def check_reward_funcs(
         if not isinstance(func, nn.Module):
             continue
         name = func.config._name_or_path or type(func).__name__
+        check_weights(f"the reward model {name}", func)
         if any(id(p) in own for p in func.parameters()):
             raise InputError(f"the reward model {name} shares parameters with the policy, which moves: pass a copy.")
         if func.config.num_labels != 1:

@@ -1,6 +1,7 @@
 """PPOConfig: the options of [`PPOTrainer`]. Each option's meaning stands once, in its `help`."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from transformers import TrainingArguments
@@ -10,11 +11,26 @@ from .generation import VLLM_SAMPLING, check_generation_kwargs
 from .server import ServerGenerator
 
 DTYPES = (None, "float32", "bfloat16", "float16")
+# Options of every trainer that fail late, or not at all, elsewhere.
+TRAINER_RANGES = (
+    ("seed", lambda x: 0 <= x < 2**32, f"be 0 or more, at most {2**32 - 1}"),
+    ("per_device_train_batch_size", lambda x: x >= 1, "be 1 or more"),
+    ("per_device_eval_batch_size", lambda x: x >= 1, "be 1 or more"),
+    ("gradient_accumulation_steps", lambda x: x >= 1, "be 1 or more"),
+    *((name, lambda x: x is None or x >= 1, "be 1 or more") for name in ("max_length", "save_total_limit")),
+    *((name, lambda x: x is None or x >= 0, "be 0 or more") for name in ("learning_rate", "warmup_steps")),
+    *((name, lambda x: x is None or x >= 0, "be 0 or more") for name in ("weight_decay", "max_grad_norm")),
+    *((name, lambda x: x is None or x > 0, "be above 0") for name in ("logging_steps", "eval_steps", "save_steps")),
+    ("num_train_epochs", lambda x: x >= 0.01, "be 0.01 or more"),
+    ("max_steps", lambda x: x >= -1, "be -1 or more"),
+)
 RANGES = (
+    *TRAINER_RANGES,
     *((name, lambda x: x >= 1, "be 1 or more") for name in ("max_completion_length", "num_generations")),
     *((name, lambda x: x >= 1, "be 1 or more") for name in ("num_ppo_epochs", "num_mini_batches")),
     *((name, lambda x: x >= 0, "be 0 or more") for name in ("kl_coef", "vf_coef", "entropy_coef", "log_tokens")),
     *((name, lambda x: x >= 0, "be 0 or more") for name in ("critic_warmup_steps", "ptx_coef")),
+    ("critic_learning_rate", lambda x: x is None or x >= 0, "be 0 or more"),
     ("ptx_ratio", lambda x: x > 0, "be above 0"),
     ("ptx_max_length", lambda x: x >= 2, "be 2 or more"),
     ("ema_decay", lambda x: x is None or 0 <= x < 1, "lie in [0, 1)"),
@@ -33,6 +49,19 @@ RANGES = (
     ("kl_estimator", lambda x: x in ("k1", "k2", "k3", "full"), "be 'k1', 'k2', 'k3' or 'full'"),
     ("kl_penalty_in", lambda x: x in ("reward", "loss"), "be 'reward' or 'loss'"),
 )
+# More responses than a rollout of one process can have.
+MAX_ROLLOUT = 2**20
+
+
+def check_ranges(args: TrainingArguments, ranges: tuple = TRAINER_RANGES) -> None:
+    """Raise a `ValueError` for an option outside its range, NaN or infinite; options that `args` lacks are skipped."""
+    for name in (option.name for option in fields(args)):
+        value = getattr(args, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number, not {value}.")
+    for name, holds, rule in ranges:
+        if hasattr(args, name) and not holds(getattr(args, name)):
+            raise ValueError(f"`{name}` must {rule}, not {getattr(args, name)!r}.")
 
 
 @dataclass
@@ -306,11 +335,10 @@ class PPOConfig(TrainingArguments):
     )
 
     def __post_init__(self):
-        for name, holds, rule in RANGES:
-            if not holds(getattr(self, name)):
-                raise ValueError(f"`{name}` must {rule}, not {getattr(self, name)!r}.")
+        check_ranges(self, RANGES)
         self._check_together()
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
+        judges_by_metric = self.load_best_model_at_end or self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+        if judges_by_metric and self.metric_for_best_model is None:
             self.metric_for_best_model = "score"  # Trainer's default, the loss, is no metric of an evaluation here
         if self.logging_steps is None:
             self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
@@ -319,6 +347,9 @@ class PPOConfig(TrainingArguments):
             # accelerate's plugin lets `from_pretrained` shard models all the same. Trainer sets it again.
             unset_hf_deepspeed_config()
         # From here on dicts, also where they came as JSON.
+        for name in ("model_init_kwargs", "generation_kwargs", "vllm_kwargs"):
+            if not isinstance(getattr(self, name), dict | None):
+                raise ValueError(f"`{name}` must be a mapping, not {getattr(self, name)!r}.")
         check_generation_kwargs(self.generation_kwargs or {}, option="generation_kwargs")
         sampling = {name: value for name, value in (self.vllm_kwargs or {}).items() if name in VLLM_SAMPLING}
         check_generation_kwargs(sampling, option="vllm_kwargs")
@@ -343,6 +374,11 @@ class PPOConfig(TrainingArguments):
         for name in ("whiten_rewards", "critic_warmup_steps"):
             if getattr(self, name) and self.advantage_estimator != "gae":
                 raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")
+        if self.rollout_size > MAX_ROLLOUT:
+            raise ValueError(
+                f"a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "
+                f"{self.rollout_size} responses: at most {MAX_ROLLOUT} are possible."
+            )
         if self.rollout_size % self.num_generations:
             raise ValueError(
                 f"a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "
@@ -372,6 +408,12 @@ class PPOConfig(TrainingArguments):
     def rollout_size(self) -> int:
         """Responses in one rollout of one process."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts that `max_steps` steps of all processes read."""
+        num_rollouts = -(-self.max_steps // (self.num_ppo_epochs * self.num_mini_batches))
+        return num_rollouts * self.rollout_size // self.num_generations * self.world_size
 
     @property
     def ptx_rows(self) -> float:

@@ -20,6 +20,7 @@ from transformers.utils import find_adapter_config_file
 
 from ..errors import InputError
 from .actor_critic import ValueModel, has_adapter, hidden_width, independent_copy, trunk, without_adapter
+from .checks import check_weights
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -74,6 +75,7 @@ def load_reward_func(
 
     # The adapter's base model has no score head: its own comes with the adapter.
     model = AutoPeftModelForSequenceClassification.from_pretrained(func, num_labels=1, **kwargs)
+    model.config._name_or_path = func  # it goes by its own name in logs, not by its base model's
     with suppress(OSError):  # an adapter of another making has no configuration beside it
         model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)
     return model
@@ -150,6 +152,7 @@ def make_critic(
         value_model = AutoModel.from_pretrained(value_model, **kwargs)
     needed = policy.get_input_embeddings().num_embeddings
     if value_model is not None:
+        check_weights("`value_model`", value_model)
         known = value_model.get_input_embeddings().num_embeddings
         if known < needed:
             raise InputError(f"`value_model` knows {known} tokens and the policy {needed}: it must know them all.")
@@ -162,8 +165,8 @@ def make_critic(
     source = value_model if value_model is not None else next(iter(family), policy)
     # A reward model that scored for another trainer comes frozen.
     backbone = trunk(independent_copy(source)).requires_grad_(True).to(policy.dtype)
-    if peft_config is None:
-        return ValueModel(backbone)
+    if peft_config is None:  # all of it is trained, also where the policy is an adapter on a base in half precision
+        return ValueModel(backbone.float() if policy.dtype in (torch.bfloat16, torch.float16) else backbone)
     try:
         return ValueModel(add_lora(backbone, peft_config, task_type="FEATURE_EXTRACTION"))
     except InputError:

@@ -25,7 +25,7 @@ Where it departs from the document and the paper, and why:
   2020's and OpenAI's code's. KL coefficient, clip range, temperature and discount are the paper's kind.
 
 The private names of Trainer that are used here are listed in CONTRIBUTING.md; those for exact resume are in
-`resumable.py`.
+`resuming/resumable.py`.
 """
 
 import shutil
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object, set_seed
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -50,6 +50,8 @@ from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generat
 
 from ..errors import InputError
 from ..hub.cards import CardMixin
+from ..resuming.checkpoint import RANK_STATE_FILE
+from ..resuming.resumable import ResumableTrainer
 from ..text import as_completion, encode_row
 from .actor_critic import (
     VALUE_MODEL_FOLDER,
@@ -61,7 +63,6 @@ from .actor_critic import (
     load_weights,
     without_configured_dropout,
 )
-from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
     check_fsdp,
@@ -69,6 +70,7 @@ from .checks import (
     check_kinds,
     check_optimizer,
     check_policy,
+    check_precision,
     check_processes,
     check_prompts,
     check_reference,
@@ -103,7 +105,6 @@ from .models import add_lora, load_policy, load_reward_func, loading_options, ma
 from .padding import context_length
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
-from .resumable import ResumableTrainer
 from .rollout import (
     Rollout,
     batches_by_length,
@@ -114,7 +115,7 @@ from .rollout import (
     score_responses,
     widths,
 )
-from .sampler import RolloutSampler
+from .sampler import RolloutSampler, prompts_in_memory
 from .server import ServerGenerator
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
@@ -138,7 +139,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, that gets the
             data set's other columns. None leaves its term out; a response without any term is dropped and counted.
         args ([`PPOConfig`], *optional*): The options.
-        train_dataset ([`~datasets.Dataset`]): Rows with a column `prompt`, text or messages.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with a column `prompt`, text or
+            messages. Of a stream, as many rows as `max_steps` needs are read at the start and kept.
         eval_dataset ([`~datasets.Dataset`] or a `dict` of these, *optional*): The same, for `evaluate` and the token
             log.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): The policy's tokenizer; from the
@@ -177,7 +179,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         model: "str | PreTrainedModel | PeftModel",
         reward_funcs,
         args: PPOConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
@@ -218,6 +220,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         )
         self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
         check_reward_funcs(model, self.reward_funcs, self.reward_weights)
+        train_dataset = prompts_in_memory(train_dataset, args)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
             check_prompts(name, dataset, model, processing_class, args)
@@ -236,6 +239,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             self.ref_model = independent_copy(model)
         policy = add_lora(model, peft_config, task_type="CAUSAL_LM") if peft_config is not None else model
         check_adapter(policy)
+        check_precision("the policy", policy, args)
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
         speed_up(args, actor_critic, ref_model=self.ref_model, reward_funcs=self.reward_funcs)
@@ -302,7 +306,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         pairs = zip(self.reward_funcs, self.reward_tokenizers, strict=True)
         same_tokens = [func for func, tokenizer in pairs if isinstance(func, nn.Module) and tokenizer is None]
         trust = {"trust_remote_code": args.trust_remote_code}
-        return make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
+        critic = make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
+        if critic.backbone is not None:
+            check_precision("the critic", critic.backbone, args)
+        return critic
 
     def _prepare_frozen_models(self) -> None:
         if self.is_fsdp_enabled:
@@ -1056,14 +1063,14 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _fixed_options(self) -> dict:
         """What a run cannot change when it is resumed."""
         critic = self._actor_critic.value_model
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs")
-        names += ("num_generations", "max_completion_length", "advantage_estimator", "seed", "data_seed")
+        names = ("num_mini_batches", "num_ppo_epochs", "num_generations", "max_completion_length")
+        names += ("advantage_estimator",)
         return {
+            **super()._fixed_options(),
             **{name: getattr(self.args, name) for name in names},
             "value_model": None if critic is None else "shared" if critic.backbone is None else "own",
             "ema_decay": self.args.ema_decay,
             "peft_config": has_adapter(self._actor_critic.policy),
-            "train_dataset": len(self.train_dataset),
             "ref_model": self._reference_sum(),
         }
 
@@ -1095,7 +1102,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             return
         if self._is_sharded:
             self.ema.reset()
-            path = checkpoint / PPO_STATE_FILE.format(rank=self.args.process_index)
+            path = checkpoint / RANK_STATE_FILE.format(rank=self.args.process_index)
             if not path.is_file():  # a checkpoint of Trainer's own
                 logger.warning(f"{checkpoint} holds no `ema_decay` average in shards: it begins anew.")
                 return

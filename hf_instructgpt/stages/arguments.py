@@ -15,7 +15,7 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
-from ..ppo.config import PPOConfig
+from ..ppo.config import PPOConfig, check_ranges
 from .config_file import PATHS, locate_function, read_yaml
 
 # What `selection_reward_model` asks for; what is set by hand wins.
@@ -29,15 +29,6 @@ SELECTION_OPTIONS = {
 }
 # Options by the names that they had, or have elsewhere.
 RENAMED = {"torch_dtype": "dtype", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
-# Options of every trainer that fail late, or not at all, outside these bounds.
-BOUNDS = {
-    "seed": (0, 2**32 - 1),
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, float("inf"))),
-    **dict.fromkeys(("gradient_accumulation_steps", "max_length"), (1, float("inf"))),
-    **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"), (0, float("inf"))),
-    "num_train_epochs": (0.01, float("inf")),
-    "max_steps": (-1, float("inf")),
-}
 
 
 @dataclass
@@ -58,6 +49,16 @@ class StageArguments:
             "All rows of a prompt go together; which prompts follows from them alone, in every stage and run."
         },
     )
+    column_map: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Names for the columns of the data set, as `question=prompt,reply=completion` or, in a file, as a "
+            "mapping of its names to ours. The verb `data` shows what a data set is read as."
+        },
+    )
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Read the first so many rows of each split, as a stream, and no others."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace an earlier result in `output_dir`. Without it, that is an error."}
     )
@@ -72,10 +73,46 @@ class StageArguments:
         fraction = self.dataset_test_fraction
         if fraction is not None and not 0 < fraction < 1:
             raise InputError(f"`dataset_test_fraction` must lie between 0 and 1, not {fraction}.")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise InputError(f"`max_rows` must be 1 or more, not {self.max_rows}.")
+        self.column_map = parse_column_map(self.column_map)
 
 
 @dataclass
-class SFTArguments(StageArguments):
+class PromptArguments(StageArguments):
+    """Arguments of the stages whose rows hold prompts to be answered."""
+
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Skip rows whose prompts have more tokens. Default: a prompt that does not fit is refused."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the data set as a stream, and of each split only as many rows as `max_steps` needs, or "
+            "`max_rows`. The rows are kept in memory, so that a resumed run reads the same ones."
+        },
+    )
+
+
+def parse_column_map(value: dict | str | None) -> dict[str, str] | None:
+    """A `column_map` as a mapping. Raises `InputError` if it is none."""
+    if isinstance(value, str):
+        try:
+            value = (
+                json.loads(value) if value.lstrip().startswith("{") else dict(x.split("=") for x in value.split(","))
+            )
+        except ValueError:
+            raise InputError(
+                f"`column_map`: {value!r} is not of the form `question=prompt,reply=completion`."
+            ) from None
+    if value and len(set(value.values())) < len(value):
+        raise InputError(f"`column_map`: two columns have one name in {value}.")
+    return value or None
+
+
+@dataclass
+class SFTArguments(PromptArguments):
     """Arguments of `hf-instructgpt sft`. Without `model_name_or_path` a new CharGPT is made."""
 
     selection_reward_model: str | None = field(
@@ -120,7 +157,7 @@ class RewardArguments(StageArguments):
 
 
 @dataclass
-class PPOArguments(StageArguments):
+class PPOArguments(PromptArguments):
     """Arguments of `hf-instructgpt ppo`."""
 
     reward_funcs: list[str] = field(
@@ -228,6 +265,7 @@ def parse_options(
             # The name that every transformers knows; TRL's own defaults use it too.
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
+        _set_max_rows(*parsed[:2])
         for part in parsed:
             _spell_out(part, options)
             _check_values(part)
@@ -271,6 +309,21 @@ def _as_flags(key: str, value, hint) -> list[str]:
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
+def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig) -> None:
+    """A stream's rows are as many as the steps read, unless `max_rows` says how many."""
+    if not getattr(args, "streaming", False) or args.max_rows is not None:
+        return
+    if training_args.max_steps < 1:
+        raise InputError("`streaming` needs `max_steps`, or `max_rows`: a stream has no end that is known.")
+    if isinstance(training_args, PPOConfig):
+        args.max_rows = training_args.num_prompts
+        return
+    if training_args.packing:
+        raise InputError("`streaming` with `packing` needs `max_rows`: how many texts a row holds is not known.")
+    args.max_rows = training_args.max_steps * training_args.train_batch_size * training_args.world_size
+    args.max_rows *= training_args.gradient_accumulation_steps
+
+
 def _spell_out(args: object, options: dict) -> None:
     """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file.
 
@@ -299,12 +352,7 @@ def _check_values(args: object) -> None:
 
 
 def _check_training_arguments(training_args: TrainingArguments) -> None:
-    for name, (low, high) in BOUNDS.items():
-        value = getattr(training_args, name, None)
-        if value is not None and not low <= value <= high:
-            raise InputError(
-                f"`{name}` must be {low} or more{f', at most {high}' if name == 'seed' else ''}, not {value}."
-            )
+    check_ranges(training_args)
     for name in ("model_init_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs"):
         value = getattr(training_args, name)
         if value is not None and not isinstance(value, dict):

@@ -12,15 +12,13 @@ from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
 # Of each stage: its classes of `arguments.STAGES` that are ours, and the file of each.
-OWN_CLASSES = {
-    "sft": (("stages/arguments.py", "StageArguments"), ("stages/arguments.py", "SFTArguments")),
-    "reward": (("stages/arguments.py", "StageArguments"), ("stages/arguments.py", "RewardArguments")),
-    "ppo": (
-        ("stages/arguments.py", "StageArguments"),
-        ("stages/arguments.py", "PPOArguments"),
-        ("ppo/config.py", "PPOConfig"),
-    ),
+_ARGUMENTS = {
+    "sft": ("StageArguments", "PromptArguments", "SFTArguments"),
+    "reward": ("StageArguments", "RewardArguments"),
+    "ppo": ("StageArguments", "PromptArguments", "PPOArguments"),
 }
+OWN_CLASSES = {stage: [("stages/arguments.py", name) for name in names] for stage, names in _ARGUMENTS.items()}
+OWN_CLASSES["ppo"].append(("ppo/config.py", "PPOConfig"))
 # Ones that hardly anybody leaves as they are; inherited, unless the stage's own class redefines them.
 COMMON = (
     *("model_name_or_path", "output_dir", "learning_rate", "num_train_epochs", "max_steps"),

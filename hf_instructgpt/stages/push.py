@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..data import SAMPLE_DATASETS
 from ..data.loading import SAMPLES_DIR
 from ..errors import InputError
+from ..files import read_json, to_json
 from ..hub.cards import README_FILE, Made, Source, base_on_hub, is_edited, table_cell
 from ..hub.upload import create_repo, hub_errors, push_code, push_folder, pushed_files
 from ..ppo.actor_critic import CRITIC_BASE_FOLDER
@@ -22,8 +23,8 @@ from ..report.reward_card import reward_card_markdown
 from ..resources import resource
 from .arguments import DATA_KINDS, StageArguments
 from .cards import MORE_DATA, stage_card
-from .inputs import data_form, load_rows
-from .output import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, STAGE_FILE, read_json, to_json
+from .data import data_form, load_rows
+from .output import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, STAGE_FILE
 
 logger = logging.get_logger(__name__)
 

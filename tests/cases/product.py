@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import unittest
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -254,3 +255,21 @@ def pipeline_file(
         path = write_rows(folder / f"{stage}.jsonl", some)
         content[stage] = {**common, "dataset_name": str(path), **own[stage]}
     return write_yaml(folder / "pipeline.yaml", content)
+
+
+@contextlib.contextmanager
+def rank_page(folder: Path, prompts=("ab", "cd", "ef", "gh"), **server):
+    """The page of `hf-instructgpt rank`, served: its address, and the file of its rankings."""
+    try:
+        from hf_instructgpt.app import serve
+    except ModuleNotFoundError as error:
+        raise unittest.SkipTest("Gradio is not installed") from error
+    tok, file = tokenizer("none"), serve.RankingFile(folder / "rankings.jsonl")
+    items = serve.Items(policy(tok), tok, list(prompts), num_responses=2, max_new_tokens=4)
+    options = serve.launch_options(**{"host": "127.0.0.1", "port": None, "share": False, "password": None, **server})
+    app = serve.RankPage(items, file).build()
+    app.launch(**options, quiet=True, prevent_thread_lock=True)
+    try:
+        yield app.local_url, file
+    finally:
+        app.close()

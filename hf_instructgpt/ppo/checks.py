@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import torch
 from accelerate.utils import DistributedType, get_int_from_env, parse_flag_from_env
@@ -72,6 +72,33 @@ def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBa
         return
     way_out = "Pass its `.tokenizer`" if hasattr(processing_class, "tokenizer") else "Load one with `AutoTokenizer`"
     raise InputError(f"`processing_class` must be a tokenizer, not {type(processing_class).__name__}. {way_out}.")
+
+
+def check_output_dir(args: TrainingArguments) -> None:
+    """Raise an `InputError` for an `output_dir` in which nothing can be written."""
+    if not args.should_save:
+        return
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=args.output_dir):
+            pass
+    except OSError as error:
+        raise InputError(f"`output_dir`: nothing can be written in {args.output_dir}: {error.strerror}.") from error
+
+
+def check_finite(model: nn.Module, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Raise a `FloatingPointError` for a trained model with NaN or infinite weights, which is not to be saved.
+
+    `weights`: its own by their names, where they lie in shards.
+    """
+    for name, p in model.named_parameters():
+        x = p if weights is None else weights.get(name, p)
+        x = x.to_local() if hasattr(x, "to_local") else x
+        if not x.isfinite().all():
+            raise FloatingPointError(
+                f"{name} is NaN or infinite after training, so the model is not saved. Lower `learning_rate`, or set "
+                "`max_grad_norm`."
+            )
 
 
 def check_processes(args: PPOConfig) -> None:

@@ -1,22 +1,18 @@
 """What a rollout is made of: prompts in, sampled responses, masks, log-probs and scores out. Knows no model family."""
 
-import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from ..errors import InputError
 from ..text import break_special_tokens, encode_text, scored_rows, template_rows, whole_text
 from .functional import token_logprobs
 from .generation import pad_rows
+from .reward_functions import call_reward_functions
 
 # A batch of rows of like length is a quarter padding at most.
 LIKE_LENGTH = 0.75
@@ -212,14 +208,17 @@ def score_responses(
     itself. Special tokens that a policy wrote as text are text to it.
 
     A function is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and
-    may be async. None leaves its term out.
+    may be async: those run at the same time. None leaves its term out.
 
     Returns:
         `tuple` of two `torch.Tensor` of shape `(B, F)` on the CPU: scores and, boolean, where there is one.
 
     Raises:
-        InputError: A function returned another number of scores than there are completions, or what is no number.
+        InputError: A function failed, or returned anything but a number or None for each completion.
     """
+    functions = [func for func in reward_funcs if not isinstance(func, nn.Module)]
+    arguments = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+    scores = iter(call_reward_functions(functions, **arguments))
     terms, given = [], []
     options = template_rows(columns, len(prompts))
     for func, tokenizer in zip(reward_funcs, tokenizers, strict=True):
@@ -235,49 +234,7 @@ def score_responses(
             terms.append(reward_model_scores(func, rows, batch_size=batch_size, by_length=by_length).cpu())
             given.append(torch.ones(len(rows), dtype=torch.bool))
             continue
-        scores = func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-        if inspect.isawaitable(scores):
-            scores = _wait_for(scores)
-        scores = _as_numbers(scores, name=reward_name(func))
-        if len(scores) != len(completions):
-            raise InputError(
-                f"the reward function {reward_name(func)} returned {len(scores)} scores for "
-                f"{len(completions)} completions."
-            )
-        given.append(torch.tensor([score is not None for score in scores]))
-        terms.append(torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float32))
+        numbers = next(scores)
+        given.append(torch.tensor([number is not None for number in numbers]))
+        terms.append(torch.tensor([0.0 if number is None else number for number in numbers], dtype=torch.float32))
     return torch.stack(terms, dim=1), torch.stack(given, dim=1)
-
-
-def _as_numbers(scores: Any, *, name: str) -> list[float | None]:
-    """Scores that a reward function returned, as a list."""
-    try:
-        return [None if score is None else float(score) for score in scores]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"the reward function {name} must return a list of numbers (or None): {error}") from error
-
-
-def reward_name(func: PreTrainedModel | Callable) -> str:
-    """What a reward function is called in errors: a model by its folder or repository, a function by its name."""
-    if isinstance(func, nn.Module):
-        return Path(func.config._name_or_path).name or type(func).__name__
-    return getattr(func, "__name__", type(func).__name__)
-
-
-def reward_names(funcs: Sequence[PreTrainedModel | Callable]) -> list[str]:
-    """What reward functions are called in logs; of two with the same name the second gets its number behind it."""
-    names: list[str] = []
-    for i, func in enumerate(funcs):
-        name = reward_name(func)
-        names.append(f"{name}_{i}" if name in names else name)
-    return names
-
-
-def _wait_for(awaitable: Awaitable):
-    """The result of an async function, in a thread of its own: a notebook has a loop running in this one."""
-
-    async def result():
-        return await awaitable
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, result()).result()

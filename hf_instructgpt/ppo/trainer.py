@@ -64,10 +64,12 @@ from .actor_critic import (
 from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
+    check_finite,
     check_fsdp,
     check_generation_config,
     check_kinds,
     check_optimizer,
+    check_output_dir,
     check_policy,
     check_precision,
     check_processes,
@@ -105,18 +107,19 @@ from .padding import context_length
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
 from .resumable import ResumableTrainer
+from .reward_functions import check_signatures, reward_names
 from .rollout import (
     Rollout,
     batches_by_length,
     decode_responses,
     model_inputs,
     response_logits,
-    reward_names,
     score_responses,
     widths,
 )
 from .sampler import RolloutSampler
 from .server import ServerGenerator
+from .symptoms import RolloutWatch
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
 if TYPE_CHECKING:
@@ -193,6 +196,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         args = args or PPOConfig(output_dir="ppo")
         check_kinds(args, processing_class)
         check_processes(args)
+        check_output_dir(args)
+        reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        datasets = {"train_dataset": train_dataset, **eval_datasets}
+        check_signatures(reward_funcs, datasets.values())
         if args.generator is not None and generator is not None:
             raise InputError("`generator`: pass the engine, or describe it in the options, not both.")
         if args.generator is not None:
@@ -219,8 +227,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         )
         self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
         check_reward_funcs(model, self.reward_funcs, self.reward_weights)
-        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
+        for name, dataset in datasets.items():
             check_prompts(name, dataset, model, processing_class, args)
         if isinstance(ref_model, str):
             # In the policy's precision; a revision is that of the policy's own repository.
@@ -279,11 +286,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _prepare_reward_funcs(
         self, reward_funcs, tokenizers, policy, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig
     ) -> None:
-        reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         tokenizers = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(reward_funcs)
         trust = {"trust_remote_code": args.trust_remote_code}
         self.reward_funcs = [load_reward_func(func, **trust) for func in reward_funcs]
         self.reward_names = reward_names(self.reward_funcs)
+        self._watch = RolloutWatch(self.reward_names, max_completion_length=args.max_completion_length)
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
         self.reward_tokenizers = foreign_tokenizers(
             self.reward_funcs,
@@ -385,6 +392,13 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             max_length = min(filter(None, (args.ptx_max_length, context_length(self.model))))
             self.ptx = PretrainingText(dataset, tokenizer=self.processing_class, max_length=max_length, seed=args.seed)
 
+    def train(self, *args, **kwargs):
+        """Train; see [`ResumableTrainer`]. Raises `InputError` as well if not one response of the run was scored."""
+        output = super().train(*args, **kwargs)
+        if self._rollout is not None and self._num_tokens == 0:
+            raise InputError(self._watch.unscored("in the whole run"))
+        return output
+
     # ---- Data: one block of prompts is one rollout -----------------------------------------------------------------
 
     def _micro_batches_per_rollout(self) -> int:
@@ -459,11 +473,33 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         for name, values in self._summarize(self._rollout).items():
             self._record(name, values)
         self._record("dropped_samples", ~mask.any(-1))
+        if not self.args.entropy_coef:  # its estimate from the sampled tokens, which costs nothing
+            self._record("entropy", -self._rollout.old_logprobs[mask])
+        self._record("score_std", self._look_at_scores(self._rollout))
         if self.args.kl_penalty_in == "reward":
             self._record_kl_clamp(self._rollout.kl[mask])
         if self._token_log_prompts:
             rollout = self._roll_out(self._token_log_prompts, num_generations=self.args.num_generations)
             self._token_log_rollout = rollout[:: self.args.num_generations]
+
+    def _look_at_scores(self, rollout: Rollout) -> torch.Tensor:
+        """Standard deviation `(1,)` of all processes' scores, `(0,)` without any; warns of what cannot be learned."""
+        summary = self._summarize(rollout)
+        scores, ended = in_float64(summary["score"]), in_float64(summary["eos_fraction"])
+        counts = torch.stack(
+            [ended.new_tensor(len(rollout)), ended.new_tensor(len(scores)), ended.sum(), scores.sum()]
+        )
+        num_responses, num_scored, num_ended, total = self._global_sum(counts).tolist()
+        mean = total / max(num_scored, 1)
+        variance = self._global_sum((scores - mean).square().sum()) / max(num_scored, 1)
+        self._watch.look(
+            num_responses=int(num_responses),
+            num_scored=int(num_scored),
+            score=mean,
+            score_std=variance.sqrt().item(),
+            num_ended=int(num_ended),
+        )
+        return variance.sqrt().expand(int(num_scored > 0))
 
     def _adapt_kl_coef(self) -> None:
         """Move the coefficient by what the last rollout's KL was."""
@@ -1019,6 +1055,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             return
         output_dir = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
+        check_finite(model, state_dict)
         # Given where the parameters lie in shards: the whole, by the names of the pair.
         parts = {"policy": None, "value_model": None}
         if state_dict is not None:

@@ -404,8 +404,9 @@ def load_function(name: str, *, option: str) -> Callable:
     sys.path.insert(0, "")
     try:
         func = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise InputError(f"`{option}`: {name} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        what = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise InputError(f"`{option}`: {name} cannot be imported: {what}{error}") from error
     finally:
         sys.path.remove("")
     if not callable(func):

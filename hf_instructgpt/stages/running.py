@@ -8,7 +8,7 @@ from accelerate import PartialState
 from transformers import Trainer, set_seed
 from trl import ModelConfig, RewardConfig, SFTConfig
 
-from ..ppo.checks import check_launch
+from ..ppo.checks import check_finite, check_launch
 from ..ppo.config import PPOConfig
 from .arguments import StageArguments
 from .cards import made_by_stage, write_stage_card
@@ -74,6 +74,7 @@ def _train(trainer: Trainer, kind: str, args: StageArguments, *, checkpoint: str
     rows = dataset[args.dataset_test_split if args.dataset_test_split in dataset else args.dataset_train_split]
     answered = AnsweredSamples(trainer, rows) if kind != "reward" else None
     trainer.train(resume_from_checkpoint=checkpoint)
+    check_finite(trainer.model)
     trainer.save_model(_internal_call=True)  # else it would push what is not in its place yet
     trainer.save_state()
     if answered is not None:

@@ -52,6 +52,19 @@ RANGES = (
 # More responses than a rollout of one process can have.
 MAX_ROLLOUT = 2**20
 
+# Options of Trainer's on which the trained weights depend, and those of PPO's on which they depend not at all, or only
+# by rounding or by other random numbers: a run may be resumed on another machine.
+TRAINED_WITH = (
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "learning_rate", "optim"),
+    *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon"),
+)
+NOT_TRAINED_WITH = (
+    *("logging_steps", "log_completions", "num_completions_to_print", "log_tokens", "model_init_kwargs"),
+    *("trust_remote_code", "preset", "generation_kwargs", "use_vllm", "vllm_kwargs", "generator", "on_nonfinite"),
+    *("fast_sampling", "sampling_dtype", "fuse_activations", "batch_by_length", "linear_backend", "frozen_dtype"),
+)
+
 
 def check_ranges(args: TrainingArguments, ranges: tuple = TRAINER_RANGES) -> None:
     """Raise a `ValueError` for an option outside its range, NaN or infinite; options that `args` lacks are skipped."""
@@ -403,6 +416,12 @@ class PPOConfig(TrainingArguments):
             )
         if self.sampling_dtype is not None and not self.fast_sampling and self.preset is None:
             raise ValueError("`sampling_dtype` needs `fast_sampling`.")
+
+    def trained_with(self) -> dict:
+        """The options on which the trained weights depend, as JSON has them."""
+        own = {option.name for option in fields(self)} - {option.name for option in fields(TrainingArguments)}
+        options = self.to_dict()
+        return {name: options[name] for name in (*TRAINED_WITH, *sorted(own - {*NOT_TRAINED_WITH}))}
 
     @property
     def rollout_size(self) -> int:

@@ -1098,12 +1098,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _fixed_options(self) -> dict:
         """What a run cannot change when it is resumed."""
         critic = self._actor_critic.value_model
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches", "num_ppo_epochs")
-        names += ("num_generations", "max_completion_length", "advantage_estimator", "seed", "data_seed")
         return {
-            **{name: getattr(self.args, name) for name in names},
+            **self.args.trained_with(),
+            "reward_funcs": self.reward_names,
             "value_model": None if critic is None else "shared" if critic.backbone is None else "own",
-            "ema_decay": self.args.ema_decay,
             "peft_config": has_adapter(self._actor_critic.policy),
             "train_dataset": len(self.train_dataset),
             "ref_model": self._reference_sum(),

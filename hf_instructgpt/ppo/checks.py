@@ -21,7 +21,8 @@ from ..errors import InputError
 from ..text import TEMPLATE_COLUMNS, encode_row
 from .actor_critic import has_adapter, without_adapter
 from .config import PPOConfig
-from .padding import check_padding, context_length
+from .padding import check_padding
+from .rollout import context_length
 
 # Options of Trainer that a rollout has no use for, and what they are when nobody sets them.
 UNUSED_OPTIONS = {
@@ -431,10 +432,14 @@ def check_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     args: PPOConfig,
-) -> None:
-    """Raise an `InputError` for data without prompts, or for a prompt that leaves no room to answer."""
+) -> int:
+    """Tokens of the longest prompt.
+
+    Raises:
+        InputError: For data without prompts, or for a prompt that leaves no room to answer.
+    """
     if dataset is None:
-        return
+        return 0
     if not isinstance(dataset, Dataset):
         raise InputError(f"`{name}` must be a `datasets.Dataset`, with a length, not {type(dataset).__name__}.")
     if taken := [column for column in TAKEN_COLUMNS if column in dataset.column_names]:
@@ -443,7 +448,7 @@ def check_prompts(
         raise InputError(f"`{name}` has no column `prompt`; its columns are {', '.join(dataset.column_names)}.")
     if len(dataset) == 0:
         raise InputError(f"`{name}` has no rows.")
-    context = context_length(model)
+    context, longest = context_length(model), 0
     columns = [column for column in ("prompt", *TEMPLATE_COLUMNS) if column in dataset.column_names]
     for row, values in enumerate(dataset.with_format(None).select_columns(columns), start=1):
         prompt = values["prompt"]
@@ -460,3 +465,16 @@ def check_prompts(
                 f"{args.max_completion_length} do not fit into the model's context of {context}. Shorten the prompt "
                 "or lower `max_completion_length`."
             )
+        longest = max(longest, length)
+    return longest
+
+
+def check_context(name: str, model: nn.Module, longest: int, args: PPOConfig) -> None:
+    """Raise an `InputError` for a model, called `name`, that cannot read the `longest` prompt and a response."""
+    context = context_length(without_adapter(model))
+    if context is not None and longest + args.max_completion_length > context:
+        raise InputError(
+            f"{name} reads at most {context} tokens: a prompt of {longest} and `max_completion_length` = "
+            f"{args.max_completion_length} do not fit. Lower `max_completion_length`, drop long prompts, or use a "
+            "model that reads more."
+        )

@@ -9,10 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from ..errors import InputError
 from ..text import break_special_tokens, encode_text, scored_rows, template_rows, whole_text
 from .functional import token_logprobs
 from .generation import pad_rows
-from .reward_functions import call_reward_functions
+from .reward_functions import call_reward_functions, reward_name
 
 # A batch of rows of like length is a quarter padding at most.
 LIKE_LENGTH = 0.75
@@ -130,6 +131,12 @@ def model_inputs(
     return inputs
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many tokens a model can read, where its configuration says so (XLNet's says -1)."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return context if context is not None and context > 0 else None
+
+
 def forward_response(model: PreTrainedModel, *, response_length: int, **inputs) -> ModelOutput:
     """The model's own output, with the logits of at least the last `response_length + 1` positions."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
@@ -180,7 +187,16 @@ def reward_model_scores(
     for batch in batches:
         chunk = [rows[i] for i in batch]
         ids, mask = pad_rows(chunk, pad_token_id=pad_token_id, side="right", device=model.device)
-        scores.append(model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1).float())
+        try:
+            logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+        except (IndexError, RuntimeError) as error:
+            if (context_length(model) or ids.shape[1]) >= ids.shape[1]:
+                raise
+            raise InputError(
+                f"the reward model {reward_name(model)} reads at most {context_length(model)} tokens, and a response "
+                f"with its prompt has {ids.shape[1]}. Lower `max_completion_length`, or use a model that reads more."
+            ) from error
+        scores.append(logits.squeeze(-1).float())
     place = torch.tensor([i for batch in batches for i in batch]).argsort()
     return torch.cat(scores)[place.to(model.device)] + getattr(model.config, "score_bias", 0.0)
 
@@ -214,7 +230,8 @@ def score_responses(
         `tuple` of two `torch.Tensor` of shape `(B, F)` on the CPU: scores and, boolean, where there is one.
 
     Raises:
-        InputError: A function failed, or returned anything but a number or None for each completion.
+        InputError: A text is longer than a model reads, or a function failed or returned anything but a number or None
+            for each completion.
     """
     functions = [func for func in reward_funcs if not isinstance(func, nn.Module)]
     arguments = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}

@@ -64,6 +64,7 @@ from .actor_critic import (
 from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
+    check_context,
     check_finite,
     check_fsdp,
     check_generation_config,
@@ -103,14 +104,14 @@ from .functional import (
 )
 from .generation import Generator, engine_responses, generate_responses, pad_rows, sampling_config
 from .models import add_lora, load_policy, load_reward_func, loading_options, make_critic, switches_off
-from .padding import context_length
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
 from .resumable import ResumableTrainer
-from .reward_functions import check_signatures, reward_names
+from .reward_functions import check_signatures, reward_name, reward_names
 from .rollout import (
     Rollout,
     batches_by_length,
+    context_length,
     decode_responses,
     model_inputs,
     response_logits,
@@ -227,8 +228,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         )
         self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
         check_reward_funcs(model, self.reward_funcs, self.reward_weights)
-        for name, dataset in datasets.items():
-            check_prompts(name, dataset, model, processing_class, args)
+        self._check_contexts(datasets, model, processing_class, args)
         if isinstance(ref_model, str):
             # In the policy's precision; a revision is that of the policy's own repository.
             alike = {key: options[key] for key in ("dtype", "attn_implementation") if key in options}
@@ -301,6 +301,19 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             **trust,
         )
 
+    def _check_contexts(self, datasets: dict, model, processing_class, args: PPOConfig) -> None:
+        """Check that the policy and each reward model can read every prompt with a response behind it."""
+        lengths = [check_prompts(name, rows, model, processing_class, args) for name, rows in datasets.items()]
+        self._longest_prompt = max(lengths)
+        for func, tokenizer in zip(self.reward_funcs, self.reward_tokenizers, strict=True):
+            if not isinstance(func, nn.Module):
+                continue
+            longest = self._longest_prompt
+            if tokenizer is not None:
+                rows = [row for rows in datasets.values() if rows is not None for row in rows.with_format(None)]
+                longest = max((len(encode_row(tokenizer, row)) for row in rows), default=0)
+            check_context(f"the reward model {reward_name(func)}", func, longest, args)
+
     def _make_critic(self, policy, value_model, peft_config, args: PPOConfig) -> ValueModel | None:
         if args.advantage_estimator != "gae":
             if value_model is not None:
@@ -314,6 +327,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         critic = make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
         if critic.backbone is not None:
             check_precision("the critic", critic.backbone, args)
+            check_context("the critic", critic.backbone, self._longest_prompt, args)
         return critic
 
     def _prepare_frozen_models(self) -> None:

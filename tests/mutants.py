@@ -281,8 +281,8 @@ MUTANTS = [
         "12b",
         "old log-probs are worked out in another precision than the update's",
         f"{PPO}/trainer.py",
-        "with self.accelerator.autocast():\n            logits, values = self._actor_critic(*batch)",
-        "if True:\n            logits, values = self._actor_critic(*batch)",
+        "with self.accelerator.autocast():\n            logits, values, _ = self._actor_critic(*batch)",
+        "if True:\n            logits, values, _ = self._actor_critic(*batch)",
         f"{TRAINER}test_the_first_ratio_is_exactly_one_whatever_the_dropout[1.0-True]",
     ),
     Mutant(
@@ -1325,5 +1325,21 @@ MUTANTS = [
         "completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],",
         "completions=[as_completion(prompts[0], text) for text in texts],",
         f"{CASES}[text/mixed_rows]",
+    ),
+    Mutant(
+        "40n",
+        "the router's loss of a mixture of experts counts once per micro-batch, however many tokens it has",
+        f"{PPO}/trainer.py",
+        "total = total + coef * aux_loss * mask.sum()",
+        "total = total + coef * aux_loss",
+        "tests/test_ppo_extras.py::test_the_router_s_loss_is_added_with_the_model_s_coefficient_by_hand",
+    ),
+    Mutant(
+        "40o",
+        "a rollout without scores never counts, so a run that a judge has left goes on for days",
+        f"{PPO}/symptoms.py",
+        'self.in_a_row["unscored"] == MAX_UNSCORED',
+        'self.in_a_row["unscored"] > len(PATIENCE)',
+        "tests/test_cases.py::test_case[ppo/dead_judge]",
     ),
 ]

@@ -685,7 +685,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         temperature, (*_, response_ids, _) = self.args.temperature, batch
         is_full = self.args.kl_estimator == "full"
         with self.accelerator.autocast():
-            logits, values = self._actor_critic(*batch)
+            logits, values, _ = self._actor_critic(*batch)
             logprobs = token_logprobs(logits, token_ids=response_ids, temperature=temperature)
             logits = logits if is_full else None  # a vocabulary wide: gone before the reference's come
             ref_logits = self._reference_logits(*batch)
@@ -768,7 +768,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         """Policy loss plus `vf_coef` times value loss, over the micro-batch's tokens, by the mini-batch's count."""
         batch, advantages, num_tokens, text = inputs
         mask = batch.response_mask
-        logits, values = model(*batch.sequences)
+        logits, values, aux_loss = model(*batch.sequences)
         logprobs = token_logprobs(logits, token_ids=batch.response_ids, temperature=self.args.temperature)
         num_nonfinite = (mask & ~logprobs.isfinite()).sum()
         logprobs = torch.where(mask & logprobs.isfinite(), logprobs, batch.old_logprobs)
@@ -796,6 +796,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             self._record("value_loss", loss[mask])
             self._record("value_clip_fraction", clipped[mask])
             total = total + self.args.vf_coef * torch.where(mask, loss, 0).sum()
+        if aux_loss is not None:  # of a mini-batch's micro-batches, as much as each has tokens
+            self._record("aux_loss", aux_loss[None])
+            coef = getattr(self._actor_critic.config.get_text_config(), "router_aux_loss_coef", 0.0)
+            total = total + coef * aux_loss * mask.sum()
         total = total / num_tokens.clamp(min=1)
         if text is not None:
             total = total + self.args.ptx_coef * self._language_modelling_loss(text)
@@ -826,7 +830,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _language_modelling_loss(self, text: TextBatch) -> torch.Tensor:
         """Cross-entropy of the micro-batch's pretraining text, its sum over tokens by the mini-batch's count."""
         # Past DDP's wrapper, which is made for one forward a backward; its gradient hooks are on the parameters.
-        logits, _ = self._actor_critic(*text.sequences, with_values=False)
+        logits, *_ = self._actor_critic(*text.sequences, with_values=False)
         loss = -token_logprobs(logits, token_ids=text.response_ids)
         self._record("ptx_loss", loss[text.response_mask])
         return torch.where(text.response_mask, loss, 0).sum() / text.num_tokens.clamp(min=1)
@@ -1021,7 +1025,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _write_token_log(self, rollout: Rollout) -> None:
         actor_critic, mask = self._actor_critic, rollout.response_mask
         with self.accelerator.autocast():
-            logits, _ = actor_critic(*rollout.sequences, with_values=False)
+            logits, *_ = actor_critic(*rollout.sequences, with_values=False)
         logprobs = token_logprobs(logits, token_ids=rollout.response_ids, temperature=self.args.temperature)
         advantages = self._as_used(rollout.advantages)  # on all processes, whose sums it takes
         if self.is_world_process_zero():

@@ -6,6 +6,7 @@ Data of `test_mutants.py`. A number stands for one kind of bug, a letter behind 
 from dataclasses import dataclass
 
 PPO = "hf_instructgpt/ppo"
+RESUMING = "hf_instructgpt/resuming"
 REWARD = "hf_instructgpt/reward"
 EVALUATION = "hf_instructgpt/evaluation"
 CHECKLIST = "tests/test_ppo_checklist.py::"
@@ -833,7 +834,7 @@ MUTANTS = [
     Mutant(
         "34b",
         "a resumed run forgets its random state",
-        f"{PPO}/resumable.py",
+        f"{RESUMING}/resumable.py",
         "super()._load_rng_state(checkpoint)",
         "pass",
         f"{TRAINER}test_a_resumed_run_ends_with_the_same_bytes[3]",
@@ -865,7 +866,7 @@ MUTANTS = [
     Mutant(
         "34f",
         "a resumed run begins its prompts in the first epoch's order",
-        f"{PPO}/resumable.py",
+        f"{RESUMING}/resumable.py",
         "        self._begin_epoch(epoch)\n        super()._run_epoch(",
         "        self._begin_epoch(epoch - epochs_trained)\n        super()._run_epoch(",
         f"{TRAINER}test_a_resumed_run_ends_with_the_same_bytes[8]",
@@ -921,7 +922,7 @@ MUTANTS = [
     Mutant(
         "35f",
         "two runs write into one folder",
-        f"{PPO}/checkpoint.py",
+        f"{RESUMING}/checkpoint.py",
         "fcntl.LOCK_EX | fcntl.LOCK_NB",
         "fcntl.LOCK_UN",
         f"{LAUNCH}test_ppo_does_not_train_where_another_run_does_and_a_killed_one_locks_nothing",
@@ -1209,7 +1210,7 @@ MUTANTS = [
     Mutant(
         "40f",
         "a resumed run draws other random numbers on MPS",
-        f"{PPO}/resumable.py",
+        f"{RESUMING}/resumable.py",
         'torch.mps.set_rng_state(state["mps_rng_state"])',
         "pass",
         f"{DEVICES}test_the_device_s_random_numbers_are_resumed_too",
@@ -1225,7 +1226,7 @@ MUTANTS = [
     Mutant(
         "40h",
         "a Trainer whose hook takes other arguments counts as known",
-        f"{PPO}/resumable.py",
+        f"{RESUMING}/resumable.py",
         'tuple(inspect.signature(methods[name]).parameters) != ("self", *parameters)',
         "False",
         "tests/test_private_names.py::test_a_hook_that_is_gone_or_takes_other_arguments_is_found[_run_epoch]",

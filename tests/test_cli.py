@@ -21,7 +21,6 @@ def python(code, **kwargs):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "VERB"),
         (["traim"], "invalid choice: 'traim' (choose from"),
         (["--verbose"], "VERB"),
         (["run", "--config"], "--config: expected one argument"),

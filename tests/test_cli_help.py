@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from hf_instructgpt.stages.arguments import STAGES
-from hf_instructgpt.stages.options_help import COMMON, help_parser, own_options
+from hf_instructgpt.stages.options_help import COMMON, GROUPS, help_parser, own_options
 
 
 def own_fields(stage):
@@ -34,3 +34,9 @@ def test_the_last_lines_name_inherited_options_alone(stage):
     last = " ".join(text[text.index("\nInherited") :].split())
     named = set(last.split("others: ")[1].split(". `--help_all`")[0].split(", "))
     assert named == set(COMMON) - set(own_fields(stage)) and {"model_name_or_path", "output_dir"} <= named
+
+
+def test_groups_begin_with_options_that_there_are():
+    options = [option.name for stage in STAGES for option in own_options(stage)]
+    assert set(GROUPS) <= set(options)
+    assert all(own_options(stage)[0].name in GROUPS for stage in STAGES)

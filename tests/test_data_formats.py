@@ -28,8 +28,18 @@ GOOD = {
         ("sft", {"text": "整段文字"}),
         ("sft", {"prompt": messages("问"), "completion": messages("答", "assistant")}),
         ("sft", {"prompt": "问", "completion": "答", "extra": None}),
-        ("preference", {"prompt": messages("问"), "chosen": messages("好"), "rejected": messages("坏")}),
-        ("ranking", {"prompt": messages("问"), "responses": [messages("好"), messages("坏")], "ranks": [1, 1]}),
+        (
+            "preference",
+            {"prompt": messages("问"), "chosen": messages("好", "assistant"), "rejected": messages("坏", "assistant")},
+        ),
+        (
+            "ranking",
+            {
+                "prompt": messages("问"),
+                "responses": [messages("好", "assistant"), messages("坏", "assistant")],
+                "ranks": [1, 1],
+            },
+        ),
         ("ranking", {"prompt": messages("问"), "responses": ["好", "坏", "差"], "ranks": [1, 2, 2]}),
     ],
 )
@@ -111,7 +121,9 @@ BAD_MESSAGES = [
 @pytest.mark.parametrize(("value", "part"), BAD_MESSAGES)
 @pytest.mark.parametrize(("kind", "column"), [("prompts", "prompt"), ("sft", "messages"), ("preference", "chosen")])
 def test_bad_messages_are_named(kind, column, value, part):
-    good = {name: messages("好") for name in GOOD[kind]} if column != "messages" else {"messages": messages("好")}
+    roles = {"prompt": "user"}
+    good = {name: messages("好", roles.get(name, "assistant")) for name in GOOD[kind]}
+    good = good if column != "messages" else {"messages": messages("好")}
     with pytest.raises(InputError) as error:
         check_columns(Dataset.from_list([good, good | {column: value}]), kind, source="rows.jsonl")
     for expected in ("rows.jsonl", "row 2", f"'{column}'", part):

@@ -14,6 +14,7 @@ from hf_instructgpt.char_gpt import (
     CharGPTTokenizer,
 )
 from hf_instructgpt.data import judge
+from hf_instructgpt.errors import InputError
 from hf_instructgpt.evaluation import intervals
 from hf_instructgpt.evaluation.comparison import Answers, answer_prompts, compare, question
 from hf_instructgpt.evaluation.intervals import T_QUANTILES, bootstrap_ci, bootstrap_ratio_ci, seed_interval
@@ -104,6 +105,8 @@ def test_compare_by_hand_on_four_prompts():
     more = answers([0.1, 0.2, 0.3, 0.4], [0.0] * 4, [False] * 4)
     result = compare(sft, ppo, more)
     low, high = result.pop("gold_win_rate_ci95")
+    least, most = result.pop("score_rise_ci95")
+    assert 1.0 <= least < 3.0 < most <= 5.0  # rises of 1, 1, 5 and 5
     assert result == {
         "num_prompts": 4,
         "score_sft": 2.0,
@@ -129,6 +132,26 @@ def test_compare_draws_prompts_when_there_are_several_samples():
     result = compare(sft, ppo, None, num_samples=2)
     assert (result["num_prompts"], result["wins"], result["losses"], result["gold_win_rate"]) == (2, 2, 2, 0.5)
     assert result["gold_win_rate_ci95"] == [0.5, 0.5] and "kl" not in result
+
+
+def test_compare_leaves_out_what_has_no_score():
+    sft = answers([0.0, None, 0.0], [None, 1.0, 3.0], None)
+    ppo = answers([1.0, 1.0, None], [2.0, 2.0, None], None)
+    result = compare(sft, ppo, None)
+    assert (result["score_sft"], result["score_ppo"], result["score_rise_ci95"]) == (2.0, 2.0, [1.0, 1.0])
+    assert (result["wins"], result["gold_win_rate"], result["gold_ppo"]) == (1, 1.0, 1.0)
+    with pytest.raises(InputError, match="no reward function gave any answer a score"):
+        compare(answers(None, [None], None), ppo, None)
+
+
+def test_compare_by_hand_beside_the_scores():
+    sft = Answers(["a", "a", "b"], [0.0] * 3, None, None, None, ids=[[1], [1], [1, 2]], ended=[True, False, False])
+    ppo = Answers(["a", "b", "c"], [0.0] * 3, None, None, None, ids=[[1, 2, 3]] * 3, ended=[True] * 3)
+    sft.terms, ppo.terms = {"x": [1.0, 2.0, None], "y": [0.0] * 3}, {"x": [None] * 3, "y": [1.0] * 3}
+    result = compare(sft, ppo, None)
+    assert [result[f"{name}_sft"] for name in ("length", "ended", "distinct")] == pytest.approx([4 / 3, 1 / 3, 2 / 3])
+    assert [result[f"{name}_ppo"] for name in ("length", "ended", "distinct")] == [3.0, 1.0, 1.0]
+    assert result["terms_sft"] == {"x": 1.5, "y": 0.0} and result["terms_ppo"] == {"x": None, "y": 1.0}
 
 
 def test_compare_without_a_judge_says_so():

@@ -14,16 +14,16 @@ from transformers import TrainerCallback
 from trl import ModelConfig, SFTConfig
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.checkpoint import alone_in
 from hf_instructgpt.ppo.checks import check_fsdp, check_launch, check_processes
 from hf_instructgpt.ppo.config import PPOConfig
+from hf_instructgpt.resuming.checkpoint import alone_in
 from hf_instructgpt.stages.arguments import SFTArguments
 from hf_instructgpt.stages.output import partial_directory, stage_output
 from hf_instructgpt.stages.running import run_stage
 
 HOLDER = """
 import sys, time
-from hf_instructgpt.ppo.checkpoint import alone_in
+from hf_instructgpt.resuming.checkpoint import alone_in
 with alone_in(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -192,7 +192,7 @@ def test_a_block_within_a_block_is_the_same_run(tmp_path, other_run):
 
 
 def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, caplog):
-    from hf_instructgpt.ppo import checkpoint
+    from hf_instructgpt.resuming import checkpoint
 
     def flock(*args):
         raise OSError(38, os.strerror(38))
@@ -217,8 +217,9 @@ def test_a_stage_leaves_what_another_run_writes(tmp_path, other_run, resume):
         raise AssertionError
     assert (partial / "checkpoint-1" / "trainer_state.json").is_file()
     kill()
-    with stage_output(tmp_path / "sft", options={}, overwrite=True, resume=False) as (folder, checkpoint):
-        assert folder == partial and checkpoint is None and [path.name for path in folder.iterdir()] == ["stage.json"]
-        with alone_in(folder):  # as PPO's own training in a stage
-            (folder / "model").touch()
+    with stage_output(tmp_path / "sft", options={}, overwrite=True, resume=False) as work:
+        work.begin()
+        assert work.folder == partial and [path.name for path in partial.iterdir()] == ["stage.json"]
+        with alone_in(partial):  # as PPO's own training in a stage
+            (partial / "model").touch()
     assert (tmp_path / "sft" / "model").is_file() and not partial.exists()

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.utils.hub import PushInProgress
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.checkpoint import ASIDE_FOLDER, check_resumable, find_damage, last_whole_checkpoint
+from hf_instructgpt.resuming.checkpoint import ASIDE_FOLDER, check_resumable, find_damage, last_whole_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
 
@@ -45,7 +45,7 @@ DAMAGES = [
     ("model.safetensors", flip, "model.safetensors is not as it was written"),
     ("value_model/model.safetensors", Path.unlink, "value_model/model.safetensors is missing"),
     ("optimizer.pt", flip, "optimizer.pt is not as it was written"),
-    ("ppo_state_0.pt", Path.unlink, "ppo_state_0.pt is missing"),
+    ("trainer_state_0.pt", Path.unlink, "trainer_state_0.pt is missing"),
     ("trainer_state.json", truncate, "trainer_state.json is not as it was written"),
     ("checkpoint.json", truncate, "checkpoint.json is missing or broken"),
     ("checkpoint.json", Path.unlink, "checkpoint.json is missing or broken"),
@@ -187,7 +187,7 @@ def test_nothing_is_loaded_that_weights_only_would_refuse(run, tmp_path, monkeyp
 
     monkeypatch.setattr(torch, "load", strict)
     make(tmp_path, **SAVING).train(resume_from_checkpoint=str(run / "checkpoint-2"))
-    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "ppo_state_0.pt"} <= set(opened)
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state_0.pt"} <= set(opened)
 
 
 def test_the_mean_loss_of_a_resumed_run_is_that_of_the_whole_run(run, tmp_path):

@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
-from hf_instructgpt.ppo import resumable, token_log
+from hf_instructgpt.ppo import token_log
 from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.actor_critic import ValueModel
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.trainer import PPOTrainer
+from hf_instructgpt.resuming import resumable
 
 pytestmark = pytest.mark.slow
 
@@ -268,7 +269,9 @@ def test_the_killed_run_ends_as_the_whole_one(runs, kind):
             assert_same(left, right, name)
         compared.add(path.name if suffix != ".parquet" else "parquet")
     adapters = {"adapter_model.safetensors"} if kind == "lora" else {"model.safetensors"}
-    rank_states = {"ppo_state_0.pt", "ppo_state_1.pt", "rng_state_1.pth"} if kind == "two" else {"ppo_state_0.pt"}
+    rank_states = (
+        {"trainer_state_0.pt", "trainer_state_1.pt", "rng_state_1.pth"} if kind == "two" else {"trainer_state_0.pt"}
+    )
     expected = {"value_head.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "tokens.jsonl"}
     assert expected | adapters | rank_states | {"parquet"} <= compared
     assert any(name.startswith("ema/") and name.endswith(".safetensors") for name in whole)

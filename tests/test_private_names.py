@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from transformers import Trainer
 
-from hf_instructgpt.ppo import resumable
+from hf_instructgpt.resuming import resumable
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_instructgpt"
@@ -118,7 +118,7 @@ import torch
 from datasets import Dataset
 from hf_instructgpt import PPOConfig, PPOTrainer
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
-from hf_instructgpt.ppo.resumable import PlainTrainer
+from hf_instructgpt.resuming.resumable import PlainTrainer
 
 assert issubclass(PPOTrainer, PlainTrainer)
 orders = []

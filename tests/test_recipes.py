@@ -21,7 +21,7 @@ from hf_instructgpt.data.lab_facts import END_MARKS, POLITE, RUDE
 from hf_instructgpt.lab.arena import Arena
 from hf_instructgpt.lab.overopt import OverOptLab
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.stages import inputs, sft
+from hf_instructgpt.stages import data, sft
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.pipeline import BASE, COMMANDS, Pipeline
 
@@ -147,6 +147,7 @@ def tiny_run(tmp_path_factory):
     """A run of the recipe's form with a model of no size, of a few steps on few rows."""
     folder = tmp_path_factory.mktemp("tiny")
     config = read("instructgpt", "pipeline.yaml")
+    (folder / "data").symlink_to(INSTRUCTGPT / "data")
     config["sft"]["model_init_kwargs"] = {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8}
     config["sft"]["model_init_kwargs"]["num_attention_heads"] = 1
     for stage in ("ppo_init", "reward", "sft"):
@@ -156,7 +157,7 @@ def tiny_run(tmp_path_factory):
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(RECIPES.parent)
-        for module in (inputs, sft):
+        for module in (data, sft):
             patch.setattr(module, "load_sample_dataset", few_rows)
         argv = ["--config", str(folder / "pipeline.yaml"), "--output_dir", str(folder / "run"), "--seed", "0"]
         assert main(["run", *argv]) == 0
@@ -172,7 +173,7 @@ def test_the_alignment_tax_is_measured(tiny_run, tmp_path, monkeypatch, capsys):
         return {name: work(folder=folder / name, **options) for name, options in cells.items()}
 
     monkeypatch.setattr(alignment_tax, "run_cells", run_here)
-    for module in (inputs, alignment_tax):
+    for module in (data, alignment_tax):
         monkeypatch.setattr(module, "load_sample_dataset", few_rows)
     argv = ["alignment_tax", str(tiny_run), "--ptx_coef", "0.5", "--ptx_ratio", "4", "--kl_coef", "0.1"]
     argv += ["--ptx_dataset_name", str(INSTRUCTGPT / "data"), "--max_steps", "8", "--output_dir", str(tmp_path)]
@@ -231,6 +232,7 @@ def test_a_recipe_with_a_python_reward_runs(recipe, weights, num_rows, llama, tm
     used = json.loads((out / "stage.json").read_text(encoding="utf-8"))["options"]
     options = yaml.safe_load(config.read_text(encoding="utf-8"))
     del options["output_dir"]
+    options["dataset_name"] = str(config.parent / options["dataset_name"])  # beside the file
     for name, value in {**options, **mine}.items():
         assert used[name] == ([] if name == "report_to" else value), name  # "none"
     rows = [(config.parent / "data" / f"{split}.jsonl").read_text(encoding="utf-8") for split in ("train", "test")]

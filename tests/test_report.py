@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
 from hf_instructgpt.evaluation.comparison import Answers
+from hf_instructgpt.hub.cards import Made
 from hf_instructgpt.report import plots
 from hf_instructgpt.report.plots import draw_plots
 from hf_instructgpt.report.run_card import findings, run_card, samples_markdown
@@ -70,6 +71,7 @@ def metrics_with(**changes):
 )
 def test_the_report_warns_when_the_reward_rises_while_the_judge_falls_and_only_then(changes, what):
     lines = findings(metrics_with(**changes))
+    lines = lines[:-1] if changes is NOT_JUDGED else lines  # what is not known without a judge
     assert len(lines) == 2 + 2 * (what is not None)
     assert [line.startswith("WARNING") for line in lines] == [True, True, False, False][-len(lines) :]
     if what:
@@ -80,8 +82,27 @@ def test_findings_say_the_numbers():
     line = findings(metrics_with())[0]
     for number in ("from 1.00 to 2.00", "+2.00 standard deviations", "75%", "50% to 100%", "+0.10 to +0.30", "+0.20"):
         assert number in line
-    assert "judge" not in "".join(findings(metrics_with(**NOT_JUDGED)))
-    assert "standard deviations" not in findings(metrics_with(score_sft_std=0.0))[0]
+    *lines, last = findings(metrics_with(**NOT_JUDGED))
+    assert "judge" not in "".join(lines) and last.startswith("No judge: ")
+    assert "exactly" not in findings(metrics_with(correct_sft=None, correct_ppo=None))[0]
+
+
+def test_a_rise_is_in_standard_deviations_only_where_they_are_a_unit():
+    for std, words in (
+        (0.5, "(+1.00 [+0.80, +1.20], +2.00 standard deviations of SFT's scores)"),
+        (0.05, "(+1.00 [+0.80, +1.20]; the scores of SFT's answers hardly differ: standard deviation 0.05)"),
+        (0.0, "(+1.00 [+0.80, +1.20]; the scores of SFT's answers hardly differ: standard deviation 0)"),
+    ):
+        assert words in findings(metrics_with(score_sft_std=std, score_rise_ci95=[0.8, 1.2]))[0]
+    assert "to 1.00 (+0.00)" in findings(metrics_with(score_ppo=1.0, score_sft_std=0.0))[0]
+
+
+def test_what_was_optimised_is_named_with_its_terms():
+    terms = {"terms_sft": {"reward": 1.0, "length": None}, "terms_ppo": {"reward": 0.5, "length": 3.0}}
+    metrics = metrics_with(**terms) | {"optimised": {"reward": 1.0, "length": 0.5}}
+    line = findings(metrics)[0]
+    assert line.startswith("sampled: the mean of what PPO optimised (`reward` + 0.5 `length`) goes from 1.00 to 2.00")
+    assert ", `reward` from 1.00 to 0.50, `length` from none to 3.00" in line
 
 
 def test_findings_begin_with_a_reward_model_that_does_not_beat_the_rule_of_length():
@@ -115,12 +136,13 @@ def test_samples_are_spread_over_the_prompts(num_prompts):
     assert min(num_prompts, 8) <= len(rows) <= 16 and "judge +0.50" in rows[0]
 
 
+MADE = Made(stage="ppo", prompt='"1"?')
 CONFIG = {"sft": {"dataset_name": "lab"}, "reward": {"dataset_name": "own.jsonl"}, "ppo": {}}
 
 
 @pytest.mark.parametrize("changes", [{}, NOT_JUDGED])
 def test_the_card_renders_and_parses(tmp_path, changes):
-    run_card(metrics_with(**changes), CONFIG, name="my-run", notes=["Mind the gap."], prompt='"1"?').save(
+    run_card(metrics_with(**changes), CONFIG, name="my-run", notes=["Mind the gap."], ppo="out/ppo", made=MADE).save(
         tmp_path / "README.md"
     )
     card = ModelCard.load(tmp_path / "README.md")
@@ -147,7 +169,7 @@ def test_a_card_of_a_run_that_logged_nothing(tmp_path):
     metrics = metrics_with() | {"sft": {"train_loss": [], "eval_loss": []}, "ppo": {"score": [], "kl": []}}
     nothing = dict.fromkeys(STRONG) | {"better_baseline": "longer_wins", "beats_baselines": False}
     metrics["reward"] |= nothing
-    text = run_card(metrics, CONFIG, name="my-run", notes=[], prompt="a").text
+    text = run_card(metrics, CONFIG, name="my-run", notes=[], ppo="ppo", made=MADE).text
     assert "not measured" in text and "too few prompts to tell" in text
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.resuming.checkpoint import write_manifest
 from hf_instructgpt.stages.output import STAGE_FILE, stage_output
 
 OPTIONS = {"learning_rate": 0.1}
@@ -15,14 +16,15 @@ def work(folder, text="result", *, options=OPTIONS, overwrite=False, resume=Fals
     with stage_output(folder, options=options, overwrite=overwrite, resume=resume) as work_in:
         if work_in is None:
             return "whole"
-        partial, checkpoint = work_in
-        (partial / "model").write_text(text)
+        work_in.begin()
+        (work_in.folder / "model").write_text(text)
         for name in checkpoints:
-            (partial / name).mkdir()
-            (partial / name / "trainer_state.json").write_text("{}")
+            (work_in.folder / name).mkdir()
+            (work_in.folder / name / "trainer_state.json").write_text("{}")
+            write_manifest(work_in.folder / name, options={})
         if fail is not None:
             raise fail
-    return checkpoint
+    return work_in.checkpoint
 
 
 def names(folder):
@@ -31,9 +33,10 @@ def names(folder):
 
 def test_a_result_is_moved_in_when_whole_and_not_before(tmp_path):
     out = tmp_path / "deep" / "out"
-    with stage_output(out, options=OPTIONS, overwrite=False, resume=False) as (partial, checkpoint):
-        (partial / "model").write_text("result")
-        assert checkpoint is None and not out.exists()
+    with stage_output(out, options=OPTIONS, overwrite=False, resume=False) as begun:
+        begun.begin()
+        (begun.folder / "model").write_text("result")
+        assert begun.checkpoint is None and not out.exists()
     assert names(out) == ["model", STAGE_FILE] and names(out.parent) == ["out"]
 
 
@@ -62,9 +65,21 @@ def test_resume_takes_the_last_whole_checkpoint(tmp_path):
 
 
 def test_a_leftover_of_a_killed_run_does_not_block_a_new_one(tmp_path):
-    (tmp_path / ".out.partial" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / ".out.partial" / "_checkpoint_in_progress" / "checkpoint-1").mkdir(parents=True)
     assert work(tmp_path / "out") is None
-    assert "checkpoint-1" not in names(tmp_path / "out")
+    assert names(tmp_path / "out") == ["model", STAGE_FILE]
+
+
+def test_what_is_there_to_be_resumed_goes_when_all_has_been_checked(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        work(tmp_path / "out", checkpoints=("checkpoint-1",), fail=KeyboardInterrupt())
+    with pytest.raises(InputError, match="--resume to go on from the last one, or --overwrite_output_dir to drop"):
+        work(tmp_path / "out")
+    stage = stage_output(tmp_path / "out", options={}, overwrite=True, resume=False)
+    with pytest.raises(InputError, match="mistyped"), stage:
+        raise InputError("mistyped")
+    assert (tmp_path / ".out.partial" / "checkpoint-1").is_dir()
+    assert work(tmp_path / "out", overwrite=True) is None and names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -146,7 +161,7 @@ def test_a_place_that_cannot_be_written_is_the_users_error(tmp_path):
 def test_a_broken_stage_file_is_not_overwritten(tmp_path):
     work(tmp_path / "out")
     (tmp_path / "out" / STAGE_FILE).write_text("{")
-    with pytest.raises(InputError, match="holds no stage's result"):
+    with pytest.raises(InputError, match=r"stage\.json cannot be read"):
         work(tmp_path / "out", overwrite=True)
 
 

@@ -13,7 +13,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.trainer import PPOTrainer
-from hf_instructgpt.stages import inputs, pipeline, sft
+from hf_instructgpt.stages import comparing, data, pipeline, sft
 
 COMMON = {
     "dataset_name": "lab",
@@ -47,6 +47,9 @@ COMPARISON = {
     *("num_prompts", "score_sft", "score_sft_std", "score_ppo", "gold_sft", "gold_ppo", "gold_more_sft"),
     *("correct_sft", "correct_ppo", "wins", "ties", "losses", "gold_win_rate", "gold_win_rate_ci95"),
 }
+MEASURED = {f"{name}_{policy}" for name in ("length", "ended", "distinct") for policy in ("sft", "ppo")}
+MEASURED |= {"num_prompts", "score_sft", "score_sft_std", "score_ppo", "score_rise_ci95"}  # without a judge
+COMPARISON |= MEASURED
 LEFT = {"sft", "reward", "ppo", "metrics.json", "plots", "samples.md", "README.md", "run.json"}
 
 
@@ -59,7 +62,7 @@ def a_small_lab():
         return datasets.DatasetDict({split: rows.select(range(60)) for split, rows in splits.items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (inputs, sft):
+        for module in (data, sft):
             patch.setattr(module, "load_sample_dataset", few_rows)
         yield
 
@@ -102,7 +105,8 @@ def test_what_a_run_leaves(done):
 
 def test_metrics_have_exactly_these_keys(done):
     metrics, seconds = metrics_of(done)
-    assert set(metrics) == {"seed", "sft", "reward", "ppo", "comparison", "comparison_greedy"}
+    assert set(metrics) == {"seed", "sft", "reward", "ppo", "comparison", "comparison_greedy", "judge", "optimised"}
+    assert (metrics["judge"], metrics["optimised"]) == ("lab", {"reward": 1.0})
     assert set(metrics["sft"]) == {"train_loss", "eval_loss", "eval_score"} and metrics["sft"]["eval_score"] == []
     accuracies = {"eval_accuracy", "eval_accuracy_clear", "eval_accuracy_content"}
     others = {"eval_accuracy_ci95", "better_baseline", "better_baseline_accuracy", "gain", "gain_ci95"}
@@ -208,7 +212,7 @@ def test_a_run_that_must_not_go_on_with_a_weak_reward_model_stops_before_ppo(her
     (here / "mine" / "report_card.json").unlink()
     config["ppo"]["reward_funcs"] = ["./mine"]
     assert main(["run", "--config", write(here, config), "--output_dir", "second"]) == 2
-    assert "./mine has no report card" in capfd.readouterr().err and not (here / "second").exists()
+    assert "mine has no report card" in capfd.readouterr().err and not (here / "second").exists()
 
 
 def test_a_whole_run_is_neither_repeated_nor_replaced_by_accident(done, capsys):
@@ -264,7 +268,7 @@ def test_ones_own_data_without_judge_and_held_out_rows(here, chat, caplog):
     for how in ("comparison", "comparison_greedy"):
         c = metrics[how]
         assert c["num_prompts"] == 6 and c["score_ppo"] is not None
-        assert {c[name] for name in COMPARISON - {"num_prompts", "score_sft", "score_sft_std", "score_ppo"}} == {None}
+        assert {c[name] for name in COMPARISON - MEASURED} == {None}
     assert metrics["reward"]["eval_accuracy"] is not None and metrics["reward"]["eval_accuracy_clear"] is None
     card = (here / "out" / "README.md").read_text()
     assert "`ppo` has no held-out split" in card and "None" not in card
@@ -430,7 +434,7 @@ def with_init(folder, *, selected="sft", **options):
 @pytest.fixture(scope="module")
 def done_with_init(tmp_path_factory):
     """A whole run whose `sft` is chosen by its own reward model, and what its report measured."""
-    folder, measured, answer = tmp_path_factory.mktemp("init"), [], pipeline.answer_prompts
+    folder, measured, answer = tmp_path_factory.mktemp("init"), [], comparing.answer_prompts
 
     def spy(policy, *args, reference, **kwargs):
         measured.append(None if reference is None else reference.config._name_or_path)
@@ -438,7 +442,7 @@ def done_with_init(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(pipeline, "answer_prompts", spy)
+        patch.setattr(comparing, "answer_prompts", spy)
         assert main(["run", "--config", write(folder, with_init(folder))]) == 0
     return folder / "out", measured
 

@@ -80,7 +80,7 @@ def imports():
 
     for name in hf_instructgpt.__all__:
         getattr(hf_instructgpt, name)
-    from hf_instructgpt.ppo import resumable
+    from hf_instructgpt.resuming import resumable
 
     assert resumable.CHANGED_HOOKS == [], f"no exact resume: {resumable.CHANGED_HOOKS}"
 

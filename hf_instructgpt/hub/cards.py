@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from ..data import SAMPLE_DATASETS
 from ..errors import InputError
+from ..files import fields_of, read_json
 from ..resources import resource
 from .upload import hub_errors
 
@@ -107,15 +108,17 @@ class Made:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Made | None":
-        """Of a result's folder; None if it has no such file."""
-        try:
-            content = json.loads((Path(folder) / CARD_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        """Of a result's folder; None if it has no such file. Raises `InputError` if it is broken."""
+        content = read_json(Path(folder) / CARD_FILE)
+        if content is None:
             return None
-        content["base_model"] = content["base_model"] and Source(**content["base_model"])
-        content["datasets"] = {what: Source(**source) for what, source in content["datasets"].items()}
-        content["rewards"] = [Source(**source) for source in content["rewards"]]
-        return cls(**content)
+        with fields_of(Path(folder) / CARD_FILE):
+            content["base_model"] = content["base_model"] and Source(**content["base_model"])
+            content["datasets"] = {what: Source(**source) for what, source in content["datasets"].items()}
+            content["rewards"] = [Source(**source) for source in content["rewards"]]
+            content["samples"] = [dict(some) for some in content["samples"]]
+            PIPELINE_TAGS[content["stage"]]
+            return cls(**content)
 
     def save(self, folder: str | Path) -> None:
         """Write it into a result's folder."""
@@ -299,22 +302,25 @@ class CardMixin:
         tags: str | list[str] | None = None,
         model_name: str | None = None,
         dataset_name: str | None = None,
+        *,
+        folder: Path | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the card and its picture into `args.output_dir`. Called by `push_to_hub`.
+        """Write the card and its picture. Called by `push_to_hub`, and by `save_model` for an adapter.
 
         Args:
             language, license (`str`, *optional*): For the card's metadata.
             tags (`str` or `list[str]`, *optional*): Beside the card's own.
             model_name (`str`, *optional*): Not used: the card is called as the repository.
             dataset_name (`str`, *optional*): What the model was trained on.
+            folder (`Path`, *optional*): Where to; by default `args.output_dir`.
             kwargs: Other arguments of `Trainer.create_model_card`, not used.
         """
         if not self.is_world_process_zero():
             return
         from .curves import draw_training  # matplotlib is slow to import
 
-        folder = Path(self.args.output_dir)
+        folder = folder or Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         state = {"log_history": self.state.log_history, "best_global_step": self.state.best_global_step}
         made = self.made(dataset_name)
@@ -322,6 +328,16 @@ class CardMixin:
         draw_training(state["log_history"], self.card_stage, folder / PLOT_FILE)
         tags = [tags] if isinstance(tags, str) else tags or []
         write_card(folder, made, name=self.hub_model_id or str(folder), state=state, tags=tags, language=language)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; beside an adapter the card is this package's, not the empty one that PEFT writes."""
+        super().save_model(output_dir, _internal_call)
+        if not is_peft_model(self.card_model()) or not self.is_world_process_zero():
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / README_FILE).unlink(missing_ok=True)
+        if not _internal_call:
+            self.create_model_card(folder=folder)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's. Raises `InputError` where the Hub refuses, or an adapter's base model has no name there."""
@@ -357,7 +373,8 @@ def base_on_hub(base: Source, *, folder: str | Path) -> str:
 
 def _words(source: Source, hub_id: str | None, kind: str = "") -> str:
     """A source as a reader sees it; of a local one, no path."""
-    name = hub_id or (Path(source.name).name if source.path is not None else source.name)
+    is_local = source.path is not None or ".py:" in source.name
+    name = hub_id or (Path(source.name).name if is_local else source.name)
     words = f"[{name}](https://huggingface.co/{kind}{name})" if hub_id else f"`{name}`"
     return words + "".join(f", `{part}`" for part in (source.config, source.split) if part)
 

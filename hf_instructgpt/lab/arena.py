@@ -15,10 +15,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
 from ..errors import InputError
+from ..files import absolute_folder, make_directory, read_json, to_json
+from ..resuming.checkpoint import alone_in
 from ..stages.arguments import StageArguments, parse_options
 from ..stages.config_file import check_keys, read_yaml
-from ..stages.inputs import check_fits, load_config, load_rows, load_stage_datasets, load_tokenizer
-from ..stages.output import partial_directory, read_json, to_json
+from ..stages.data import check_fits, load_rows, load_stage_datasets
+from ..stages.inputs import load_config, load_tokenizer
+from ..stages.output import partial_directory
 from ..stages.pipeline import DATA_KINDS, STAGES
 from ..stages.sft import tokenizer_and_config
 from .arena_methods import OPTIONS, Setting, load_prompts, parse_method, prompt_splits, run_method
@@ -86,7 +89,7 @@ class Arena:
         self.source = str(config_path)
         check_keys(config, KEYS, source=self.source)
         self.options = {**DEFAULTS, **config}
-        self.output_dir = Path(output_dir or self.options["output_dir"])
+        self.output_dir = absolute_folder(self.options["output_dir"] if output_dir is None else output_dir)
         del self.options["output_dir"]
         _check_options(self.options, source=self.source)
         self.setting = Setting(
@@ -188,13 +191,15 @@ class Arena:
         """
         out, options = self.output_dir, {key: self.options.get(key) for key in KEYS if key != "output_dir"}
         writes = (RESULTS_FILE, *REPORT_FILES, *FOLDERS, "report")
-        open_folder(out, options, writes=writes, overwrite=overwrite, resume=resume)
-        results = read_json(out / RESULTS_FILE)
-        if results is None:
-            for stage in (stage for stage in TAKEN if stage in self.options):
-                run_cells(train_stage, {stage: {"stage": stage, "options": self._stage(stage)}}, out)
-            results = self._results(run_cells(run_method, self._cells(), out / "cells"))
-            self._write_report(results)
+        make_directory(out)
+        with alone_in(out):
+            open_folder(out, options, writes=writes, overwrite=overwrite, resume=resume)
+            results = read_json(out / RESULTS_FILE)
+            if results is None:
+                for stage in (stage for stage in TAKEN if stage in self.options):
+                    run_cells(train_stage, {stage: {"stage": stage, "options": self._stage(stage)}}, out)
+                results = self._results(run_cells(run_method, self._cells(), out / "cells"))
+                self._write_report(results)
         return results
 
     def _cells(self) -> dict[str, dict]:

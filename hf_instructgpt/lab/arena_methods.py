@@ -37,12 +37,8 @@ from ..ppo.models import load_reward_func as load_reward_model
 from ..ppo.rollout import decode_responses, reward_model_scores
 from ..ppo.trainer import PPOTrainer
 from ..stages.arguments import StageArguments, parse_options
-from ..stages.inputs import (
-    checked_split,
-    load_causal_lm,
-    load_rows,
-    load_tokenizer,
-)
+from ..stages.data import checked_split, load_rows
+from ..stages.inputs import load_causal_lm, load_tokenizer
 from ..text import encode_prompt, scored_rows
 from .overopt_cells import judge_scores, load_judge
 

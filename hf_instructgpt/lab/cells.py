@@ -19,8 +19,9 @@ from threading import Thread
 import torch
 
 from ..errors import InputError
-from ..ppo.checkpoint import alone_in
-from ..stages.output import make_directory, partial_directory, read_json, to_json, write_whole
+from ..files import make_directory, read_json, to_json, write_whole
+from ..resuming.checkpoint import alone_in
+from ..stages.output import partial_directory
 from ..stages.pipeline import RUN_FILE, check_same_run
 
 RESULT_FILE, LOG_FILE = "result.json", "log.txt"

@@ -9,10 +9,13 @@ import shutil
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import absolute_folder, fields_of, make_directory, read_json, to_json
+from ..resuming.checkpoint import alone_in
 from ..stages.arguments import parse_options
 from ..stages.config_file import check_keys, read_yaml
-from ..stages.inputs import check_fits, load_config, load_stage_datasets, load_tokenizer
-from ..stages.output import partial_directory, read_json, to_json
+from ..stages.data import check_fits, load_stage_datasets
+from ..stages.inputs import load_config, load_tokenizer
+from ..stages.output import partial_directory
 from ..stages.ppo import check_ppo_options
 from ..stages.sft import tokenizer_and_config
 from .cells import open_folder, run_cells
@@ -92,7 +95,7 @@ class OverOptLab:
         check_keys(config, KEYS, source=str(config_path))
         self.source = str(config_path)
         self.options = {**DEFAULTS, **config}
-        self.output_dir = Path(output_dir or self.options.pop("output_dir"))
+        self.output_dir = absolute_folder(self.options["output_dir"] if output_dir is None else output_dir)
         self.options.pop("output_dir", None)
         _check_options(self.options, source=self.source)
         self.sft = self.options.get("model_name_or_path") or str(self.output_dir / "sft" / "model")
@@ -162,14 +165,18 @@ class OverOptLab:
         out = self.output_dir
         writes = (RESULTS_FILE, *REPORT_FILES, *FOLDERS, "report")
         options = {key: self.options.get(key) for key in KEYS if key != "output_dir"}
-        open_folder(out, options, writes=writes, overwrite=overwrite, resume=resume)
-        results = read_json(out / RESULTS_FILE)
-        if results is None:
-            results = self._results()
-            self._write_report(results)
-        for path in (out / "ppo").glob("*/checkpoint-*"):
-            if path != out / results["suggested"]["policy"]:
-                shutil.rmtree(path)
+        make_directory(out)
+        with alone_in(out):
+            open_folder(out, options, writes=writes, overwrite=overwrite, resume=resume)
+            results = read_json(out / RESULTS_FILE)
+            if results is None:
+                results = self._results()
+                self._write_report(results)
+            with fields_of(out / RESULTS_FILE):
+                suggested = out / results["suggested"]["policy"]
+            for path in (out / "ppo").glob("*/checkpoint-*"):
+                if path != suggested:
+                    shutil.rmtree(path)
         return results
 
     def _results(self) -> dict:

@@ -18,15 +18,8 @@ from ..ppo.models import load_reward_func as load_reward_model
 from ..ppo.rollout import decode_responses, reward_model_scores, score_responses
 from ..reward.ranking_trainer import ranked_pairs
 from ..stages.arguments import StageArguments, parse_options
-from ..stages.inputs import (
-    checked_split,
-    load_causal_lm,
-    load_options,
-    load_reward_func,
-    load_rows,
-    load_stage_datasets,
-    load_tokenizer,
-)
+from ..stages.data import checked_split, load_rows, load_stage_datasets
+from ..stages.inputs import load_causal_lm, load_options, load_reward_func, load_tokenizer
 from ..stages.ppo import run_ppo
 from ..stages.reward import run_reward
 from ..stages.sft import run_sft

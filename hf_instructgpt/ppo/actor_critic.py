@@ -168,6 +168,8 @@ class ValueModel(nn.Module):
         if has_adapter(self.backbone) and not self.backbone.config._name_or_path:
             copy.deepcopy(self.backbone).unload().save_pretrained(directory / CRITIC_BASE_FOLDER)
         self.backbone.save_pretrained(directory, state_dict=weights)
+        if has_adapter(self.backbone):  # PEFT writes an empty card, of a model that is not there
+            (directory / "README.md").unlink(missing_ok=True)
 
     def load_weights(self, directory: str | Path) -> None:
         """Put the weights that `save_pretrained` wrote back into this critic."""

@@ -52,13 +52,8 @@ RANGES = (
 # More responses than a rollout of one process can have.
 MAX_ROLLOUT = 2**20
 
-# Options of Trainer's on which the trained weights depend, and those of PPO's on which they depend not at all, or only
-# by rounding or by other random numbers: a run may be resumed on another machine.
-TRAINED_WITH = (
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "data_seed", "learning_rate", "optim"),
-    *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon"),
-)
+# PPO's options on which the trained weights do not depend, but for rounding and random numbers: a run may be resumed
+# with others, as on another machine.
 NOT_TRAINED_WITH = (
     *("logging_steps", "log_completions", "num_completions_to_print", "log_tokens", "model_init_kwargs"),
     *("trust_remote_code", "preset", "generation_kwargs", "use_vllm", "vllm_kwargs", "generator", "on_nonfinite"),
@@ -417,16 +412,22 @@ class PPOConfig(TrainingArguments):
         if self.sampling_dtype is not None and not self.fast_sampling and self.preset is None:
             raise ValueError("`sampling_dtype` needs `fast_sampling`.")
 
-    def trained_with(self) -> dict:
-        """The options on which the trained weights depend, as JSON has them."""
+    def own_options(self) -> dict:
+        """PPO's options on which the trained weights depend, as JSON has them."""
         own = {option.name for option in fields(self)} - {option.name for option in fields(TrainingArguments)}
         options = self.to_dict()
-        return {name: options[name] for name in (*TRAINED_WITH, *sorted(own - {*NOT_TRAINED_WITH}))}
+        return {name: options[name] for name in sorted(own - {*NOT_TRAINED_WITH})}
 
     @property
     def rollout_size(self) -> int:
         """Responses in one rollout of one process."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.num_mini_batches
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts that `max_steps` steps of all processes read."""
+        num_rollouts = -(-self.max_steps // (self.num_ppo_epochs * self.num_mini_batches))
+        return num_rollouts * self.rollout_size // self.num_generations * self.world_size
 
     @property
     def ptx_rows(self) -> float:

@@ -75,6 +75,7 @@ def load_reward_func(
 
     # The adapter's base model has no score head: its own comes with the adapter.
     model = AutoPeftModelForSequenceClassification.from_pretrained(func, num_labels=1, **kwargs)
+    model.config._name_or_path = func  # it goes by its own name in logs, not by its base model's
     with suppress(OSError):  # an adapter of another making has no configuration beside it
         model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)
     return model

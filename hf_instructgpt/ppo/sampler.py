@@ -3,7 +3,30 @@
 from collections.abc import Callable
 
 import torch
+from datasets import Dataset, IterableDataset
 from torch.utils.data import Sampler
+
+from ..data.reading import dataset_of
+from ..errors import InputError
+from .config import PPOConfig
+
+
+def prompts_in_memory(stream: Dataset | IterableDataset | None, args: PPOConfig) -> Dataset | None:
+    """Of a stream, the rows that a run of `max_steps` reads; other data sets as they are.
+
+    A run samples one or more responses per prompt, so that these are few, and a resumed run has to read the same ones.
+
+    Raises:
+        InputError: `max_steps` is not set, or the stream is empty.
+    """
+    if not isinstance(stream, IterableDataset):
+        return stream
+    if args.max_steps < 1:
+        raise InputError("`train_dataset` is a stream and has no length that is known: set `max_steps`.")
+    rows = list(stream.take(args.num_prompts))
+    if not rows:
+        raise InputError("`train_dataset` has no rows.")
+    return dataset_of(rows)
 
 
 class RolloutSampler(Sampler[int]):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..files import write_whole
 from .rollout import Rollout
 
 TOKEN_LOG_FILE = "tokens.jsonl"
@@ -21,14 +22,19 @@ def append_rows(path: Path, rows: Iterable[dict]) -> None:
 def rewind(path: Path, *, step: int) -> None:
     """Drop what another run, or this one after the checkpoint it is resumed from, has written.
 
-    A process that was killed may have left half a line behind the last whole one.
+    A process that was killed may have left half a line: that, and what else is no row, goes too.
     """
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
-    path.write_text("".join(kept), encoding="utf-8")
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # no other character ends a line
+        write_whole(path, "".join(f"{line}\n" for line in lines if _step(line) <= step))
+
+
+def _step(line: str) -> float:
+    """The step of a row; of what is no row, one that never comes."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return float("inf")
 
 
 def token_rows(

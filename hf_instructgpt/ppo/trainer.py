@@ -25,7 +25,7 @@ Where it departs from the document and the paper, and why:
   2020's and OpenAI's code's. KL coefficient, clip range, temperature and discount are the paper's kind.
 
 The private names of Trainer that are used here are listed in CONTRIBUTING.md; those for exact resume are in
-`resumable.py`.
+`resuming/resumable.py`.
 """
 
 import shutil
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object, set_seed
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -50,6 +50,8 @@ from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generat
 
 from ..errors import InputError
 from ..hub.cards import CardMixin
+from ..resuming.checkpoint import RANK_STATE_FILE
+from ..resuming.resumable import ResumableTrainer
 from ..text import as_completion, encode_row
 from .actor_critic import (
     VALUE_MODEL_FOLDER,
@@ -61,7 +63,6 @@ from .actor_critic import (
     load_weights,
     without_configured_dropout,
 )
-from .checkpoint import PPO_STATE_FILE
 from .checks import (
     check_adapter,
     check_context,
@@ -106,7 +107,6 @@ from .generation import Generator, engine_responses, generate_responses, pad_row
 from .models import add_lora, load_policy, load_reward_func, loading_options, make_critic, switches_off
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
-from .resumable import ResumableTrainer
 from .reward_functions import check_signatures, reward_name, reward_names
 from .rollout import (
     Rollout,
@@ -118,7 +118,7 @@ from .rollout import (
     score_responses,
     widths,
 )
-from .sampler import RolloutSampler
+from .sampler import RolloutSampler, prompts_in_memory
 from .server import ServerGenerator
 from .symptoms import RolloutWatch
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
@@ -143,7 +143,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, that gets the
             data set's other columns. None leaves its term out; a response without any term is dropped and counted.
         args ([`PPOConfig`], *optional*): The options.
-        train_dataset ([`~datasets.Dataset`]): Rows with a column `prompt`, text or messages.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with a column `prompt`, text or
+            messages. Of a stream, as many rows as `max_steps` needs are read at the start and kept.
         eval_dataset ([`~datasets.Dataset`] or a `dict` of these, *optional*): The same, for `evaluate` and the token
             log.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): The policy's tokenizer; from the
@@ -182,7 +183,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         model: "str | PreTrainedModel | PeftModel",
         reward_funcs,
         args: PPOConfig | None = None,
-        train_dataset: Dataset | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
@@ -199,6 +200,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         check_processes(args)
         check_output_dir(args)
         reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        train_dataset = prompts_in_memory(train_dataset, args)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         datasets = {"train_dataset": train_dataset, **eval_datasets}
         check_signatures(reward_funcs, datasets.values())
@@ -1117,11 +1119,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         """What a run cannot change when it is resumed."""
         critic = self._actor_critic.value_model
         return {
-            **self.args.trained_with(),
+            **super()._fixed_options(),
+            **self.args.own_options(),
             "reward_funcs": self.reward_names,
             "value_model": None if critic is None else "shared" if critic.backbone is None else "own",
             "peft_config": has_adapter(self._actor_critic.policy),
-            "train_dataset": len(self.train_dataset),
             "ref_model": self._reference_sum(),
         }
 
@@ -1153,7 +1155,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             return
         if self._is_sharded:
             self.ema.reset()
-            path = checkpoint / PPO_STATE_FILE.format(rank=self.args.process_index)
+            path = checkpoint / RANK_STATE_FILE.format(rank=self.args.process_index)
             if not path.is_file():  # a checkpoint of Trainer's own
                 logger.warning(f"{checkpoint} holds no `ema_decay` average in shards: it begins anew.")
                 return

@@ -11,10 +11,12 @@ from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
 from ..data.formats import as_ranking, check_columns
+from ..data.shapes import shaped
 from ..errors import InputError
 from ..hub.cards import CardMixin
 from ..ppo.checks import check_precision
 from ..ppo.generation import pad_rows
+from ..resuming.resumable import ResumableTrainer
 from ..text import encode_row, encode_text, template_options, whole_text
 from .calibration import calibrate
 
@@ -67,8 +69,8 @@ class RankingCollator:
         }
 
 
-class RankingRewardTrainer(CardMixin, RewardTrainer):
-    """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row.
+class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
+    """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row, with bit-exact resume.
 
     `loss = -mean over rows of 1/pairs * sum over pairs of log sigmoid(r_better - r_worse - margin)` (Ouyang et al.
     2022, eq. 1): all comparisons of a prompt in one batch element, one forward a response however many pairs it is in.
@@ -109,8 +111,9 @@ class RankingRewardTrainer(CardMixin, RewardTrainer):
         self.data_collator = RankingCollator(processing_class.pad_token_id)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args: RewardConfig, dataset_name: str) -> Dataset:
-        if "response_ids" in dataset.column_names:
+        if "response_ids" in dataset.column_names and "prompt" not in dataset.column_names:
             return dataset
+        dataset = shaped(dataset, "reward", source=f"`{dataset_name}_dataset`")
         kind = "ranking" if "ranks" in dataset.column_names else "preference"
         check_columns(dataset, kind, source=f"`{dataset_name}_dataset`")
         max_length = args.max_length
@@ -139,12 +142,12 @@ class RankingRewardTrainer(CardMixin, RewardTrainer):
         if not with_pairs:
             raise InputError(
                 f"`{dataset_name}_dataset`: no row has two responses that differ in rank and, within max_length = "
-                f"{max_length} tokens, in text: there is nothing to learn."
+                f"{max_length}, in tokens: there is nothing to learn."
             )
         if len(with_pairs) < len(dataset):
             logger.warning(
                 f"{dataset_name}: {len(dataset) - len(with_pairs)} of {len(dataset)} rows were left out: all their "
-                "responses tie or are the same."
+                "responses tie or are the same tokens (cut, or unknown characters of the tokenizer)."
             )
             dataset = dataset.select(with_pairs)
         names = {"response_ids", "ranks", "margin"}

@@ -16,7 +16,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig, check_ranges
-from .config_file import PATHS, read_yaml
+from .config_file import PATHS, locate_function, read_yaml
 
 # What `selection_reward_model` asks for; what is set by hand wins.
 SELECTION_OPTIONS = {
@@ -49,6 +49,16 @@ class StageArguments:
             "All rows of a prompt go together; which prompts follows from them alone, in every stage and run."
         },
     )
+    column_map: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Names for the columns of the data set, as `question=prompt,reply=completion` or, in a file, as a "
+            "mapping of its names to ours. The verb `data` shows what a data set is read as."
+        },
+    )
+    max_rows: int | None = field(
+        default=None, metadata={"help": "Read the first so many rows of each split, as a stream, and no others."}
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace an earlier result in `output_dir`. Without it, that is an error."}
     )
@@ -63,10 +73,46 @@ class StageArguments:
         fraction = self.dataset_test_fraction
         if fraction is not None and not 0 < fraction < 1:
             raise InputError(f"`dataset_test_fraction` must lie between 0 and 1, not {fraction}.")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise InputError(f"`max_rows` must be 1 or more, not {self.max_rows}.")
+        self.column_map = parse_column_map(self.column_map)
 
 
 @dataclass
-class SFTArguments(StageArguments):
+class PromptArguments(StageArguments):
+    """Arguments of the stages whose rows hold prompts to be answered."""
+
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Skip rows whose prompts have more tokens. Default: a prompt that does not fit is refused."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the data set as a stream, and of each split only as many rows as `max_steps` needs, or "
+            "`max_rows`. The rows are kept in memory, so that a resumed run reads the same ones."
+        },
+    )
+
+
+def parse_column_map(value: dict | str | None) -> dict[str, str] | None:
+    """A `column_map` as a mapping. Raises `InputError` if it is none."""
+    if isinstance(value, str):
+        try:
+            value = (
+                json.loads(value) if value.lstrip().startswith("{") else dict(x.split("=") for x in value.split(","))
+            )
+        except ValueError:
+            raise InputError(
+                f"`column_map`: {value!r} is not of the form `question=prompt,reply=completion`."
+            ) from None
+    if value and len(set(value.values())) < len(value):
+        raise InputError(f"`column_map`: two columns have one name in {value}.")
+    return value or None
+
+
+@dataclass
+class SFTArguments(PromptArguments):
     """Arguments of `hf-instructgpt sft`. Without `model_name_or_path` a new CharGPT is made."""
 
     selection_reward_model: str | None = field(
@@ -111,14 +157,15 @@ class RewardArguments(StageArguments):
 
 
 @dataclass
-class PPOArguments(StageArguments):
+class PPOArguments(PromptArguments):
     """Arguments of `hf-instructgpt ppo`."""
 
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Reward models (Hub ids or folders) and Python functions (dotted paths such as "
-            "`my_rewards.length`), added up with `reward_weights`."
+            "help": "Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length` or dotted, "
+            "`my_rewards.length`; the file lies beside the config file that names it, else in the current folder, or "
+            "is an installed package's), added up with `reward_weights`."
         },
     )
     value_model: str | None = field(
@@ -218,8 +265,9 @@ def parse_options(
             # The name that every transformers knows; TRL's own defaults use it too.
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
+        _set_max_rows(*parsed[:2])
         for part in parsed:
-            _expand_home(part)
+            _spell_out(part, options)
             _check_values(part)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
@@ -256,18 +304,39 @@ def _as_flags(key: str, value, hint) -> list[str]:
         return [f"--{key}", *map(str, value)] if get_origin(hint) is list or not _takes(str, hint) else []
     if isinstance(value, dict):
         value = json.dumps(value)
-    if isinstance(value, bool) and not _takes(bool, hint):
-        value = "yes" if value else "no"  # YAML reads `no` as False
+    if value is False and not _takes(bool, hint):
+        value = "no"  # as it stood in the file
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
-def _expand_home(args: object) -> None:
-    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file."""
+def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig) -> None:
+    """A stream's rows are as many as the steps read, unless `max_rows` says how many."""
+    if not getattr(args, "streaming", False) or args.max_rows is not None:
+        return
+    if training_args.max_steps < 1:
+        raise InputError("`streaming` needs `max_steps`, or `max_rows`: a stream has no end that is known.")
+    if isinstance(training_args, PPOConfig):
+        args.max_rows = training_args.num_prompts
+        return
+    if training_args.packing:
+        raise InputError("`streaming` with `packing` needs `max_rows`: how many texts a row holds is not known.")
+    args.max_rows = training_args.max_steps * training_args.train_batch_size * training_args.world_size
+    args.max_rows *= training_args.gradient_accumulation_steps
+
+
+def _spell_out(args: object, options: dict) -> None:
+    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file.
+
+    A function that the file's `options` do not name is looked for in the current folder.
+    """
     for name in PATHS:
         value = getattr(args, name, None)
         expanded = [str(Path(v).expanduser()) if v.startswith("~") else v for v in _as_list(value)]
         if expanded:
             setattr(args, name, expanded if isinstance(value, list) else expanded[0])
+    if isinstance(args, PPOArguments):
+        known = _as_list(options.get("reward_funcs"))
+        args.reward_funcs = [func if func in known else locate_function(func, "") for func in args.reward_funcs]
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
@@ -293,6 +362,10 @@ def _check_training_arguments(training_args: TrainingArguments) -> None:
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
     if training_args.hub_token is not None:
         raise InputError("`hub_token` is not used here, so that no file holds it: log in with `hf auth login`.")
+    if any("token" in name for name in training_args.model_init_kwargs or {}):
+        raise InputError(
+            "`model_init_kwargs` may not hold a token, so that no file holds it: log in with `hf auth login`."
+        )
     if training_args.resume_from_checkpoint is not None:
         raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
     if Path(training_args.output_dir).name in ("", ".."):

@@ -8,13 +8,14 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import Trainer
 
 from ..data import SAMPLE_DATASETS
+from ..files import fields_of, read_json
 from ..hub.cards import PLOT_FILE, Made, Source, make_card, write_card
 from ..hub.curves import draw_training
-from ..ppo.resumable import STATE_FILE
 from ..report.reward_card import reward_findings
 from ..report.run_card import findings
+from ..resuming.resumable import STATE_FILE
 from .arguments import StageArguments
-from .output import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, read_json
+from .output import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE
 
 # Data beside what a stage is trained on, by option.
 MORE_DATA = {
@@ -22,6 +23,27 @@ MORE_DATA = {
     "calibration_dataset_name": "demonstrations that score 0",
     "ptx_dataset_name": "pretraining text",
 }
+
+
+def read_state(folder: Path) -> dict | None:
+    """A trainer's `trainer_state.json`; None if there is none. Raises `InputError` if it is broken."""
+    state = read_json(folder / STATE_FILE)
+    if state is not None:
+        with fields_of(folder / STATE_FILE):
+            for entry in state["log_history"]:
+                float(entry["step"])
+    return state
+
+
+def read_metrics(folder: Path) -> dict | None:
+    """A run's `metrics.json`; None if there is none yet. Raises `InputError` if it is broken, or says too little."""
+    metrics = read_json(folder / METRICS_FILE)
+    if metrics is not None:
+        with fields_of(folder / METRICS_FILE):
+            findings(metrics)
+            float(metrics["seconds"]["total"])
+            sum([*metrics["sft"]["train_loss"], *metrics["reward"]["train_loss"], *metrics["ppo"]["score"]])
+    return metrics
 
 
 def made_by_stage(trainer: Trainer, args: StageArguments, output_dir: Path, samples: list[dict], **known: Any) -> Made:
@@ -63,14 +85,14 @@ def _data_source(name: str, output_dir: Path, **part: str | None) -> Source:
 def write_stage_card(folder: Path, made: Made | None = None, *, name: str | None = None) -> None:
     """Write a stage's card anew, with what is known by now. `name` is what to load it by, if not the folder's path."""
     made = made or Made.load(folder)
-    state = read_json(folder / STATE_FILE)
+    state = read_state(folder)
     draw_training(state["log_history"], made.stage, folder / PLOT_FILE)
     write_card(folder, made, name=name or str(folder), **_facts(folder, made, state))
 
 
 def stage_card(folder: Path, made: Made, *, name: str, links: dict[str, str]) -> ModelCard:
     """A stage's card as it is pushed to `name`."""
-    return make_card(folder, made, name=name, links=links, **_facts(folder, made, read_json(folder / STATE_FILE)))
+    return make_card(folder, made, name=name, links=links, **_facts(folder, made, read_state(folder)))
 
 
 def _facts(folder: Path, made: Made, state: dict) -> dict:
@@ -82,7 +104,7 @@ def _facts(folder: Path, made: Made, state: dict) -> dict:
         results = [made.result("accuracy", "share of pairs right", share, split=report_card["split"])]
         facts |= {"results": results, "findings": reward_findings(report_card)}
     run = folder.absolute().parent
-    metrics = read_json(run / METRICS_FILE) if made.stage == "ppo" and (run / RUN_FILE).is_file() else None
+    metrics = read_metrics(run) if made.stage == "ppo" and (run / RUN_FILE).is_file() else None
     if metrics is not None:
         facts |= {"results": _compared(made, metrics), "findings": findings(metrics)}
     return facts
@@ -90,9 +112,10 @@ def _facts(folder: Path, made: Made, state: dict) -> dict:
 
 def _compared(made: Made, metrics: dict) -> list[EvalResult]:
     """PPO beside SFT, on sampled answers to held-out prompts."""
+    by = "by the reward model" if list(metrics.get("optimised", {"reward": 1.0})) == ["reward"] else "as optimised"
     numbers = {
-        ("score", "mean score by the reward model"): "score_ppo",
-        ("score_before", "mean score by the reward model, of SFT"): "score_sft",
+        ("score", f"mean score {by}"): "score_ppo",
+        ("score_before", f"mean score {by}, of SFT"): "score_sft",
         ("win_rate", "share of prompts in which the judge prefers it to SFT"): "gold_win_rate",
         ("accuracy", "share of answers exactly correct by the judge"): "correct_ppo",
         ("kl", "KL to the model it started from, nats a response"): "kl",

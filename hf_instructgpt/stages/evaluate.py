@@ -11,31 +11,16 @@ from huggingface_hub import snapshot_download
 from ..errors import InputError
 from ..evaluation.preference import ScoredRanking, score_rankings
 from ..evaluation.reward_card import measure_rewards
+from ..files import make_directory, read_json, to_json
 from ..hub.cards import Made
 from ..report.plots import draw_reward_card
 from ..report.reward_card import reward_card_markdown, reward_findings
 from .arguments import RewardArguments
 from .cards import write_stage_card
-from .inputs import (
-    check_fits,
-    check_reward_model,
-    checked_split,
-    load_config,
-    load_function,
-    load_reward_model,
-    load_rows,
-    load_tokenizer,
-)
-from .output import (
-    REPORT_CARD_FILE,
-    STAGE_FILE,
-    add_files,
-    make_directory,
-    partial_directory,
-    read_json,
-    to_json,
-    weights_sha256,
-)
+from .config_file import locate_function
+from .data import check_fits, checked_split, is_same_data, load_rows
+from .inputs import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
+from .output import REPORT_CARD_FILE, STAGE_FILE, add_files, partial_directory, weights_sha256
 
 LAB_JUDGE = "hf_instructgpt.data.gold_rewards"
 
@@ -82,7 +67,7 @@ def evaluate_reward(
     check_fits(rows, "reward", tokenizer, config, args, source=f"{args.dataset_name} ({split})")
     is_lab = args.dataset_name == "lab"
     judge = judge or (LAB_JUDGE if is_lab else None)
-    gold_func = load_function(judge, option="--judge") if judge is not None else None
+    gold_func = load_function(locate_function(judge, ""), option="--judge") if judge is not None else None
     reward_model = load_reward_model(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device)
     options = {"gold_func": gold_func, "judged": is_lab, "batch_size": batch_size}
     max_length = stage_options.get("max_length")
@@ -115,7 +100,7 @@ def _held_out_rows(
     `options` are those of the stage that trained the model.
     """
     known = {field.name: options[field.name] for field in fields(RewardArguments) if field.name in options}
-    is_own = name in (None, known.get("dataset_name"))
+    is_own = name is None or is_same_data(name, known.get("dataset_name"))
     args = RewardArguments(**known) if is_own else RewardArguments(dataset_name=name)
     if args.dataset_name is None:
         raise InputError(f"`--dataset_name` is missing, and the model has no {STAGE_FILE} that names one.")
@@ -127,8 +112,9 @@ def _held_out_rows(
         names = " or ".join(f"`{some}`" for some in dict.fromkeys(wanted))
         raise InputError(f"`--split`: {args.dataset_name} has no split {names}; it has {', '.join(dataset)}.")
     rows = checked_split(dataset, found, "reward", source=args.dataset_name)
-    same = {"dataset_name": args.dataset_name, "dataset_config": args.dataset_config, "dataset_train_split": found}
-    return args, found, rows, same.items() <= known.items()
+    same = {"dataset_config": args.dataset_config, "dataset_train_split": found}
+    is_trained_on = is_same_data(args.dataset_name, known.get("dataset_name")) and same.items() <= known.items()
+    return args, found, rows, is_trained_on
 
 
 def _write(card: dict, rankings: list[ScoredRanking], output_dir: Path) -> None:

@@ -6,17 +6,20 @@ from transformers import set_seed
 from ..errors import InputError
 from ..text import break_special_tokens, encode_prompt
 from .inputs import load_causal_lm, load_config, load_tokenizer
-from .samples import answers_to
+from .samples import MAX_NEW_TOKENS, answers_to, as_asked, known_of
 
 
 def answer(
-    model: str, *, prompt: str, max_new_tokens: int, do_sample: bool, seed: int, trust_remote_code: bool
+    model: str, *, prompt: str, max_new_tokens: int | None, do_sample: bool, seed: int, trust_remote_code: bool
 ) -> str:
-    """The model's answer to a user's prompt, through its chat template where it has one.
+    """The model's answer to a user's prompt, asked in the form that its card says it was trained on.
+
+    Without a card of this package, through its chat template where it has one.
 
     Args:
         model (`str`): A Hub id or a folder. prompt (`str`): What the user says.
-        max_new_tokens (`int`): Most tokens of the answer; fewer where the context ends.
+        max_new_tokens (`int`, *optional*): Maximum number of tokens of the answer, fewer where the context ends. By
+            default that of the model's card, else of its generation settings, else 64.
         do_sample (`bool`): Sample at temperature 1 with `seed`, else greedy.
         trust_remote_code (`bool`): Whether the model may run its own code.
 
@@ -25,19 +28,20 @@ def answer(
     """
     if not prompt.strip():
         raise InputError("`--prompt` is empty.")
-    if max_new_tokens < 1:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"`--max_new_tokens` must be 1 or more, not {max_new_tokens}.")
     if not 0 <= seed < 2**32:
         raise InputError(f"`--seed` must lie between 0 and {2**32 - 1}, not {seed}.")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    prompt = break_special_tokens(tokenizer, prompt)
-    prompt = [{"role": "user", "content": prompt}] if tokenizer.chat_template else prompt
+    made = known_of(model)
+    prompt = as_asked(break_special_tokens(tokenizer, prompt), tokenizer, made)
     length = len(encode_prompt(tokenizer, prompt))
     config = load_config(model, trust_remote_code=trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and length >= context:
         raise InputError(f"`--prompt` has {length} tokens; the model's context is {context}. Shorten it.")
-    max_new_tokens = min(max_new_tokens, context - length) if context else max_new_tokens
     policy = load_causal_lm(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device).eval()
+    wanted = max_new_tokens or (made and made.max_new_tokens) or policy.generation_config.max_new_tokens
+    max_new_tokens = min(wanted or MAX_NEW_TOKENS, context - length if context else float("inf"))
     set_seed(seed)
     return answers_to(policy, tokenizer, [{"prompt": prompt}], max_new_tokens=max_new_tokens, do_sample=do_sample)[0]

@@ -1,18 +1,16 @@
-"""What a stage reads: data sets, models and reward functions, by the names its arguments give."""
+"""The models and reward functions that a stage reads, by the names its arguments give."""
 
-import importlib
-import json
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from hashlib import sha256
+from contextlib import chdir, contextmanager
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from datasets import Dataset, DatasetDict, load_dataset
-from datasets.exceptions import DatasetsError
-from jinja2 import TemplateError
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -27,202 +25,13 @@ from transformers.utils import find_adapter_config_file, logging
 from trl import ModelConfig, RewardConfig, SFTConfig, get_peft_config
 
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
-from ..data import SAMPLE_DATASETS, load_sample_dataset
-from ..data.formats import check_columns
 from ..errors import InputError
 from ..ppo.config import PPOConfig
 from ..ppo.models import load_policy, loading_options
 from ..ppo.models import load_reward_func as load_scorer
-from ..text import encode_prompt, encode_text, template_options, whole_text
-from .arguments import StageArguments
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-
-# ---- Data ----------------------------------------------------------------------------------------------------------
-
-
-def load_stage_datasets(args: StageArguments, kind: str, *, needs_eval: bool) -> tuple[Dataset, Dataset | None]:
-    """Training and evaluation rows of a stage, their columns checked.
-
-    Args:
-        args ([`StageArguments`]): `dataset_name` is a Hub id, a folder, a JSON Lines file, or a sample data set.
-        kind (`str`): "sft", "reward" or "prompts". A sample data set's config follows from it unless given.
-        needs_eval (`bool`): Whether a missing evaluation split is an error.
-
-    Raises:
-        InputError: No such data, a broken file, a missing split, or columns that do not fit.
-    """
-    dataset = load_rows(args, kind)
-    rows = []
-    for option in ("dataset_train_split", "dataset_test_split"):
-        split = getattr(args, option)
-        if split in dataset:
-            rows.append(checked_split(dataset, split, kind, source=args.dataset_name))
-        elif needs_eval or option == "dataset_train_split":
-            raise InputError(f"`{option}`: {args.dataset_name} has no split `{split}`; it has {', '.join(dataset)}.")
-        else:
-            rows.append(None)
-    return tuple(rows)
-
-
-def load_rows(args: StageArguments, kind: str) -> DatasetDict:
-    """All splits of a data set, unchecked; see [`load_stage_datasets`]."""
-    name = args.dataset_name
-    if name is None:
-        raise InputError("`dataset_name` is missing: a Hub id, a folder, a JSON Lines file, `document` or `lab`.")
-    if name not in SAMPLE_DATASETS:
-        dataset = _load_own_rows(name, args.dataset_config)
-        return dataset if args.dataset_test_fraction is None else _hold_out(dataset, args)
-    if args.dataset_test_fraction is not None:
-        raise InputError(f"`dataset_test_fraction`: the sample data `{name}` is used as it is; leave it out.")
-    if kind == "reward":
-        kind = "ranking" if "ranking" in SAMPLE_DATASETS[name] else "preference"
-    return load_sample_dataset(name, args.dataset_config or kind)
-
-
-def load_text(option: str, args: StageArguments) -> Dataset:
-    """The text that an option beside `dataset_name` names, such as PPO-ptx's, its columns checked."""
-    name, split = getattr(args, option), args.dataset_train_split
-    dataset = load_rows(StageArguments(dataset_name=name), "sft")
-    if split not in dataset:
-        raise InputError(f"`{option}`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
-    return checked_split(dataset, split, "sft", source=name)
-
-
-def checked_split(dataset: DatasetDict, split: str, kind: str, *, source: str) -> Dataset:
-    """One split, its columns checked."""
-    check_columns(dataset[split], data_form(dataset[split], kind), source=f"{source} ({split})")
-    return dataset[split]
-
-
-def data_form(rows: Dataset, kind: str) -> str:
-    """What `reward` data is, "ranking" or "preference"; other kinds as they are."""
-    if kind != "reward":
-        return kind
-    return "ranking" if "ranks" in rows.column_names else "preference"
-
-
-def _load_own_rows(name: str, config: str | None) -> DatasetDict:
-    path = Path(name)
-    is_file = path.suffix in (".jsonl", ".json")
-    if is_file and not path.is_file():
-        raise InputError(f"`dataset_name`: the file {name} does not exist.")
-    for file in [path] if is_file else sorted(path.rglob("*.jsonl")):
-        _check_json_lines(file)
-    try:
-        return load_dataset("json", data_files=name) if is_file else load_dataset(name, name=config)
-    except (OSError, ValueError, DatasetsError) as error:
-        text = " ".join(str(error.__cause__ or error).split())
-        samples = " and ".join(f"`{sample}`" for sample in SAMPLE_DATASETS)
-        raise InputError(
-            f"`dataset_name`: {name} cannot be loaded: {text} (There is the sample data {samples}.)"
-        ) from error
-
-
-def _hold_out(dataset: DatasetDict, args: StageArguments) -> DatasetDict:
-    """The training split in two, by prompt."""
-    source, test, fraction = args.dataset_train_split, args.dataset_test_split, args.dataset_test_fraction
-    if test in dataset or source not in dataset:
-        raise InputError(
-            f"`dataset_test_fraction`: {args.dataset_name} has the splits {', '.join(dataset)}; it is for data with "
-            f"`{source}` and without `{test}`."
-        )
-    rows = dataset[source]
-    parts = {source: [], test: []}
-    for i, row in enumerate(rows):
-        parts[test if _place(row) < fraction else source].append(i)
-    if not all(parts.values()):
-        raise InputError(
-            f"`dataset_test_fraction`: {fraction} of the prompts of {args.dataset_name} leaves one part without rows."
-        )
-    return DatasetDict({**dataset, **{split: rows.select(indices) for split, indices in parts.items()}})
-
-
-def _place(row: dict) -> float:
-    """Where in [0, 1) a row's prompt falls, evenly and by its content alone."""
-    prompt = row.get("prompt") or (row.get("messages") or [])[:-1] or row
-    return int.from_bytes(sha256(json.dumps(prompt, sort_keys=True).encode()).digest()[:8]) / 2**64
-
-
-def _check_json_lines(path: Path) -> None:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not valid JSON in UTF-8 ({error}).") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: a row must be a JSON object, not {type(row).__name__}.")
-
-
-def check_fits(
-    rows: Dataset,
-    kind: str,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PreTrainedConfig,
-    training_args: SFTConfig | RewardConfig | PPOConfig,
-    *,
-    source: str,
-) -> None:
-    """Check that the chat template can render every row, and that the model's context holds it.
-
-    A prompt that is to be answered must leave room for it (`max_completion_length` tokens, for PPO). What a reward
-    model reads is cut, and counted, where its trainer does it.
-
-    Raises:
-        InputError: It names `source`, the row and the column.
-    """
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    max_length = min(filter(None, (context, getattr(training_args, "max_length", None))), default=float("inf"))
-    room = getattr(training_args, "max_completion_length", 1)
-    form, known_roles = data_form(rows, kind), set()
-    for number, row in enumerate(rows, start=1):
-        try:
-            options = template_options(row)
-            for column, text, is_prompt in _texts(row, form):
-                measured = column == "prompt" and kind != "reward"
-                if not measured:
-                    # Only the template can refuse it, and that by its roles: one of each sequence will do.
-                    roles = None if isinstance(text, str) else tuple(message["role"] for message in text)
-                    if roles is None or roles in known_roles:
-                        continue
-                    known_roles.add(roles)
-                length = _num_tokens(tokenizer, text, is_prompt, options)
-                if measured and length + room > max_length:
-                    raise InputError(
-                        f"column {column!r}: {length} tokens and an answer of {room} do not fit into the {max_length} "
-                        "that the model's context and the options allow. Shorten or drop the row."
-                    )
-        except (TemplateError, InputError) as error:
-            raise InputError(f"{source}, row {number}, {error}") from error
-
-
-def _texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:
-    """Column, text and whether it is a prompt; of everything else, the text stands behind its prompt."""
-    if "prompt" not in row or ("completion" not in row and form == "sft"):
-        column = "messages" if "messages" in row else "text"
-        yield column, row[column], False
-        return
-    yield "prompt", row["prompt"], True
-    columns = {"sft": ["completion"], "preference": ["chosen", "rejected"], "ranking": ["responses"]}.get(form, [])
-    for column in columns:
-        for text in row[column] if column == "responses" else [row[column]]:
-            is_text, answers_text = isinstance(text, str), isinstance(row["prompt"], str)
-            if is_text is not answers_text and (answers_text or form == "sft"):
-                raise InputError(f"column {column!r}: prompt and response must both be text or both be messages.")
-            yield column, whole_text(row["prompt"], text), False
-
-
-def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt: bool, options: dict) -> int:
-    if isinstance(text, list) and not tokenizer.chat_template:
-        raise InputError("messages need a chat template, which this model's tokenizer lacks. Use text columns.")
-    if is_prompt:
-        return len(encode_prompt(tokenizer, text, **options))
-    return len(encode_text(tokenizer, text, ended=True, **options))
-
-
-# ---- Models and reward functions -----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -379,36 +188,64 @@ def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> No
 
 
 def load_reward_func(name: str, *, trust_remote_code: bool = False):
-    """A reward model's name as it is, or the Python function behind a dotted path.
-
-    The current folder is importable, so that a file beside the config can hold the function.
+    """A reward model's name as it is, or the Python function of that name.
 
     Raises:
         InputError: No model with one label and no function of that name.
     """
-    if Path(name).is_dir() or "/" in name:
+    is_function = ".py:" in name
+    if not is_function and (Path(name).is_dir() or "/" in name):
         check_reward_model(name, option="reward_funcs", trust_remote_code=trust_remote_code)
         return name
-    if "." not in name:
+    if not is_function and "." not in name:
         raise InputError(f"`reward_funcs`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
     return load_function(name, option="reward_funcs")
 
 
 def load_function(name: str, *, option: str) -> Callable:
-    """The Python function behind a dotted path; the current folder is importable.
+    """The function that `FILE.py:FUNCTION` names, or a dotted path in an installed package.
+
+    Which file's code runs is printed once.
 
     Raises:
         InputError: It names `option`.
     """
-    module_name, _, attribute = name.rpartition(".")
-    sys.path.insert(0, "")
+    path, is_file, attribute = name.rpartition(".py:")
+    module_name, _, attribute = (None, None, attribute) if is_file else name.rpartition(".")
     try:
-        func = getattr(importlib.import_module(module_name), attribute)
+        with chdir("."):  # which the module may leave
+            module = _run_file(Path(f"{path}.py").absolute()) if is_file else importlib.import_module(module_name)
+        func = getattr(module, attribute)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         what = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise InputError(f"`{option}`: {name} cannot be imported: {what}{error}") from error
-    finally:
-        sys.path.remove("")
     if not callable(func):
         raise InputError(f"`{option}`: {name} is no function but {type(func).__name__}.")
+    if not module.__name__.startswith("hf_instructgpt."):
+        _say_code(option, getattr(module, "__file__", module.__name__))
     return func
+
+
+def _run_file(file: Path) -> ModuleType:
+    """The module in a file, as a part of its package (`__init__.py`) if it is in one. It finds what lies beside it."""
+    names, root = [file.stem] if file.name != "__init__.py" else [], file.parent
+    while (root / "__init__.py").is_file():
+        names, root = [root.name, *names], root.parent
+    sys.path.insert(0, str(root))
+    try:
+        if root != file.parent:
+            return importlib.import_module(".".join(names))
+        if str(file) not in sys.modules:  # not by its stem: another folder may have such a file too
+            spec = importlib.util.spec_from_file_location(str(file), file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[str(file)] = module
+        return sys.modules[str(file)]
+    finally:
+        sys.path.remove(str(root))
+
+
+@cache
+def _say_code(option: str, place: str) -> None:
+    if PartialState().is_main_process:
+        print(f"`{option}` runs the code in {place}.", flush=True)

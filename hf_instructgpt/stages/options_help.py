@@ -7,24 +7,49 @@ import argparse
 import ast
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
 # Of each stage: its classes of `arguments.STAGES` that are ours, and the file of each.
-OWN_CLASSES = {
-    "sft": (("stages/arguments.py", "StageArguments"), ("stages/arguments.py", "SFTArguments")),
-    "reward": (("stages/arguments.py", "StageArguments"), ("stages/arguments.py", "RewardArguments")),
-    "ppo": (
-        ("stages/arguments.py", "StageArguments"),
-        ("stages/arguments.py", "PPOArguments"),
-        ("ppo/config.py", "PPOConfig"),
-    ),
+_ARGUMENTS = {
+    "sft": ("StageArguments", "PromptArguments", "SFTArguments"),
+    "reward": ("StageArguments", "RewardArguments"),
+    "ppo": ("StageArguments", "PromptArguments", "PPOArguments"),
 }
+OWN_CLASSES = {stage: [("stages/arguments.py", name) for name in names] for stage, names in _ARGUMENTS.items()}
+OWN_CLASSES["ppo"].append(("ppo/config.py", "PPOConfig"))
 # Ones that hardly anybody leaves as they are; inherited, unless the stage's own class redefines them.
 COMMON = (
     *("model_name_or_path", "output_dir", "learning_rate", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "report_to", "push_to_hub"),
 )
+# The groups of the help: the option that a group begins with, in the order of the source, and its title.
+GROUPS = {
+    "dataset_name": "data",
+    "overwrite_output_dir": "result",
+    "selection_reward_model": "choosing the model",
+    "pretraining_dataset_name": "pretraining text",
+    "calibration_dataset_name": "zero of the scores",
+    "reward_funcs": "rewards",
+    "value_model": "critic",
+    "on_weak_reward": "checks",
+    "ptx_dataset_name": "pretraining text",
+    "learning_rate": "optimizer and model",
+    "max_completion_length": "sampling",
+    "advantage_estimator": "advantages",
+    "reward_weights": "rewards",
+    "kl_coef": "KL",
+    "scale_scores": "scores and rewards",
+    "entropy_coef": "loss and updates",
+    "critic_warmup_steps": "critic",
+    "ptx_coef": "pretraining text",
+    "ema_decay": "loss and updates",
+    "cliprange_value": "critic",
+    "gamma": "advantages",
+    "preset": "speed",
+    "log_completions": "logs",
+}
 
 
 @dataclass(frozen=True)
@@ -59,22 +84,31 @@ def _option(statement: ast.stmt) -> Option | None:
     return Option(statement.target.id, type_, default, metadata["help"], metadata.get("choices"))
 
 
-def help_parser(stage: str) -> argparse.ArgumentParser:
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the lines of the examples."""
+
+
+def help_parser(stage: str, examples: str = "") -> argparse.ArgumentParser:
     """What prints `hf-instructgpt STAGE --help`; the options themselves are parsed elsewhere."""
     options = own_options(stage)
     inherited = [name for name in COMMON if name not in {option.name for option in options}]
+    ending = f"Inherited from the trainer and the model's options, among others: {', '.join(inherited)}. "
+    ending += "`--help_all` lists and explains them all."
     parser = argparse.ArgumentParser(
         prog=f"hf-instructgpt {stage}",
         usage=f"hf-instructgpt {stage} [--config FILE] [--field value ...]",
         description="FILE is a YAML file of the fields below and of inherited ones; flags win over it.",
-        epilog=f"Inherited from the trainer and the model's options, among others: {', '.join(inherited)}. "
-        "`--help_all` lists and explains them all.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=f"{examples}\n{fill(ending)}",
+        formatter_class=_Formatter,
     )
     parser.add_argument("--help_all", action="store_true", default=argparse.SUPPRESS, help="list every option")
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="a YAML file of options")
+    groups, group = {}, parser
     for option in options:
-        parser.add_argument(
+        title = GROUPS.get(option.name)
+        if title is not None:
+            group = groups[title] = groups.get(title) or parser.add_argument_group(title)
+        group.add_argument(
             f"--{option.name}",
             metavar="{" + ",".join(option.choices) + "}" if option.choices else option.type.replace(" | None", ""),
             default=option.default,

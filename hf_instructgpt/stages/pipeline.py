@@ -1,40 +1,42 @@
 """All three stages in one go, and the proof that each worked: what `hf-instructgpt run` does."""
 
-import json
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from trl import ModelConfig
 
-from ..data import judge
 from ..errors import InputError
-from ..evaluation.comparison import Answers, answer_prompts, compare, question
+from ..evaluation.comparison import Answers
+from ..files import absolute_folder, fields_of, make_directory, read_json, to_json, write_whole
 from ..hub.cards import Made
-from ..ppo.checkpoint import alone_in
 from ..ppo.config import PPOConfig
 from ..report.plots import draw_plots
-from ..report.reward_card import RULES, main_figures
-from ..report.run_card import findings, run_card, samples_markdown
+from ..report.reward_card import main_figures
+from ..report.run_card import run_card, samples_markdown
+from ..resuming.checkpoint import alone_in
+from .adapters import check_same_adapter
 from .arguments import DATA_KINDS as STAGE_DATA_KINDS
 from .arguments import PPOArguments, parse_options
-from .cards import write_stage_card
+from .cards import read_metrics, read_state, write_stage_card
+from .comparing import compare_policies, load_rewards
 from .config_file import check_keys, read_yaml
+from .data import check_fits, checked_split, load_rows, load_stage_datasets, load_text
 from .evaluate import evaluate_reward
 from .inputs import (
-    check_fits,
-    checked_split,
+    load_causal_lm,
     load_config,
+    load_function,
     load_reward_func,
-    load_rows,
-    load_stage_datasets,
-    load_text,
     load_tokenizer,
+    lora_config,
     model_source,
 )
 from .output import (
@@ -42,17 +44,15 @@ from .output import (
     REPORT_CARD_FILE,
     RUN_FILE,
     STAGE_FILE,
-    make_directory,
     partial_directory,
-    read_json,
-    to_json,
-    write_whole,
 )
 from .ppo import check_ppo_options, check_report_cards, run_ppo
 from .reward import run_reward
 from .sft import check_sft, make_sft_trainer, run_sft, tokenizer_and_config
 
 STAGES = {"sft": run_sft, "reward": run_reward, "ppo": run_ppo}
+logger = logging.get_logger(__name__)
+
 # The optional stage whose model PPO starts from: another supervised fine-tuning, with the same command.
 PPO_INIT = "ppo_init"
 COMMANDS = {"sft": "sft", "reward": "reward", PPO_INIT: "sft", "ppo": "ppo"}
@@ -61,7 +61,11 @@ DATA_KINDS = {stage: STAGE_DATA_KINDS[command] for stage, command in COMMANDS.it
 BASE = ("model_name_or_path", "model_revision", "trust_remote_code", "model_init_kwargs", "dtype")
 # What a run writes beside its stages, and so all that --overwrite_output_dir may delete.
 REPORT_FILES = ("plots", "samples.md", "README.md", METRICS_FILE)
-KEYS = {"output_dir": str, "seed": int, "samples_per_prompt": int, **dict.fromkeys(COMMANDS, dict)}
+KEYS = {"output_dir": str, "seed": int, "samples_per_prompt": int, "judge": str, **dict.fromkeys(COMMANDS, dict)}
+UNUSED_REWARD = (
+    "The stage `reward` is trained and gets its report card, but nothing else uses it: put `reward` into "
+    "`ppo.reward_funcs` to optimise it."
+)
 SFT_METRICS = {"train_loss": "loss", "eval_loss": "eval_loss", "eval_score": "eval_score"}
 
 
@@ -75,9 +79,10 @@ class Pipeline:
 
     Args:
         config_path (`str` or `Path`): A pipeline file: `output_dir`, `seed`, `samples_per_prompt` (answers to each
-            prompt of the comparison, 1 by default) and the mappings `sft`, `reward`, `ppo` and, where wanted,
-            `ppo_init`, whose keys are those of the stage files (`ppo_init`: of `sft`). Where
-            `selection_reward_model` is `reward`, it is the run's own.
+            prompt of the comparison, 1 by default), `judge` (the dotted path of a function beside the file, called as
+            a reward function is, that scores the answers of the comparison) and the mappings `sft`, `reward`, `ppo`
+            and, where wanted, `ppo_init`, whose keys are those of the stage files (`ppo_init`: of `sft`). Where
+            `selection_reward_model`, or one of `ppo.reward_funcs`, is `reward`, it is the run's own.
         output_dir (`str`, *optional*): Instead of the file's.
         seed (`int`, *optional*): Instead of the file's.
         started (`float`, *optional*): `time.perf_counter()` when the command began; start-up counts in `seconds`.
@@ -98,9 +103,11 @@ class Pipeline:
         config = read_yaml(config_path)
         _check_pipeline(config, source=str(config_path))
         self.source = str(config_path)
-        self.output_dir = Path(output_dir or config.get("output_dir", "runs/instructgpt"))
+        folder = config.get("output_dir", "runs/instructgpt") if output_dir is None else output_dir
+        self.output_dir = absolute_folder(folder)
         self.seed = config.get("seed", 42) if seed is None else seed
         self.num_samples = config.get("samples_per_prompt", 1)
+        self.judge_name = config.get("judge")
         self.options = {stage: config[stage] for stage in COMMANDS if stage in config}
         # What PPO starts from, what the reward model starts from, and the stages in their order.
         self.start = PPO_INIT if PPO_INIT in config else "sft"
@@ -112,13 +119,23 @@ class Pipeline:
             stage: {**given[stage], **config[stage], "output_dir": str(self.output_dir / stage), "seed": self.seed}
             for stage in self.stages
         }
+        own = str(self.output_dir / "reward")
         for stage in filter(self._own_selection, self.policies):
-            self.config[stage]["selection_reward_model"] = str(self.output_dir / "reward")
+            self.config[stage]["selection_reward_model"] = own
+        names = self.config["ppo"]["reward_funcs"]
+        names = [names] if isinstance(names, str) else names
+        if isinstance(names, list):
+            self.config["ppo"]["reward_funcs"] = [own if name == "reward" else name for name in names]
         self._check()
 
     def _own_selection(self, stage: str) -> bool:
         """Whether a stage is chosen by the run's own reward model."""
         return self.options[stage].get("selection_reward_model") == "reward"
+
+    def _uses_reward(self) -> bool:
+        """Whether another stage uses the run's own reward model."""
+        used = [*self.config["ppo"]["reward_funcs"], self.config["ppo"].get("value_model")]
+        return str(self.output_dir / "reward") in used or any(map(self._own_selection, self.policies))
 
     def _given(self) -> dict[str, dict]:
         """Options that each stage has from the run and from the others, unless it has its own."""
@@ -140,13 +157,14 @@ class Pipeline:
     def _check(self) -> None:
         """Check what can be checked before anything is trained: options, data, and models that are there already."""
         stages = {stage: self._parse(stage) for stage in self.stages}
-        for stage, (_, _, model_args) in stages.items():
-            if model_args.use_peft:
-                raise InputError(
-                    f"{self.source}, {stage}: `use_peft`: the pipeline trains whole models; leave it out, or run the "
-                    "stages alone."
-                )
+        for stage, start in (("reward", self.body), ("ppo", self.start)):
+            start_args, model_args = stages[start][2], stages[stage][2]
+            if start_args.use_peft and model_args.model_name_or_path == str(self.output_dir / start):
+                check_same_adapter(model_args, lora_config(start_args), name=f"{self.source}, {stage}: `{start}`")
         self._check_rewards(*stages["ppo"])
+        self._judge()
+        if not self._uses_reward():
+            logger.warning(UNUSED_REWARD)
         for stage, option in (("reward", "calibration_dataset_name"), ("ppo", "ptx_dataset_name")):
             if getattr(stages[stage][0], option) is not None:
                 load_text(option, stages[stage][0])
@@ -228,7 +246,7 @@ class Pipeline:
                 at work there.
         """
         state = PartialState()
-        if state.is_main_process and not self.output_dir.exists():
+        if state.is_main_process:
             make_directory(self.output_dir)
         state.wait_for_everyone()
         with alone_in(self.output_dir):
@@ -236,8 +254,8 @@ class Pipeline:
 
     def _run(self, state: PartialState, *, overwrite: bool, resume: bool) -> dict:
         seconds = self._open_run(overwrite=overwrite, resume=resume)
-        if (self.output_dir / METRICS_FILE).is_file():
-            return json.loads((self.output_dir / METRICS_FILE).read_text(encoding="utf-8"))
+        if (metrics := read_metrics(self.output_dir)) is not None:
+            return metrics
         before = sum(seconds.values())
         for stage in self.stages:
             if stage == "ppo":
@@ -260,12 +278,13 @@ class Pipeline:
     def _open_run(self, *, overwrite: bool, resume: bool) -> dict[str, float]:
         """Make or reopen the run's folder. Returns the seconds that its whole stages took."""
         state, folder, run_file = PartialState(), self.output_dir, self.output_dir / RUN_FILE
-        known = (read_json(run_file) or {}) if run_file.is_file() else None
+        known = read_json(run_file)
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
         state.wait_for_everyone()  # all processes look before one writes
         if resume and known is not None:
             check_same_run(folder, self._identity(), known)
-            return known["seconds"]
+            with fields_of(run_file):
+                return {stage: float(seconds) for stage, seconds in known["seconds"].items()}
         if taken:
             if known is None:
                 raise InputError(f"{folder} is not empty and holds no run. Choose another `output_dir`.")
@@ -296,7 +315,8 @@ class Pipeline:
                 path.unlink(missing_ok=True)
 
     def _identity(self) -> dict:
-        return {"seed": self.seed, "samples_per_prompt": self.num_samples, **self.options}
+        judge = {} if self.judge_name is None else {"judge": self.judge_name}
+        return {"seed": self.seed, "samples_per_prompt": self.num_samples, **judge, **self.options}
 
     def _write_run_file(self, seconds: dict[str, float]) -> None:
         if PartialState().is_main_process:
@@ -321,32 +341,26 @@ class Pipeline:
         for stage in self.stages:  # a run that was stopped right after a stage does not know how long it took
             seconds.setdefault(stage, round(_logged(histories[stage], "train_runtime")[-1], 1))
         ppo_args, ppo_config, _ = self._parse("ppo")
-        tokenizer, sft = self._load(AutoTokenizer, "sft"), self._load(AutoModelForCausalLM, "sft")
-        ppo = self._load(AutoModelForCausalLM, "ppo")
-        reference = sft if self.start == "sft" else self._load(AutoModelForCausalLM, self.start)
-        reward_model = self._load(AutoModelForSequenceClassification, "reward")
-        for model in (sft, ppo, reference, reward_model):
+        tokenizer, sft = self._load("sft")
+        _, ppo = self._load("ppo")
+        reference = sft if self.start == "sft" else self._load(self.start)[1]
+        for model in (sft, ppo, reference):
             model.to(more_sft.device)
-
         start = time.perf_counter()
-        prompts = list(self._held_out("ppo")[1]["prompt"])
-        answers = {}
-        for how in ("comparison", "comparison_greedy"):
-            answers[how] = [
-                answer_prompts(
-                    policy,
-                    tokenizer,
-                    prompts,
-                    reward_model=reward_model,
-                    judge=judge if ppo_args.dataset_name == "lab" else None,
-                    max_completion_length=ppo_config.max_completion_length,
-                    do_sample=how == "comparison",
-                    num_samples=self.num_samples,
-                    reference=reference if policy is ppo and how == "comparison" else None,
-                    seed=self.seed,
-                )
-                for policy in (sft, ppo, more_sft)
-            ]
+        rewards = load_rewards(ppo_args, ppo_config, sft, tokenizer)
+        rows = self._held_out("ppo")[1]
+        compared, greedy = compare_policies(
+            [sft, ppo, more_sft],
+            tokenizer,
+            rows,
+            rewards=rewards,
+            judge=self._judge(),
+            is_lab=ppo_args.dataset_name == "lab",
+            max_completion_length=ppo_config.max_completion_length,
+            num_samples=self.num_samples,
+            reference=reference,
+            seed=self.seed,
+        )
         metrics = {
             "seed": self.seed,
             **{
@@ -358,12 +372,14 @@ class Pipeline:
                 **main_figures(read_json(self.output_dir / "reward" / REPORT_CARD_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
-            **{how: compare(*some, num_samples=self.num_samples) for how, some in answers.items()},
+            "judge": self.judge_name or ("lab" if ppo_args.dataset_name == "lab" else None),
+            "optimised": dict(zip(rewards.funcs, rewards.weights, strict=True)),
+            **compared,
         }
         seconds["comparison"] = round(time.perf_counter() - start, 1)
         seconds["total"] = round(before + time.perf_counter() - self.started, 1)
         metrics["seconds"] = seconds
-        self._write_report(metrics, histories, prompts, answers["comparison_greedy"])
+        self._write_report(metrics, histories, list(rows["prompt"]), greedy)
         made = Made.load(self.output_dir / "ppo")  # now it is known what PPO changed
         write_stage_card(self.output_dir / "ppo", replace(made, eval_split=self._held_out("ppo")[0]))
         return metrics
@@ -390,19 +406,22 @@ class Pipeline:
             setattr(training_args, name, "no")
         training_args.load_best_model_at_end = False
         train_dataset, _ = load_stage_datasets(args, "sft", needs_eval=False)
-        model, tokenizer = self._load(AutoModelForCausalLM, "sft"), self._load(AutoTokenizer, "sft")
+        tokenizer, model = self._load("sft")
         make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, None).train()
         shutil.rmtree(training_args.output_dir, ignore_errors=True)
         return model
 
-    def _load(self, auto_class: type, stage: str):
-        """What a stage saved; its own code runs only if the stage was allowed to."""
-        trust_remote_code = self._parse(stage)[1].trust_remote_code
-        return auto_class.from_pretrained(self.output_dir / stage, trust_remote_code=trust_remote_code)
+    def _load(self, stage: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+        """Tokenizer and model that a stage saved; its own code runs only if the stage was allowed to."""
+        name, trust = str(self.output_dir / stage), {"trust_remote_code": self._parse(stage)[1].trust_remote_code}
+        tokenizer = load_tokenizer(name, **trust)
+        return tokenizer, load_causal_lm(name, tokenizer, **trust)
+
+    def _judge(self) -> Callable | None:
+        return self.judge_name and load_function(self.judge_name, option="judge")
 
     def _history(self, stage: str) -> dict:
-        state = self.output_dir / stage / "trainer_state.json"
-        return json.loads(state.read_text(encoding="utf-8"))
+        return read_state(self.output_dir / stage)
 
     def _held_out(self, stage: str) -> tuple[str, Dataset]:
         """The `test` split of a stage's data, else the one it is evaluated on, else its training split."""
@@ -413,7 +432,8 @@ class Pipeline:
 
     def _notes(self) -> list[str]:
         """What a reader of the report must know."""
-        return [
+        unused = [] if self._uses_reward() else [UNUSED_REWARD]
+        return unused + [
             f"The data of `{stage}` has no held-out split: what is measured on it is measured on rows trained on."
             for stage in ("reward", "ppo")
             if self._held_out(stage)[0] == self._parse(stage)[0].dataset_train_split
@@ -430,7 +450,12 @@ class Pipeline:
         sft, ppo, _ = greedy
         (aside / "samples.md").write_text(samples_markdown(prompts, sft, ppo, step=self.num_samples), encoding="utf-8")
         run_card(
-            metrics, self.config, name=self.output_dir.resolve().name, notes=self._notes(), prompt=question(prompts[0])
+            metrics,
+            self.config,
+            name=self.output_dir.resolve().name,
+            notes=self._notes(),
+            ppo=str(self.output_dir / "ppo"),
+            made=Made.load(self.output_dir / "ppo"),
         ).save(aside / "README.md")
         (aside / METRICS_FILE).write_text(to_json(metrics), encoding="utf-8")
         for name in REPORT_FILES:
@@ -438,28 +463,6 @@ class Pipeline:
                 shutil.rmtree(self.output_dir / name)
             (aside / name).replace(self.output_dir / name)
         aside.rmdir()
-
-
-def print_summary(metrics: dict, output_dir: Path) -> None:
-    """Tell the person at the terminal what came out."""
-    print(f"\nSFT loss by epoch           {_numbers(metrics['sft']['train_loss'])}")
-    if metrics["sft"]["eval_score"]:
-        print(f"SFT score by epoch          {_numbers(metrics['sft']['eval_score'])}")
-    print(f"reward-model loss by epoch  {_numbers(metrics['reward']['train_loss'])}")
-    reward = metrics["reward"]
-    if reward["eval_accuracy"] is not None:  # the held-out rows have a pair
-        rule = f"{RULES[reward['better_baseline']]}: {reward['better_baseline_accuracy']:.3f}"
-        print(f"reward-model accuracy       {reward['eval_accuracy']:.3f} of the pairs ({rule})")
-    print(f"PPO score by rollout        {_numbers(metrics['ppo']['score'])}")
-    for line in findings(metrics):
-        print(line)
-    print(
-        f"\nDone in {metrics['seconds']['total']:.0f} s. See {output_dir / 'samples.md'} and {output_dir / 'plots'}."
-    )
-
-
-def _numbers(values: list[float]) -> str:
-    return " ".join(f"{value:.2f}" for value in values)
 
 
 def _by_epoch(history: list[dict], key: str) -> list[float]:

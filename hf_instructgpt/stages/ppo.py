@@ -7,27 +7,26 @@ from transformers.utils import logging
 from trl import ModelConfig
 
 from ..errors import InputError
+from ..files import fields_of, read_json
 from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.reward_functions import check_signatures
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_card import main_figures, weakness
+from .adapters import new_adapter
 from .arguments import PPOArguments
+from .data import check_fits, load_stage_datasets, load_text, within_prompt_length
 from .inputs import (
-    check_fits,
     check_model_path,
     load_causal_lm,
     load_config,
     load_options,
     load_reward_func,
-    load_stage_datasets,
-    load_text,
     load_tokenizer,
-    lora_config,
     model_source,
     peft_errors,
 )
-from .output import REPORT_CARD_FILE, read_json, weights_sha256
+from .output import REPORT_CARD_FILE, weights_sha256
 from .running import run_stage
 
 logger = logging.get_logger(__name__)
@@ -71,7 +70,8 @@ def _weakness(name: str) -> str | None:
     if card.get("weights_sha256") != weights_sha256(name):
         what = "no report card" if not card else "a report card of other weights"
         return f"{name} has {what}; `hf-instructgpt evaluate reward {name}` makes one."
-    problem = weakness(main_figures(card))
+    with fields_of(Path(name) / REPORT_CARD_FILE):
+        problem = weakness(main_figures(card))
     return problem and f"{name}: {problem}; see {Path(name) / 'report_card.md'}."
 
 
@@ -83,6 +83,7 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
     name, source = model_args.model_name_or_path, model_source(training_args, model_args)
     options = load_options(training_args, model_args)
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
+    train_dataset, eval_dataset = (within_prompt_length(x, args, tokenizer) for x in (train_dataset, eval_dataset))
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
     trust = training_args.trust_remote_code
@@ -102,5 +103,5 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
             processing_class=tokenizer,
             value_model=args.value_model,
             ptx_dataset=load_text("ptx_dataset_name", args) if args.ptx_dataset_name is not None else None,
-            peft_config=lora_config(model_args),
+            peft_config=new_adapter(model, model_args),
         )

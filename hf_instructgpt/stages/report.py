@@ -1,83 +1,115 @@
-"""`hf-instructgpt report`: a run, or one stage of it, as a single HTML file."""
+"""`hf-instructgpt report`: a run, one stage of it, or what a trainer left, as a single HTML file."""
 
 import json
 import math
 from pathlib import Path
 
+import pandas as pd
+
 from ..errors import InputError
+from ..files import disk_errors, fields_of, write_whole
 from ..hub.cards import Made
 from ..hub.curves import training_panels
+from ..ppo.progress import COMPLETIONS_FOLDER
 from ..ppo.token_log import TOKEN_LOG_FILE
 from ..report.page import by_prompt, report_page
 from ..report.reward_card import weakness
 from ..report.run_card import falls
-from .output import METRICS_FILE, RUN_FILE, read_json
+from ..resuming.checkpoint import checkpoints
+from ..resuming.resumable import STATE_FILE
+from .cards import read_metrics, read_state
+from .output import METRICS_FILE, RUN_FILE
 from .push import STAGE_FOLDERS
+from .samples import NUM_SAMPLES
 
 REPORT_FILE = "report.html"
+# What only one stage's trainer logs; the rest is supervised fine-tuning.
+LOGGED_BY = {"kl": "ppo", "eval_kl": "ppo", "accuracy": "reward", "eval_accuracy": "reward"}
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into the folder of a run or of a stage, and return its path.
+    """Write `report.html` into the folder of a run, of a stage or of a trainer, and return its path.
 
-    A run that is not finished gets a page of the stages that are.
+    A run that is not finished gets a page of the stages that are; a trainer, of its last checkpoint.
 
     Raises:
-        InputError: The folder holds neither, or a file in it is broken.
+        InputError: The folder holds none of these, or a file in it is broken.
     """
     folder = Path(folder)
     parts = {name: folder / name for name in STAGE_FOLDERS} if (folder / RUN_FILE).is_file() else {"": folder}
     stages = [stage for name, part in parts.items() if (stage := _stage(name, part)) is not None]
     if not stages:
-        raise InputError(f"{folder} holds neither a run nor a stage's result: it has no {RUN_FILE} and no card.json.")
-    metrics = read_json(folder / METRICS_FILE)
+        raise InputError(
+            f"{folder} holds neither a run nor what a trainer left: it has no {RUN_FILE}, no {STATE_FILE} and no "
+            "checkpoint."
+        )
+    metrics = read_metrics(folder)
     tokens = next((part / TOKEN_LOG_FILE for part in parts.values() if (part / TOKEN_LOG_FILE).is_file()), None)
+    with fields_of(folder / METRICS_FILE):
+        warnings = [
+            (how, worse)
+            for how, name in (("sampled", "comparison"), ("greedy", "comparison_greedy"))
+            if metrics is not None and (worse := falls(metrics[name]))
+        ]
+        weak_reward = metrics is not None and weakness(metrics["reward"]) is not None
     page = report_page(
         folder.resolve().name,
         stages=stages,
         tokens=[] if tokens is None else _rows(tokens),
         metrics=metrics,
-        warnings=[
-            (how, worse)
-            for how, name in (("sampled", "comparison"), ("greedy", "comparison_greedy"))
-            if metrics is not None and (worse := falls(metrics[name]))
-        ],
-        weak_reward=metrics is not None and weakness(metrics["reward"]) is not None,
+        warnings=warnings,
+        weak_reward=weak_reward,
     )
-    path = folder / REPORT_FILE
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
+    with disk_errors(folder):
+        write_whole(folder / REPORT_FILE, page)
+    return folder / REPORT_FILE
 
 
 def _stage(name: str, folder: Path) -> dict | None:
     """A stage's curves and samples, None where there is no result."""
-    made, state = Made.load(folder), read_json(folder / "trainer_state.json")
-    if made is None or state is None:
+    made, state, source = Made.load(folder), read_state(folder), folder
+    if state is None and not name:
+        source = next((path for path in checkpoints(folder) if (path / STATE_FILE).is_file()), folder)
+        state = read_state(source)
+    if state is None:
+        if made is not None:
+            raise InputError(f"{folder / STATE_FILE} is missing, though {folder} holds a stage's result.")
         return None
-    panels = [
-        {
-            "label": label,
-            "xlabel": "optimizer step",
-            "lines": [
-                {"label": line, "points": [point for point in points if math.isfinite(point[1])]}
-                for line, points in lines.items()
-                if any(math.isfinite(y) for _, y in points)
-            ],
-        }
-        for label, lines in training_panels(state["log_history"], made.stage)
-    ]
-    return {"name": name or made.stage, "panels": [p for p in panels if p["lines"]], "samples": made.samples}
+    with fields_of(source / STATE_FILE):
+        logged = {key for entry in state["log_history"] for key in entry}
+        stage = made.stage if made else next((LOGGED_BY[key] for key in LOGGED_BY if key in logged), "sft")
+        panels = [
+            {
+                "label": label,
+                "xlabel": "optimizer step",
+                "lines": [
+                    {"label": line, "points": [point for point in points if math.isfinite(point[1])]}
+                    for line, points in lines.items()
+                    if any(math.isfinite(y) for _, y in points)
+                ],
+            }
+            for label, lines in training_panels(state["log_history"], stage)
+        ]
+    samples = made.samples if made else _completions(folder / COMPLETIONS_FOLDER)
+    return {"name": name or stage, "panels": [p for p in panels if p["lines"]], "samples": samples}
+
+
+def _completions(folder: Path) -> list[dict]:
+    """What a trainer wrote of its last log step: prompts, responses and their scores."""
+    path = max(folder.glob("completions_*.parquet"), default=None)
+    if path is None:
+        return []
+    with fields_of(path):
+        rows = pd.read_parquet(path)[["prompt", "completion", "score"]].head(NUM_SAMPLES).to_dict("records")
+    return [{"prompt": row["prompt"], "response": row["completion"], "response_score": row["score"]} for row in rows]
 
 
 def _rows(path: Path) -> list[dict]:
     """A token log's rows; one that a stopped run has left half is no row."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-        try:
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        with fields_of(f"{path}, line {number}"):
             rows.append(json.loads(line))
             by_prompt(rows[-1:])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}, line {number}: not a row of a token log: {error!r}") from error
+            float(rows[-1]["step"])
     return rows

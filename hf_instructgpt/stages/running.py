@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 from accelerate import PartialState
@@ -12,8 +13,8 @@ from ..ppo.checks import check_finite, check_launch
 from ..ppo.config import PPOConfig
 from .arguments import StageArguments
 from .cards import made_by_stage, write_stage_card
-from .inputs import load_rows
-from .output import stage_output
+from .data import load_rows, within_prompt_length
+from .output import Work, stage_output
 from .push import push_stage
 from .samples import AnsweredSamples, scored_samples
 
@@ -52,15 +53,12 @@ def run_stage(
     options = {name: value for name, value in options.items() if name not in ELSEWHERE}
     options = json.loads(json.dumps(options, default=str))
     repo = training_args.hub_model_id or output_dir.absolute().name
-    with stage_output(
-        output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume
-    ) as working_folder:
-        if working_folder is not None:
-            folder, checkpoint = working_folder
-            training_args.output_dir, training_args.hub_model_id = str(folder), repo
+    with stage_output(output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume) as work:
+        if work is not None:
+            training_args.output_dir, training_args.hub_model_id = str(work.folder), repo
             set_seed(training_args.seed)  # of the weights that are new
             trainer = make_trainer(args, training_args, model_args)
-            _train(trainer, kind, args, checkpoint=checkpoint, output_dir=output_dir)
+            _train(trainer, kind, args, work, output_dir=output_dir)
     state = PartialState()
     if training_args.push_to_hub and state.is_main_process:
         push_stage(output_dir, repo, private=training_args.hub_private_repo)
@@ -68,12 +66,15 @@ def run_stage(
     return output_dir
 
 
-def _train(trainer: Trainer, kind: str, args: StageArguments, *, checkpoint: str | None, output_dir: Path) -> None:
+def _train(trainer: Trainer, kind: str, args: StageArguments, work: Work, *, output_dir: Path) -> None:
     """Train, save, and describe what came out."""
     dataset = load_rows(args, kind)
     rows = dataset[args.dataset_test_split if args.dataset_test_split in dataset else args.dataset_train_split]
+    rows = within_prompt_length(rows, args, trainer.processing_class)
     answered = AnsweredSamples(trainer, rows) if kind != "reward" else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    work.begin()
+    with chdir("."):  # a reward function may leave for another folder
+        trainer.train(resume_from_checkpoint=work.checkpoint)
     check_finite(trainer.model)
     trainer.save_model(_internal_call=True)  # else it would push what is not in its place yet
     trainer.save_state()

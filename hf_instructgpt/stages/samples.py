@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from datasets import Dataset
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from ..evaluation.comparison import question
 from ..evaluation.preference import response_text, score_rankings
+from ..hub.cards import CARD_FILE, Made
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.rollout import decode_responses
 from ..text import TEMPLATE_COLUMNS, encode_row
@@ -49,6 +53,20 @@ def answer_room(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, row
     """Tokens that an answer may have behind the longest prompt: as wanted, or what the context leaves, 0 or less."""
     context = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or float("inf")
     return min(wanted, context - max(len(encode_row(tokenizer, row)) for row in rows))
+
+
+def known_of(model: str) -> Made | None:
+    """What the card of a model in a folder or on the Hub knows; None where it has none of this package."""
+    try:
+        return Made.load(model if Path(model).is_dir() else Path(hf_hub_download(model, CARD_FILE)).parent)
+    except (OSError, HFValidationError):
+        return None
+
+
+def as_asked(text: str, tokenizer: PreTrainedTokenizerBase, made: Made | None) -> str | list[dict]:
+    """A user's text in the form that a model was trained on; unknown: messages where it has a chat template."""
+    in_messages = tokenizer.chat_template and (made is None or isinstance(made.prompt, list))
+    return [{"role": "user", "content": text}] if in_messages else text
 
 
 def prompt_of(row: dict) -> str | list[dict]:

@@ -10,12 +10,13 @@ from ..hub.cards import CardMixin
 from ..ppo.functional import ends_with_stop
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.rollout import decode_responses, score_responses
+from ..resuming.resumable import ResumableTrainer
 from ..text import as_completion, encode_row
 from .samples import seeded
 
 
-class CardSFTTrainer(CardMixin, SFTTrainer):
-    """SFTTrainer that writes this package's card."""
+class CardSFTTrainer(CardMixin, ResumableTrainer, SFTTrainer):
+    """SFTTrainer with atomic checkpoints and bit-exact resume, that writes this package's card."""
 
     card_stage = "sft"
 

@@ -10,22 +10,21 @@ from trl import ModelConfig, SFTConfig
 
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
+from ..data.formats import form_of
 from ..errors import InputError
 from ..ppo.checks import check_precision, check_reward_funcs, foreign_tokenizers
 from ..ppo.models import load_reward_func
 from ..ppo.ptx import PretrainingText
 from ..text import TEMPLATE_COLUMNS, encode_row
+from .adapters import new_adapter
 from .arguments import SFTArguments
+from .data import check_fits, load_stage_datasets, load_text, within_prompt_length
 from .inputs import (
-    check_fits,
     check_reward_model,
     load_causal_lm,
     load_config,
     load_options,
-    load_stage_datasets,
-    load_text,
     load_tokenizer,
-    lora_config,
     model_source,
     peft_errors,
 )
@@ -94,6 +93,7 @@ def _make_trainer(args: SFTArguments, training_args: SFTConfig, model_args: Mode
     train_dataset, eval_dataset = load_stage_datasets(args, "sft", needs_eval=needs_eval)
     eval_dataset = eval_dataset if needs_eval else None
     tokenizer, config = tokenizer_and_config(args, training_args, model_args, train_dataset)
+    train_dataset, eval_dataset = (within_prompt_length(x, args, tokenizer) for x in (train_dataset, eval_dataset))
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "sft", tokenizer, config, training_args, source=args.dataset_name)
     check_sft(args, training_args, eval_dataset, tokenizer, config)
@@ -121,6 +121,7 @@ def make_sft_trainer(
         training_args.max_length = min(training_args.max_length or context, context)
     if not model_args.use_peft:
         check_precision("the model", model, training_args)
+    train_dataset, eval_dataset = (rows and _columns_read(rows) for rows in (train_dataset, eval_dataset))
     selection = {}
     if args.selection_reward_model is not None and eval_dataset is not None:
         selection = _selection(args, training_args, model, tokenizer, eval_dataset)
@@ -131,7 +132,7 @@ def make_sft_trainer(
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            peft_config=lora_config(model_args),
+            peft_config=new_adapter(model, model_args),
             **selection,
         )
     if training_args.max_length is not None and not training_args.packing:
@@ -145,6 +146,12 @@ def make_sft_trainer(
     if args.pretraining_dataset_name is not None and args.pretraining_fraction > 0:
         trainer.train_dataset = _with_pretraining(trainer.train_dataset, args, training_args, tokenizer)
     return trainer
+
+
+def _columns_read(rows: Dataset) -> Dataset:
+    """The rows with the columns of their form alone: TRL would choose anew, by the names of all columns."""
+    names = (*form_of(rows.column_names, "sft"), *TEMPLATE_COLUMNS)
+    return rows.select_columns([name for name in names if name in rows.column_names])
 
 
 def _with_pretraining(
@@ -206,6 +213,11 @@ def tokenizer_and_config(
     if model_args.model_name_or_path is not None:
         name, source = model_args.model_name_or_path, model_source(training_args, model_args)
         return load_tokenizer(name, **source), load_config(name, **source)
+    if model_args.use_peft:
+        raise InputError(
+            "`use_peft` needs `model_name_or_path`: an adapter is saved without the model that it belongs to, and a new "
+            "CharGPT is nowhere else."
+        )
     tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset))
     init_kwargs = training_args.model_init_kwargs or {}
     unknown = set(init_kwargs) - set(CharGPTConfig().to_dict())

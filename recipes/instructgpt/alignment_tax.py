@@ -31,7 +31,7 @@ from hf_instructgpt.lab.cells import run_cells
 from hf_instructgpt.ppo.generation import pad_rows
 from hf_instructgpt.ppo.rollout import response_logprobs
 from hf_instructgpt.stages.arguments import StageArguments, parse_options
-from hf_instructgpt.stages.inputs import load_rows
+from hf_instructgpt.stages.data import load_rows
 from hf_instructgpt.stages.ppo import run_ppo
 from hf_instructgpt.text import encode_prompt, encode_text
 

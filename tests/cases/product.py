@@ -130,7 +130,9 @@ QUICK = {
 }
 
 
-def ppo_trainer(folder: Path, reward=None, prompts=("abc",) * 8, *, tok=None, model=None, **options):
+def ppo_trainer(
+    folder: Path, reward=None, prompts=("abc",) * 8, *, train_dataset=None, tok=None, model=None, **options
+):
     """A `PPOTrainer` on tiny parts; `options` that PPOConfig does not have go to the trainer."""
     from dataclasses import fields
 
@@ -147,6 +149,52 @@ def ppo_trainer(folder: Path, reward=None, prompts=("abc",) * 8, *, tok=None, mo
         reward or (lambda completions, **_: [float(len(str(c))) for c in completions]),
         args=PPOConfig(output_dir=str(folder / "out"), **{**quick, "disable_tqdm": True, **config}),
         processing_class=tok,
-        train_dataset=Dataset.from_list([row if isinstance(row, dict) else {"prompt": row} for row in prompts]),
+        train_dataset=train_dataset
+        or Dataset.from_list([row if isinstance(row, dict) else {"prompt": row} for row in prompts]),
         **options,
     )
+
+
+def rows_read(source: Path | str, kind: str, **options) -> list[dict]:
+    """The rows of a data set as a stage of this kind ("sft", "reward" or "prompts") reads them."""
+    from hf_instructgpt.stages.arguments import StageArguments
+    from hf_instructgpt.stages.data import load_stage_datasets
+
+    args = StageArguments(dataset_name=str(source), **options)
+    return load_stage_datasets(args, kind, needs_eval=False)[0].to_list()
+
+
+def user(text: str) -> dict:
+    """A turn of the user."""
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict:
+    """A turn of the assistant."""
+    return {"role": "assistant", "content": text}
+
+
+def pipeline_file(
+    folder: Path, *, chat=False, ppo_rows=({},), model=None, sft=None, reward=None, ppo=None, **options
+) -> Path:
+    """A pipeline of seconds, without a judge, on text or, with `chat`, messages.
+
+    `ppo_rows` are other columns of PPO's rows, in turn; `model` a folder, None for a new CharGPT; `sft`, `reward` and
+    `ppo` options of the stages, and `options` the file's.
+    """
+    words = ["abc", "bca", "cab", "abca", "ccb", "bab"]
+    ask, say = (lambda w: [user(w)], lambda w: [assistant(w)]) if chat else (str, str)
+    rows = {
+        "sft": [{"prompt": ask(w), "completion": say(w + w)} for w in words],
+        "reward": [{"prompt": ask(w), "chosen": say(w), "rejected": say("a")} for w in words],
+        "ppo": [{"prompt": ask(w), **ppo_rows[i % len(ppo_rows)]} for i, w in enumerate(words)],
+    }
+    common = {"report_to": "none", "save_strategy": "no", "per_device_train_batch_size": 2, "max_steps": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    start = {"model_name_or_path": str(model)} if model else {"model_init_kwargs": sizes}
+    own = {"sft": {**start, **(sft or {})}, "reward": reward or {}, "ppo": {"max_completion_length": 8, **(ppo or {})}}
+    content = {**options, "output_dir": str(folder / options.get("output_dir", "out"))}
+    for stage, some in rows.items():
+        path = write_rows(folder / f"{stage}.jsonl", some)
+        content[stage] = {**common, "dataset_name": str(path), **own[stage]}
+    return write_yaml(folder / "pipeline.yaml", content)

@@ -43,6 +43,6 @@ def check(folder: Path) -> None:
     os.chdir(folder)
     try:
         assert_refused(command(*argv, "--reward_funcs", "case_rewards.exact"), "exact", "'answer'")
-        assert_refused(command(*argv, "--reward_funcs", "case_exits.f"), "`reward_funcs`", "case_exits.f")
+        assert_refused(command(*argv, "--reward_funcs", "case_exits.f"), "`reward_funcs`", "case_exits")
     finally:
         os.chdir(home)

@@ -18,11 +18,13 @@ except ImportError:  # Windows, where folders are not locked
     fcntl = None
 
 from ..errors import InputError
+from ..files import disk_errors
 
 logger = logging.get_logger(__name__)
 
 MANIFEST_FILE = "checkpoint.json"
-PPO_STATE_FILE = "ppo_state_{rank}.pt"
+# What a process needs beside Trainer's files.
+RANK_STATE_FILE = "trainer_state_{rank}.pt"
 # Where a checkpoint is written before it is whole: Trainer looks for `checkpoint-*` only, and pushes nothing with an
 # underscore in front.
 ASIDE_FOLDER = "_checkpoint_in_progress"
@@ -32,13 +34,14 @@ _locked: set[Path] = set()
 
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Keep other runs out of a folder while the block runs. All processes of a run enter it together.
+    """Keep other runs out of a folder while the block runs, and say it in a line if the disk is full or read-only.
 
-    The lock is the operating system's, on the folder itself: it leaves no file behind, and it ends with its process
-    (and those forked from it), also when that is killed. Within a run the blocks may be nested.
+    All processes of a run enter it together. The lock is the operating system's, on the folder itself: it leaves no
+    file behind, and it ends with its process (and those forked from it), also when that is killed. Within a run the
+    blocks may be nested.
 
     Raises:
-        InputError: Another run is at work in the folder.
+        InputError: Another run is at work in the folder, or it cannot be written.
     """
     folder, error = Path(folder).resolve(), [None]
     descriptor = None
@@ -57,7 +60,8 @@ def alone_in(folder: str | Path) -> Iterator[None]:
             raise InputError(error)
         if descriptor is not None:
             _locked.add(folder)
-        yield
+        with disk_errors(folder):
+            yield
     finally:
         if descriptor is not None:
             _locked.discard(folder)
@@ -74,15 +78,22 @@ def write_manifest(folder: Path, *, options: dict) -> None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None if every file is as it was written."""
     try:
-        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        files, _ = content["files"].items(), content["options"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST_FILE} is missing or broken"
-    for name, fingerprint in files.items():
+    for name, fingerprint in files:
         if not (folder / name).is_file():
             return f"{name} is missing"
         if _fingerprint(folder / name) != fingerprint:
             return f"{name} is not as it was written"
     return None
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The folders of a run's checkpoints, the newest first; a name without a step is none."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
@@ -93,11 +104,7 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     for path in Path(output_dir, ASIDE_FOLDER).glob("checkpoint-*"):
         if not Path(output_dir, path.name).exists() and find_damage(path) is None:
             path.rename(Path(output_dir, path.name))
-    numbered = []
-    for path in Path(output_dir).glob("checkpoint-*"):
-        if match := re.fullmatch(r"checkpoint-(\d+)", path.name):
-            numbered.append((int(match[1]), path))
-    for _, path in sorted(numbered, reverse=True):
+    for path in checkpoints(output_dir):
         damage = find_damage(path)
         if damage is None:
             return str(path)
@@ -116,10 +123,10 @@ def check_resumable(folder: str | Path, *, options: dict) -> None:
             f"{folder} is damaged: {damage}. Resume from another one, or pass `resume_from_checkpoint=True` to take "
             "the last whole one."
         )
-    if not (folder / PPO_STATE_FILE.format(rank=0)).is_file():
+    if not (folder / RANK_STATE_FILE.format(rank=0)).is_file():
         raise InputError(
-            f"{folder} was saved with `save_only_model=True`: it holds no optimizer and no rollout, and cannot be "
-            "resumed. Start a new run from it as `model`."
+            f"{folder} was saved with `save_only_model=True`: it holds no optimizer and no random state, and cannot "
+            "be resumed. Start a new run from it as `model`."
         )
     saved = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["options"]
     for name, value in options.items():

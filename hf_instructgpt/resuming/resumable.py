@@ -6,6 +6,7 @@ checkpoints and its own resume, and says so once.
 """
 
 import inspect
+import os
 import shutil
 import time
 from pathlib import Path
@@ -20,9 +21,10 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..errors import InputError
+from ..files import make_directory
 from .checkpoint import (
     ASIDE_FOLDER,
-    PPO_STATE_FILE,
+    RANK_STATE_FILE,
     alone_in,
     check_resumable,
     last_whole_checkpoint,
@@ -72,7 +74,16 @@ CHANGED_HOOKS = changed_hooks()
 
 
 class _TrainerWithState(Trainer):
-    """What a subclass is asked for and told, whichever way checkpoints are written."""
+    """What a subclass is asked for and told, whichever way checkpoints are written.
+
+    `output_dir` becomes absolute: what changes the working directory later moves nothing.
+    """
+
+    def __init__(self, model=None, args=None, **kwargs):
+        args.output_dir = os.path.realpath(args.output_dir)
+        if args.should_save:
+            make_directory(Path(args.output_dir))
+        super().__init__(model, args, **kwargs)
 
     def _begin_training(self) -> None:
         """Called before the first step, after a checkpoint has been loaded."""
@@ -84,15 +95,27 @@ class _TrainerWithState(Trainer):
         """Called on the main process before a checkpoint's files are pushed; not with Trainer's own checkpoints."""
 
     def _training_state(self) -> dict[str, Any]:
-        """What a checkpoint holds for each process beside Trainer's state; not with Trainer's own checkpoints."""
-        return {}
+        """What a checkpoint holds for each process beside Trainer's state; not with Trainer's own checkpoints.
+
+        By default what TRL's trainers count.
+        """
+        metrics = {mode: dict(some) for mode, some in self._metrics.items()}
+        return {"metrics": metrics, "num_tokens": self._total_train_tokens}
 
     def _load_training_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         """Take it back, right before the first resumed step; `checkpoint` is the folder."""
+        for mode, metrics in state["metrics"].items():
+            self._metrics[mode].update(metrics)
+        self._total_train_tokens = state["num_tokens"]
 
     def _fixed_options(self) -> dict:
         """What a run cannot change when it is resumed; not checked with Trainer's own checkpoints."""
-        return {}
+        options = self.args.to_dict()
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "optim_args", "learning_rate")
+        names += ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm")
+        names += ("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed")
+        size = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        return {**{name: options[name] for name in names}, "train_dataset": size}
 
 
 class _PlainBorders(TrainerCallback):
@@ -119,9 +142,10 @@ class PlainTrainer(_TrainerWithState):
         self.add_callback(_PlainBorders(self))
         logger.warning_once(
             f"transformers {transformers_version} has changed {', '.join(CHANGED_HOOKS)}, so checkpoints are "
-            "Trainer's own: a run killed while it saves can leave a damaged one, and a resumed run starts with a new "
-            "rollout, new running statistics of scores and the first KL coefficient (and a new `ema_decay` average, "
-            "with FSDP or DeepSpeed). Training itself is not affected; for exact resume, see the README's versions."
+            "Trainer's own: a run killed while it saves can leave a damaged one, and a resumed run counts tokens and "
+            "losses anew. Resumed PPO starts with a new rollout, new running statistics of scores and the first KL "
+            "coefficient (and a new `ema_decay` average, with FSDP or DeepSpeed). Training itself is not affected; "
+            "for exact resume, see the README's versions."
         )
 
     def train(self, *args, **kwargs) -> TrainOutput:
@@ -232,6 +256,8 @@ class ExactTrainer(_TrainerWithState):
         if resume_from_checkpoint:
             self._resumed_from = self._find_checkpoint(resume_from_checkpoint)
             self._saved_state = TrainerState.load_from_json(f"{self._resumed_from}/{STATE_FILE}")
+        if self.args.should_save:  # what was whole in it has been moved
+            shutil.rmtree(Path(self.args.output_dir) / ASIDE_FOLDER, ignore_errors=True)
         eval_on_start = self.args.eval_on_start
         self.args.eval_on_start = eval_on_start and self._resumed_from is None
         try:
@@ -336,13 +362,13 @@ class ExactTrainer(_TrainerWithState):
         state = {**self._training_state(), "progress": progress}
         if self.accelerator.device.type == "mps":  # which Trainer forgets
             state["mps_rng_state"] = torch.mps.get_rng_state()
-        torch.save(state, Path(output_dir) / PPO_STATE_FILE.format(rank=self.args.process_index))
+        torch.save(state, Path(output_dir) / RANK_STATE_FILE.format(rank=self.args.process_index))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is None:
             return
-        path = Path(checkpoint) / PPO_STATE_FILE.format(rank=self.args.process_index)
+        path = Path(checkpoint) / RANK_STATE_FILE.format(rank=self.args.process_index)
         state = torch.load(path, map_location="cpu", weights_only=True)
         self._load_training_state(state, Path(checkpoint))
         loss, self._total_loss_scalar, self._globalstep_last_logged = state["progress"]["loss"]

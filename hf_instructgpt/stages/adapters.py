@@ -1,0 +1,121 @@
+"""Adapters from stage to stage: one that comes in is trained on, and one that is done can be merged into its model."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import find_adapter_config_file, logging
+from trl import ModelConfig
+
+from ..errors import InputError
+from ..files import make_directory
+from ..hub.cards import Made
+from ..ppo.actor_critic import has_adapter
+from ..resuming.resumable import STATE_FILE
+from .cards import write_stage_card
+from .inputs import check_model_path, load_causal_lm, load_reward_model, load_tokenizer, lora_config
+from .output import partial_directory
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+logger = logging.get_logger(__name__)
+
+# Options of an adapter and what PEFT calls them.
+LORA_OPTIONS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
+LORA_OPTIONS |= {"use_rslora": "use_rslora", "use_dora": "use_dora", "lora_target_modules": "target_modules"}
+
+
+def new_adapter(model: PreTrainedModel, model_args: ModelConfig) -> "PeftConfig | None":
+    """The adapter that the options ask for; None where the model comes with one, which is trained on.
+
+    Raises:
+        InputError: The options ask for another adapter than the model has.
+    """
+    if not has_adapter(model):
+        return lora_config(model_args)
+    check_same_adapter(model_args, model.active_peft_config, name=str(model_args.model_name_or_path))
+    if not model_args.use_peft:
+        logger.warning(
+            f"{model_args.model_name_or_path} is an adapter: it is trained on, and the rest of the model stays as it "
+            f"is. To train all of it, merge it first (`hf-instructgpt merge {model_args.model_name_or_path}`)."
+        )
+    return None
+
+
+def check_same_adapter(model_args: ModelConfig, adapter: "PeftConfig", *, name: str) -> None:
+    """Raise an `InputError` if the options ask for another adapter than `adapter`, which is trained on."""
+    if not model_args.use_peft:
+        return
+    mine, defaults = lora_config(model_args), lora_config(ModelConfig(use_peft=True))
+    for option, attribute in LORA_OPTIONS.items():
+        wanted, default, known = (getattr(config, attribute) for config in (mine, defaults, adapter))
+        if wanted not in (default, known):
+            raise InputError(
+                f"`{option}`: {name} is an adapter with {known!r}, and it is trained on: leave the option out, or "
+                f"merge the adapter first (`hf-instructgpt merge {name}`)."
+            )
+
+
+def reward_model_on(name: str, *, revision: str | None = None, **kwargs) -> "PeftModel":
+    """A reward model that starts from an adapter: its base model with a new score head, and the adapter, trainable.
+
+    A score head that the adapter has already is kept.
+    """
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    config.task_type = "SEQ_CLS"  # with this one, PEFT trains and saves the score head
+    model = AutoModelForSequenceClassification.from_pretrained(
+        config.base_model_name_or_path, num_labels=1, revision=config.revision, **kwargs
+    )
+    return PeftModel.from_pretrained(model, name, config=config, is_trainable=True, revision=revision)
+
+
+def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Path:
+    """Write an adapter's model, a policy or a reward model, as a model of its own, with its tokenizer and card.
+
+    Args:
+        model (`str`): The adapter's folder.
+        output_dir (`str`, *optional*): Default: the folder's name and `-merged`, beside it.
+        trust_remote_code (`bool`): Whether the base model may run its own code.
+
+    Returns:
+        `Path`: `output_dir`.
+
+    Raises:
+        InputError: There is no adapter, or something is in `output_dir` already.
+    """
+    check_model_path(model)
+    if not Path(model).is_dir() or find_adapter_config_file(model) is None:
+        raise InputError(f"{model} is no folder with an adapter: it has no adapter_config.json.")
+    from peft import PeftConfig
+
+    folder = Path(model).absolute()
+    target = folder.with_name(f"{folder.name}-merged") if output_dir is None else Path(output_dir)
+    if target.exists():
+        raise InputError(f"`--output_dir`: {target} exists already. Choose another, or remove it.")
+    trust = {"trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(model, **trust)
+    is_reward = PeftConfig.from_pretrained(model).task_type == "SEQ_CLS"
+    whole = (load_reward_model if is_reward else load_causal_lm)(model, tokenizer, **trust).merge_and_unload()
+    aside = partial_directory(target)
+    shutil.rmtree(aside, ignore_errors=True)
+    make_directory(aside)
+    try:
+        whole.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        made = Made.load(folder)
+        if made is not None:
+            base = made.base_model
+            if base is not None and base.path is not None:  # seen from its new place
+                base = type(base).of(str(base.place(folder)), folder=target)
+            shutil.copy2(folder / STATE_FILE, aside)
+            made = replace(made, is_adapter=False, base_model=base, hub_id=None, readme_sha256=None)
+            write_stage_card(aside, made, name=str(target))
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target

@@ -1,0 +1,33 @@
+"""`ppo.reward_funcs` are not the run's reward model: it was trained for nothing and PPO compared by it, in silence."""
+
+import json
+import os
+import sys
+
+from product import assert_done, command, pipeline_file
+
+FUNCS = "def length(completions, **_):\n    return [float(len(c)) for c in completions]\n"
+
+
+def check(folder):
+    os.chdir(folder)
+    (folder / "terms_of_mine.py").write_text(FUNCS)
+    config = pipeline_file(folder, ppo={"reward_funcs": ["terms_of_mine.length"]})
+    result = command("run", "--config", config)
+    assert_done(result, "The stage `reward` is trained", "nothing else uses it", "what PPO optimised (`length`)")
+    metrics = json.loads((folder / "out" / "metrics.json").read_text())
+    assert metrics["optimised"] == {"length": 1.0} and 0 <= metrics["comparison"]["score_sft"] <= 8
+    assert "nothing else uses it" in (folder / "out" / "README.md").read_text()
+    assert "as optimised" in (folder / "out" / "ppo" / "README.md").read_text()
+
+    two = {"reward_funcs": ["reward", "terms_of_mine.length"], "reward_weights": [1.0, 0.5]}
+    config = pipeline_file(folder, ppo=two, output_dir="two")
+    result = command("run", "--config", config)
+    assert_done(result, "(`reward` + 0.5 `length`)", ", `length` from ")
+    assert "nothing else uses it" not in result.out + result.err
+    metrics = json.loads((folder / "two" / "metrics.json").read_text())
+    assert metrics["optimised"] == {"reward": 1.0, "length": 0.5}
+    for c in (metrics["comparison"], metrics["comparison_greedy"]):
+        terms = c["terms_ppo"]
+        assert abs(c["score_ppo"] - terms["reward"] - 0.5 * terms["length"]) < 1e-5
+    sys.modules.pop("terms_of_mine", None)

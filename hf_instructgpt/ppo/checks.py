@@ -230,7 +230,7 @@ def _named_tokenizer(name: str, policy_tokenizer: PreTrainedTokenizerBase, **kwa
         return policy_tokenizer
     try:
         return AutoTokenizer.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise InputError(
             f"the tokenizer of the reward model {name} cannot be loaded: {' '.join(str(error).split())} Pass it as "
             "`reward_processing_classes`; if it is the policy's, pass that one."

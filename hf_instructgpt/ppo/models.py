@@ -45,7 +45,7 @@ def loading_options(args: TrainingArguments) -> dict[str, Any]:
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """What goes wrong while a model or tokenizer is loaded, as with a damaged file, is an `InputError` with its name."""
+    """What goes wrong while a model is loaded, as with a damaged file, is an `InputError` that names it."""
     try:
         yield
     except Exception as error:

@@ -964,6 +964,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, *args, **kwargs):
+        """Not there: there are no labels to compare with."""
+        raise InputError("PPOTrainer has no `predict`: use `evaluate`, or the trained model's `generate`.")
+
     def _summarize(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         """What is reported of a rollout, one number a scored response."""
         rollout = rollout[rollout.response_mask.any(-1)]

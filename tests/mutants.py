@@ -121,8 +121,8 @@ MUTANTS = [
         "6b",
         "the update's logits are shifted twice",
         f"{PPO}/actor_critic.py",
-        "logits = outputs.logits[:, -length - 1 : -1]",
-        "logits = outputs.logits[:, -length - 1 : -1].roll(1, dims=1)",
+        "logits, aux_loss = outputs.logits[:, -length - 1 : -1], getattr",
+        "logits, aux_loss = outputs.logits[:, -length - 1 : -1].roll(1, dims=1), getattr",
         f"{TRAINER}test_old_logprobs_are_those_of_the_sampling_temperature",
     ),
     Mutant(
@@ -763,8 +763,8 @@ MUTANTS = [
         "31a",
         "a score of zero counts as none",
         f"{PPO}/rollout.py",
-        "torch.tensor([score is not None for score in scores])",
-        "torch.tensor([bool(score) for score in scores])",
+        "torch.tensor([number is not None for number in numbers])",
+        "torch.tensor([bool(number) for number in numbers])",
         f"{ROLLOUT}test_zero_is_a_score",
     ),
     Mutant(
@@ -787,8 +787,8 @@ MUTANTS = [
         "32b",
         "a None is a score of zero",
         f"{PPO}/rollout.py",
-        "torch.tensor([score is not None for score in scores])",
-        "torch.tensor([True for _ in scores])",
+        "torch.tensor([number is not None for number in numbers])",
+        "torch.tensor([True for _ in numbers])",
         f"{ROLLOUT}test_none_drops_the_term_and_none_from_all_the_response",
     ),
     Mutant(

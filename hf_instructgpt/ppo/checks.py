@@ -22,7 +22,7 @@ from ..text import TEMPLATE_COLUMNS, encode_row
 from .actor_critic import has_adapter, without_adapter
 from .config import PPOConfig
 from .padding import check_padding
-from .rollout import context_length
+from .rollout import context_length, reward_model_scores
 
 # Options of Trainer that a rollout has no use for, and what they are when nobody sets them.
 UNUSED_OPTIONS = {
@@ -379,6 +379,25 @@ def check_reward_funcs(
                 f"the reward model {name} has no `pad_token_id` in its config and cannot score texts of unequal "
                 "length. Set the one it was trained with."
             )
+        _check_padded_score(name, func)
+
+
+@torch.no_grad()
+def _check_padded_score(name: str, func: PreTrainedModel) -> None:
+    """Raise an `InputError` for a reward model, called `name`, whose score depends on padding behind the text."""
+    pad_token_id, count = func.config.get_text_config().pad_token_id, func.get_input_embeddings().num_embeddings
+    ids = [i for i in range(count) if i != pad_token_id][:8]
+    was_training = func.training
+    func.eval()
+    alone, padded = (reward_model_scores(func, rows, batch_size=2)[0] for rows in ([ids[:4]], [ids[:4], ids]))
+    func.train(was_training)
+    tolerance = 1e-3 if func.dtype == torch.float32 else 0.1
+    if (alone - padded).abs() > tolerance * max(1, alone.abs()):
+        raise InputError(
+            f"the reward model {name} gives another score to a text with padding behind it ({padded:.4g}, alone "
+            f"{alone:.4g}): it reads its score at the last position, as XLNet does. Use a model that reads it at the "
+            "last real token or at the first one."
+        )
 
 
 def check_generation_config(config: GenerationConfig) -> None:

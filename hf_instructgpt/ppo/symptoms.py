@@ -45,9 +45,9 @@ class RolloutWatch:
         messages = {
             "unscored": f"none of the {num_responses} responses of a rollout got a score from {self.names}: nothing "
             f"is learned from it. After {MAX_UNSCORED} such rollouts in a row the run stops.",
-            "equal": f"all {num_scored} scores of a rollout are equal ({score:.4g}): it teaches nothing but the KL "
-            "penalty. If `score_std` stays 0, use a reward that tells responses apart, or raise "
-            f"`max_completion_length` (now {self.max_completion_length}) if all responses are cut off.",
+            "equal": f"all {num_scored} scores of a rollout are equal ({score:.4g}), and {num_ended} of its responses "
+            "ended by themselves: it teaches nothing but the KL penalty. If `score_std` stays 0, use a reward that "
+            f"tells responses apart; if none ends, raise `max_completion_length` ({self.max_completion_length}).",
             "endless": f"no response of the last {PATIENCE['endless']} rollouts ended by itself: all were cut off at "
             f"`max_completion_length` = {self.max_completion_length} tokens. Raise it, or name the tokens that end a "
             "response in `stop_token_ids`; the policy must have learned to end in SFT.",

@@ -111,13 +111,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1] or ["--help"]).verb
         name = f"hf-instructgpt {verb}"
-<<<<<<< HEAD
-        verbs = {"run": run, "overopt": lab, "arena": lab, "generate": generate, "evaluate": evaluate}
-        verbs |= {"rank": rank, "compare": compare, "merge": merge, "report": report, "push": push}
-=======
         verbs = {"run": run, "overopt": lab, "arena": lab, "data": data, "generate": generate, "evaluate": evaluate}
-        verbs |= {"rank": rank, "compare": compare, "report": report, "push": push}
->>>>>>> main
+        verbs |= {"rank": rank, "compare": compare, "merge": merge, "report": report, "push": push}
         with _quiet(verb in LOUD and "--quiet" in argv):
             verbs.get(verb, stage)(verb, [arg for arg in argv[1:] if verb not in LOUD or arg != "--quiet"])
     except InputError as error:

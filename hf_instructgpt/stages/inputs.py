@@ -28,7 +28,7 @@ from ..ppo.models import load_policy, loading_options
 from ..ppo.models import load_reward_func as load_scorer
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
 
 
 @contextmanager
@@ -81,10 +81,40 @@ def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> P
 
 
 def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
-    """A model with one score, its head new where it had none. Raises `InputError` if it does not fit its tokenizer."""
+    """A model with one score, its head new where it had none; of an adapter, with the adapter, to be trained on.
+
+    Raises `InputError` if it does not fit its tokenizer.
+    """
     with _loading(name), _quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+        if find_adapter_config_file(name, revision=kwargs.get("revision")) is None:
+            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+        else:
+            model = _reward_model_on(name, **kwargs)
     _check_tokenizer(tokenizer, model)
+    return model
+
+
+def _reward_model_on(name: str, *, revision: str | None = None, **kwargs) -> "PeftModel":
+    """An adapter, whatever it was trained for, on its base model with a score head, which is a part of the adapter."""
+    from peft import (
+        PeftConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    config.task_type, config.inference_mode = "SEQ_CLS", False
+    base = AutoModelForSequenceClassification.from_pretrained(
+        config.base_model_name_or_path, num_labels=1, revision=config.revision, **kwargs
+    )
+    model = get_peft_model(base, config)
+    new, weights = get_peft_model_state_dict(model), load_peft_weights(name, device="cpu", revision=revision)
+    trunk = f"base_model.model.{base.base_model_prefix}."
+    if lost := sorted(name for name in weights.keys() - new.keys() if name.startswith(trunk)):
+        raise InputError(f"the adapter {name}: a reward model has no place for {lost[0]}.")
+    set_peft_model_state_dict(model, {**new, **{key: x for key, x in weights.items() if key in new}})
     return model
 
 

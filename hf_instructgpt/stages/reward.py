@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from transformers.utils import find_adapter_config_file
 from trl import ModelConfig, RewardConfig
 
 from ..reward.ranking_trainer import RankingRewardTrainer
-from .adapters import new_adapter, reward_model_on
+from .adapters import new_adapter
 from .arguments import RewardArguments
 from .data import check_fits, load_stage_datasets, load_text
 from .inputs import (
@@ -44,10 +43,7 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     calibration_dataset = None
     if args.calibration_dataset_name is not None:
         calibration_dataset = load_text("calibration_dataset_name", args)
-    if find_adapter_config_file(name, revision=options["revision"]) is not None:
-        model = reward_model_on(name, **options)
-    else:
-        model = load_new_reward_model(name, tokenizer, **options)
+    model = load_new_reward_model(name, tokenizer, **options)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)

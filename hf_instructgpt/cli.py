@@ -270,7 +270,13 @@ def serve(verb: str, parser: Parser, argv: list[str]) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, this machine)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="a public address by Gradio's relay")
-    parser.add_argument("--password", help="needed where others can reach the page; each takes a name of their own")
+    password = parser.add_mutually_exclusive_group()
+    password.add_argument(
+        "--password",
+        help="needed where others can reach the page; each takes a name of their own. Others on this machine can see "
+        "it in `ps`: better give a file, or set HF_INSTRUCTGPT_PASSWORD",
+    )
+    password.add_argument("--password_file", metavar="FILE", help="a file that holds the password")
     parser.add_argument("--trust_remote_code", action="store_true", help="allow models to bring their own code")
     args = parser.parse_args(argv)
     try:
@@ -340,6 +346,9 @@ def push(verb: str, argv: list[str]) -> None:
     parser.add_argument("--private", action="store_true", help="make private repositories")
     parser.add_argument("--no_data", action="store_true", help="of a run, push the models alone")
     parser.add_argument(
+        "--data", nargs="+", default=[], metavar="FILE", help="of a run, data outside its folder that is pushed too"
+    )
+    parser.add_argument(
         *("--code-only", "--code_only"),
         action="store_true",
         help="replace the Python files of a CharGPT on the Hub by this version's, for newer transformers",
@@ -348,13 +357,15 @@ def push(verb: str, argv: list[str]) -> None:
 
     from .stages.push import push, push_char_gpt_code
 
-    if args.code_only and (args.namespace or args.private or args.no_data or Path(args.folder).exists()):
+    others = (args.namespace, args.private, args.no_data, args.data, Path(args.folder).exists())
+    if args.code_only and any(others):
         parser.error("--code-only takes a repository's Hub id, such as my-name/char-ppo, and no other option")
     if args.code_only:
         url = push_char_gpt_code(args.folder)
         print(f"{args.folder} has this version's code already." if url is None else f"Pushed: {url}")
         return
-    urls = push(args.folder, namespace=args.namespace, private=args.private or None, with_data=not args.no_data)
+    options = {"namespace": args.namespace, "private": args.private or None, "data": args.data}
+    urls = push(args.folder, with_data=not args.no_data, **options)
     print("\n".join(f"Pushed: {url}" for url in urls))
 
 

@@ -369,7 +369,8 @@ def a_run_on_ones_own_rows(folder: Path) -> None:
     assert main(["run", "--config", "mine.json", "--output_dir", "runs/mine"]) == 0
     Path("elsewhere").mkdir()
     os.chdir("elsewhere")
-    assert main(["push", "../runs/mine"]) == 0
+    assert main(["push", "../runs/mine"]) == 2 and HUB.repos() == []  # what a run names as its data is no permission
+    assert main(["push", "../runs/mine", "--data", *(f"../{name}.jsonl" for name in rows)]) == 0
     assert set(HUB.repos()) == {
         *((f"user/mine-{stage}", "model") for stage in (*STAGES, "ppo_init")),
         ("user/mine-data", "dataset"),
@@ -415,7 +416,9 @@ def what_is_pushed_is_what_is_meant(folder: Path, document_run: str) -> None:
     Path("doc/ppo/stage.json").write_text(json.dumps(stage))
     Path("elsewhere").mkdir()
     os.chdir("elsewhere")
-    urls = push(folder / "doc")
+    with pytest.raises(InputError, match=r"rows\.jsonl, outside the run's folder"):
+        push(folder / "doc")
+    urls = push(folder / "doc", data=["../rows.jsonl"])
     assert [url.rpartition("/")[2] for url in urls] == ["doc-sft", "doc-reward", "doc-ppo", "doc-data"]
     assert HUB.files("user/doc-sft")["README.md"].decode().endswith("Mine.\n")
     code = Path(char_gpt.__file__).with_name("modeling_char_gpt.py").read_bytes()

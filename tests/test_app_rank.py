@@ -117,10 +117,10 @@ def test_other_files_are_refused(tmp_path):
         RankingFile(tmp_path / "r.csv")
     path = tmp_path / "r.jsonl"
     path.write_text('{"prompt": "p", "completion": "c"}\n')
-    with pytest.raises(InputError, match="rows of another kind"):
+    with pytest.raises(InputError, match=r"r\.jsonl, line 1: column 'annotator'"):
         RankingFile(path)
     path.write_text("nonsense\n")
-    with pytest.raises(InputError, match="is not JSON Lines"):
+    with pytest.raises(InputError, match=r"r\.jsonl, line 1: not JSON"):
         RankingFile(path)
 
 

@@ -14,9 +14,10 @@ from ..hub.cards import Made
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.rollout import response_logprobs, score_responses
 from ..stages.samples import answer_room, as_asked
-from ..text import encode_prompt
+from ..text import as_completion, break_special_tokens, encode_prompt
 
 LETTERS = ("A", "B")
+PROMPT_LENGTH = 20_000  # characters
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Contestant:
     made: Made | None = None  # what its card knows
 
     def prompt(self, text: str) -> str | list[dict]:
-        """What a person asks, as the model is asked."""
-        return as_asked(text, self.tokenizer, self.made)
+        """What a person asks, as the model is asked: a special token that was typed is text."""
+        return as_asked(break_special_tokens(self.tokenizer, text), self.tokenizer, self.made)
 
 
 @dataclass
@@ -85,7 +86,7 @@ class ComparePage:
         """The app. Every text of a person or a model stands in a text box, which shows it as text."""
         with gr.Blocks(title="Compare", analytics_enabled=False) as app:
             round_, tally = gr.State(None), gr.State(None)
-            prompt = gr.Textbox(label="Prompt", elem_id="prompt", max_length=20_000, autofocus=True)
+            prompt = gr.Textbox(label="Prompt", elem_id="prompt", max_length=PROMPT_LENGTH, autofocus=True)
             with gr.Row():
                 sampled = gr.Checkbox(True, label="sampled, not greedy", elem_id="sampled")
                 blind = gr.Checkbox(True, label="hidden which is which, until I have chosen", elem_id="blind")
@@ -109,8 +110,11 @@ class ComparePage:
 
     def answer(self, text: str, sampled: bool, blind: bool) -> Iterator[list]:
         """Both answers, as they are being written; then, unless it is hidden, what was measured."""
-        if not text.strip():
-            yield [None, "", "", "Ask something first."]
+        if not text.strip() or len(text) > PROMPT_LENGTH:
+            problem = (
+                f"The prompt has more than {PROMPT_LENGTH} characters." if text.strip() else "Ask something first."
+            )
+            yield [None, "", "", problem]
             return
         order = self.random.sample(range(2), 2) if blind else [0, 1]
         round_, shown = Round(order), ["", ""]
@@ -173,8 +177,8 @@ class ComparePage:
         words = ""
         if self.reward_model is not None and answer.strip():
             model, tokenizer = self.reward_model
-            prompt = contestant.prompt(text) if tokenizer.chat_template else text
-            completion = answer if isinstance(prompt, str) else [{"role": "assistant", "content": answer}]
+            prompt = break_special_tokens(tokenizer, contestant.prompt(text) if tokenizer.chat_template else text)
+            completion = as_completion(prompt, break_special_tokens(tokenizer, answer))
             scores, _ = score_responses(
                 [model],
                 tokenizers=[tokenizer],

@@ -3,11 +3,15 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 
 import gradio as gr
 
+from ..text import break_special_tokens
 from .items import Item, Items, shown_prompt
-from .rankings import RankingFile, dense_ranks
+from .rankings import RankingFile, dense_ranks, prompt_key
+
+NAME_LENGTH, ANSWER_LENGTH = 100, 20_000  # characters
 
 # Digits rank the answer that is marked and mark the next one; other keys press buttons; none of it while one writes.
 KEYS = """
@@ -50,9 +54,10 @@ HELP = (
 
 @dataclass
 class Session:
-    """What one tab has before it."""
+    """What one tab has before it, and who ranks there."""
 
     item: Item | None = None
+    annotator: str = ""
     shown_at: float = field(default_factory=time.monotonic)
 
 
@@ -64,6 +69,8 @@ def save(
     `ranks` are in the order shown; `own` is an answer that the annotator wrote, empty if none.
     """
     item, own = session.item, own.strip()
+    if len(own) > ANSWER_LENGTH:
+        return f"Not saved: an answer of your own may have {ANSWER_LENGTH} characters."
     if any(rank is None for rank in ranks) or (own and own_rank is None):
         return "Not saved: every answer needs a rank."
     numbers: list[int] = [0] * len(item.responses)
@@ -106,14 +113,18 @@ class RankPage:
 
     def __init__(self, items: Items, file: RankingFile):
         self.items, self.file, self.most = items, file, items.num_responses
+        # By the ids of the items that some tab has before it: who ranks there, and the prompt.
+        self.open: dict[str, tuple[str, str]] = {}
+        self.lock = Lock()
 
     def build(self) -> gr.Blocks:
         """The app, to be launched with `KEYS` and `STYLE`."""
         choices = list(range(1, self.most + 2))  # one more than there are: the annotator's own
         with gr.Blocks(title="Rank answers", analytics_enabled=False) as app:
-            session = gr.State(None)
+            session = gr.State(None, delete_callback=self._close)  # when a tab is closed
+            item_id = gr.Textbox(visible=False)  # of what the person sees
             with gr.Row():
-                name = gr.Textbox(label="Who ranks", elem_id="annotator", max_length=100)
+                name = gr.Textbox(label="Who ranks", elem_id="annotator", max_length=NAME_LENGTH)
                 start = gr.Button("Start", elem_id="start")
             status = gr.Textbox(label="Status", info=HELP, interactive=False, elem_id="status")
             with gr.Column(visible=False) as work:
@@ -127,7 +138,7 @@ class RankPage:
                         ranks.append(gr.Radio(choices, label="Rank, 1 is best", elem_id=f"rank-{number}"))
                     cards.append(card)
                 with gr.Column(elem_classes="answer"):
-                    own = gr.Textbox(label="A better one of your own", elem_id="own", max_length=20_000)
+                    own = gr.Textbox(label="A better one of your own", elem_id="own", max_length=ANSWER_LENGTH)
                     own_rank = gr.Radio(choices, value=1, label="Its rank", elem_id="own-rank")
                 with gr.Row():
                     buttons = {
@@ -135,50 +146,72 @@ class RankPage:
                         gr.Button("All bad", elem_id="all-bad"): self.all_bad,
                         gr.Button("Skip", elem_id="skip"): self.skip,
                     }
-            outputs = [session, status, work, prompt, *cards, *texts, *ranks, own, own_rank]
+            outputs = [session, status, item_id, work, prompt, *cards, *texts, *ranks, own, own_rank]
             self.num_outputs = len(outputs)
             for button, action in buttons.items():
-                inputs = [session, name, own, own_rank, *ranks]
+                inputs = [session, item_id, name, own, own_rank, *ranks]
                 button.click(action, inputs, outputs, concurrency_limit=1, concurrency_id="write")
-            start.click(self.start, [name], outputs)
-            name.submit(self.start, [name], outputs)
+            start.click(self.start, [session, name], outputs)
+            name.submit(self.start, [session, name], outputs)
         return app
 
-    def start(self, request: gr.Request, annotator: str) -> list:
+    def start(self, request: gr.Request, session: Session | None, annotator: str) -> list:
         """The first item of an annotator."""
         annotator = _who(request, annotator)
-        return self._next(annotator, f"{annotator} ranks.") if annotator else self._stay(None, "Say who ranks first.")
+        if not annotator or len(annotator) > NAME_LENGTH:
+            return self._stay(session, f"Say who ranks first, in at most {NAME_LENGTH} characters.")
+        self._close(session)
+        return self._next(annotator, f"{annotator} ranks.")
 
-    def save(self, request: gr.Request, session: Session | None, annotator: str, own: str, own_rank, *ranks) -> list:
+    def save(
+        self, request: gr.Request, session: Session | None, item_id: str, annotator: str, own: str, own_rank, *ranks
+    ) -> list:
         """Store a ranking and go on."""
 
         def do(who: str) -> str | None:
-            return save(self.file, session, who, list(ranks[: len(session.item.responses)]), own, own_rank)
+            text = break_special_tokens(self.items.tokenizer, own)
+            return save(self.file, session, who, list(ranks[: len(session.item.responses)]), text, own_rank)
 
-        return self._act(do, "Saved.", session, _who(request, annotator))
+        return self._act(do, "Saved.", session, item_id, _who(request, annotator))
 
-    def all_bad(self, request: gr.Request, session: Session | None, annotator: str, *_) -> list:
+    def all_bad(self, request: gr.Request, session: Session | None, item_id: str, annotator: str, *_) -> list:
         """Store that no answer is any good, and go on."""
         do = lambda who: save_all_bad(self.file, session, who)  # noqa: E731
-        return self._act(do, "Saved: all bad.", session, _who(request, annotator))
+        return self._act(do, "Saved: all bad.", session, item_id, _who(request, annotator))
 
-    def skip(self, request: gr.Request, session: Session | None, annotator: str, *_) -> list:
+    def skip(self, request: gr.Request, session: Session | None, item_id: str, annotator: str, *_) -> list:
         """Go on without a ranking."""
         do = lambda who: self.file.skip(session.item.prompt, who)  # noqa: E731
-        return self._act(do, "Skipped.", session, _who(request, annotator))
+        return self._act(do, "Skipped.", session, item_id, _who(request, annotator))
 
-    def _act(self, do: Callable[[str], str | None], said: str, session: Session | None, annotator: str) -> list:
-        if session is None or session.item is None or not annotator:
-            return self._stay(session, "Say who ranks first.")
+    def _act(
+        self, do: Callable[[str], str | None], said: str, session: Session | None, item_id: str, annotator: str
+    ) -> list:
+        if session is None or session.item is None or session.annotator != annotator:
+            return self._stay(session, "Say who ranks first, and press Start.")
+        if session.item.id != item_id:  # pressed before the next item was there to be seen
+            return self._stay(session, "Not saved: too early. Look at these answers first.")
         try:
             problem = do(annotator)
         except OSError as error:
             problem = f"Not saved: {error}"
-        return self._stay(session, problem) if problem else self._next(annotator, said)
+        if problem:
+            return self._stay(session, problem)
+        self._close(session)
+        return self._next(annotator, said)
+
+    def _close(self, session: Session | None) -> None:
+        """A tab no longer has its item before it."""
+        if session is not None and session.item is not None:
+            self.open.pop(session.item.id, None)
 
     def _next(self, annotator: str, message: str) -> list:
-        """The next item for an annotator, on all components."""
-        item, rows = self.items.next(self.file.done(annotator)), self.file.rows()
+        """The next item for an annotator, on all components; none that another tab of theirs has before it."""
+        with self.lock:
+            elsewhere = {key for who, key in self.open.values() if who == annotator}
+            item, rows = self.items.next(self.file.done(annotator) | elsewhere), self.file.rows()
+            if item is not None:
+                self.open[item.id] = (annotator, prompt_key(item.prompt))
         same, total = self.file.agreement()
         mine = sum(row["annotator"] == annotator for row in rows)
         message += f" {mine} of yours, {len(rows)} in all."
@@ -186,8 +219,9 @@ class RankPage:
         message += " No prompt is left." if item is None else ""
         shown = [] if item is None else item.shown
         return [
-            Session(item),
+            Session(item, annotator),
             message,
+            "" if item is None else item.id,
             gr.update(visible=item is not None),
             "" if item is None else shown_prompt(item.prompt),
             *(gr.update(visible=i < len(shown)) for i in range(self.most)),

@@ -16,8 +16,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..errors import InputError
+from ..text import as_completion
 
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
+# What the rows of the files hold.
+SKIPPED = {"prompt": (str, list), "annotator": str}
+RANKED = {**SKIPPED, "responses": list, "ranks": list, "written": bool, "id": str}
 
 
 def dense_ranks(numbers: Sequence[int]) -> list[int]:
@@ -38,15 +42,22 @@ class RankingFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if self.path.suffix != ".jsonl":
-            raise InputError(f"`--output` must be a .jsonl file, not {self.path}.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.suffix != ".jsonl" or self.path.name == DEMONSTRATIONS_FILE:
+            raise InputError(f"`--output` must be a .jsonl file other than {DEMONSTRATIONS_FILE}, not {self.path}.")
         self.skipped_path = self.path.with_suffix(".skipped.jsonl")
         self.demonstrations_path = self.path.with_name(DEMONSTRATIONS_FILE)
         self.lock = FileLock(self.path.with_suffix(".lock"))
-        for row in self.rows():
-            if not {"prompt", "responses", "ranks", "annotator", "id"} <= row.keys():
-                raise InputError(f"{self.path} holds rows of another kind: name another file.")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.lock:
+                rows = {path: _read(path) for path in (self.path, self.skipped_path, self.demonstrations_path)}
+        except OSError as error:
+            raise InputError(f"`--output`: {self.path} cannot be written: {error.strerror}.") from error
+        for path, known in ((self.path, RANKED), (self.skipped_path, SKIPPED)):
+            for number, row in enumerate(rows[path], start=1):
+                _check(row, known, where=f"{path}, line {number}")
+        if len({row["id"] for row in rows[self.path]}) < len(rows[self.path]):
+            raise InputError(f"{self.path} holds a ranking twice: two rows have the same `id`. Remove one.")
 
     def rows(self) -> list[dict]:
         """Every ranking that was confirmed."""
@@ -59,8 +70,9 @@ class RankingFile:
                 return False
             if row["written"]:
                 text = row["responses"][-1]
-                completion = text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-                _append(self.demonstrations_path, {"prompt": row["prompt"], "completion": completion})
+                demonstration = {"prompt": row["prompt"], "completion": as_completion(row["prompt"], text)}
+                if demonstration not in _read(self.demonstrations_path):  # else its ranking could not be written then
+                    _append(self.demonstrations_path, demonstration)
             _append(self.path, row)
         return True
 
@@ -94,23 +106,52 @@ def prompt_key(prompt: str | list[dict]) -> str:
     return json.dumps(prompt, ensure_ascii=False, sort_keys=True)
 
 
+def _check(row, known: dict[str, type], *, where: str) -> None:
+    """Raise an `InputError` for a row of another shape."""
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: a row must be a JSON object, not {type(row).__name__}: name another file.")
+    for key, kind in known.items():
+        if not isinstance(row.get(key), kind) or row[key] in ("", []):
+            raise InputError(f"{where}: column {key!r} does not hold what a ranking has: name another file.")
+    if "ranks" in known:
+        ranks, responses = row["ranks"], row["responses"]
+        if len(ranks) != len(responses) or not all(type(rank) is int and rank > 0 for rank in ranks):
+            raise InputError(f"{where}: column 'ranks' must hold a whole number from 1 for each of the responses.")
+        if not all(isinstance(response, str) for response in responses):
+            raise InputError(f"{where}: column 'responses' must hold texts.")
+
+
 def _read(path: Path) -> list[dict]:
-    """Whole lines; what a crash left behind the last of them was never confirmed."""
-    if not path.is_file():
+    """All rows; half a line, which a crash left at the end, was never confirmed."""
+    if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate([*lines, last] if _is_json(last) else lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON in UTF-8 ({error}).") from error
+    return rows
+
+
+def _is_json(line: bytes) -> bool:
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON Lines: {error}") from error
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _append(path: Path, row: dict) -> None:
-    """A line behind the whole ones, on disk when this returns."""
+    """A line behind the others, on disk when this returns."""
     with open(path, "ab+") as file:
         file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+        lines, newline, last = file.read().rpartition(b"\n")
+        if _is_json(last):  # some editors write no newline at the end
+            file.write(b"\n")
+        else:
+            file.truncate(len(lines + newline))
         file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())

@@ -1,15 +1,23 @@
 """Apps on this machine: safe by default."""
 
+import asyncio
 import hmac
+import os
+from collections import Counter, defaultdict
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import gradio as gr
 from accelerate import PartialState
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
 
 from ..errors import InputError
 from ..stages.arguments import StageArguments
 from ..stages.data import checked_split, load_rows
-from ..stages.inputs import load_causal_lm, load_reward_model, load_tokenizer
+from ..stages.inputs import check_reward_model, load_causal_lm, load_reward_model, load_tokenizer
 from ..stages.samples import answer_room, known_of
 from .compare import ComparePage, Contestant
 from .items import Items
@@ -19,16 +27,61 @@ from .rankings import RankingFile, prompt_key
 LOCAL = ("127.0.0.1", "localhost", "::1")
 # Fonts of the system: a page here asks no other machine for anything.
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+PASSWORD_VARIABLE = "HF_INSTRUCTGPT_PASSWORD"
+EVERYWHERE = ("0.0.0.0", "::")
+# Seconds before the login after so many failed ones from the same address: doubled each time.
+FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0
 
 
-def launch_options(*, host: str, port: int | None, share: bool, password: str | None) -> dict:
-    """Keyword arguments of Gradio's `launch`.
+class Guard:
+    """ASGI middleware: only the page itself may send to the server, nobody uploads, and guessed passwords are slow."""
+
+    def __init__(self, app):
+        self.app, self.failures, self.locks = app, Counter(), defaultdict(asyncio.Lock)
+
+    async def __call__(self, scope, receive, send) -> None:
+        """Answer a request, or refuse it."""
+        headers, path = Headers(scope=scope) if scope["type"] == "http" else {}, scope.get("path", "").rstrip("/")
+        if "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host"):
+            await PlainTextResponse("Another page's request.", status_code=403)(scope, receive, send)
+        elif path.endswith(("/upload", "/upload_progress")):
+            await PlainTextResponse("No uploads here.", status_code=403)(scope, receive, send)
+        elif path.endswith("/login") and scope["method"] == "POST":
+            await self._login(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _login(self, scope, receive, send) -> None:
+        address = scope["client"][0]
+
+        async def noting(message) -> None:
+            if message["type"] == "http.response.start":
+                self.failures[address] = self.failures[address] + 1 if message["status"] >= 400 else 0
+            await send(message)
+
+        async with self.locks[address]:  # guesses at once wait for each other
+            if self.failures[address]:
+                await asyncio.sleep(min(FIRST_DELAY * 2 ** (self.failures[address] - 1), LONGEST_DELAY))
+            await self.app(scope, receive, noting)
+
+
+def launch_options(
+    *, host: str, port: int | None, share: bool, password: str | None, password_file: str | None = None
+) -> dict:
+    """Keyword arguments of Gradio's `launch`. Without a password or a file, the environment may have one.
 
     Raises:
-        InputError: Others could reach the page, and there is no password.
+        InputError: Others could reach the page, and there is no password; or there is no such port or file.
     """
+    if port is not None and not 1 <= port <= 65535:
+        raise InputError(f"`--port` must be 1 to 65535, not {port}.")
+    password = _read_password(password_file) if password_file else password or os.environ.get(PASSWORD_VARIABLE)
     if (share or host not in LOCAL) and not password:
-        raise InputError("`--share` and another `--host` than 127.0.0.1 let others in: set a `--password`.")
+        raise InputError(
+            "`--share` and another `--host` than 127.0.0.1 let others in: set a `--password`, better by "
+            f"`--password_file` or the variable {PASSWORD_VARIABLE}."
+        )
+    hosts = ["*"] if host in EVERYWHERE else [*LOCAL, "[::1]", host, *(["*.gradio.live"] if share else [])]
 
     def is_known(username: str, given: str) -> bool:
         return bool(username.strip()) and hmac.compare_digest(given.encode(), password.encode())
@@ -41,12 +94,28 @@ def launch_options(*, host: str, port: int | None, share: bool, password: str | 
         "auth_message": "Any name of yours, and the password." if password else None,
         "max_file_size": "1mb",
         "allowed_paths": [],
+        "app_kwargs": {
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+                Middleware(Guard),
+            ]
+        },
         "strict_cors": True,
         "theme": THEME,
         "ssr_mode": False,
         "footer_links": [],
         "run_history": False,
     }
+
+
+def _read_password(path: str) -> str:
+    try:
+        password = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"`--password_file`: {path} cannot be read: {error}") from error
+    if not password.strip():
+        raise InputError(f"`--password_file`: {path} holds no password.")
+    return password
 
 
 def rank(
@@ -125,6 +194,8 @@ def compare(
         InputError: An option does not fit.
     """
     options = launch_options(**server)
+    if max_new_tokens < 1:
+        raise InputError(f"`--max_new_tokens` must be 1 or more, not {max_new_tokens}.")
     named = [model.partition("=") for model in models]
     if len(named) != 2 or len({name for name, *_ in named}) != 2 or not all(name and path for name, _, path in named):
         raise InputError("`--models` takes two models as NAME=DIR, such as `sft=runs/char/sft ppo=runs/char/ppo`.")
@@ -147,5 +218,6 @@ def _launch(app: gr.Blocks, **options) -> None:
 
 
 def _reward_model(name: str, **trust):
+    check_reward_model(name, option="--reward", **trust)
     tokenizer = load_tokenizer(name, **trust)
     return load_reward_model(name, tokenizer, **trust).to(PartialState().device).eval(), tokenizer

@@ -373,7 +373,8 @@ def base_on_hub(base: Source, *, folder: str | Path) -> str:
 
 def _words(source: Source, hub_id: str | None, kind: str = "") -> str:
     """A source as a reader sees it; of a local one, no path."""
-    name = hub_id or (Path(source.name).name if source.path is not None else source.name)
+    is_local = source.path is not None or ".py:" in source.name
+    name = hub_id or (Path(source.name).name if is_local else source.name)
     words = f"[{name}](https://huggingface.co/{kind}{name})" if hub_id else f"`{name}`"
     return words + "".join(f", `{part}`" for part in (source.config, source.split) if part)
 

@@ -1,8 +1,9 @@
 """Pushing a folder to the Hub, in one commit, and what to do when that fails."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
@@ -16,9 +17,12 @@ from huggingface_hub.errors import (
 
 from ..errors import InputError
 
-# `training_args.bin` is a pickle with paths of the machine in it; names with a dot or an underscore in front are of
-# work that was not finished.
+# Names of files and folders that are never pushed: `training_args.bin` is a pickle with paths of the machine in it;
+# names with a dot or an underscore in front are of work that was not finished; then come what trackers write, and
+# names of keys and passwords.
 IGNORED = ("_*", ".*", "checkpoint-*", "training_args.bin", "stage.json", "card.json")
+IGNORED += ("wandb", "mlruns", "runs", "completions", "events.out.tfevents.*")
+IGNORED += ("id_*", "*.pem", "*.key", "*.env", "token", "token.*", "netrc", "*secret*", "*credential*", "*password*")
 # What an earlier push may have left under names that this one does not use, and `from_pretrained` would still find.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "*adapter_config.json", "value_model/*", "ema/*")
 # By status of the Hub's answer.
@@ -69,14 +73,36 @@ def create_repo(name: str, *, repo_type: str = "model", private: bool | None = N
         return repo_id
 
 
+def pushed_files(folder: str | Path, names: Iterable[str]) -> list[str]:
+    """What of a folder is pushed: of the files in `names`, and in folders so named, all but `IGNORED` and links."""
+    folder, found = Path(folder), set()
+    for name in map(PurePosixPath, names):
+        if name.is_absolute() or not name.parts or ".." in name.parts:
+            continue
+        path = folder / name
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            inside = file.relative_to(folder)
+            is_link = any((folder / part).is_symlink() for part in (inside, *inside.parents))
+            is_ignored = any(fnmatch(part.lower(), pattern) for part in inside.parts for pattern in IGNORED)
+            if file.is_file() and not is_link and not is_ignored:
+                found.add(inside.as_posix())
+    return sorted(found)
+
+
 def push_folder(
-    folder: str | Path, repo_id: str, *, replaced: Mapping[str, str] | None = None, repo_type: str = "model"
+    folder: str | Path,
+    repo_id: str,
+    files: Iterable[str],
+    *,
+    replaced: Mapping[str, str] | None = None,
+    repo_type: str = "model",
 ) -> str:
-    """Upload a folder in one commit: a reader finds all of it or nothing of it. The folder stays as it is.
+    """Print the list of files and upload them in one commit: a reader finds all of them or none.
 
     Args:
-        folder (`str` or `Path`): What is pushed, except `IGNORED`.
+        folder (`str` or `Path`): Where the files lie.
         repo_id (`str`): Where to; the repository is there.
+        files (`Iterable[str]`): See [`pushed_files`].
         replaced (`Mapping[str, str]`, *optional*): Texts that go in the place of the folder's files, by their paths.
         repo_type (`str`): "model" or "dataset".
 
@@ -87,21 +113,22 @@ def push_folder(
         InputError: The push failed; the message says what to do.
     """
     folder, what = Path(folder), f"{folder} is whole, but could not be pushed to {repo_id}"
+    names = sorted({*files, *(replaced or {})})
+    print(f"To {repo_id} go {len(names)} files:", *(f"  {name}" for name in names), sep="\n")
     # Nothing is computed here: a RuntimeError is hf_xet's, which uploads large files.
     with TemporaryDirectory() as aside, hub_errors(what, network=(*NETWORK_ERRORS, RuntimeError)):
-        for path in filter(Path.is_file, folder.rglob("*")):
-            link = Path(aside) / path.relative_to(folder)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.resolve())
-        for name, text in (replaced or {}).items():
-            (Path(aside) / name).unlink(missing_ok=True)
-            (Path(aside) / name).write_text(text, encoding="utf-8")
+        for name in names:
+            place = Path(aside) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if name in (replaced or {}):
+                place.write_text(replaced[name], encoding="utf-8")
+            else:
+                place.symlink_to((folder / name).absolute())
         commit = HfApi().upload_folder(
             repo_id=repo_id,
             repo_type=repo_type,
             folder_path=aside,
             commit_message="Push by hf-instructgpt",
-            ignore_patterns=list(IGNORED),
             delete_patterns=list(REPLACED) if repo_type == "model" else ["*.jsonl"],
         )
     return commit.commit_url

@@ -16,7 +16,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig, check_ranges
-from .config_file import PATHS, read_yaml
+from .config_file import PATHS, locate_function, read_yaml
 
 # What `selection_reward_model` asks for; what is set by hand wins.
 SELECTION_OPTIONS = {
@@ -163,8 +163,9 @@ class PPOArguments(PromptArguments):
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Reward models (Hub ids or folders) and Python functions (dotted paths such as "
-            "`my_rewards.length`), added up with `reward_weights`."
+            "help": "Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length` or dotted, "
+            "`my_rewards.length`; the file lies beside the config file that names it, else in the current folder, or "
+            "is an installed package's), added up with `reward_weights`."
         },
     )
     value_model: str | None = field(
@@ -266,7 +267,7 @@ def parse_options(
             parsed = parser.parse_args_and_config([*flags, *argv])
         _set_max_rows(*parsed[:2])
         for part in parsed:
-            _expand_home(part)
+            _spell_out(part, options)
             _check_values(part)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
@@ -323,13 +324,19 @@ def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig) -> None:
     args.max_rows *= training_args.gradient_accumulation_steps
 
 
-def _expand_home(args: object) -> None:
-    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file."""
+def _spell_out(args: object, options: dict) -> None:
+    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file.
+
+    A function that the file's `options` do not name is looked for in the current folder.
+    """
     for name in PATHS:
         value = getattr(args, name, None)
         expanded = [str(Path(v).expanduser()) if v.startswith("~") else v for v in _as_list(value)]
         if expanded:
             setattr(args, name, expanded if isinstance(value, list) else expanded[0])
+    if isinstance(args, PPOArguments):
+        known = _as_list(options.get("reward_funcs"))
+        args.reward_funcs = [func if func in known else locate_function(func, "") for func in args.reward_funcs]
 
 
 def _as_list(value: str | list[str] | None) -> list[str]:
@@ -355,6 +362,10 @@ def _check_training_arguments(training_args: TrainingArguments) -> None:
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
     if training_args.hub_token is not None:
         raise InputError("`hub_token` is not used here, so that no file holds it: log in with `hf auth login`.")
+    if any("token" in name for name in training_args.model_init_kwargs or {}):
+        raise InputError(
+            "`model_init_kwargs` may not hold a token, so that no file holds it: log in with `hf auth login`."
+        )
     if training_args.resume_from_checkpoint is not None:
         raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
     if Path(training_args.output_dir).name in ("", ".."):

@@ -1,4 +1,4 @@
-"""YAML files of options: read strictly, with paths that may stand beside the file."""
+"""YAML files of options: read strictly, with paths and Python files that may stand beside the file."""
 
 import difflib
 import re
@@ -15,6 +15,8 @@ PATHS = (
     *("dataset_name", "model_name_or_path", "value_model", "reward_funcs", "calibration_dataset_name"),
     *("pretraining_dataset_name", "ptx_dataset_name", "selection_reward_model"),
 )
+# Options that name functions.
+CODE = ("reward_funcs", "judge")
 # Names with a meaning of their own.
 KEYWORDS = {*SAMPLE_DATASETS, "shared", "reward"}
 # More values than any config has; aliases of aliases can stand for millions.
@@ -83,16 +85,40 @@ def _check_size(content: dict, path: Path) -> None:
 def _resolved(content: dict, folder: Path) -> dict:
     """The mapping with each path that exists beside the config file spelled from there."""
 
-    def resolved(value: Any) -> Any:
+    def resolved(key: str, value: Any) -> Any:
         if isinstance(value, list):
-            return [resolved(item) for item in value]
-        is_path = isinstance(value, str) and value and value not in KEYWORDS
-        return str(folder / value) if is_path and (folder / value).exists() else value
+            return [resolved(key, item) for item in value]
+        if not isinstance(value, str) or not value or value in KEYWORDS:
+            return value
+        if key in PATHS and (folder / value).exists():
+            return str(folder / value)
+        return locate_function(value, folder) if key in CODE else value
 
     return {
-        key: resolved(value) if key in PATHS else _resolved(value, folder) if isinstance(value, dict) else value
+        key: _resolved(value, folder)
+        if isinstance(value, dict)
+        else resolved(key, value)
+        if key in (*PATHS, *CODE)
+        else value
         for key, value in content.items()
     }
+
+
+def locate_function(name: str, folder: str | Path) -> str:
+    """A function's name, `FILE.py:FUNCTION` or a dotted path, with its file in `folder` spelled out.
+
+    A dotted path without such a file stays as it is: it is one of an installed package.
+    """
+    path, _, function = name.rpartition(":")
+    if path.endswith(".py"):
+        return f"{Path(folder, Path(path).expanduser())}:{function}"
+    if re.fullmatch(r"\w+(\.\w+)+", name):
+        *parts, function = name.split(".")
+        module = Path(folder, *parts)
+        for file in (module.with_name(f"{module.name}.py"), module / "__init__.py"):
+            if file.is_file():
+                return f"{file}:{function}"
+    return name
 
 
 def check_keys(config: dict, types: dict[str, type], *, source: str) -> None:

@@ -17,6 +17,7 @@ from ..report.plots import draw_reward_card
 from ..report.reward_card import reward_card_markdown, reward_findings
 from .arguments import RewardArguments
 from .cards import write_stage_card
+from .config_file import locate_function
 from .data import check_fits, checked_split, is_same_data, load_rows
 from .inputs import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
 from .output import REPORT_CARD_FILE, STAGE_FILE, add_files, partial_directory, weights_sha256
@@ -66,7 +67,7 @@ def evaluate_reward(
     check_fits(rows, "reward", tokenizer, config, args, source=f"{args.dataset_name} ({split})")
     is_lab = args.dataset_name == "lab"
     judge = judge or (LAB_JUDGE if is_lab else None)
-    gold_func = load_function(judge, option="--judge") if judge is not None else None
+    gold_func = load_function(locate_function(judge, ""), option="--judge") if judge is not None else None
     reward_model = load_reward_model(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device)
     options = {"gold_func": gold_func, "judged": is_lab, "batch_size": batch_size}
     max_length = stage_options.get("max_length")

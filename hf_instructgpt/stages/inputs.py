@@ -1,13 +1,16 @@
 """The models and reward functions that a stage reads, by the names its arguments give."""
 
-import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
+from accelerate import PartialState
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -215,36 +218,64 @@ def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> No
 
 
 def load_reward_func(name: str, *, trust_remote_code: bool = False):
-    """A reward model's name as it is, or the Python function behind a dotted path.
-
-    The current folder is importable, so that a file beside the config can hold the function.
+    """A reward model's name as it is, or the Python function of that name.
 
     Raises:
         InputError: No model with one label and no function of that name.
     """
-    if Path(name).is_dir() or "/" in name:
+    is_function = ".py:" in name
+    if not is_function and (Path(name).is_dir() or "/" in name):
         check_reward_model(name, option="reward_funcs", trust_remote_code=trust_remote_code)
         return name
-    if "." not in name:
+    if not is_function and "." not in name:
         raise InputError(f"`reward_funcs`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
     return load_function(name, option="reward_funcs")
 
 
-def load_function(name: str, *, option: str, folder: str | Path = "") -> Callable:
-    """The Python function behind a dotted path; `folder`, by default the current one, is importable.
+def load_function(name: str, *, option: str) -> Callable:
+    """The function that `FILE.py:FUNCTION` names, or a dotted path in an installed package.
+
+    Which file's code runs is printed once.
 
     Raises:
         InputError: It names `option`.
     """
-    module_name, _, attribute = name.rpartition(".")
-    sys.path.insert(0, str(folder))
+    path, is_file, attribute = name.rpartition(".py:")
+    module_name, _, attribute = (None, None, attribute) if is_file else name.rpartition(".")
     try:
         with chdir("."):  # which the module may leave
-            func = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise InputError(f"`{option}`: {name} cannot be imported: {error}") from error
-    finally:
-        sys.path.remove(str(folder))
+            module = _run_file(Path(f"{path}.py").absolute()) if is_file else importlib.import_module(module_name)
+        func = getattr(module, attribute)
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        what = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise InputError(f"`{option}`: {name} cannot be imported: {what}{error}") from error
     if not callable(func):
         raise InputError(f"`{option}`: {name} is no function but {type(func).__name__}.")
+    if not module.__name__.startswith("hf_instructgpt."):
+        _say_code(option, getattr(module, "__file__", module.__name__))
     return func
+
+
+def _run_file(file: Path) -> ModuleType:
+    """The module in a file, as a part of its package (`__init__.py`) if it is in one. It finds what lies beside it."""
+    names, root = [file.stem] if file.name != "__init__.py" else [], file.parent
+    while (root / "__init__.py").is_file():
+        names, root = [root.name, *names], root.parent
+    sys.path.insert(0, str(root))
+    try:
+        if root != file.parent:
+            return importlib.import_module(".".join(names))
+        if str(file) not in sys.modules:  # not by its stem: another folder may have such a file too
+            spec = importlib.util.spec_from_file_location(str(file), file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            sys.modules[str(file)] = module
+        return sys.modules[str(file)]
+    finally:
+        sys.path.remove(str(root))
+
+
+@cache
+def _say_code(option: str, place: str) -> None:
+    if PartialState().is_main_process:
+        print(f"`{option}` runs the code in {place}.", flush=True)

@@ -15,7 +15,7 @@ from ..files import absolute_folder, make_directory, read_json, to_json, write_w
 from ..resuming.checkpoint import alone_in, checkpoints, last_whole_checkpoint
 from ..resuming.resumable import CHANGED_HOOKS, STATE_FILE
 
-# In each result: the options it was made with and the names of its files. What stands beside them is the user's.
+# In each result: the options it was made with and the paths of its files. What stands beside them is the user's.
 STAGE_FILE = "stage.json"
 # What `hf-instructgpt evaluate reward` found, beside the reward model or elsewhere.
 REPORT_CARD_FILE = "report_card.json"
@@ -123,7 +123,7 @@ def _open(output_dir: Path, partial: Path, options: dict, *, overwrite: bool, re
 
 def _move_into_place(work: Work, output_dir: Path, old: Path, *, known: dict | None) -> None:
     partial = work.folder
-    files = [path.name for path in partial.iterdir()]
+    files = _paths(partial)
     (partial / STAGE_FILE).write_text(to_json({"options": work.options, "files": files}), encoding="utf-8")
     shutil.rmtree(old, ignore_errors=True)
     if output_dir.exists():
@@ -173,13 +173,22 @@ def _last_whole_checkpoint(partial: Path) -> str | None:
     return next((str(path) for path in checkpoints(partial) if (path / STATE_FILE).is_file()), None)
 
 
+def _paths(folder: Path) -> list[str]:
+    """All files in a folder, by their paths in it."""
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if not path.is_dir()]
+
+
 def _copy_foreign(source: Path, target: Path, files: list[str]) -> None:
     """Copy what no stage wrote; a name that the new result needs too gets `.before` appended."""
     for path in source.iterdir():
-        if path.name not in files:
-            copy = target / path.name
+        copy, is_folder = target / path.name, path.is_dir() and not path.is_symlink()
+        mine = [file.removeprefix(f"{path.name}/") for file in files if file.startswith(f"{path.name}/")]
+        if is_folder and mine:
+            _copy_foreign(path, copy, mine)
+        elif path.name not in files:
+            copy.parent.mkdir(exist_ok=True)
             copy = copy if not copy.exists() else copy.with_name(f"{path.name}.before")
-            if path.is_dir() and not path.is_symlink():
+            if is_folder:
                 shutil.copytree(path, copy, symlinks=True)
             else:
                 shutil.copy2(path, copy, follow_symlinks=False)
@@ -188,14 +197,12 @@ def _copy_foreign(source: Path, target: Path, files: list[str]) -> None:
 def add_files(source: Path, target: Path) -> None:
     """Move the files in `source` to the same places in `target`, JSON last.
 
-    Of a stage's result they become a part, which goes when the stage is run anew; a folder that the user has there
-    already stays the user's.
+    Of a stage's result they become a part, which goes when the stage is run anew.
     """
     make_directory(target)
     stage = read_json(target / STAGE_FILE)
     if stage is not None:
-        mine = {path.name for path in source.iterdir() if path.is_file() or not (target / path.name).exists()}
-        write_whole(target / STAGE_FILE, to_json({**stage, "files": sorted({*stage["files"], *mine})}))
+        write_whole(target / STAGE_FILE, to_json({**stage, "files": sorted({*stage["files"], *_paths(source)})}))
     files = [path for path in source.rglob("*") if path.is_file()]
     for path in sorted(files, key=lambda path: path.suffix == ".json"):
         place = target / path.relative_to(source)

@@ -107,7 +107,7 @@ class Pipeline:
         self.output_dir = absolute_folder(folder)
         self.seed = config.get("seed", 42) if seed is None else seed
         self.num_samples = config.get("samples_per_prompt", 1)
-        self.judge_name, self.folder = config.get("judge"), Path(config_path).absolute().parent
+        self.judge_name = config.get("judge")
         self.options = {stage: config[stage] for stage in COMMANDS if stage in config}
         # What PPO starts from, what the reward model starts from, and the stages in their order.
         self.start = PPO_INIT if PPO_INIT in config else "sft"
@@ -418,7 +418,7 @@ class Pipeline:
         return tokenizer, load_causal_lm(name, tokenizer, **trust)
 
     def _judge(self) -> Callable | None:
-        return self.judge_name and load_function(self.judge_name, option="judge", folder=self.folder)
+        return self.judge_name and load_function(self.judge_name, option="judge")
 
     def _history(self, stage: str) -> dict:
         return read_state(self.output_dir / stage)

@@ -17,7 +17,7 @@ from ..data.loading import SAMPLES_DIR
 from ..errors import InputError
 from ..files import read_json, to_json
 from ..hub.cards import README_FILE, Made, Source, base_on_hub, is_edited
-from ..hub.upload import create_repo, hub_errors, push_code, push_folder
+from ..hub.upload import create_repo, hub_errors, push_code, push_folder, pushed_files
 from ..ppo.actor_critic import CRITIC_BASE_FOLDER
 from ..report.reward_card import reward_card_markdown
 from ..resources import resource
@@ -40,18 +40,26 @@ WHAT = {
 
 
 def push(
-    folder: str | Path, *, namespace: str | None = None, private: bool | None = None, with_data: bool = True
+    folder: str | Path,
+    *,
+    namespace: str | None = None,
+    private: bool | None = None,
+    with_data: bool = True,
+    data: list[str | Path] = (),
 ) -> list[str]:
     """Push a run as `NAMESPACE/RUN-sft`, `-reward`, `-ppo` and the data set `-data`; a stage as `NAMESPACE/FOLDER`.
 
     RUN is the folder's name. Every repository is made first, then each is filled by one commit, so that a push which
-    fails can be repeated; the folder itself stays as it is, but for a note of where it was pushed to.
+    fails can be repeated; the folder itself stays as it is, but for a note of where it was pushed to. Pushed are the
+    files that the stages wrote, as their `stage.json` lists them, and the cards; never what a link points to.
 
     Args:
         folder (`str` or `Path`): Of a run or of a stage.
         namespace (`str`, *optional*): A user or an organisation; by default the user whose token it is.
         private (`bool`, *optional*): Whether the repositories are private.
         with_data (`bool`): Whether a run's own data goes too. Data that is on the Hub already is only named.
+        data (`list[str | Path]`): Files and folders outside `folder` that may be read for it: a run that comes from
+            somebody else names its data by a path, and could name any file.
 
     Returns:
         `list[str]`: the repositories' URLs.
@@ -69,7 +77,7 @@ def push(
     prefix = f"{namespace or _user()}/{name}"
     if not is_run:
         return [push_stage(folder, prefix, private=private)]
-    return _push_run(folder, prefix, private=private, with_data=with_data)
+    return _push_run(folder, prefix, private=private, data=data if with_data else None)
 
 
 def push_stage(
@@ -84,24 +92,31 @@ def push_stage(
 
     `datasets` replaces what the card names as data.
     """
-    made = Made.load(folder)
-    replaced = _adapter_configs(folder, made)
-    # The folder's own may be an earlier version's.
-    code, files = _char_gpt_code(), filter(_is_pushed, (path.relative_to(folder) for path in folder.glob("**/*.py")))
-    replaced |= {str(path): code[path.name] for path in files if path.name in code}
+    made, names = Made.load(folder), _files(folder)
+    replaced = _adapter_configs(folder, made, names)
+    code = _char_gpt_code()  # the folder's own may be an earlier version's
+    replaced |= {name: code[Path(name).name] for name in names if Path(name).name in code}
     repo_id = create_repo(repo, private=private)
-    report_card = read_json(folder / REPORT_CARD_FILE)
+    report_card = read_json(folder / REPORT_CARD_FILE) if REPORT_CARD_FILE in names else None
     if report_card is not None:
         report_card |= {"model": repo_id, "dataset_name": Path(report_card["dataset_name"]).name}
         replaced |= {REPORT_CARD_FILE: to_json(report_card), "report_card.md": reward_card_markdown(report_card)}
     shown = replace(made, datasets={**made.datasets, **(datasets or {})})
-    if is_edited(folder, made):
+    if README_FILE in names and is_edited(folder, made):
         logger.warning(f"{folder / README_FILE} was edited by hand and is pushed as it is.")
     else:
         replaced[README_FILE] = f"{stage_card(folder, shown, name=repo_id, links=links or {})}\n"
-    push_folder(folder, repo_id, replaced=replaced)
+    push_folder(folder, repo_id, names, replaced=replaced)
     replace(made, hub_id=repo_id).save(folder)
     return _url(repo_id)
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a stage's result that are pushed: those that it lists, and its card."""
+    stage = read_json(folder / STAGE_FILE)
+    if stage is None or not isinstance(stage.get("files"), list):
+        raise InputError(f"{folder} has no {STAGE_FILE} that lists its files: run the stage anew.")
+    return pushed_files(folder, [*map(str, stage["files"]), README_FILE])
 
 
 def push_char_gpt_code(repo_id: str) -> str | None:
@@ -125,37 +140,33 @@ def _url(repo_id: str, kind: str = "") -> str:
     return f"{HfApi().endpoint}/{kind}{repo_id}"
 
 
-def _is_pushed(path: Path) -> bool:
-    return not path.parts[0].startswith(("checkpoint-", "_", "."))
-
-
-def _adapter_configs(folder: Path, made: Made) -> dict[str, str]:
-    """The configurations of all adapters in a folder, their base models by their names on the Hub."""
+def _adapter_configs(folder: Path, made: Made, names: list[str]) -> dict[str, str]:
+    """The configurations of all adapters among a folder's files, their base models by their names on the Hub."""
     known = {source.name: source for source in (made.base_model, *made.rewards) if source is not None}
     replaced = {}
-    for path in folder.glob("**/adapter_config.json"):
-        if not _is_pushed(path.relative_to(folder)):
-            continue
+    for name in names:
+        path = folder / name
+        if path.name != "adapter_config.json" or (path.parent / CRITIC_BASE_FOLDER).is_dir():
+            continue  # a critic may have its base model with it
         config = json.loads(path.read_text(encoding="utf-8"))
-        name = config["base_model_name_or_path"]
-        if not (path.parent / CRITIC_BASE_FOLDER).is_dir():  # a critic may have its base model with it
-            base = known.get(name) or Source.of(name or "", folder=folder)
-            config["base_model_name_or_path"] = base_on_hub(base, folder=folder)
-            replaced[str(path.relative_to(folder))] = json.dumps(config, indent=2) + "\n"
+        base = config["base_model_name_or_path"] or ""
+        source = known.get(base) or Source.of(base, folder=folder)
+        config["base_model_name_or_path"] = base_on_hub(source, folder=folder)
+        replaced[name] = json.dumps(config, indent=2) + "\n"
     return replaced
 
 
 # ---- A whole run ---------------------------------------------------------------------------------------------------
 
 
-def _push_run(folder: Path, prefix: str, *, private: bool | None, with_data: bool) -> list[str]:
+def _push_run(folder: Path, prefix: str, *, private: bool | None, data: list[str | Path] | None) -> list[str]:
     stages = {name: Made.load(folder / name) for name in STAGE_FOLDERS if (folder / name).is_dir()}
     for name, made in stages.items():
         if made is None:
             raise InputError(f"{folder / name} has no card.json: run the stage anew.")
-    parts = _run_data(folder, stages) if with_data else []
+    parts = _run_data(folder, stages, data) if data is not None else []
     for name, made in stages.items():
-        _adapter_configs(folder / name, made)  # looks for what cannot be pushed
+        _adapter_configs(folder / name, made, _files(folder / name))  # looks for what cannot be pushed
     repos = {name: create_repo(f"{prefix}-{name}", private=private) for name in stages}
     urls = {name: _url(repo) for name, repo in repos.items()}
     data_repo = create_repo(f"{prefix}-data", repo_type="dataset", private=private) if parts else None
@@ -184,9 +195,14 @@ class _Part:
     used: list[tuple[str, str]]
 
 
-def _run_data(folder: Path, stages: dict[str, Made]) -> list[_Part]:
-    """The data of a run that is not on the Hub, each once. Raises `InputError` where it is no longer there."""
+def _run_data(folder: Path, stages: dict[str, Made], given: list[str | Path]) -> list[_Part]:
+    """The data of a run that is not on the Hub, each once.
+
+    Raises:
+        InputError: It is no longer there, or lies outside the run's folder and is not among the `given`.
+    """
     parts: dict[tuple, _Part] = {}
+    allowed = [folder.resolve(), *(Path(path).resolve() for path in given)]
     for name, made in stages.items():
         options = read_json(folder / name / STAGE_FILE)["options"]
         known = {f.name: options[f.name] for f in fields(StageArguments) if f.name in options}
@@ -198,7 +214,7 @@ def _run_data(folder: Path, stages: dict[str, Made]) -> list[_Part]:
             if source.path is None and not is_sample:
                 continue
             args = StageArguments(**known) if option == "dataset_name" else StageArguments()
-            args.dataset_name = source.name if is_sample else str(_local_data(folder / name, source, option))
+            args.dataset_name = source.name if is_sample else str(_local_data(folder / name, source, option, allowed))
             key = (args.dataset_name, args.dataset_config, args.dataset_test_fraction, kind)
             if key not in parts:
                 rows = load_rows(args, kind)
@@ -210,13 +226,19 @@ def _run_data(folder: Path, stages: dict[str, Made]) -> list[_Part]:
     return list(parts.values())
 
 
-def _local_data(folder: Path, source: Source, option: str) -> Path:
+def _local_data(folder: Path, source: Source, option: str, allowed: list[Path]) -> Path:
     path = source.place(folder)
     if not path.exists():
         raise InputError(
             f"`{option}`: the data of {folder}, {source.name}, is no longer at {path}. Put it there, or pass "
             "--no_data to push the models alone."
         )
+    for file in [path, *path.rglob("*")]:
+        if not any(file.resolve().is_relative_to(place) for place in allowed):
+            raise InputError(
+                f"`{option}`: the data of {folder} is {file}, outside the run's folder. To push it too, pass --data "
+                f"{path}; to push the models alone, pass --no_data."
+            )
     return path
 
 
@@ -247,7 +269,8 @@ def _push_data(parts: list[_Part], repo_id: str, links: dict[str, str]) -> None:
             what=WHAT,
             sample_cards={name: _sample_card(name) for name in samples},
         )
-        push_folder(folder, repo_id, replaced={README_FILE: f"{card}\n"}, repo_type="dataset")
+        files = pushed_files(folder, [f"{part.config}/{split}.jsonl" for part in parts for split in part.rows])
+        push_folder(folder, repo_id, files, replaced={README_FILE: f"{card}\n"}, repo_type="dataset")
 
 
 @contextmanager

@@ -1,0 +1,42 @@
+"""A result's folder holds secrets and links as well: `push` uploads what the stage wrote, and lists it."""
+
+import os
+from pathlib import Path
+from unittest.mock import patch
+
+from product import QUICK, assert_done, command
+
+PLANTED = (".env", "value_model/.env", "id_rsa", "token", "notes.txt", "value_model/notes.txt", "wandb/run.json")
+PLANTED += ("runs/events.out.tfevents.1", "completions/a.parquet", "value_model/training_args.bin", "x/stage.json")
+
+
+def check(folder: Path) -> None:
+    out, pushed = folder / "out", {}
+    assert_done(command("sft", "--dataset_name", "document", "--output_dir", out, *QUICK["sft"]))
+    (folder / "private").mkdir()
+    (folder / "private" / "netrc.txt").write_text("SECRET")
+    for name in PLANTED:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("SECRET")
+    os.symlink(folder / "private" / "netrc.txt", out / "link.txt")
+    os.symlink(folder / "private", out / "linked")
+    (out / "config.json").rename(folder / "config.json")
+    os.symlink(folder / "config.json", out / "config.json")  # under a name of the stage's
+
+    def upload(self, *, repo_id, folder_path, ignore_patterns=(), **_):
+        from huggingface_hub.utils import filter_repo_objects
+
+        files = [path for path in Path(folder_path).rglob("*") if path.is_file()]
+        names = {path.relative_to(folder_path).as_posix(): path.read_bytes() for path in files}
+        pushed.update({name: names[name] for name in filter_repo_objects(names, ignore_patterns=ignore_patterns)})
+        return type("Commit", (), {"commit_url": ""})
+
+    repo = type("Repo", (), {"repo_id": "me/out"})
+    with (
+        patch("huggingface_hub.HfApi.upload_folder", upload),
+        patch("huggingface_hub.HfApi.create_repo", lambda *_, **__: repo),
+    ):
+        result = command("push", out, "--namespace", "me")
+    assert_done(result, "Pushed: ", *(f"  {name}\n" for name in pushed))
+    assert b"SECRET" not in b"".join(pushed.values()), sorted(pushed)
+    assert {"model.safetensors", "README.md", "vocab.json"} <= set(pushed) and "config.json" not in pushed

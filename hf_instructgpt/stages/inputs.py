@@ -33,6 +33,9 @@ from ..ppo.models import load_reward_func as load_scorer
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
+# A model that is loaded has these already.
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
@@ -67,6 +70,19 @@ def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = 
             adapter = PeftConfig.from_pretrained(name, revision=revision)
             name, revision = adapter.base_model_name_or_path, adapter.revision or "main"
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def check_sizes(name: str, config: PreTrainedConfig, init_kwargs: dict | None) -> None:
+    """Raise an `InputError` for `model_init_kwargs` that would make another model of an existing one."""
+    config = config.get_text_config()
+    for key in (init_kwargs or {}).keys() & {*SIZES, "dropout"}:
+        wanted, known = init_kwargs[key], getattr(config, key, None)
+        if wanted != known and (key in SIZES or known is None):
+            has = "has none" if known is None else f"has {known!r}"
+            raise InputError(
+                f"`model_init_kwargs`: `{key}` = {wanted!r} is for a new model, and {name} {has}: leave it out. If the "
+                "file was written for another model, look at its `max_length`, `learning_rate` and epochs too."
+            )
 
 
 def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:

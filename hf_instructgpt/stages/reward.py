@@ -9,6 +9,7 @@ from .adapters import new_adapter
 from .arguments import RewardArguments
 from .data import check_fits, load_stage_datasets, load_text
 from .inputs import (
+    check_sizes,
     load_config,
     load_new_reward_model,
     load_options,
@@ -36,8 +37,9 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     train_dataset, eval_dataset = load_stage_datasets(args, "reward", needs_eval=needs_eval)
     eval_dataset = eval_dataset if needs_eval else None
     name, source = model_args.model_name_or_path, model_source(training_args, model_args)
-    options = load_options(training_args, model_args)
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
+    check_sizes(name, config, training_args.model_init_kwargs)
+    options = load_options(training_args, model_args)
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "reward", tokenizer, config, training_args, source=args.dataset_name)
     calibration_dataset = None

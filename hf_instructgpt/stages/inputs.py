@@ -80,8 +80,8 @@ def check_sizes(name: str, config: PreTrainedConfig, init_kwargs: dict | None) -
         if wanted != known and (key in SIZES or known is None):
             has = "has none" if known is None else f"has {known!r}"
             raise InputError(
-                f"`model_init_kwargs`: `{key}` = {wanted!r} is for a new model, and {name} {has}: leave it out. If the "
-                "file was written for another model, look at its `max_length`, `learning_rate` and epochs too."
+                f"`model_init_kwargs`: `{key}` = {wanted!r} is for a new model, and {name} {has}: leave it out. If "
+                "the file was written for another model, look at its `max_length`, `learning_rate` and epochs too."
             )
 
 

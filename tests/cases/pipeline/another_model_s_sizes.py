@@ -1,4 +1,4 @@
-"""A copy of the recipe char_gpt with another model: its `model_init_kwargs` would change that model's sizes; refused."""
+"""A copy of the recipe char_gpt with another model: its `model_init_kwargs` would change that model's sizes: no."""
 
 from product import QUICK, assert_refused, command, pipeline_file, policy, saved, tokenizer, write_rows
 

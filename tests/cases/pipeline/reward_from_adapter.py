@@ -3,6 +3,8 @@
 import torch
 from product import QUICK, assert_done, command, policy, saved, tokenizer, write_rows
 
+from hf_instructgpt.ppo.models import load_reward_func
+from hf_instructgpt.ppo.rollout import reward_name
 from hf_instructgpt.stages.inputs import load_causal_lm, load_new_reward_model, load_reward_model, load_tokenizer
 
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--learning_rate", "1e-2"]
@@ -32,4 +34,5 @@ def check(folder):
     assert_done(result, "is an adapter: it is trained on")
     again = load_reward_model(str(folder / "rm"), made).eval()
     assert again(input_ids=ids).logits.shape == (1, 1) and (folder / "rm" / "adapter_model.safetensors").is_file()
+    assert reward_name(load_reward_func(str(folder / "rm"))) == "rm"  # not its base model's name
     assert_done(command("evaluate", "reward", folder / "rm", "--split", "train"))

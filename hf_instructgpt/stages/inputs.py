@@ -30,7 +30,10 @@ from ..ppo.models import load_policy, loading, loading_options
 from ..ppo.models import load_reward_func as load_scorer
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
+
+# A model that is loaded has these already.
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -57,6 +60,19 @@ def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = 
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
+def check_sizes(name: str, config: PreTrainedConfig, init_kwargs: dict | None) -> None:
+    """Raise an `InputError` for `model_init_kwargs` that would make another model of an existing one."""
+    config = config.get_text_config()
+    for key in (init_kwargs or {}).keys() & {*SIZES, "dropout"}:
+        wanted, known = init_kwargs[key], getattr(config, key, None)
+        if wanted != known and (key in SIZES or known is None):
+            has = "has none" if known is None else f"has {known!r}"
+            raise InputError(
+                f"`model_init_kwargs`: `{key}` = {wanted!r} is for a new model, and {name} {has}: leave it out. If "
+                "the file was written for another model, look at its `max_length`, `learning_rate` and epochs too."
+            )
+
+
 def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
     """A causal language model that fits its tokenizer. Raises `InputError` for anything else at that place."""
     check_model_path(name)
@@ -72,10 +88,40 @@ def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> P
 
 
 def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
-    """A model with one score, its head new where it had none. Raises `InputError` if it does not fit its tokenizer."""
+    """A model with one score, its head new where it had none; of an adapter, with the adapter, to be trained on.
+
+    Raises `InputError` if it does not fit its tokenizer.
+    """
     with loading(name), _quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+        if find_adapter_config_file(name, revision=kwargs.get("revision")) is None:
+            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+        else:
+            model = _reward_model_on(name, **kwargs)
     _check_tokenizer(tokenizer, model)
+    return model
+
+
+def _reward_model_on(name: str, *, revision: str | None = None, **kwargs) -> "PeftModel":
+    """An adapter, whatever it was trained for, on its base model with a score head, which is a part of the adapter."""
+    from peft import (
+        PeftConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    config.task_type, config.inference_mode = "SEQ_CLS", False
+    base = AutoModelForSequenceClassification.from_pretrained(
+        config.base_model_name_or_path, num_labels=1, revision=config.revision, **kwargs
+    )
+    model = get_peft_model(base, config)
+    new, weights = get_peft_model_state_dict(model), load_peft_weights(name, device="cpu", revision=revision)
+    trunk = f"base_model.model.{base.base_model_prefix}."
+    if lost := sorted(name for name in weights.keys() - new.keys() if name.startswith(trunk)):
+        raise InputError(f"the adapter {name}: a reward model has no place for {lost[0]}.")
+    set_peft_model_state_dict(model, {**new, **{key: x for key, x in weights.items() if key in new}})
     return model
 
 

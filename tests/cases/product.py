@@ -249,7 +249,8 @@ def pipeline_file(
     common = {"report_to": "none", "save_strategy": "no", "per_device_train_batch_size": 2, "max_steps": 2}
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     start = {"model_name_or_path": str(model)} if model else {"model_init_kwargs": sizes}
-    own = {"sft": {**start, **(sft or {})}, "reward": reward or {}, "ppo": {"max_completion_length": 8, **(ppo or {})}}
+    short = {"max_completion_length": 8, "num_ppo_epochs": 1, "num_mini_batches": 1}
+    own = {"sft": {**start, **(sft or {})}, "reward": reward or {}, "ppo": {**short, **(ppo or {})}}
     content = {**options, "output_dir": str(folder / options.get("output_dir", "out"))}
     for stage, some in rows.items():
         path = write_rows(folder / f"{stage}.jsonl", some)

@@ -49,6 +49,7 @@ from transformers.utils import logging
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 
 from ..errors import InputError
+from ..files import make_directory
 from ..hub.cards import CardMixin
 from ..resuming.checkpoint import RANK_STATE_FILE
 from ..resuming.resumable import ResumableTrainer
@@ -71,7 +72,6 @@ from .checks import (
     check_generation_config,
     check_kinds,
     check_optimizer,
-    check_output_dir,
     check_policy,
     check_precision,
     check_processes,
@@ -198,7 +198,8 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         args = args or PPOConfig(output_dir="ppo")
         check_kinds(args, processing_class)
         check_processes(args)
-        check_output_dir(args)
+        if args.should_save:
+            make_directory(Path(args.output_dir))
         reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         train_dataset = prompts_in_memory(train_dataset, args)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}

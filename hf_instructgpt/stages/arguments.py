@@ -265,11 +265,7 @@ def parse_options(
             # The name that every transformers knows; TRL's own defaults use it too.
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
-        if stage in STAGES:
-            _set_max_rows(*parsed[:2])
-        for part in parsed:
-            _spell_out(part, options)
-            _check_values(part)
+        _settle(parsed, options)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
         raise InputError(f"{where or stage}: {error}") from error
@@ -308,6 +304,15 @@ def _as_flags(key: str, value, hint) -> list[str]:
     if value is False and not _takes(bool, hint):
         value = "no"  # as it stood in the file
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def _settle(parsed: tuple, options: dict) -> None:
+    """Work out what follows from parsed options, and check them."""
+    if isinstance(parsed[0], StageArguments):
+        _set_max_rows(*parsed[:2])
+    for part in parsed:
+        _spell_out(part, options)
+        _check_values(part)
 
 
 def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig) -> None:

@@ -1011,7 +1011,7 @@ def test_the_best_model_is_the_one_of_the_best_score_by_default(tmp_path):
         ({"accelerator_config": {"split_batches": True}}, "`split_batches`"),
         ({"accelerator_config": {"dispatch_batches": True}}, "`dispatch_batches`"),
         ({"enable_jit_checkpoint": True}, "`enable_jit_checkpoint`"),
-        ({"train_dataset": PROMPTS.to_iterable_dataset()}, r"`train_dataset` must be a `datasets\.Dataset`"),
+        ({"train_dataset": PROMPTS.to_iterable_dataset()}, "`train_dataset` is a stream and has no length"),
         ({"train_dataset": PROMPTS.add_column("prompts", ["x"] * 6)}, "a column `prompts`"),
     ],
 )

@@ -137,6 +137,7 @@ def test_only_options_that_a_reader_wants_are_shown():
     options = PPOConfig(output_dir="/home/me/out", kl_coef=0.3, seed=7, hub_model_id="me/x", logging_steps=3)
     shown = hyperparameters(options)
     assert shown["kl_coef"] == 0.3 and shown["seed"] == 7 and shown["learning_rate"] == 3e-6
+    assert {"num_ppo_epochs", "cliprange"} <= set(shown)
     assert not {"output_dir", "hub_model_id", "logging_steps", "logging_dir", "gamma", "push_to_hub"} & set(shown)
 
 

@@ -57,7 +57,8 @@ def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
         {"arena": Arena, "overopt": OverOptLab}[path.parent.name](path)
         assert f"hf-instructgpt {path.parent.name} --config {name}" in path.read_text(encoding="utf-8")
     elif path.stem == "pipeline":
-        Pipeline(path)
+        if path.parent.name != "chat":  # of which the model is on the Hub: tests/cases/pipeline/chat_recipe.py runs it
+            Pipeline(path)
         assert f"hf-instructgpt run --config {name}" in path.read_text(encoding="utf-8")
     else:
         command = COMMANDS[path.stem]

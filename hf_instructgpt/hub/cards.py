@@ -36,6 +36,7 @@ METRICS = {
 # Options of every trainer that a reader looks for; of the others, those that are not at their defaults are shown.
 ALWAYS_SHOWN = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs")
 ALWAYS_SHOWN += ("max_steps", "lr_scheduler_type", "warmup_steps", "weight_decay", "seed")
+ALWAYS_SHOWN += ("max_completion_length", "num_ppo_epochs", "num_mini_batches", "kl_coef", "cliprange")
 # Where things lie, what is shown and how often it is saved: of no use to a reader, or nobody's business.
 NEVER_SHOWN = (
     "debug",

@@ -47,11 +47,11 @@ class Guard:
         elif path.endswith(("/upload", "/upload_progress")):
             await PlainTextResponse("No uploads here.", status_code=403)(scope, receive, send)
         elif path.endswith("/login") and scope["method"] == "POST":
-            await self._login(scope, receive, send)
+            await self._slow_login(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _login(self, scope, receive, send) -> None:
+    async def _slow_login(self, scope, receive, send) -> None:
         address = scope["client"][0]
 
         async def noting(message) -> None:

@@ -347,6 +347,11 @@ class CardMixin:
         if not _internal_call:
             self.create_model_card(folder=folder)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle with paths of this machine, which Trainer would push; nobody reads it.
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
+
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Trainer's. Raises `InputError` where the Hub refuses, or an adapter's base model has no name there."""
         if self.args.hub_token is not None:

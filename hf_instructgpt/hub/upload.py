@@ -25,6 +25,8 @@ IGNORED += ("wandb", "mlruns", "runs", "completions", "events.out.tfevents.*")
 IGNORED += ("id_*", "*.pem", "*.key", "*.env", "token", "token.*", "netrc", "*secret*", "*credential*", "*password*")
 # What an earlier push may have left under names that this one does not use, and `from_pretrained` would still find.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "*adapter_config.json", "value_model/*", "ema/*")
+# What Trainer pushed from its folder while it trained.
+REPLACED += ("training_args.bin", "stage.json", "card.json")
 # By status of the Hub's answer.
 ADVICE = {
     401: "log in with `hf auth login`, or set HF_TOKEN to a token that may write",

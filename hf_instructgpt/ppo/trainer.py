@@ -1096,7 +1096,6 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             model.policy.save_pretrained(output_dir / EMA_FOLDER, state_dict=weights | average)
             self.processing_class.save_pretrained(output_dir / EMA_FOLDER)
         self.processing_class.save_pretrained(output_dir)
-        torch.save(self.args, output_dir / "training_args.bin")
 
     def save_merged_model(self, output_dir: str) -> None:
         """Write the policy as a model of its own, its adapter merged into its weights, with the tokenizer.

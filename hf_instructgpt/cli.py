@@ -50,7 +50,6 @@ EXAMPLES = {
         "data preferences.jsonl",
         "data rows.csv --kind sft --column_map question=prompt,reply=completion --model runs/sft",
     ],
-    "merge": ["merge runs/ppo --output_dir runs/ppo-merged"],
     "rank": ["rank --model runs/sft --prompts prompts.jsonl --output rankings.jsonl"],
     "compare": ["compare --models sft=runs/sft ppo=runs/ppo --reward runs/reward"],
     "generate": ['generate runs/ppo --prompt "What is a doctor?"'],

@@ -36,7 +36,7 @@ def fields_of(path: Path | str) -> Iterator[None]:
     """Name the file whose content the block reads, where it lacks what it should hold. Raises `InputError`."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, OSError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not what this version writes: {error!r}.") from error

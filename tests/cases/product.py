@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import unittest
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,9 +249,28 @@ def pipeline_file(
     common = {"report_to": "none", "save_strategy": "no", "per_device_train_batch_size": 2, "max_steps": 2}
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     start = {"model_name_or_path": str(model)} if model else {"model_init_kwargs": sizes}
-    own = {"sft": {**start, **(sft or {})}, "reward": reward or {}, "ppo": {"max_completion_length": 8, **(ppo or {})}}
+    short = {"max_completion_length": 8, "num_ppo_epochs": 1, "num_mini_batches": 1}
+    own = {"sft": {**start, **(sft or {})}, "reward": reward or {}, "ppo": {**short, **(ppo or {})}}
     content = {**options, "output_dir": str(folder / options.get("output_dir", "out"))}
     for stage, some in rows.items():
         path = write_rows(folder / f"{stage}.jsonl", some)
         content[stage] = {**common, "dataset_name": str(path), **own[stage]}
     return write_yaml(folder / "pipeline.yaml", content)
+
+
+@contextlib.contextmanager
+def rank_page(folder: Path, prompts=("ab", "cd", "ef", "gh"), **server):
+    """The page of `hf-instructgpt rank`, served: its address, and the file of its rankings."""
+    try:
+        from hf_instructgpt.app import serve
+    except ModuleNotFoundError as error:
+        raise unittest.SkipTest("Gradio is not installed") from error
+    tok, file = tokenizer("none"), serve.RankingFile(folder / "rankings.jsonl")
+    items = serve.Items(policy(tok), tok, list(prompts), num_responses=2, max_new_tokens=4)
+    options = serve.launch_options(**{"host": "127.0.0.1", "port": None, "share": False, "password": None, **server})
+    app = serve.RankPage(items, file).build()
+    app.launch(**options, quiet=True, prevent_thread_lock=True)
+    try:
+        yield app.local_url, file
+    finally:
+        app.close()

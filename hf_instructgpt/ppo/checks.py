@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 
 import torch
 from accelerate.utils import DistributedType, get_int_from_env, parse_flag_from_env
@@ -73,18 +73,6 @@ def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBa
         return
     way_out = "Pass its `.tokenizer`" if hasattr(processing_class, "tokenizer") else "Load one with `AutoTokenizer`"
     raise InputError(f"`processing_class` must be a tokenizer, not {type(processing_class).__name__}. {way_out}.")
-
-
-def check_output_dir(args: TrainingArguments) -> None:
-    """Raise an `InputError` for an `output_dir` in which nothing can be written."""
-    if not args.should_save:
-        return
-    try:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=args.output_dir):
-            pass
-    except OSError as error:
-        raise InputError(f"`output_dir`: nothing can be written in {args.output_dir}: {error.strerror}.") from error
 
 
 def check_finite(model: nn.Module, weights: dict[str, torch.Tensor] | None = None) -> None:

@@ -51,7 +51,7 @@ from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generat
 from ..errors import InputError
 from ..hub.cards import CardMixin
 from ..resuming.checkpoint import RANK_STATE_FILE
-from ..resuming.resumable import ResumableTrainer
+from ..resuming.resumable import ResumableTrainer, settle_output_dir
 from ..text import as_completion, encode_row
 from .actor_critic import (
     VALUE_MODEL_FOLDER,
@@ -71,7 +71,6 @@ from .checks import (
     check_generation_config,
     check_kinds,
     check_optimizer,
-    check_output_dir,
     check_policy,
     check_precision,
     check_processes,
@@ -198,7 +197,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         args = args or PPOConfig(output_dir="ppo")
         check_kinds(args, processing_class)
         check_processes(args)
-        check_output_dir(args)
+        settle_output_dir(args)  # before models are loaded
         reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         train_dataset = prompts_in_memory(train_dataset, args)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}

@@ -52,7 +52,7 @@ def attributes_of_self(nodes: list[ast.AST]) -> set[str]:
 
 def defined_in(nodes: list[ast.AST]) -> set[str]:
     """Names of functions, classes, variables, and attributes of `self` that are set."""
-    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
     names |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     return names | {node.attr for node in nodes if is_of_self(node) and isinstance(node.ctx, ast.Store)}
 

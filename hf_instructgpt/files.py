@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from .errors import InputError
 
@@ -36,7 +37,7 @@ def fields_of(path: Path | str) -> Iterator[None]:
     """Name the file whose content the block reads, where it lacks what it should hold. Raises `InputError`."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, OSError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not what this version writes: {error!r}.") from error
@@ -72,13 +73,13 @@ def absolute_folder(output_dir: str | Path) -> Path:
 
 
 def make_directory(path: Path) -> None:
-    """Make a folder and those above it. Raises `InputError` where that is not possible, or it cannot be written."""
+    """Make a folder and those above it. Raises `InputError` where that is not possible, or nothing can be written."""
     try:
         Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)  # of a link that leads nowhere, its target
-        if not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, "it is read-only")
+        with TemporaryFile(dir=path):
+            pass
     except OSError as error:
-        raise InputError(f"`output_dir`: {path} cannot be made or written: {error.strerror}.") from error
+        raise InputError(f"`output_dir`: nothing can be written in {path}: {error.strerror}.") from error
 
 
 @contextmanager

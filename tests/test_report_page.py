@@ -144,7 +144,7 @@ def test_what_cannot_be_reported_is_named(document_run, tmp_path, capsys):
     for broken in ("{broken", '{"step": 1, "prompt": "p"}', "[]"):
         log.write_text(f"{broken}\n{whole}", encoding="utf-8")
         assert main(["report", str(folder)]) == 2
-        assert "tokens.jsonl, line 1: not a row of a token log" in capsys.readouterr().err
+        assert "tokens.jsonl, line 1 is not what this version writes" in capsys.readouterr().err
     assert (folder / "report.html").read_text(encoding="utf-8") == page and not list(folder.glob(".report*"))
 
 

@@ -49,10 +49,9 @@ from transformers.utils import logging
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 
 from ..errors import InputError
-from ..files import make_directory
 from ..hub.cards import CardMixin
 from ..resuming.checkpoint import RANK_STATE_FILE
-from ..resuming.resumable import ResumableTrainer
+from ..resuming.resumable import ResumableTrainer, settle_output_dir
 from ..text import as_completion, encode_row
 from .actor_critic import (
     VALUE_MODEL_FOLDER,
@@ -198,8 +197,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         args = args or PPOConfig(output_dir="ppo")
         check_kinds(args, processing_class)
         check_processes(args)
-        if args.should_save:
-            make_directory(Path(args.output_dir))
+        settle_output_dir(args)  # before models are loaded
         reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         train_dataset = prompts_in_memory(train_dataset, args)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}

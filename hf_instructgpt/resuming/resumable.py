@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState, trainer_utils
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, trainer_utils
 from transformers import __version__ as transformers_version
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -73,16 +73,22 @@ def changed_hooks(trainer_class: type = Trainer) -> list[str]:
 CHANGED_HOOKS = changed_hooks()
 
 
-class _TrainerWithState(Trainer):
-    """What a subclass is asked for and told, whichever way checkpoints are written.
+def settle_output_dir(args: TrainingArguments) -> None:
+    """Make `output_dir`, and its name absolute: what changes the working directory later moves nothing.
 
-    `output_dir` becomes absolute: what changes the working directory later moves nothing.
+    Raises:
+        InputError: Nothing can be written there.
     """
+    args.output_dir = os.path.realpath(args.output_dir)
+    if args.should_save:
+        make_directory(Path(args.output_dir))
+
+
+class _TrainerWithState(Trainer):
+    """What a subclass is asked for and told, whichever way checkpoints are written."""
 
     def __init__(self, model=None, args=None, **kwargs):
-        args.output_dir = os.path.realpath(args.output_dir)
-        if args.should_save:
-            make_directory(Path(args.output_dir))
+        settle_output_dir(args)
         super().__init__(model, args, **kwargs)
 
     def _begin_training(self) -> None:

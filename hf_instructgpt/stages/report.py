@@ -110,6 +110,9 @@ def _rows(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         with fields_of(f"{path}, line {number}"):
             rows.append(json.loads(line))
-            by_prompt(rows[-1:])
-            float(rows[-1]["step"])
+            (part,) = by_prompt(rows[-1:])
+            (step,) = part["steps"]
+            numbers = [step["score"], step["kl"], *(x for _, *values in step["tokens"] for x in values)]
+            float(step["step"]) + sum(float(x) for x in numbers if x is not None)
+            "".join([part["prompt"], *(token for token, *_ in step["tokens"])])  # an error for what is no text
     return rows

@@ -114,6 +114,13 @@ def _answered(row: Row) -> Row:
 
 def _comparisons(columns: set[str], dataset: Dataset):
     answers = _first(LISTS, columns)
+    if {"input", "preferred_output", "non_preferred_output"} <= columns:
+        return "OpenAI's preferences: `preferred_output` and `non_preferred_output` to `input`", lambda row: {
+            "prompt": row["input"]["messages"],
+            "chosen": row["preferred_output"],
+            "rejected": row["non_preferred_output"],
+            "tools": _without_none(row["input"].get("tools")),
+        }
     if {"chosen", "rejected"} <= columns:
         repeated = _is_repeated(dataset, ("chosen", "rejected"))
         name = None

@@ -215,8 +215,8 @@ def tokenizer_and_config(
         return load_tokenizer(name, **source), load_config(name, **source)
     if model_args.use_peft:
         raise InputError(
-            "`use_peft` needs `model_name_or_path`: an adapter is saved without the model that it belongs to, and a new "
-            "CharGPT is nowhere else."
+            "`use_peft` needs `model_name_or_path`: an adapter is saved without the model that it belongs to, and a "
+            "new CharGPT is nowhere else."
         )
     tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset))
     init_kwargs = training_args.model_init_kwargs or {}

@@ -53,8 +53,8 @@ def print_data_report(
     if not stages:
         columns = ", ".join(raw_rows(args, "sft")[split].column_names)
         raise InputError(
-            f"{name}: no stage can read the columns {columns}. Name them with --column_map, such as question=prompt, or "
-            "a stage with --kind, to see what it needs."
+            f"{name}: no stage can read the columns {columns}. Name them with --column_map, such as question=prompt, "
+            "or a stage with --kind, to see what it needs."
         )
     stage, shape, splits = stages[0]
     rows = checked_split(splits, split, DATA_KINDS[stage], source=name)

@@ -137,6 +137,7 @@ def test_only_options_that_a_reader_wants_are_shown():
     options = PPOConfig(output_dir="/home/me/out", kl_coef=0.3, seed=7, hub_model_id="me/x", logging_steps=3)
     shown = hyperparameters(options)
     assert shown["kl_coef"] == 0.3 and shown["seed"] == 7 and shown["learning_rate"] == 3e-6
+    assert {"num_ppo_epochs", "cliprange"} <= set(shown)
     assert not {"output_dir", "hub_model_id", "logging_steps", "logging_dir", "gamma", "push_to_hub"} & set(shown)
 
 
@@ -167,7 +168,9 @@ def test_the_base_model_and_the_data_of_a_card_are_named_as_on_the_hub(tmp_path)
 
 
 def test_a_text_stays_in_its_cell():
-    assert table_cell("a|b\nc `<x>` \\") == "a\\|b c \\`&lt;x>\\` \\\\"
+    assert table_cell("a|b\nc `<x>` \\") == "`a`&#124;`b`<br>``c `<x>` \\``"
+    assert table_cell("`") == "`` ` ``" and table_cell(" a ") == "`  a  `" and table_cell("||") == "&#124;&#124;"
+    assert table_cell("") == "" and table_cell("  ") == "`  `"
 
 
 def test_a_sample_set_is_one_where_a_folder_is_called_the_same(tmp_path, monkeypatch):
@@ -265,7 +268,7 @@ def test_samples_draw_no_random_number(tmp_path, monkeypatch):
     """A stage trains as it would without them, dropout and order of the rows included."""
     argv = ["--dataset_name", "document", "--seed", "3", *FLAGS]
     assert main(["sft", *argv, "--output_dir", str(tmp_path / "with")]) == 0
-    monkeypatch.setattr(AnsweredSamples, "_answers", lambda self: [None] * len(self.prompts))
+    monkeypatch.setattr(AnsweredSamples, "_answers", lambda self: [None] * len(self.rows))
     assert main(["sft", *argv, "--output_dir", str(tmp_path / "without")]) == 0
     assert "## Samples" in card_of(tmp_path / "with").text
     assert "## Samples" not in card_of(tmp_path / "without").text

@@ -57,7 +57,8 @@ def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
         {"arena": Arena, "overopt": OverOptLab}[path.parent.name](path)
         assert f"hf-instructgpt {path.parent.name} --config {name}" in path.read_text(encoding="utf-8")
     elif path.stem == "pipeline":
-        Pipeline(path)
+        if path.parent.name != "chat":  # of which the model is on the Hub: tests/cases/pipeline/chat_recipe.py runs it
+            Pipeline(path)
         assert f"hf-instructgpt run --config {name}" in path.read_text(encoding="utf-8")
     else:
         command = COMMANDS[path.stem]
@@ -233,6 +234,8 @@ def test_a_recipe_with_a_python_reward_runs(recipe, weights, num_rows, llama, tm
     options = yaml.safe_load(config.read_text(encoding="utf-8"))
     del options["output_dir"]
     options["dataset_name"] = str(config.parent / options["dataset_name"])  # beside the file
+    function = options["reward_funcs"][0].removeprefix("rewards.")
+    options["reward_funcs"] = [f"{config.parent / 'rewards.py'}:{function}"]
     for name, value in {**options, **mine}.items():
         assert used[name] == ([] if name == "report_to" else value), name  # "none"
     rows = [(config.parent / "data" / f"{split}.jsonl").read_text(encoding="utf-8") for split in ("train", "test")]

@@ -19,6 +19,10 @@ PANELS = {
     "ppo": {
         "score": {"score": "sampled responses", "eval_score": "validation prompts"},
         "KL to the reference, nats a response": {"kl": "sampled responses", "eval_kl": "validation prompts"},
+        "tokens per response": {
+            "completion_length": "sampled responses",
+            "eval_completion_length": "validation prompts",
+        },
     },
 }
 

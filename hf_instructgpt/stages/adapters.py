@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file, logging
 from trl import ModelConfig
 
@@ -19,7 +19,7 @@ from .inputs import check_model_path, load_causal_lm, load_reward_model, load_to
 from .output import partial_directory
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
 logger = logging.get_logger(__name__)
 
@@ -57,21 +57,6 @@ def check_same_adapter(model_args: ModelConfig, adapter: "PeftConfig", *, name: 
                 f"`{option}`: {name} is an adapter with {known!r}, and it is trained on: leave the option out, or "
                 f"merge the adapter first (`hf-instructgpt merge {name}`)."
             )
-
-
-def reward_model_on(name: str, *, revision: str | None = None, **kwargs) -> "PeftModel":
-    """A reward model that starts from an adapter: its base model with a new score head, and the adapter, trainable.
-
-    A score head that the adapter has already is kept.
-    """
-    from peft import PeftConfig, PeftModel
-
-    config = PeftConfig.from_pretrained(name, revision=revision)
-    config.task_type = "SEQ_CLS"  # with this one, PEFT trains and saves the score head
-    model = AutoModelForSequenceClassification.from_pretrained(
-        config.base_model_name_or_path, num_labels=1, revision=config.revision, **kwargs
-    )
-    return PeftModel.from_pretrained(model, name, config=config, is_trainable=True, revision=revision)
 
 
 def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Path:

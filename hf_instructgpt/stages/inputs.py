@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from accelerate import PartialState
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,28 +26,20 @@ from trl import ModelConfig, RewardConfig, SFTConfig, get_peft_config
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..errors import InputError
 from ..ppo.config import PPOConfig
-from ..ppo.models import load_policy, loading_options
+from ..ppo.models import load_policy, loading, loading_options
 from ..ppo.models import load_reward_func as load_scorer
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
 
-
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """What goes wrong while a model is loaded is an `InputError` that names it."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the model {name} cannot be loaded: {' '.join(str(error).split())}") from error
+# A model that is loaded has these already.
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
 def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a padding token. Raises `InputError` if there is none."""
     check_model_path(name)
-    with _loading(name):
+    with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token is None:
         raise InputError(f"the tokenizer of {name} has no end-of-text token (`eos_token`): answers could never end.")
@@ -60,7 +51,7 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
 def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration of a model, of an adapter its base model's. Raises `InputError` if there is none."""
     check_model_path(name)
-    with _loading(name):
+    with loading(name):
         if find_adapter_config_file(name, revision=revision) is not None:
             from peft import PeftConfig
 
@@ -69,13 +60,26 @@ def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = 
         return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
 
 
+def check_sizes(name: str, config: PreTrainedConfig, init_kwargs: dict | None) -> None:
+    """Raise an `InputError` for `model_init_kwargs` that would make another model of an existing one."""
+    config = config.get_text_config()
+    for key in (init_kwargs or {}).keys() & {*SIZES, "dropout"}:
+        wanted, known = init_kwargs[key], getattr(config, key, None)
+        if wanted != known and (key in SIZES or known is None):
+            has = "has none" if known is None else f"has {known!r}"
+            raise InputError(
+                f"`model_init_kwargs`: `{key}` = {wanted!r} is for a new model, and {name} {has}: leave it out. If "
+                "the file was written for another model, look at its `max_length`, `learning_rate` and epochs too."
+            )
+
+
 def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
     """A causal language model that fits its tokenizer. Raises `InputError` for anything else at that place."""
     check_model_path(name)
     if find_adapter_config_file(name, revision=kwargs.get("revision")) is not None:
-        with _loading(name):
+        with loading(name):
             return load_policy(name, **kwargs)
-    with _loading(name), _quiet():
+    with loading(name), _quiet():
         model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         raise InputError(f"{name} holds no causal language model: {sorted(info['missing_keys'])[0]} is missing.")
@@ -84,16 +88,46 @@ def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> P
 
 
 def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
-    """A model with one score, its head new where it had none. Raises `InputError` if it does not fit its tokenizer."""
-    with _loading(name), _quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+    """A model with one score, its head new where it had none; of an adapter, with the adapter, to be trained on.
+
+    Raises `InputError` if it does not fit its tokenizer.
+    """
+    with loading(name), _quiet():
+        if find_adapter_config_file(name, revision=kwargs.get("revision")) is None:
+            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+        else:
+            model = _reward_model_on(name, **kwargs)
     _check_tokenizer(tokenizer, model)
+    return model
+
+
+def _reward_model_on(name: str, *, revision: str | None = None, **kwargs) -> "PeftModel":
+    """An adapter, whatever it was trained for, on its base model with a score head, which is a part of the adapter."""
+    from peft import (
+        PeftConfig,
+        get_peft_model,
+        get_peft_model_state_dict,
+        load_peft_weights,
+        set_peft_model_state_dict,
+    )
+
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    config.task_type, config.inference_mode = "SEQ_CLS", False
+    base = AutoModelForSequenceClassification.from_pretrained(
+        config.base_model_name_or_path, num_labels=1, revision=config.revision, **kwargs
+    )
+    model = get_peft_model(base, config)
+    new, weights = get_peft_model_state_dict(model), load_peft_weights(name, device="cpu", revision=revision)
+    trunk = f"base_model.model.{base.base_model_prefix}."
+    if lost := sorted(name for name in weights.keys() - new.keys() if name.startswith(trunk)):
+        raise InputError(f"the adapter {name}: a reward model has no place for {lost[0]}.")
+    set_peft_model_state_dict(model, {**new, **{key: x for key, x in weights.items() if key in new}})
     return model
 
 
 def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
     """What [`check_reward_model`] let pass, an adapter on its base model. Raises `InputError` if it cannot be used."""
-    with _loading(name), _quiet():
+    with loading(name), _quiet():
         model = load_scorer(name, **kwargs)
     _check_tokenizer(tokenizer, model)
     if model.config.get_text_config().pad_token_id is None:

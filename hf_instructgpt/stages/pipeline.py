@@ -26,7 +26,7 @@ from .adapters import check_same_adapter
 from .arguments import DATA_KINDS as STAGE_DATA_KINDS
 from .arguments import PPOArguments, parse_options
 from .cards import read_metrics, read_state, write_stage_card
-from .comparing import compare_policies, load_rewards
+from .comparing import compare_policies, load_rewards, train_control
 from .config_file import check_keys, read_yaml
 from .data import check_fits, checked_split, load_rows, load_stage_datasets, load_text, within_prompt_length
 from .evaluate import evaluate_reward
@@ -48,7 +48,7 @@ from .output import (
 )
 from .ppo import check_ppo_options, check_report_cards, run_ppo
 from .reward import run_reward
-from .sft import check_sft, make_sft_trainer, run_sft, tokenizer_and_config
+from .sft import check_sft, run_sft, tokenizer_and_config
 
 STAGES = {"sft": run_sft, "reward": run_reward, "ppo": run_ppo}
 logger = logging.get_logger(__name__)
@@ -104,7 +104,8 @@ class Pipeline:
         _check_pipeline(config, source=str(config_path))
         self.source = str(config_path)
         folder = config.get("output_dir", "runs/instructgpt") if output_dir is None else output_dir
-        self.output_dir = absolute_folder(folder)
+        absolute_folder(folder)
+        self.output_dir = Path(folder)
         self.seed = config.get("seed", 42) if seed is None else seed
         self.num_samples = config.get("samples_per_prompt", 1)
         self.judge_name = config.get("judge")
@@ -316,7 +317,7 @@ class Pipeline:
                 path.unlink(missing_ok=True)
 
     def _identity(self) -> dict:
-        judge = {} if self.judge_name is None else {"judge": self.judge_name}
+        judge = {} if self.judge_name is None else {"judge": Path(self.judge_name).name}
         return {"seed": self.seed, "samples_per_prompt": self.num_samples, **judge, **self.options}
 
     def _write_run_file(self, seconds: dict[str, float]) -> None:
@@ -373,7 +374,7 @@ class Pipeline:
                 **main_figures(read_json(self.output_dir / "reward" / REPORT_CARD_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
-            "judge": self.judge_name or ("lab" if ppo_args.dataset_name == "lab" else None),
+            "judge": Path(self.judge_name or ("lab" if ppo_args.dataset_name == "lab" else "")).name or None,
             "optimised": dict(zip(rewards.funcs, rewards.weights, strict=True)),
             **compared,
         }
@@ -386,30 +387,11 @@ class Pipeline:
         return metrics
 
     def _train_control(self) -> PreTrainedModel:
-        """SFT trained for as long as PPO was: from `sft`, with its own recipe again.
-
-        The budget is counted in forward passes over a text (a backward pass counts as two), so that a repeated run
-        gives the same numbers; `seconds` in `metrics.json` shows both times. A PPO response costs one pass to sample,
-        one each for policy, reference, reward model and critic, and three for each model trained, every epoch; PPO-ptx
-        trains the policy on text besides.
-        """
-        _, ppo_config, _ = self._parse("ppo")
-        num_rollouts = self._history("ppo")["global_step"] / (ppo_config.num_ppo_epochs * ppo_config.num_mini_batches)
-        args, training_args, model_args = self._parse("sft")
-        training_args.model_init_kwargs = None  # the model is there already
-        trained = 2 if ppo_config.advantage_estimator == "gae" else 1
-        num_texts = trained + (ppo_config.ptx_ratio if ppo_config.ptx_coef else 0)
-        passes = num_rollouts * ppo_config.rollout_size * (3 + trained + 3 * num_texts * ppo_config.num_ppo_epochs)
-        rows_a_step = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
-        training_args.max_steps = max(1, round(passes / 3 / rows_a_step))
-        training_args.output_dir = str(partial_directory(self.output_dir / "control"))
-        for name in ("eval_strategy", "save_strategy", "logging_strategy"):
-            setattr(training_args, name, "no")
-        training_args.load_best_model_at_end = False
-        train_dataset, _ = load_stage_datasets(args, "sft", needs_eval=False)
+        """SFT trained for as long as PPO was: from `sft`, with its own recipe again."""
         tokenizer, model = self._load("sft")
-        make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, None).train()
-        shutil.rmtree(training_args.output_dir, ignore_errors=True)
+        num_steps, ppo_config = self._history("ppo")["global_step"], self._parse("ppo")[1]
+        folder = partial_directory(self.output_dir / "control")
+        train_control(model, tokenizer, self._parse("sft"), ppo_config, num_steps=num_steps, folder=folder)
         return model
 
     def _load(self, stage: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..files import fields_of, read_json
 from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
+from ..ppo.reward_functions import check_signatures
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_card import main_figures, weakness
 from .adapters import new_adapter
@@ -17,6 +18,7 @@ from .arguments import PPOArguments
 from .data import check_fits, load_stage_datasets, load_text, within_prompt_length
 from .inputs import (
     check_model_path,
+    check_sizes,
     load_causal_lm,
     load_config,
     load_options,
@@ -80,13 +82,15 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
     needs_eval = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_stage_datasets(args, "prompts", needs_eval=needs_eval)
     name, source = model_args.model_name_or_path, model_source(training_args, model_args)
-    options = load_options(training_args, model_args)
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
+    check_sizes(name, config, training_args.model_init_kwargs)
+    options = load_options(training_args, model_args)
     train_dataset, eval_dataset = (within_prompt_length(x, args, tokenizer) for x in (train_dataset, eval_dataset))
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
     trust = training_args.trust_remote_code
     reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
+    check_signatures(reward_funcs, (train_dataset, eval_dataset))
     check_report_cards(args)
     if args.value_model not in (None, "shared"):
         check_model_path(args.value_model)

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from transformers.utils import find_adapter_config_file
 from trl import ModelConfig, RewardConfig
 
 from ..reward.ranking_trainer import RankingRewardTrainer
-from .adapters import new_adapter, reward_model_on
+from .adapters import new_adapter
 from .arguments import RewardArguments
 from .data import check_fits, load_stage_datasets, load_text
 from .inputs import (
+    check_sizes,
     load_config,
     load_new_reward_model,
     load_options,
@@ -37,17 +37,15 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     train_dataset, eval_dataset = load_stage_datasets(args, "reward", needs_eval=needs_eval)
     eval_dataset = eval_dataset if needs_eval else None
     name, source = model_args.model_name_or_path, model_source(training_args, model_args)
-    options = load_options(training_args, model_args)
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
+    check_sizes(name, config, training_args.model_init_kwargs)
+    options = load_options(training_args, model_args)
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "reward", tokenizer, config, training_args, source=args.dataset_name)
     calibration_dataset = None
     if args.calibration_dataset_name is not None:
         calibration_dataset = load_text("calibration_dataset_name", args)
-    if find_adapter_config_file(name, revision=options["revision"]) is not None:
-        model = reward_model_on(name, **options)
-    else:
-        model = load_new_reward_model(name, tokenizer, **options)
+    model = load_new_reward_model(name, tokenizer, **options)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)

@@ -21,6 +21,7 @@ from .arguments import SFTArguments
 from .data import check_fits, load_stage_datasets, load_text, within_prompt_length
 from .inputs import (
     check_reward_model,
+    check_sizes,
     load_causal_lm,
     load_config,
     load_options,
@@ -212,11 +213,13 @@ def tokenizer_and_config(
     """Those of the named model, else of a new CharGPT. Raises `InputError` if there are none."""
     if model_args.model_name_or_path is not None:
         name, source = model_args.model_name_or_path, model_source(training_args, model_args)
-        return load_tokenizer(name, **source), load_config(name, **source)
+        tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
+        check_sizes(name, config, training_args.model_init_kwargs)
+        return tokenizer, config
     if model_args.use_peft:
         raise InputError(
-            "`use_peft` needs `model_name_or_path`: an adapter is saved without the model that it belongs to, and a "
-            "new CharGPT is nowhere else."
+            "`use_peft` needs `model_name_or_path`: an adapter is saved without its base model, and a new CharGPT is "
+            "nowhere else."
         )
     tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset))
     init_kwargs = training_args.model_init_kwargs or {}

@@ -3,8 +3,9 @@
 import torch
 from product import QUICK, assert_done, command, policy, saved, tokenizer, write_rows
 
-from hf_instructgpt.stages.adapters import reward_model_on
-from hf_instructgpt.stages.inputs import load_causal_lm, load_reward_model, load_tokenizer
+from hf_instructgpt.ppo.models import load_reward_func
+from hf_instructgpt.ppo.rollout import reward_name
+from hf_instructgpt.stages.inputs import load_causal_lm, load_new_reward_model, load_reward_model, load_tokenizer
 
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--learning_rate", "1e-2"]
 
@@ -20,7 +21,8 @@ def check(folder):
     sft = ["sft", "--model_name_or_path", base, "--dataset_name", rows, "--output_dir", folder / "sft"]
     assert_done(command(*sft, *QUICK["sft"], *LORA))
     made, ids = load_tokenizer(str(folder / "sft")), torch.tensor([[3, 4, 5, 6]])
-    start, theirs = reward_model_on(str(folder / "sft")).eval(), load_causal_lm(str(folder / "sft"), made).eval()
+    place = str(folder / "sft")
+    start, theirs = load_new_reward_model(place, made).eval(), load_causal_lm(place, made).eval()
     assert torch.allclose(hidden(start, ids), hidden(theirs, ids), atol=1e-6)
     trained = {name for name, x in start.named_parameters() if x.requires_grad}
     assert any("lora_" in name for name in trained) and any("score" in name for name in trained)
@@ -32,4 +34,5 @@ def check(folder):
     assert_done(result, "is an adapter: it is trained on")
     again = load_reward_model(str(folder / "rm"), made).eval()
     assert again(input_ids=ids).logits.shape == (1, 1) and (folder / "rm" / "adapter_model.safetensors").is_file()
+    assert reward_name(load_reward_func(str(folder / "rm"))) == "rm"  # not its base model's name
     assert_done(command("evaluate", "reward", folder / "rm", "--split", "train"))

@@ -265,8 +265,7 @@ def parse_options(
             # The name that every transformers knows; TRL's own defaults use it too.
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
-        if stage in STAGES:
-            _set_max_rows(*parsed[:2])
+        _set_max_rows(*parsed)
         for part in parsed:
             _spell_out(part, options)
             _check_values(part)
@@ -310,7 +309,7 @@ def _as_flags(key: str, value, hint) -> list[str]:
     return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
 
 
-def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig) -> None:
+def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig | None = None, *_: object) -> None:
     """A stream's rows are as many as the steps read, unless `max_rows` says how many."""
     if not getattr(args, "streaming", False) or args.max_rows is not None:
         return

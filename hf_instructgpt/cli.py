@@ -46,10 +46,7 @@ EXAMPLES = {
     ],
     "overopt": ["overopt --output_dir runs/overopt"],
     "arena": ["arena --output_dir runs/arena"],
-    "data": [
-        "data preferences.jsonl",
-        "data rows.csv --kind sft --column_map question=prompt,reply=completion --model runs/sft",
-    ],
+    "data": ["data preferences.jsonl --model runs/sft", "data rows.csv --column_map question=prompt,reply=completion"],
     "rank": ["rank --model runs/sft --prompts prompts.jsonl --output rankings.jsonl"],
     "compare": ["compare --models sft=runs/sft ppo=runs/ppo --reward runs/reward"],
     "generate": ['generate runs/ppo --prompt "What is a doctor?"'],
@@ -217,7 +214,7 @@ def data(verb: str, argv: list[str]) -> None:
     parser.add_argument("name", help="a file, a folder, a Hub id, or the sample data `document` or `lab`")
     parser.add_argument("--kind", choices=["sft", "reward", "ppo"], help="the stage; default: the first that reads it")
     parser.add_argument("--model", help="a model's folder or Hub id: lengths in tokens, and its chat template applied")
-    parser.add_argument("--config", help="which configuration of the data set")
+    parser.add_argument("--dataset_config", help="which configuration of the data set")
     parser.add_argument("--split", default="train", help="the rows to look at (default: train)")
     parser.add_argument("--column_map", help="names for its columns, such as question=prompt,reply=completion")
     parser.add_argument("--max_rows", type=int, help="look at the first so many rows, read as a stream")

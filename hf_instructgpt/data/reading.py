@@ -17,11 +17,11 @@ from ..errors import InputError
 _CSV = {"keep_default_na": False, "na_values": [""]}
 BUILDERS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), ("json", {})),
-    ".csv": ("csv", _CSV),
-    ".tsv": ("csv", {"sep": "\t", **_CSV}),
+    **dict.fromkeys((".csv", ".tsv"), ("csv", _CSV)),
     ".parquet": ("parquet", {}),
     ".arrow": ("arrow", {}),
 }
+SEPARATORS = ",;\t"  # of a table; where commas are decimal points, it is the semicolon
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -102,6 +102,10 @@ def _read_file(path: Path, max_rows: int | None) -> DatasetDict:
     if builder == "json":
         return DatasetDict(train=_read_json([path], max_rows))
     try:
+        if builder == "csv":
+            with fsspec.open(str(path), "rb", compression="infer") as file:
+                header = file.readline().decode(errors="replace")
+            options = {"sep": max(SEPARATORS, key=header.count), **options}
         return _load(builder, max_rows, data_files=str(path), **options)
     except (OSError, ValueError, RuntimeError, DatasetsError, StopIteration) as error:
         raise InputError(f"{path} cannot be read: {_line(error)}") from error

@@ -114,16 +114,15 @@ def _answered(row: Row) -> Row:
 
 def _comparisons(columns: set[str], dataset: Dataset):
     answers = _first(LISTS, columns)
+    if {"input", "preferred_output", "non_preferred_output"} <= columns:
+        return "OpenAI's preferences: `preferred_output` and `non_preferred_output` to `input`", lambda row: {
+            "prompt": row["input"]["messages"],
+            "chosen": row["preferred_output"],
+            "rejected": row["non_preferred_output"],
+            "tools": _without_none(row["input"].get("tools")),
+        }
     if {"chosen", "rejected"} <= columns:
-        repeated = _is_repeated(dataset, ("chosen", "rejected"))
-        name = None
-        if repeated:
-            name = "preferences whose `chosen` and `rejected` repeat the prompt: it is taken out of them"
-        elif not _has_prompt(columns):
-            name = "preferences with the prompt inside: what `chosen` and `rejected` begin with alike"
-        elif "prompt" not in columns:
-            name = "preferences whose prompt is a turn of the user"
-        return name, lambda row: _pair(row, repeated)
+        return _preferences(columns, dataset)
     if not _has_prompt(columns) and not {"conversation_a", "conversation_b"} <= columns:
         return None, None
     if answers and {"ranks", "scores"} & columns:
@@ -146,6 +145,18 @@ def _comparisons(columns: set[str], dataset: Dataset):
             **{name: row[name] for name in ("tools", "chat_template_kwargs") if name in row},
         }
     return None, None
+
+
+def _preferences(columns: set[str], dataset: Dataset):
+    repeated = _is_repeated(dataset, ("chosen", "rejected"))
+    name = None
+    if repeated:
+        name = "preferences whose `chosen` and `rejected` repeat the prompt: it is taken out of them"
+    elif not _has_prompt(columns):
+        name = "preferences with the prompt inside: what `chosen` and `rejected` begin with alike"
+    elif "prompt" not in columns:
+        name = "preferences whose prompt is a turn of the user"
+    return name, lambda row: _pair(row, repeated)
 
 
 def _prompts(columns: set[str], dataset: Dataset):

@@ -37,7 +37,7 @@ class StageArguments:
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "A Hub id, a folder, a JSON Lines file, or the sample data `document` or `lab`."},
+        metadata={"help": "A Hub id, a folder, a file, or the sample data `document` or `lab`."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "The rows to train on."})

@@ -25,7 +25,7 @@ def print_data_report(
     name: str,
     kind: str | None = None,
     model: str | None = None,
-    config: str | None = None,
+    dataset_config: str | None = None,
     split: str = "train",
     column_map: str | None = None,
     max_rows: int | None = None,
@@ -36,7 +36,7 @@ def print_data_report(
         name (`str`): As `dataset_name` of a stage.
         kind (`str`, *optional*): The stage that is to read it: "sft", "reward" or "ppo". Default: the first that can.
         model (`str`, *optional*): A model's folder or Hub id, whose tokens and chat template are used.
-        config, split, column_map, max_rows: As options of a stage.
+        dataset_config, split, column_map, max_rows: As options of a stage.
 
     Raises:
         InputError: No stage, or not the one asked for, can read the rows.
@@ -44,15 +44,17 @@ def print_data_report(
     logging.set_verbosity_error()  # what is logged elsewhere is printed here
     args = StageArguments(
         dataset_name=name,
-        dataset_config=config,
+        dataset_config=dataset_config,
         dataset_train_split=split,
         column_map=column_map,
         max_rows=max_rows,
     )
     stages = list(_stages(args, kind))
     if not stages:
+        columns = ", ".join(raw_rows(args, "sft")[split].column_names)
         raise InputError(
-            f"{name}: no stage can read it. `--kind sft`, `reward` or `ppo` says what each of them needs."
+            f"{name}: no stage can read the columns {columns}. Name them with --column_map, such as question=prompt, "
+            "or a stage with --kind, to see what it needs."
         )
     stage, shape, splits = stages[0]
     rows = checked_split(splits, split, DATA_KINDS[stage], source=name)

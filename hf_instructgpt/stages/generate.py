@@ -1,12 +1,17 @@
 """Answer one prompt with a trained model."""
 
 from accelerate import PartialState
+from datasets import Dataset
 from transformers import set_seed
+from transformers.utils import logging
 
 from ..errors import InputError
 from ..text import break_special_tokens, encode_prompt
+from .data import findings
 from .inputs import load_causal_lm, load_config, load_tokenizer
 from .samples import MAX_NEW_TOKENS, answers_to, as_asked, known_of
+
+logger = logging.get_logger(__name__)
 
 
 def answer(
@@ -35,6 +40,8 @@ def answer(
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     made = known_of(model)
     prompt = as_asked(break_special_tokens(tokenizer, prompt), tokenizer, made)
+    for finding in findings(Dataset.from_list([{"prompt": prompt}]), "prompts", tokenizer):
+        logger.warning(f"`--prompt`: {finding}")
     length = len(encode_prompt(tokenizer, prompt))
     config = load_config(model, trust_remote_code=trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -285,7 +285,8 @@ def _data_folder(parts: list[_Part]) -> Iterator[str]:
         for part in parts:
             (Path(folder) / part.config).mkdir()
             for split, rows in part.rows.items():
-                rows.to_json(Path(folder) / part.config / f"{split}.jsonl", force_ascii=False)
+                with (Path(folder) / part.config / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+                    file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
         yield folder
 
 

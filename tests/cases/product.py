@@ -218,7 +218,7 @@ def rows_read(source: Path | str, kind: str, **options) -> list[dict]:
     from hf_instructgpt.stages.data import load_stage_datasets
 
     args = StageArguments(dataset_name=str(source), **options)
-    return load_stage_datasets(args, kind, needs_eval=False)[0].to_list()
+    return list(load_stage_datasets(args, kind, needs_eval=False)[0])
 
 
 def user(text: str) -> dict:

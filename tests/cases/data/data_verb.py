@@ -31,7 +31,7 @@ def check(folder: Path) -> None:
     data = write_rows(folder / "alpaca.jsonl", [{"instruction": "Q", "input": "", "output": "A"}] * 2)
     assert_done(command("data", data), "For `sft` it is read as Alpaca", "prompt and completion")
     data = write_rows(folder / "far.jsonl", [{"ask": "Q", "reply": "A"}])
-    assert_refused(command("data", data), "far.jsonl", "no stage can read it")
+    assert_refused(command("data", data), "far.jsonl", "no stage can read the columns ask, reply")
     assert_refused(command("data", data, "--kind", "sft"), "'ask'", "column_map")
     assert_done(command("data", data, "--column_map", "ask=prompt,reply=completion"), "For `sft`", '"QA"')
     assert_done(command("data", "lab"), "For `reward`")

@@ -40,12 +40,13 @@ def check(folder: Path) -> None:
     data = Dataset.from_list(ROWS)
     data.to_csv(folder / "rows.csv")
     data.to_csv(folder / "rows.tsv", sep="\t")
+    data.to_csv(folder / "semicolons.csv", sep=";", encoding="utf-8-sig")
     data.to_parquet(folder / "rows.parquet")
     (folder / "packed.csv.gz").write_bytes(gzip.compress((folder / "rows.csv").read_bytes()))
     data.save_to_disk(folder / "disk")
     shutil.copy(next((folder / "disk").glob("*.arrow")), folder / "rows.arrow")
     files = [path for path in folder.iterdir() if path.is_file()]
-    assert len(files) == 21, files
+    assert len(files) == 22, files
     for path in (*files, folder / "disk"):
         got = [{name: row[name] for name in ROWS[0]} for row in rows_read(path, "reward")]
         assert got == ROWS, (path.name, got)

@@ -34,6 +34,8 @@ def check(folder: Path) -> None:
     assert read(folder, {"conversations": conversations, **sides}) == want
     got = read(folder, {"system": "Be brief.", "question": "Q", "chosen": "A", "rejected": "B"})
     assert got["prompt"] == [{"role": "system", "content": "Be brief."}, user("Q")]
+    row = {"input": {"messages": TURNS, "tools": []}, "preferred_output": [assistant("A")]}
+    assert read(folder, {**row, "non_preferred_output": [assistant("B")]}) == want  # OpenAI
     # Prompts for PPO from the same rows.
     [row] = rows_read(write_rows(folder / "rows.jsonl", [{"chosen": f"{HH} A.", "rejected": f"{HH} B."}]), "prompts")
     assert row["prompt"] == HH

@@ -10,6 +10,8 @@ def check(folder: Path) -> None:
     data = write_rows(folder / "sft.jsonl", [{"prompt": "abc", "completion": "de"}] * 4)
     argv = ["--dataset_name", data, "--output_dir", folder / "sft", "--model_init_kwargs", small, *QUICK["sft"]]
     assert_done(command("sft", *argv))
+    result = command("generate", folder / "sft", "--prompt", "a猫")
+    assert_done(result, "does not know ('猫')")
     rows = [{"prompt": "abc", "chosen": "猫", "rejected": "鼠"}]
     argv = ["--model_name_or_path", folder / "sft", *QUICK["reward"], "--output_dir"]
     result = command("reward", *argv, folder / "a", "--dataset_name", write_rows(folder / "a.jsonl", rows))

@@ -266,7 +266,7 @@ def test_samples_draw_no_random_number(tmp_path, monkeypatch):
     """A stage trains as it would without them, dropout and order of the rows included."""
     argv = ["--dataset_name", "document", "--seed", "3", *FLAGS]
     assert main(["sft", *argv, "--output_dir", str(tmp_path / "with")]) == 0
-    monkeypatch.setattr(AnsweredSamples, "_answers", lambda self: [None] * len(self.prompts))
+    monkeypatch.setattr(AnsweredSamples, "_answers", lambda self: [None] * len(self.rows))
     assert main(["sft", *argv, "--output_dir", str(tmp_path / "without")]) == 0
     assert "## Samples" in card_of(tmp_path / "with").text
     assert "## Samples" not in card_of(tmp_path / "without").text

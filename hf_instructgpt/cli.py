@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 import time
 import traceback
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         with _quiet(verb in LOUD and "--quiet" in argv):
             verbs.get(verb, stage)(verb, [arg for arg in argv[1:] if verb not in LOUD or arg != "--quiet"])
     except InputError as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{name}: {_visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except SystemExit as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -130,9 +131,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         if (line := disk_error(error, Path.cwd())) is not None:
-            print(f"{name}: {line}", file=sys.stderr)
+            print(f"{name}: {_visible(line)}", file=sys.stderr)
             return 2
-        traceback.print_exc()
+        sys.stderr.write(_visible(traceback.format_exc()))
         return 1
     return 0
 
@@ -146,6 +147,11 @@ def _quiet(is_wanted: bool):
     os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+def _visible(text: str) -> str:
+    """A text with its control characters, but tab and newline, spelled out: it cannot move the cursor."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def run(verb: str, argv: list[str]) -> None:
@@ -235,7 +241,7 @@ def generate(verb: str, argv: list[str]) -> None:
     from .stages.generate import answer
 
     text = answer(**vars(args))
-    print(text)
+    print(_visible(text))
     if not text.strip():
         print(f"hf-instructgpt {verb}: the answer is empty: the model ended it at once.", file=sys.stderr)
 

@@ -74,7 +74,7 @@ def absolute_folder(output_dir: str | Path) -> Path:
 def make_directory(path: Path) -> None:
     """Make a folder and those above it. Raises `InputError` where that is not possible, or it cannot be written."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)  # of a link that leads nowhere, its target
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "it is read-only")
     except OSError as error:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import runpy
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -334,6 +335,22 @@ def test_a_double_click_stores_once_and_a_restart_goes_on(served, open_page):
     told(tab, "every answer needs a rank")
     tab.click("#skip")
     told(tab, "No prompt is left.")
+
+
+def test_a_key_pressed_before_the_next_item_is_there_is_dropped(served, open_page, monkeypatch):
+    address, file = served(PROMPTS[:3])
+    tab = open_page(address)
+    start(tab)
+    add = RankingFile.add
+    monkeypatch.setattr(RankingFile, "add", lambda self, row: time.sleep(1) or add(self, row))
+    tab.keyboard.press("Escape")
+    for key in ("1", "2", "2", "Enter", "b", "x"):
+        tab.keyboard.press(key)
+    told(tab, "too early")
+    assert [some["all_bad"] for some in file.rows()] == [False] and not file.skipped_path.exists()
+    tab.keyboard.press("b")
+    told(tab, "2 of yours")
+    assert [some["all_bad"] for some in file.rows()] == [False, True]
 
 
 def test_two_annotators_at_once_see_how_they_agree(served, open_page):

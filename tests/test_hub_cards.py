@@ -168,7 +168,9 @@ def test_the_base_model_and_the_data_of_a_card_are_named_as_on_the_hub(tmp_path)
 
 
 def test_a_text_stays_in_its_cell():
-    assert table_cell("a|b\nc `<x>` \\") == "a\\|b c \\`&lt;x>\\` \\\\"
+    assert table_cell("a|b\nc `<x>` \\") == "`a`&#124;`b`<br>``c `<x>` \\``"
+    assert table_cell("`") == "`` ` ``" and table_cell(" a ") == "`  a  `" and table_cell("||") == "&#124;&#124;"
+    assert table_cell("") == "" and table_cell("  ") == "`  `"
 
 
 def test_a_sample_set_is_one_where_a_folder_is_called_the_same(tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def loss_of(trainer, rollout, logits, values):
     trainer._sums.clear()
     trainer._update_sums = torch.zeros(3)
     inputs = (rollout, rollout.advantages, rollout.response_mask.sum(), None)
-    loss = trainer.compute_loss(lambda *_: (logits, values), inputs)
+    loss = trainer.compute_loss(lambda *_: (logits, values, None), inputs)
     loss.backward()
     sums = {name: torch.stack(numbers).sum(0) for name, numbers in trainer._sums.items()}
     return loss.item(), logits.grad, values.grad, {name: (x / n).item() for name, (x, n) in sums.items()}

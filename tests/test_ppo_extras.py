@@ -20,7 +20,7 @@ from test_ppo_trainer import (
     reward_model,
     weights,
 )
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.actor_critic import ActorCritic, ValueModel, load_value_model
@@ -45,6 +45,15 @@ def gradients(trainer):
     return seen
 
 
+def experts(**options):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 12, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4}
+    ids = {"vocab_size": len(TOKENIZER), "eos_token_id": TOKENIZER.eos_token_id, "bos_token_id": None}
+    config = Qwen3MoeConfig(**sizes, **ids, num_experts_per_tok=2, initializer_range=0.2, **options)
+    return Qwen3MoeForCausalLM(config)
+
+
 # ---- A critic on the policy's trunk --------------------------------------------------------------------------------
 
 
@@ -55,10 +64,10 @@ def test_a_shared_critic_s_values_are_its_head_on_the_policy_s_last_hidden_state
     torch.nn.init.normal_(critic.value_head.weight)
     prompt, response = torch.tensor([[0, 5, 6], [7, 8, 9]]), torch.tensor([[4, 3], [2, 0]])
     masks = prompt.ne(0), response.ne(0)
-    logits, values = ActorCritic(model, critic)(prompt, masks[0], response, masks[1])
+    logits, values, _ = ActorCritic(model, critic)(prompt, masks[0], response, masks[1])
     own = ActorCritic(model, ValueModel(model.base_model))
     own.value_model.value_head = critic.value_head
-    expected_logits, expected = own(prompt, masks[0], response, masks[1])
+    expected_logits, expected, _ = own(prompt, masks[0], response, masks[1])
     assert logits.equal(expected_logits)
     torch.testing.assert_close(values, expected)
 
@@ -237,6 +246,35 @@ def test_an_average_needs_float32(tmp_path):
         make(tmp_path, policy().double(), ema_decay=0.9)
 
 
+# ---- The router's loss of a mixture of experts ---------------------------------------------------------------------
+
+
+def test_the_router_s_loss_is_added_with_the_model_s_coefficient_by_hand(tmp_path):
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = make(tmp_path, experts(output_router_logits=True, router_aux_loss_coef=0.5), **options)
+    model = trainer.model.train()
+    rows, total = [dict(row) for row in list(PROMPTS)[:4]], 0.0
+    for _ in range(2):
+        inputs = trainer._prepare_inputs(rows)
+        batch, _, num_tokens, _ = inputs
+        with_loss = trainer.compute_loss(model, inputs)
+        model.config.output_router_logits = False
+        without = trainer.compute_loss(model, inputs)
+        model.config.output_router_logits = True
+        ids = torch.cat([batch.prompt_ids, batch.response_ids], 1)
+        mask = torch.cat([batch.prompt_mask, batch.response_mask], 1)
+        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        outputs = model.policy(ids, attention_mask=mask.long(), position_ids=positions, output_router_logits=True)
+        # Each token goes to 2 of 4 experts: 4 times the sum over experts of the tokens' share times their probability.
+        probs = torch.cat([logits[mask.flatten()] for logits in outputs.router_logits]).softmax(-1)
+        chosen = torch.nn.functional.one_hot(probs.topk(2).indices, 4).sum(1).float()
+        by_hand = 4 * (chosen.mean(0) * probs.mean(0)).sum()
+        expected = 0.5 * by_hand * batch.response_mask.sum() / num_tokens
+        torch.testing.assert_close(with_loss - without, expected, atol=1e-5, rtol=1e-5)
+        total += expected.item()
+    assert total > 0.5  # evenly used experts give 2
+
+
 # ---- Scores: several functions, scaled -----------------------------------------------------------------------------
 
 
@@ -345,10 +383,10 @@ def test_a_nan_in_an_update_is_named_or_the_step_left_out(tmp_path, where):
         forward = trainer.model.forward
 
         def wrapped(*batch, **kwargs):
-            logits, values = forward(*batch, **kwargs)
+            logits, values, _ = forward(*batch, **kwargs)
             if torch.is_grad_enabled() and trainer.state.global_step == 1:
                 logits = NaNOnce.apply(logits) if where == "backward" else logits * math.nan
-            return logits, values
+            return logits, values, None
 
         trainer.model.forward = wrapped
         return trainer

@@ -1,11 +1,14 @@
 """A run that SIGKILL ends again and again, each time at another moment, ends as one that was never killed.
 
 The runs are children of a process that has imported everything and never trained: `python test_ppo_kill.py FOLDER`
-forks one for each attempt (two for the run on two processes).
+forks one for each attempt (two for the run on two processes). `python test_ppo_kill.py FOLDER 20` kills commands in 20
+series of random moments, and prints how many runs ended alike.
 """
 
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,15 +20,19 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
+from hf_instructgpt.cli import main as command_line
 from hf_instructgpt.ppo import token_log
 from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.actor_critic import ValueModel
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.trainer import PPOTrainer
 from hf_instructgpt.resuming import resumable
+
+sys.path.insert(0, str(Path(__file__).parent / "cases"))
+from product import left, pipeline_file, stage_files
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +53,19 @@ MOMENTS = [
     ("state", 1),
     ("reward", 2),
 ]
+# Of commands: the stages alone, and all in one run. `model` is in the writing of a checkpoint's weights, or of the
+# result's, `moved` where the result is moved into place.
+COMMANDS = ("sft", "reward", "ppo", "run")
+COMMAND_MOMENTS = [
+    ("step", 1),
+    ("state", 1),
+    ("model", 1),
+    ("manifest", 1),
+    ("aside", 1),
+    ("rotate", 1),
+    ("step", 3),
+    ("moved", 1),
+]
 WALL_CLOCK = ("runtime", "per_second")
 
 
@@ -54,6 +74,8 @@ class Killer:
 
     def __init__(self, place, passage):
         self.place, self.left = place, passage
+        if place == "clock":
+            signal.setitimer(signal.ITIMER_REAL, passage)  # SIGALRM, which nobody handles, ends the process
 
     def __call__(self, place):
         if place == self.place:
@@ -132,7 +154,9 @@ def install(killer):
         setattr(owner, name, wrapped)
 
     before(ValueModel, "save_pretrained", "critic")  # the policy is written, nothing else
-    before(PPOTrainer, "_save_rng_state", "state")
+    before(resumable.ExactTrainer, "_save_rng_state", "state")
+    before(PreTrainedModel, "save_pretrained", "model")
+    before(Trainer, "training_step", "training_step")
     before(resumable, "write_manifest", "manifest")
     before(resumable.trainer_utils, "rotate_checkpoints", "rotate")
     rename = Path.rename
@@ -140,6 +164,8 @@ def install(killer):
     def killed_rename(self, target):
         if self.name.startswith("checkpoint-"):
             killer("aside")
+        if self.name.endswith(".partial"):
+            killer("moved")
         return rename(self, target)
 
     Path.rename = killed_rename
@@ -157,8 +183,27 @@ def install(killer):
     trainer_module.append_rows = half_a_line
 
 
+def command(folder, kind):
+    """A command of seconds that saves after each step, or each two."""
+    if kind != "run":
+        return stage_files(folder)[kind]
+    saving = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
+    ppo = {key: x for key, x in saving.items() if key != "logging_steps"} | {"log_tokens": 1}
+    return ["run", "--config", pipeline_file(folder, sft=saving, reward=saving, ppo=ppo)]
+
+
+def attempt_command(output_dir, kind, moment):
+    """In a child: the command with `--resume`, until the end or the moment."""
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    argv = [*command(output_dir.parent, kind), "--output_dir", output_dir, "--resume"]
+    install(Killer(*(("training_step", moment[1]) if moment[0] == "step" else moment)))
+    assert command_line([str(arg) for arg in argv]) == 0
+
+
 def attempt(output_dir, kind, moment):
     """In a child: begin, or go on from the last whole checkpoint, until the end or the moment."""
+    if kind in COMMANDS:
+        return attempt_command(output_dir, kind, moment)
     killer = Killer(*moment)
     install(killer)
     trainer = make(output_dir, kind, killer)
@@ -198,11 +243,40 @@ def fork(output_dir, kind, moment):
     return -status if status == signal.SIGKILL else os.waitstatus_to_exitcode(status)
 
 
+def kill_at_random(folder: Path, series: int):
+    """Kill each command at moments drawn anew until it ends; count kills, and runs that ended as the whole one."""
+    for kind in COMMANDS:
+        killed = equal = runs = 0
+        assert fork(folder / kind / "whole", kind, ("nowhere", 1)) == 0
+        for seed in range(series):
+            draw = random.Random(f"{kind} {seed}")
+            for _ in range(draw.randint(2, 4)):
+                clock = ("clock", draw.uniform(0.05, 12.0 if kind == "run" else 3.0))
+                status = fork(folder / kind / "killed", kind, draw.choice([clock, draw.choice(COMMAND_MOMENTS)]))
+                assert status in (0, -signal.SIGKILL, -signal.SIGALRM), (kind, seed, status)
+                killed += status != 0
+            runs += fork(folder / kind / "killed", kind, ("nowhere", 1)) == 0
+            equal += what_is_left(folder / kind / "killed") == what_is_left(folder / kind / "whole")
+            shutil.rmtree(folder / kind / "killed")
+        print(f"{kind}: {killed} kills, {series} runs, {runs} to the end, {equal} equal", flush=True)
+
+
+def what_is_left(folder):
+    """Names of files, bytes, logs and metrics without times."""
+    found = {"names": [name for name in files(folder) if not name.endswith(".before")], **left(folder)}
+    for name, path in files(folder).items():
+        if path.name == "metrics.json":
+            found[name] = {key: x for key, x in json.loads(path.read_text()).items() if key != "seconds"}
+        elif path.name == "samples.md":
+            found[name] = path.read_text()
+    return found
+
+
 def main(folder: Path):
     results = {}
-    for kind in KINDS:
+    for kind in (*KINDS, *COMMANDS):
         results[kind] = {"whole": fork(folder / kind / "whole", kind, ("nowhere", 1)), "killed": []}
-        for moment in [*MOMENTS, ("nowhere", 1)]:
+        for moment in [*(COMMAND_MOMENTS if kind in COMMANDS else MOMENTS), ("nowhere", 1)]:
             results[kind]["killed"].append(fork(folder / kind / "killed", kind, moment))
     (folder / "results.json").write_text(json.dumps(results))
 
@@ -249,6 +323,15 @@ def assert_same(left, right, name):
         assert left == right, name
 
 
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_command_that_was_killed_ends_as_the_whole_one(runs, kind):
+    folder, results, stderr = runs
+    assert results[kind]["whole"] == 0, stderr[-3000:]
+    assert results[kind]["killed"] == [-signal.SIGKILL] * len(COMMAND_MOMENTS) + [0], stderr[-3000:]
+    assert what_is_left(folder / kind / "killed") == what_is_left(folder / kind / "whole")
+    assert [path.name for path in (folder / kind).iterdir() if path.name.startswith(".")] == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_killed_run_ends_as_the_whole_one(runs, kind):
     folder, *_ = runs
@@ -288,4 +371,5 @@ def _numpy_globals():
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    folder, series = Path(sys.argv[1]), int((*sys.argv[2:], "0")[0])
+    kill_at_random(folder, series) if series else main(folder)

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_ppo_trainer import PROMPTS, TOKENIZER, lengths, logged, make, reward_model
 from transformers import TrainerCallback
 
+from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo import progress
 from hf_instructgpt.ppo.progress import PPOProgressCallback
 from hf_instructgpt.ppo.token_log import rewind
@@ -53,7 +54,9 @@ def test_the_token_log_of_a_run_without_a_scored_rollout_is_json(tmp_path):
     def reward(prompts, **_):
         return [1.0 if prompt == "zz" else None for prompt in prompts]
 
-    make(tmp_path, reward_funcs=reward, log_tokens=1, eval_dataset=Dataset.from_list([{"prompt": "zz"}])).train()
+    trainer = make(tmp_path, reward_funcs=reward, log_tokens=1, eval_dataset=Dataset.from_list([{"prompt": "zz"}]))
+    with pytest.raises(InputError, match="no response was scored"):
+        trainer.train()
     text = (tmp_path / "tokens.jsonl").read_text(encoding="utf-8")
     assert '"advantage": ' in text and "NaN" not in text
 

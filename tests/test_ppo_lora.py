@@ -162,7 +162,7 @@ def test_every_kind_of_critic_reloads_with_the_values_it_had(
     mask = torch.ones(1, 3, dtype=torch.bool)
     batch = inputs["input_ids"][:, :2], mask[:, :2], inputs["input_ids"][:, 2:], mask
     with torch.no_grad():
-        _, expected = trainer.model.eval()(*(x.to(trainer.model.device) for x in batch))
+        _, expected, _ = trainer.model.eval()(*(x.to(trainer.model.device) for x in batch))
         values = critic(response_length=3, **inputs)
     assert values.abs().max() > 0
     torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-4)

@@ -234,6 +234,8 @@ def test_a_recipe_with_a_python_reward_runs(recipe, weights, num_rows, llama, tm
     options = yaml.safe_load(config.read_text(encoding="utf-8"))
     del options["output_dir"]
     options["dataset_name"] = str(config.parent / options["dataset_name"])  # beside the file
+    function = options["reward_funcs"][0].removeprefix("rewards.")
+    options["reward_funcs"] = [f"{config.parent / 'rewards.py'}:{function}"]
     for name, value in {**options, **mine}.items():
         assert used[name] == ([] if name == "report_to" else value), name  # "none"
     rows = [(config.parent / "data" / f"{split}.jsonl").read_text(encoding="utf-8") for split in ("train", "test")]

@@ -134,7 +134,7 @@ def test_a_run_that_is_not_finished(document_run, tmp_path):
 
 def test_what_cannot_be_reported_is_named(document_run, tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
-    assert "holds neither a run nor a stage's result" in capsys.readouterr().err
+    assert "holds neither a run nor what a trainer left" in capsys.readouterr().err
     folder = shutil.copytree(document_run / "ppo", tmp_path / "ppo")
     log = folder / "tokens.jsonl"
     whole = log.read_text(encoding="utf-8")

@@ -127,6 +127,23 @@ def test_overwriting_keeps_what_no_stage_wrote(tmp_path):
     assert (out / "notes.txt").is_file() and not (out / "checkpoint-1").exists()
 
 
+def test_overwriting_keeps_what_lies_in_a_stage_s_own_folders(tmp_path):
+    out = tmp_path / "out"
+    work(out, "first", checkpoints=("checkpoint-1",))
+    assert "checkpoint-1/trainer_state.json" in json.loads((out / STAGE_FILE).read_text())["files"]
+    (out / "checkpoint-1" / "mine").mkdir()
+    (out / "checkpoint-1" / "mine" / "a").write_text("a")
+    work(out, "second", overwrite=True)
+    assert names(out / "checkpoint-1") == ["mine"] and (out / "checkpoint-1" / "mine" / "a").read_text() == "a"
+    # A version that listed folders as a whole replaced them as a whole.
+    out = tmp_path / "old"
+    work(out, "first", checkpoints=("checkpoint-1",))
+    content = json.loads((out / STAGE_FILE).read_text())
+    (out / STAGE_FILE).write_text(json.dumps({**content, "files": ["model", "checkpoint-1", STAGE_FILE]}))
+    work(out, "second", overwrite=True)
+    assert names(out) == ["model", STAGE_FILE]
+
+
 def test_a_crash_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
     out = tmp_path / "out"
     work(out, "first")

@@ -411,7 +411,7 @@ def test_a_missing_stage_a_taken_folder_and_a_broken_mark(here, capsys):
     (here / "out" / "run.json").write_text("{")
     assert main(["run", "--config", config]) == 2
     assert main(["run", "--config", config, "--resume"]) == 2
-    assert "Delete it, or put a complete copy in its place." in capsys.readouterr().err
+    assert "run.json cannot be read" in capsys.readouterr().err
 
 
 # ---- A stage of its own for what PPO starts from -------------------------------------------------------------------

@@ -69,7 +69,7 @@ def _missing(kind: str, columns: list[str]) -> str:
     for column in columns:
         for near in get_close_matches(column, known, n=1, cutoff=0.75):
             text += f"; is {column!r} meant to be {near!r}?"
-    return f"{text}. Name your columns with `column_map`, as in --column_map question=prompt,reply={wanted[-1]}."
+    return f"{text}. If they have other names, map them, as in `--column_map question={wanted[0]}`."
 
 
 def _problems(batch: dict[str, list], form: tuple[str, ...], kinds: dict[str, type]) -> Iterator[tuple[int, str, str]]:

@@ -8,6 +8,7 @@ import fsspec
 import pyarrow
 from datasets import Dataset, DatasetDict, Features, Json, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.json.json import Json as JsonBuilder
 
 from ..errors import InputError
 
@@ -48,7 +49,7 @@ def read_rows(name: str, config: str | None = None, *, max_rows: int | None = No
             return loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
         if path.is_dir() and max_rows is None:
             builder = load_dataset_builder(str(path.resolve()), name=config)
-            if type(builder).__name__ == "Json":
+            if isinstance(builder, JsonBuilder):
                 files = builder.config.data_files
                 return DatasetDict({str(split): _read_json(map(Path, some)) for split, some in files.items()})
         return _load(str(path.resolve()) if path.is_dir() else name, max_rows, name=config)
@@ -74,6 +75,9 @@ def dataset_of(rows: list[dict]) -> Dataset:
             features[name] = Dataset.from_dict({name: values}).features[name] if is_plain else Json()
         except (pyarrow.ArrowException, OverflowError):
             features[name] = Json()
+        if isinstance(features[name], Json):
+            # Encoded here: `Json` takes a text that happens to be JSON, such as "0.5", for what it encodes.
+            columns[name] = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
     return Dataset.from_dict(columns, features=Features(features))
 
 
@@ -121,6 +125,8 @@ def _read_json(paths, max_rows: int | None = None) -> Dataset:
             if max_rows is not None and len(rows) >= max_rows:
                 break
             rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: there are no rows.")
     return dataset_of(rows)
 
 
@@ -131,22 +137,25 @@ def _json_rows(path: Path) -> Iterator[dict]:
         with fsspec.open(str(path), "rb", compression="infer") as file:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if not line.strip():
-                    continue
                 if number == 1 and line.lstrip().startswith(b"["):
-                    where, found = "", json.loads(line + file.read())
-                else:
-                    where, found = f", line {number}", [json.loads(line)]
-                for index, row in enumerate(found, start=1):
-                    if not isinstance(row, dict):
-                        place = where or f", item {index}"
-                        raise InputError(f"{path}{place}: a row must be a JSON object, not {type(row).__name__}.")
-                    yield row
+                    line += file.read()
+                    yield from (_row(row, f"{path}, item {i}") for i, row in enumerate(json.loads(line), start=1))
+                elif line.strip():
+                    yield _row(json.loads(line), f"{path}, line {number}")
+    except (OSError, EOFError, ImportError) as error:
+        raise InputError(f"{path} cannot be read: {_line(error)}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
-        if isinstance(error, json.JSONDecodeError) and number == 1 and path.read_bytes()[:1] == b"{":
-            error = f"{error}; a file of rows is one JSON array, or one object per line"
-        raise InputError(f"{path}, line {number}: not valid JSON in UTF-8 ({error}).") from None
-    except (OSError, EOFError, ImportError) as error:
-        raise InputError(f"{path} cannot be read: {_line(error)}") from error
+        hint = "; a file of rows is one JSON array, or one object per line" if number == 1 else ""
+        raise InputError(f"{path}, line {number}: not valid JSON in UTF-8 ({error}){hint}.") from error
+
+
+def _row(row: object, place: str) -> dict:
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: a row must be a JSON object, not {type(row).__name__}.")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place}: half of a surrogate pair (\\ud800 to \\udfff) is no text in UTF-8.") from error
+    return row

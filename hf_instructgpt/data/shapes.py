@@ -59,7 +59,7 @@ def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
         except InputError as error:
             raise InputError(f"{source}, row {number}, {error}") from error
 
-    if not name and all(turned(numbered) == numbered[1] for numbered in enumerate(dataset, start=1)):
+    if not name and all(_is_same(turned(numbered), numbered[1]) for numbered in enumerate(dataset, start=1)):
         return dataset
     rows = list(map(turned, enumerate(dataset, start=1)))
     if rows and "value" in rows[0] and "value" not in dataset.column_names:
@@ -326,6 +326,11 @@ def _grouped(rows: list[Row], source: str) -> list[Row]:
         }
         for group in several
     ]
+
+
+def _is_same(row: Row, other: Row) -> bool:
+    """Whether two rows are alike, 1 and 1.0 being different."""
+    return row.keys() == other.keys() and all(repr(row[name]) == repr(other[name]) for name in row)
 
 
 def _is_repeated(dataset: Dataset, columns: tuple[str, ...]) -> bool:

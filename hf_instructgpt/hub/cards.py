@@ -81,9 +81,10 @@ class Source:
         """Its name on the Hub, as far as known: of a local model, where it was pushed to."""
         if self.path is not None:
             made = Made.load(self.place(folder))
-            return made and made.hub_id
-        is_hub_id = re.fullmatch(r"[\w-]+(/[\w.-]+)?", self.name)  # the first part alone: such as `gpt2`
-        return self.name if is_hub_id and self.name not in SAMPLE_DATASETS else None
+            name = made and made.hub_id
+        else:
+            name = None if self.name in SAMPLE_DATASETS else self.name
+        return name if name and re.fullmatch(r"[\w-]+(/[\w.-]+)?", name) else None  # or a first part: such as `gpt2`
 
 
 @dataclass
@@ -182,6 +183,10 @@ def make_card(
     base = made.base_model and made.base_model.hub_id(folder)
     datasets = {what: source.hub_id(folder) for what, source in made.datasets.items()}
     title = Path(name).name
+    options = {
+        table_cell(name): value if isinstance(value, int | float) else table_cell(str(value))
+        for name, value in made.hyperparameters.items()
+    }
     answers = [made.samples[0][key] for key in ("best", "worst") if made.samples and key in made.samples[0]]
     data = ModelCardData(
         base_model=base,
@@ -207,14 +212,16 @@ def make_card(
         trust=", trust_remote_code=True" if made.custom_code else "",
         made=made,
         base=made.base_model and _words(made.base_model, base),
-        datasets={what: _words(source, datasets[what], "datasets/") for what, source in made.datasets.items()},
+        datasets={
+            what if what.replace(" ", "").isalnum() else table_cell(what): _words(source, datasets[what], "datasets/")
+            for what, source in made.datasets.items()
+        },
         rewards=[_words(source, source.hub_id(folder)) for source in made.rewards],
         prompt=json.dumps(made.prompt, ensure_ascii=False),
         chat=isinstance(made.prompt, list),
         answers=json.dumps(answers, ensure_ascii=False),
-        samples=[
-            {key: table_cell(x) if isinstance(x, str) else x for key, x in some.items()} for some in made.samples
-        ],
+        options=options,
+        cell=table_cell,
         results=results,
         findings=list(findings),
         files={path.name for path in Path(folder).iterdir()},
@@ -376,14 +383,23 @@ def _words(source: Source, hub_id: str | None, kind: str = "") -> str:
     """A source as a reader sees it; of a local one, no path."""
     is_local = source.path is not None or ".py:" in source.name
     name = hub_id or (Path(source.name).name if is_local else source.name)
-    words = f"[{name}](https://huggingface.co/{kind}{name})" if hub_id else f"`{name}`"
-    return words + "".join(f", `{part}`" for part in (source.config, source.split) if part)
+    words = f"[{name}](https://huggingface.co/{kind}{name})" if hub_id else table_cell(name)
+    return words + "".join(f", {table_cell(part)}" for part in (source.config, source.split) if part)
 
 
 def table_cell(text: str) -> str:
-    """A text in a Markdown table."""
-    text = " ".join(text.splitlines()).replace("&", "&amp;").replace("<", "&lt;")
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`")
+    """A text in a Markdown table, as code: nothing in code is HTML, a link, an image or an address.
+
+    A line break becomes `<br>`. A `|`, which would end the cell in code too, stands between two pieces of code.
+    """
+    return "<br>".join("&#124;".join(map(_code, line.split("|"))) for line in text.splitlines())
+
+
+def _code(text: str) -> str:
+    """A text without line breaks as inline code, by CommonMark 6.1: fences longer than what it holds, padded."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    padding = " " if text.strip() and (text[0] in " `" or text[-1] in " `") else ""
+    return f"{fence}{padding}{text}{padding}{fence}" if text else ""
 
 
 def _sum(text: str) -> str:

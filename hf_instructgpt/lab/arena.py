@@ -89,7 +89,8 @@ class Arena:
         self.source = str(config_path)
         check_keys(config, KEYS, source=self.source)
         self.options = {**DEFAULTS, **config}
-        self.output_dir = absolute_folder(self.options["output_dir"] if output_dir is None else output_dir)
+        self.output_dir = Path(self.options["output_dir"] if output_dir is None else output_dir)
+        absolute_folder(self.output_dir)
         del self.options["output_dir"]
         _check_options(self.options, source=self.source)
         self.setting = Setting(

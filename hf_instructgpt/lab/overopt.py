@@ -95,7 +95,8 @@ class OverOptLab:
         check_keys(config, KEYS, source=str(config_path))
         self.source = str(config_path)
         self.options = {**DEFAULTS, **config}
-        self.output_dir = absolute_folder(self.options["output_dir"] if output_dir is None else output_dir)
+        self.output_dir = Path(self.options["output_dir"] if output_dir is None else output_dir)
+        absolute_folder(self.output_dir)
         self.options.pop("output_dir", None)
         _check_options(self.options, source=self.source)
         self.sft = self.options.get("model_name_or_path") or str(self.output_dir / "sft" / "model")

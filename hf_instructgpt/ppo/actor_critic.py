@@ -265,20 +265,25 @@ class ActorCritic(nn.Module):
         response_ids: torch.Tensor,
         response_mask: torch.Tensor,
         with_values: bool = True,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits `(B, R, V)` that predict the response and values `(B, R)` of the states before its tokens."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Logits `(B, R, V)` that predict the response, values `(B, R)` of the states before its tokens, and a loss.
+
+        The loss, a scalar, is the one that a mixture of experts balances its router by, if `output_router_logits` is
+        on in its configuration.
+        """
         batch, length = (prompt_ids, prompt_mask, response_ids, response_mask), response_ids.shape[1]
         critic = self.value_model if with_values else None
         is_shared = critic is not None and critic.backbone is None
         with last_hidden_states(self.language_model if is_shared else None) as hidden:
             inputs = model_inputs(self.language_model, *batch)
             outputs = forward_response(self.language_model, response_length=length, **inputs)
-        logits = outputs.logits[:, -length - 1 : -1]
+        logits, aux_loss = outputs.logits[:, -length - 1 : -1], getattr(outputs, "aux_loss", None)
         if critic is None:
-            return logits, None
+            return logits, None, aux_loss
         if is_shared:
-            return logits, critic.head(hidden[-1][:, -length - 1 : -1])
-        return logits, critic(response_length=length, **model_inputs(without_adapter(critic.backbone), *batch))
+            return logits, critic.head(hidden[-1][:, -length - 1 : -1]), aux_loss
+        inputs = model_inputs(without_adapter(critic.backbone), *batch)
+        return logits, critic(response_length=length, **inputs), aux_loss
 
     def train(self, mode: bool = True) -> "ActorCritic":
         """Training mode, in which modules that would add noise to what they route to experts do not.

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 import torch
 from accelerate.utils import DistributedType, get_int_from_env, parse_flag_from_env
@@ -21,7 +21,8 @@ from ..errors import InputError
 from ..text import TEMPLATE_COLUMNS, encode_row
 from .actor_critic import has_adapter, without_adapter
 from .config import PPOConfig
-from .padding import check_padding, context_length
+from .padding import check_padding
+from .rollout import context_length, reward_model_scores
 
 # Options of Trainer that a rollout has no use for, and what they are when nobody sets them.
 UNUSED_OPTIONS = {
@@ -72,6 +73,33 @@ def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBa
         return
     way_out = "Pass its `.tokenizer`" if hasattr(processing_class, "tokenizer") else "Load one with `AutoTokenizer`"
     raise InputError(f"`processing_class` must be a tokenizer, not {type(processing_class).__name__}. {way_out}.")
+
+
+def check_output_dir(args: TrainingArguments) -> None:
+    """Raise an `InputError` for an `output_dir` in which nothing can be written."""
+    if not args.should_save:
+        return
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=args.output_dir):
+            pass
+    except OSError as error:
+        raise InputError(f"`output_dir`: nothing can be written in {args.output_dir}: {error.strerror}.") from error
+
+
+def check_finite(model: nn.Module, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Raise a `FloatingPointError` for a trained model with NaN or infinite weights, which is not to be saved.
+
+    `weights`: its own by their names, where they lie in shards.
+    """
+    for name, p in model.named_parameters():
+        x = p if weights is None else weights.get(name, p)
+        x = x.to_local() if hasattr(x, "to_local") else x
+        if not x.isfinite().all():
+            raise FloatingPointError(
+                f"{name} is NaN or infinite after training, so the model is not saved. Lower `learning_rate`, or set "
+                "`max_grad_norm`."
+            )
 
 
 def check_processes(args: PPOConfig) -> None:
@@ -202,7 +230,7 @@ def _named_tokenizer(name: str, policy_tokenizer: PreTrainedTokenizerBase, **kwa
         return policy_tokenizer
     try:
         return AutoTokenizer.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise InputError(
             f"the tokenizer of the reward model {name} cannot be loaded: {' '.join(str(error).split())} Pass it as "
             "`reward_processing_classes`; if it is the policy's, pass that one."
@@ -351,6 +379,25 @@ def check_reward_funcs(
                 f"the reward model {name} has no `pad_token_id` in its config and cannot score texts of unequal "
                 "length. Set the one it was trained with."
             )
+        _check_padded_score(name, func)
+
+
+@torch.no_grad()
+def _check_padded_score(name: str, func: PreTrainedModel) -> None:
+    """Raise an `InputError` for a reward model, called `name`, whose score depends on padding behind the text."""
+    pad_token_id, count = func.config.get_text_config().pad_token_id, func.get_input_embeddings().num_embeddings
+    ids = [i for i in range(count) if i != pad_token_id][:8]
+    was_training = func.training
+    func.eval()
+    alone, padded = (reward_model_scores(func, rows, batch_size=2)[0] for rows in ([ids[:4]], [ids[:4], ids]))
+    func.train(was_training)
+    tolerance = 1e-3 if func.dtype == torch.float32 else 0.1
+    if (alone - padded).abs() > tolerance * max(1, alone.abs()):
+        raise InputError(
+            f"the reward model {name} gives another score to a text with padding behind it ({padded:.4g}, alone "
+            f"{alone:.4g}): it reads its score at the last position, as XLNet does. Use a model that reads it at the "
+            "last real token or at the first one."
+        )
 
 
 def check_generation_config(config: GenerationConfig) -> None:
@@ -404,10 +451,14 @@ def check_prompts(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     args: PPOConfig,
-) -> None:
-    """Raise an `InputError` for data without prompts, or for a prompt that leaves no room to answer."""
+) -> int:
+    """Tokens of the longest prompt.
+
+    Raises:
+        InputError: For data without prompts, or for a prompt that leaves no room to answer.
+    """
     if dataset is None:
-        return
+        return 0
     if not isinstance(dataset, Dataset):
         raise InputError(f"`{name}` must be a `datasets.Dataset`, with a length, not {type(dataset).__name__}.")
     if taken := [column for column in TAKEN_COLUMNS if column in dataset.column_names]:
@@ -416,7 +467,7 @@ def check_prompts(
         raise InputError(f"`{name}` has no column `prompt`; its columns are {', '.join(dataset.column_names)}.")
     if len(dataset) == 0:
         raise InputError(f"`{name}` has no rows.")
-    context = context_length(model)
+    context, longest = context_length(model), 0
     columns = [column for column in ("prompt", *TEMPLATE_COLUMNS) if column in dataset.column_names]
     for row, values in enumerate(dataset.with_format(None).select_columns(columns), start=1):
         prompt = values["prompt"]
@@ -433,3 +484,16 @@ def check_prompts(
                 f"{args.max_completion_length} do not fit into the model's context of {context}. Shorten the prompt "
                 "or lower `max_completion_length`."
             )
+        longest = max(longest, length)
+    return longest
+
+
+def check_context(name: str, model: nn.Module, longest: int, args: PPOConfig) -> None:
+    """Raise an `InputError` for a model, called `name`, that cannot read the `longest` prompt and a response."""
+    context = context_length(without_adapter(model))
+    if context is not None and longest + args.max_completion_length > context:
+        raise InputError(
+            f"{name} reads at most {context} tokens: a prompt of {longest} and `max_completion_length` = "
+            f"{args.max_completion_length} do not fit. Lower `max_completion_length`, drop long prompts, or use a "
+            "model that reads more."
+        )

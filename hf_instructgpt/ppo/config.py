@@ -52,6 +52,14 @@ RANGES = (
 # More responses than a rollout of one process can have.
 MAX_ROLLOUT = 2**20
 
+# PPO's options on which the trained weights do not depend, but for rounding and random numbers: a run may be resumed
+# with others, as on another machine.
+NOT_TRAINED_WITH = (
+    *("logging_steps", "log_completions", "num_completions_to_print", "log_tokens", "model_init_kwargs"),
+    *("trust_remote_code", "preset", "generation_kwargs", "use_vllm", "vllm_kwargs", "generator", "on_nonfinite"),
+    *("fast_sampling", "sampling_dtype", "fuse_activations", "batch_by_length", "linear_backend", "frozen_dtype"),
+)
+
 
 def check_ranges(args: TrainingArguments, ranges: tuple = TRAINER_RANGES) -> None:
     """Raise a `ValueError` for an option outside its range, NaN or infinite; options that `args` lacks are skipped."""
@@ -403,6 +411,12 @@ class PPOConfig(TrainingArguments):
             )
         if self.sampling_dtype is not None and not self.fast_sampling and self.preset is None:
             raise ValueError("`sampling_dtype` needs `fast_sampling`.")
+
+    def own_options(self) -> dict:
+        """PPO's options on which the trained weights depend, as JSON has them."""
+        own = {option.name for option in fields(self)} - {option.name for option in fields(TrainingArguments)}
+        options = self.to_dict()
+        return {name: options[name] for name in sorted(own - {*NOT_TRAINED_WITH})}
 
     @property
     def rollout_size(self) -> int:

@@ -15,7 +15,7 @@ from ..errors import InputError
 from .actor_critic import ActorCritic, has_adapter, hidden_width, independent_copy, without_adapter
 from .config import PPOConfig
 from .functional import LARGE_VOCABULARY, in_float64, response_mask
-from .generation import pad_rows
+from .generation import pad_rows, without_router_logits
 from .onednn import is_available, mkl_is_slow, use_onednn
 from .padding import difference, plain_logits, tolerance
 
@@ -46,7 +46,7 @@ def can_sample(model: PreTrainedModel) -> bool:
     ids = torch.arange(8, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
     mask, cache = torch.arange(8, device=model.device).unsqueeze(0) >= 4, DynamicCache(config=model.config)
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), without_router_logits(model):
         first = _next_logits(model, ids[:, :-1], mask[:, :-1].long(), _places(mask)[:, :-1], cache)
         second = _next_logits(model, ids[:, -1:], mask.long(), _places(mask)[:, -1:], cache)
         alone = plain_logits(model, ids[:, 4:])[:, -2:]
@@ -143,7 +143,8 @@ class PolicySampler:
         )
         in_place = self.model.device.type == "cuda" and self.model._can_compile_fullgraph
         decode = self._decode_in_place if in_place else self._decode
-        responses = decode(*prompts, generation_config)
+        with without_router_logits(self.model):
+            responses = decode(*prompts, generation_config)
         mask = response_mask(responses, stop_token_ids=generation_config.eos_token_id) & (responses >= 0)
         return [row[row_mask].tolist() for row, row_mask in zip(responses, mask, strict=True)]
 

@@ -1,6 +1,7 @@
 """Where responses come from: the policy's own `generate`, or an inference engine in its place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -96,6 +97,20 @@ def sampling_config(
     return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=pad, **settings)
 
 
+@contextmanager
+def without_router_logits(model: nn.Module) -> Iterator[None]:
+    """Without a mixture of experts' auxiliary loss, which a forward with a cache and padding cannot work out."""
+    config = model.config.get_text_config()
+    if not getattr(config, "output_router_logits", False):
+        yield
+        return
+    config.output_router_logits = False
+    try:
+        yield
+    finally:
+        config.output_router_logits = True
+
+
 @torch.no_grad()
 def generate_responses(
     model: nn.Module,
@@ -119,9 +134,10 @@ def generate_responses(
     # `generate` fills what is None here from the model's own settings: its repetition penalty, for one, would apply.
     own, model.generation_config = model.generation_config, GenerationConfig()
     try:
-        sequences = model.generate(
-            input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=generation_config, **kwargs
-        )
+        with without_router_logits(model):
+            sequences = model.generate(
+                input_ids=prompt_ids, attention_mask=prompt_mask.long(), generation_config=generation_config, **kwargs
+            )
     finally:
         model.generation_config = own
     response_ids = sequences[:, prompt_ids.shape[1] :]

@@ -2,8 +2,8 @@
 
 import copy
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,15 +43,28 @@ def loading_options(args: TrainingArguments) -> dict[str, Any]:
     return options
 
 
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """What goes wrong while a model is loaded, as with a damaged file, is an `InputError` that names it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        what = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise InputError(f"the model {name} cannot be loaded: {what}{' '.join(str(error).split())}") from error
+
+
 def load_policy(model: "str | PreTrainedModel | PeftModel", **kwargs: Any) -> "PreTrainedModel | PeftModel":
     """The policy by its Hub id or path, an adapter on its base model included; a model as it is."""
     if isinstance(model, str):
         kwargs = {"dtype": torch.float32, **kwargs}
-        if find_adapter_config_file(model, revision=kwargs.get("revision")) is None:
-            return AutoModelForCausalLM.from_pretrained(model, **kwargs)
-        from peft import AutoPeftModelForCausalLM
+        with loading(model):
+            if find_adapter_config_file(model, revision=kwargs.get("revision")) is None:
+                return AutoModelForCausalLM.from_pretrained(model, **kwargs)
+            from peft import AutoPeftModelForCausalLM
 
-        return AutoPeftModelForCausalLM.from_pretrained(model, is_trainable=True, **kwargs)
+            return AutoPeftModelForCausalLM.from_pretrained(model, is_trainable=True, **kwargs)
     # TRL's SFTTrainer leaves a `forward` on the instance that returns no logits.
     without_adapter(model).__dict__.pop("forward", None)
     return model
@@ -69,12 +82,13 @@ def load_reward_func(
     if not isinstance(func, str):
         return func
     kwargs = {"dtype": torch.float32, **kwargs}
-    if find_adapter_config_file(func) is None:
-        return AutoModelForSequenceClassification.from_pretrained(func, **kwargs)
-    from peft import AutoPeftModelForSequenceClassification
+    with loading(func):
+        if find_adapter_config_file(func) is None:
+            return AutoModelForSequenceClassification.from_pretrained(func, **kwargs)
+        from peft import AutoPeftModelForSequenceClassification
 
-    # The adapter's base model has no score head: its own comes with the adapter.
-    model = AutoPeftModelForSequenceClassification.from_pretrained(func, num_labels=1, **kwargs)
+        # The adapter's base model has no score head: its own comes with the adapter.
+        model = AutoPeftModelForSequenceClassification.from_pretrained(func, num_labels=1, **kwargs)
     model.config._name_or_path = func  # it goes by its own name in logs, not by its base model's
     with suppress(OSError):  # an adapter of another making has no configuration beside it
         model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)
@@ -149,7 +163,8 @@ def make_critic(
     if value_model == "shared":
         return ValueModel(None, hidden_size=hidden_width(policy)).to(policy.device)
     if isinstance(value_model, str):
-        value_model = AutoModel.from_pretrained(value_model, **kwargs)
+        with loading(value_model):
+            value_model = AutoModel.from_pretrained(value_model, **kwargs)
     needed = policy.get_input_embeddings().num_embeddings
     if value_model is not None:
         check_weights("`value_model`", value_model)

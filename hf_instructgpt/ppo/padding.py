@@ -5,16 +5,10 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from ..errors import InputError
 from .generation import generate_responses, sampling_config
-from .rollout import model_inputs, response_logits
+from .rollout import context_length, model_inputs, response_logits
 
 # Tokens of the row that is read, and of what stands beside it.
 PROMPT, RESPONSE, OTHERS = 4, 3, 8
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """How many tokens a model can read, where its configuration says so (XLNet's says -1)."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return context if context is not None and context > 0 else None
 
 
 @torch.no_grad()

@@ -1,12 +1,8 @@
 """What a rollout is made of: prompts in, sampled responses, masks, log-probs and scores out. Knows no model family."""
 
-import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +13,7 @@ from ..errors import InputError
 from ..text import break_special_tokens, encode_text, scored_rows, template_rows, whole_text
 from .functional import token_logprobs
 from .generation import pad_rows
+from .reward_functions import call_reward_functions, reward_name
 
 # A batch of rows of like length is a quarter padding at most.
 LIKE_LENGTH = 0.75
@@ -134,6 +131,12 @@ def model_inputs(
     return inputs
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """How many tokens a model can read, where its configuration says so (XLNet's says -1)."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return context if context is not None and context > 0 else None
+
+
 def forward_response(model: PreTrainedModel, *, response_length: int, **inputs) -> ModelOutput:
     """The model's own output, with the logits of at least the last `response_length + 1` positions."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
@@ -184,7 +187,16 @@ def reward_model_scores(
     for batch in batches:
         chunk = [rows[i] for i in batch]
         ids, mask = pad_rows(chunk, pad_token_id=pad_token_id, side="right", device=model.device)
-        scores.append(model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits.squeeze(-1).float())
+        try:
+            logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+        except (IndexError, RuntimeError) as error:
+            if (context_length(model) or ids.shape[1]) >= ids.shape[1]:
+                raise
+            raise InputError(
+                f"the reward model {reward_name(model)} reads at most {context_length(model)} tokens, and a response "
+                f"with its prompt has {ids.shape[1]}. Lower `max_completion_length`, or use a model that reads more."
+            ) from error
+        scores.append(logits.squeeze(-1).float())
     place = torch.tensor([i for batch in batches for i in batch]).argsort()
     return torch.cat(scores)[place.to(model.device)] + getattr(model.config, "score_bias", 0.0)
 
@@ -212,14 +224,18 @@ def score_responses(
     itself. Special tokens that a policy wrote as text are text to it.
 
     A function is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and
-    may be async. None leaves its term out.
+    may be async: those run at the same time. None leaves its term out.
 
     Returns:
         `tuple` of two `torch.Tensor` of shape `(B, F)` on the CPU: scores and, boolean, where there is one.
 
     Raises:
-        InputError: A function returned another number of scores than there are completions, or what is no number.
+        InputError: A text is longer than a model reads, or a function failed or returned anything but a number or None
+            for each completion.
     """
+    functions = [func for func in reward_funcs if not isinstance(func, nn.Module)]
+    arguments = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+    scores = iter(call_reward_functions(functions, **arguments))
     terms, given = [], []
     options = template_rows(columns, len(prompts))
     for func, tokenizer in zip(reward_funcs, tokenizers, strict=True):
@@ -235,49 +251,7 @@ def score_responses(
             terms.append(reward_model_scores(func, rows, batch_size=batch_size, by_length=by_length).cpu())
             given.append(torch.ones(len(rows), dtype=torch.bool))
             continue
-        scores = func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-        if inspect.isawaitable(scores):
-            scores = _wait_for(scores)
-        scores = _as_numbers(scores, name=reward_name(func))
-        if len(scores) != len(completions):
-            raise InputError(
-                f"the reward function {reward_name(func)} returned {len(scores)} scores for "
-                f"{len(completions)} completions."
-            )
-        given.append(torch.tensor([score is not None for score in scores]))
-        terms.append(torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float32))
+        numbers = next(scores)
+        given.append(torch.tensor([number is not None for number in numbers]))
+        terms.append(torch.tensor([0.0 if number is None else number for number in numbers], dtype=torch.float32))
     return torch.stack(terms, dim=1), torch.stack(given, dim=1)
-
-
-def _as_numbers(scores: Any, *, name: str) -> list[float | None]:
-    """Scores that a reward function returned, as a list."""
-    try:
-        return [None if score is None else float(score) for score in scores]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"the reward function {name} must return a list of numbers (or None): {error}") from error
-
-
-def reward_name(func: PreTrainedModel | Callable) -> str:
-    """What a reward function is called in errors: a model by its folder or repository, a function by its name."""
-    if isinstance(func, nn.Module):
-        return Path(func.config._name_or_path).name or type(func).__name__
-    return getattr(func, "__name__", type(func).__name__)
-
-
-def reward_names(funcs: Sequence[PreTrainedModel | Callable]) -> list[str]:
-    """What reward functions are called in logs; of two with the same name the second gets its number behind it."""
-    names: list[str] = []
-    for i, func in enumerate(funcs):
-        name = reward_name(func)
-        names.append(f"{name}_{i}" if name in names else name)
-    return names
-
-
-def _wait_for(awaitable: Awaitable):
-    """The result of an async function, in a thread of its own: a notebook has a loop running in this one."""
-
-    async def result():
-        return await awaitable
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, result()).result()

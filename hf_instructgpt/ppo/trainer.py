@@ -65,10 +65,13 @@ from .actor_critic import (
 )
 from .checks import (
     check_adapter,
+    check_context,
+    check_finite,
     check_fsdp,
     check_generation_config,
     check_kinds,
     check_optimizer,
+    check_output_dir,
     check_policy,
     check_precision,
     check_processes,
@@ -102,21 +105,22 @@ from .functional import (
 )
 from .generation import Generator, engine_responses, generate_responses, pad_rows, sampling_config
 from .models import add_lora, load_policy, load_reward_func, loading_options, make_critic, switches_off
-from .padding import context_length
 from .progress import PPOProgressCallback, log_completions
 from .ptx import PretrainingText, TextBatch
+from .reward_functions import check_signatures, reward_name, reward_names
 from .rollout import (
     Rollout,
     batches_by_length,
+    context_length,
     decode_responses,
     model_inputs,
     response_logits,
-    reward_names,
     score_responses,
     widths,
 )
 from .sampler import RolloutSampler, prompts_in_memory
 from .server import ServerGenerator
+from .symptoms import RolloutWatch
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
 if TYPE_CHECKING:
@@ -194,6 +198,12 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         args = args or PPOConfig(output_dir="ppo")
         check_kinds(args, processing_class)
         check_processes(args)
+        check_output_dir(args)
+        reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        train_dataset = prompts_in_memory(train_dataset, args)
+        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        datasets = {"train_dataset": train_dataset, **eval_datasets}
+        check_signatures(reward_funcs, datasets.values())
         if args.generator is not None and generator is not None:
             raise InputError("`generator`: pass the engine, or describe it in the options, not both.")
         if args.generator is not None:
@@ -220,10 +230,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         )
         self._prepare_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
         check_reward_funcs(model, self.reward_funcs, self.reward_weights)
-        train_dataset = prompts_in_memory(train_dataset, args)
-        eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for name, dataset in {"train_dataset": train_dataset, **eval_datasets}.items():
-            check_prompts(name, dataset, model, processing_class, args)
+        self._check_contexts(datasets, model, processing_class, args)
         if isinstance(ref_model, str):
             # In the policy's precision; a revision is that of the policy's own repository.
             alike = {key: options[key] for key in ("dtype", "attn_implementation") if key in options}
@@ -281,11 +288,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _prepare_reward_funcs(
         self, reward_funcs, tokenizers, policy, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig
     ) -> None:
-        reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         tokenizers = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(reward_funcs)
         trust = {"trust_remote_code": args.trust_remote_code}
         self.reward_funcs = [load_reward_func(func, **trust) for func in reward_funcs]
         self.reward_names = reward_names(self.reward_funcs)
+        self._watch = RolloutWatch(self.reward_names, max_completion_length=args.max_completion_length)
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
         self.reward_tokenizers = foreign_tokenizers(
             self.reward_funcs,
@@ -295,6 +302,19 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             policy_tokenizer=policy_tokenizer,
             **trust,
         )
+
+    def _check_contexts(self, datasets: dict, model, processing_class, args: PPOConfig) -> None:
+        """Check that the policy and each reward model can read every prompt with a response behind it."""
+        lengths = [check_prompts(name, rows, model, processing_class, args) for name, rows in datasets.items()]
+        self._longest_prompt = max(lengths)
+        for func, tokenizer in zip(self.reward_funcs, self.reward_tokenizers, strict=True):
+            if not isinstance(func, nn.Module):
+                continue
+            longest = self._longest_prompt
+            if tokenizer is not None:
+                rows = [row for rows in datasets.values() if rows is not None for row in rows.with_format(None)]
+                longest = max((len(encode_row(tokenizer, row)) for row in rows), default=0)
+            check_context(f"the reward model {reward_name(func)}", func, longest, args)
 
     def _make_critic(self, policy, value_model, peft_config, args: PPOConfig) -> ValueModel | None:
         if args.advantage_estimator != "gae":
@@ -309,6 +329,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         critic = make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
         if critic.backbone is not None:
             check_precision("the critic", critic.backbone, args)
+            check_context("the critic", critic.backbone, self._longest_prompt, args)
         return critic
 
     def _prepare_frozen_models(self) -> None:
@@ -387,6 +408,13 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             max_length = min(filter(None, (args.ptx_max_length, context_length(self.model))))
             self.ptx = PretrainingText(dataset, tokenizer=self.processing_class, max_length=max_length, seed=args.seed)
 
+    def train(self, *args, **kwargs):
+        """Train; see [`ResumableTrainer`]. Raises `InputError` as well if not one response of the run was scored."""
+        output = super().train(*args, **kwargs)
+        if self._rollout is not None and self._num_tokens == 0:
+            raise InputError(self._watch.unscored("in the whole run"))
+        return output
+
     # ---- Data: one block of prompts is one rollout -----------------------------------------------------------------
 
     def _micro_batches_per_rollout(self) -> int:
@@ -461,11 +489,33 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         for name, values in self._summarize(self._rollout).items():
             self._record(name, values)
         self._record("dropped_samples", ~mask.any(-1))
+        if not self.args.entropy_coef:  # its estimate from the sampled tokens, which costs nothing
+            self._record("entropy", -self._rollout.old_logprobs[mask])
+        self._record("score_std", self._look_at_scores(self._rollout))
         if self.args.kl_penalty_in == "reward":
             self._record_kl_clamp(self._rollout.kl[mask])
         if self._token_log_prompts:
             rollout = self._roll_out(self._token_log_prompts, num_generations=self.args.num_generations)
             self._token_log_rollout = rollout[:: self.args.num_generations]
+
+    def _look_at_scores(self, rollout: Rollout) -> torch.Tensor:
+        """Standard deviation `(1,)` of all processes' scores, `(0,)` without any; warns of what cannot be learned."""
+        summary = self._summarize(rollout)
+        scores, ended = in_float64(summary["score"]), in_float64(summary["eos_fraction"])
+        counts = torch.stack(
+            [ended.new_tensor(len(rollout)), ended.new_tensor(len(scores)), ended.sum(), scores.sum()]
+        )
+        num_responses, num_scored, num_ended, total = self._global_sum(counts).tolist()
+        mean = total / max(num_scored, 1)
+        variance = self._global_sum((scores - mean).square().sum()) / max(num_scored, 1)
+        self._watch.look(
+            num_responses=int(num_responses),
+            num_scored=int(num_scored),
+            score=mean,
+            score_std=variance.sqrt().item(),
+            num_ended=int(num_ended),
+        )
+        return variance.sqrt().expand(int(num_scored > 0))
 
     def _adapt_kl_coef(self) -> None:
         """Move the coefficient by what the last rollout's KL was."""
@@ -637,7 +687,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         temperature, (*_, response_ids, _) = self.args.temperature, batch
         is_full = self.args.kl_estimator == "full"
         with self.accelerator.autocast():
-            logits, values = self._actor_critic(*batch)
+            logits, values, _ = self._actor_critic(*batch)
             logprobs = token_logprobs(logits, token_ids=response_ids, temperature=temperature)
             logits = logits if is_full else None  # a vocabulary wide: gone before the reference's come
             ref_logits = self._reference_logits(*batch)
@@ -720,7 +770,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         """Policy loss plus `vf_coef` times value loss, over the micro-batch's tokens, by the mini-batch's count."""
         batch, advantages, num_tokens, text = inputs
         mask = batch.response_mask
-        logits, values = model(*batch.sequences)
+        logits, values, aux_loss = model(*batch.sequences)
         logprobs = token_logprobs(logits, token_ids=batch.response_ids, temperature=self.args.temperature)
         num_nonfinite = (mask & ~logprobs.isfinite()).sum()
         logprobs = torch.where(mask & logprobs.isfinite(), logprobs, batch.old_logprobs)
@@ -748,6 +798,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             self._record("value_loss", loss[mask])
             self._record("value_clip_fraction", clipped[mask])
             total = total + self.args.vf_coef * torch.where(mask, loss, 0).sum()
+        if aux_loss is not None:  # of a mini-batch's micro-batches, as much as each has tokens
+            self._record("aux_loss", aux_loss[None])
+            coef = getattr(self._actor_critic.config.get_text_config(), "router_aux_loss_coef", 0.0)
+            total = total + coef * aux_loss * mask.sum()
         total = total / num_tokens.clamp(min=1)
         if text is not None:
             total = total + self.args.ptx_coef * self._language_modelling_loss(text)
@@ -778,7 +832,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _language_modelling_loss(self, text: TextBatch) -> torch.Tensor:
         """Cross-entropy of the micro-batch's pretraining text, its sum over tokens by the mini-batch's count."""
         # Past DDP's wrapper, which is made for one forward a backward; its gradient hooks are on the parameters.
-        logits, _ = self._actor_critic(*text.sequences, with_values=False)
+        logits, *_ = self._actor_critic(*text.sequences, with_values=False)
         loss = -token_logprobs(logits, token_ids=text.response_ids)
         self._record("ptx_loss", loss[text.response_mask])
         return torch.where(text.response_mask, loss, 0).sum() / text.num_tokens.clamp(min=1)
@@ -910,6 +964,10 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, *args, **kwargs):
+        """Not there: there are no labels to compare with."""
+        raise InputError("PPOTrainer has no `predict`: use `evaluate`, or the trained model's `generate`.")
+
     def _summarize(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         """What is reported of a rollout, one number a scored response."""
         rollout = rollout[rollout.response_mask.any(-1)]
@@ -973,7 +1031,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _write_token_log(self, rollout: Rollout) -> None:
         actor_critic, mask = self._actor_critic, rollout.response_mask
         with self.accelerator.autocast():
-            logits, _ = actor_critic(*rollout.sequences, with_values=False)
+            logits, *_ = actor_critic(*rollout.sequences, with_values=False)
         logprobs = token_logprobs(logits, token_ids=rollout.response_ids, temperature=self.args.temperature)
         advantages = self._as_used(rollout.advantages)  # on all processes, whose sums it takes
         if self.is_world_process_zero():
@@ -1021,6 +1079,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             return
         output_dir = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
+        check_finite(model, state_dict)
         # Given where the parameters lie in shards: the whole, by the names of the pair.
         parts = {"policy": None, "value_model": None}
         if state_dict is not None:
@@ -1063,13 +1122,11 @@ class PPOTrainer(CardMixin, ResumableTrainer):
     def _fixed_options(self) -> dict:
         """What a run cannot change when it is resumed."""
         critic = self._actor_critic.value_model
-        names = ("num_mini_batches", "num_ppo_epochs", "num_generations", "max_completion_length")
-        names += ("advantage_estimator",)
         return {
             **super()._fixed_options(),
-            **{name: getattr(self.args, name) for name in names},
+            **self.args.own_options(),
+            "reward_funcs": self.reward_names,
             "value_model": None if critic is None else "shared" if critic.backbone is None else "own",
-            "ema_decay": self.args.ema_decay,
             "peft_config": has_adapter(self._actor_critic.policy),
             "ref_model": self._reference_sum(),
         }

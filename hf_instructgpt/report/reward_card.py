@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator
 
+from ..hub.cards import table_cell
+
 RULES = {"longer_wins": "the longer response wins", "shorter_wins": "the shorter response wins"}
 # From here on a warning.
 LARGE_EXCESS = 0.05  # pairs in which the model prefers the longer response, less those in which the label does
@@ -60,7 +62,7 @@ def reward_findings(card: dict) -> list[str]:
 def _doubts(card: dict) -> Iterator[str]:
     """What makes the model useless, or its figures."""
     if card["trained_on"]:
-        yield f"the model was trained on the split `{card['split']}`: what it gets right there says little"
+        yield f"the model was trained on the split {table_cell(card['split'])}: what it gets right there says little"
     problem = weakness(main_figures(card))
     if problem:
         yield problem
@@ -160,11 +162,12 @@ def reward_card_markdown(card: dict) -> str:
     """The page `report_card.md`: what was measured on what, the findings, the figures in tables, the plots."""
     length, calibration, judge, margins = card["length"], card["calibration"], card["judge"], card["by_margin"]
     better = RULES[length["better_baseline"]]
-    config = f", configuration `{card['dataset_config']}`" if card["dataset_config"] else ""
+    config = f", configuration {table_cell(card['dataset_config'])}" if card["dataset_config"] else ""
     lines = [
         "# Report card of a reward model",
         "",
-        f"`{card['model']}` on the data set `{card['dataset_name']}`{config}, split `{card['split']}`: "
+        f"{table_cell(card['model'])} on the data set {table_cell(card['dataset_name'])}{config}, split "
+        f"{table_cell(card['split'])}: "
         f"{card['num_prompts']} prompts, {card['num_rows']} rows, {card['num_responses']} responses, "
         f"{card['accuracy']['num']} pairs of different rank.",
         "",
@@ -232,7 +235,7 @@ def reward_card_markdown(card: dict) -> str:
         lines += [
             "## Judge",
             "",
-            f"The judge is `{card['judged_by']}`.",
+            f"The judge is {table_cell(card['judged_by'])}.",
             "",
             *_table(
                 "pairs to which the judge gives different scores",
@@ -263,7 +266,7 @@ def _zero(card: dict) -> str:
     """What a score of 0 stands for, and who gets it."""
     if card["calibrated_on"] is None:
         return "The model is not known to be calibrated (`calibration_dataset_name`), so their zero means nothing."
-    text = f"They are calibrated: the demonstrations of `{card['calibrated_on']}` score 0 on average"
+    text = f"They are calibrated: the demonstrations of {table_cell(card['calibrated_on'])} score 0 on average"
     if card["config_score_bias"] is None:
         return f"{text}, however the model is loaded."
     return (

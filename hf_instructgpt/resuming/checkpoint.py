@@ -130,9 +130,9 @@ def check_resumable(folder: str | Path, *, options: dict) -> None:
         )
     saved = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["options"]
     for name, value in options.items():
-        if saved.get(name) != value:
+        if name in saved and saved[name] != value:  # earlier versions saved fewer
             raise InputError(
-                f"{folder} was saved with another `{name}` ({saved.get(name)}, now {value}): the run would not go on "
+                f"{folder} was saved with another `{name}` ({saved[name]}, now {value}): the run would not go on "
                 "as it began. Resume it as it was started, or start a new run from the checkpoint as `model`."
             )
 

@@ -111,7 +111,9 @@ class _TrainerWithState(Trainer):
     def _fixed_options(self) -> dict:
         """What a run cannot change when it is resumed; not checked with Trainer's own checkpoints."""
         options = self.args.to_dict()
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "seed", "data_seed")
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "optim_args", "learning_rate")
+        names += ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm")
+        names += ("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed")
         size = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
         return {**{name: options[name] for name in names}, "train_dataset": size}
 

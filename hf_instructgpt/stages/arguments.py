@@ -265,7 +265,8 @@ def parse_options(
             # The name that every transformers knows; TRL's own defaults use it too.
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
-        _set_max_rows(*parsed[:2])
+        if stage in STAGES:
+            _set_max_rows(*parsed[:2])
         for part in parsed:
             _spell_out(part, options)
             _check_values(part)

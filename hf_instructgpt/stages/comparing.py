@@ -1,5 +1,6 @@
 """SFT against PPO on held-out prompts: scored by what PPO optimised and, where there is one, by a judge."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ def load_rewards(
     trust, funcs = {"trust_remote_code": training_args.trust_remote_code}, {}
     for i, name in enumerate(args.reward_funcs):
         func = load_scorer(load_reward_func(name, **trust), **trust)
-        short = Path(name).name if isinstance(func, nn.Module) else name.rpartition(".")[-1]
+        short = Path(name).name if isinstance(func, nn.Module) else re.split("[.:]", name)[-1]
         funcs[f"{short}_{i}" if short in funcs else short] = func
     for model in funcs.values():
         if isinstance(model, nn.Module):

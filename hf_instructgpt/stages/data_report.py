@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..data.formats import as_ranking
@@ -103,17 +103,15 @@ def _print_lengths(
         _print_too_long(lengths, stage, load_config(model))
 
 
-def _print_too_long(lengths: dict[str, list[int]], stage: str, config) -> None:
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    for name, some in lengths.items() if context is not None else ():
-        count = sum(length + (name == "prompt") > context for length in some)
-        if count and name == "prompt" and stage != "reward":
-            print(f"Note: {count} prompts leave no room for an answer in {context} tokens; see `max_prompt_length`.")
-        elif count and name != "prompt":
-            side = "beginning" if stage == "reward" else "end"
-            print(
-                f"Note: {count} texts are longer than the model's context of {context} tokens and lose their {side}."
-            )
+def _print_too_long(lengths: dict[str, list[int]], stage: str, config: PreTrainedConfig) -> None:
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    full = sum(length >= context for length in lengths.get("prompt", ()))
+    if full and stage != "reward":
+        print(f"Note: {full} prompts leave no room for an answer in {context} tokens; see `max_prompt_length`.")
+    cut = sum(length > context for name, some in lengths.items() if name != "prompt" for length in some)
+    if cut:
+        side = "beginning" if stage == "reward" else "end"
+        print(f"Note: {cut} texts are longer than the model's context, {context} tokens, and lose their {side}.")
 
 
 def _length(tokenizer: PreTrainedTokenizerBase | None, text: str | list, is_prompt: bool, row: dict) -> int:

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from accelerate import PartialState
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,7 +26,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig, get_peft_config
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..errors import InputError
 from ..ppo.config import PPOConfig
-from ..ppo.models import load_policy, loading_options
+from ..ppo.models import load_policy, loading, loading_options
 from ..ppo.models import load_reward_func as load_scorer
 
 if TYPE_CHECKING:
@@ -37,21 +36,10 @@ if TYPE_CHECKING:
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """What goes wrong while a model is loaded is an `InputError` that names it."""
-    try:
-        yield
-    except (OSError, ValueError, TypeError, ImportError, SafetensorError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"the model {name} cannot be loaded: {' '.join(str(error).split())}") from error
-
-
 def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with a padding token. Raises `InputError` if there is none."""
     check_model_path(name)
-    with _loading(name):
+    with loading(name):
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token is None:
         raise InputError(f"the tokenizer of {name} has no end-of-text token (`eos_token`): answers could never end.")
@@ -63,7 +51,7 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
 def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration of a model, of an adapter its base model's. Raises `InputError` if there is none."""
     check_model_path(name)
-    with _loading(name):
+    with loading(name):
         if find_adapter_config_file(name, revision=revision) is not None:
             from peft import PeftConfig
 
@@ -89,9 +77,9 @@ def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> P
     """A causal language model that fits its tokenizer. Raises `InputError` for anything else at that place."""
     check_model_path(name)
     if find_adapter_config_file(name, revision=kwargs.get("revision")) is not None:
-        with _loading(name):
+        with loading(name):
             return load_policy(name, **kwargs)
-    with _loading(name), _quiet():
+    with loading(name), _quiet():
         model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         raise InputError(f"{name} holds no causal language model: {sorted(info['missing_keys'])[0]} is missing.")
@@ -104,7 +92,7 @@ def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwarg
 
     Raises `InputError` if it does not fit its tokenizer.
     """
-    with _loading(name), _quiet():
+    with loading(name), _quiet():
         if find_adapter_config_file(name, revision=kwargs.get("revision")) is None:
             model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
         else:
@@ -139,7 +127,7 @@ def _reward_model_on(name: str, *, revision: str | None = None, **kwargs) -> "Pe
 
 def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
     """What [`check_reward_model`] let pass, an adapter on its base model. Raises `InputError` if it cannot be used."""
-    with _loading(name), _quiet():
+    with loading(name), _quiet():
         model = load_scorer(name, **kwargs)
     _check_tokenizer(tokenizer, model)
     if model.config.get_text_config().pad_token_id is None:

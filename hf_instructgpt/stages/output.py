@@ -186,7 +186,7 @@ def _copy_foreign(source: Path, target: Path, files: list[str]) -> None:
         if is_folder and mine:
             _copy_foreign(path, copy, mine)
         elif path.name not in files:
-            copy.parent.mkdir(exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True)
             copy = copy if not copy.exists() else copy.with_name(f"{path.name}.before")
             if is_folder:
                 shutil.copytree(path, copy, symlinks=True)

@@ -104,7 +104,8 @@ class Pipeline:
         _check_pipeline(config, source=str(config_path))
         self.source = str(config_path)
         folder = config.get("output_dir", "runs/instructgpt") if output_dir is None else output_dir
-        self.output_dir = absolute_folder(folder)
+        absolute_folder(folder)
+        self.output_dir = Path(folder)
         self.seed = config.get("seed", 42) if seed is None else seed
         self.num_samples = config.get("samples_per_prompt", 1)
         self.judge_name = config.get("judge")
@@ -315,7 +316,7 @@ class Pipeline:
                 path.unlink(missing_ok=True)
 
     def _identity(self) -> dict:
-        judge = {} if self.judge_name is None else {"judge": self.judge_name}
+        judge = {} if self.judge_name is None else {"judge": Path(self.judge_name).name}
         return {"seed": self.seed, "samples_per_prompt": self.num_samples, **judge, **self.options}
 
     def _write_run_file(self, seconds: dict[str, float]) -> None:
@@ -372,7 +373,7 @@ class Pipeline:
                 **main_figures(read_json(self.output_dir / "reward" / REPORT_CARD_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
-            "judge": self.judge_name or ("lab" if ppo_args.dataset_name == "lab" else None),
+            "judge": Path(self.judge_name or ("lab" if ppo_args.dataset_name == "lab" else "")).name or None,
             "optimised": dict(zip(rewards.funcs, rewards.weights, strict=True)),
             **compared,
         }

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..files import fields_of, read_json
 from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
+from ..ppo.reward_functions import check_signatures
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_card import main_figures, weakness
 from .adapters import new_adapter
@@ -89,6 +90,7 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
         check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
     trust = training_args.trust_remote_code
     reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
+    check_signatures(reward_funcs, (train_dataset, eval_dataset))
     check_report_cards(args)
     if args.value_model not in (None, "shared"):
         check_model_path(args.value_model)

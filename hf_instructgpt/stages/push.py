@@ -16,11 +16,12 @@ from ..data import SAMPLE_DATASETS
 from ..data.loading import SAMPLES_DIR
 from ..errors import InputError
 from ..files import read_json, to_json
-from ..hub.cards import README_FILE, Made, Source, base_on_hub, is_edited
+from ..hub.cards import README_FILE, Made, Source, base_on_hub, is_edited, table_cell
 from ..hub.upload import create_repo, hub_errors, push_code, push_folder, pushed_files
 from ..ppo.actor_critic import CRITIC_BASE_FOLDER
 from ..report.reward_card import reward_card_markdown
 from ..resources import resource
+from ..resuming.resumable import STATE_FILE
 from .arguments import DATA_KINDS, StageArguments
 from .cards import MORE_DATA, stage_card
 from .data import data_form, load_rows
@@ -99,8 +100,12 @@ def push_stage(
     repo_id = create_repo(repo, private=private)
     report_card = read_json(folder / REPORT_CARD_FILE) if REPORT_CARD_FILE in names else None
     if report_card is not None:
-        report_card |= {"model": repo_id, "dataset_name": Path(report_card["dataset_name"]).name}
+        places = {key: report_card.get(key) for key in ("dataset_name", "calibrated_on", "judged_by")}
+        report_card |= {"model": repo_id, **{key: Path(place).name for key, place in places.items() if place}}
         replaced |= {REPORT_CARD_FILE: to_json(report_card), "report_card.md": reward_card_markdown(report_card)}
+    state = read_json(folder / STATE_FILE) if STATE_FILE in names else None
+    if state is not None and state.get("best_model_checkpoint"):
+        replaced[STATE_FILE] = to_json({**state, "best_model_checkpoint": Path(state["best_model_checkpoint"]).name})
     shown = replace(made, datasets={**made.datasets, **(datasets or {})})
     if README_FILE in names and is_edited(folder, made):
         logger.warning(f"{folder / README_FILE} was edited by hand and is pushed as it is.")
@@ -265,6 +270,7 @@ def _push_data(parts: list[_Part], repo_id: str, links: dict[str, str]) -> None:
             title=repo_id.rpartition("/")[-1],
             name=json.dumps(repo_id),
             parts=parts,
+            cell=table_cell,
             links=links,
             what=WHAT,
             sample_cards={name: _sample_card(name) for name in samples},

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from transformers import Trainer, set_seed
 from trl import ModelConfig, RewardConfig, SFTConfig
 
-from ..ppo.checks import check_launch
+from ..ppo.checks import check_finite, check_launch
 from ..ppo.config import PPOConfig
 from .arguments import StageArguments
 from .cards import made_by_stage, write_stage_card
@@ -75,6 +75,7 @@ def _train(trainer: Trainer, kind: str, args: StageArguments, work: Work, *, out
     work.begin()
     with chdir("."):  # a reward function may leave for another folder
         trainer.train(resume_from_checkpoint=work.checkpoint)
+    check_finite(trainer.model)
     trainer.save_model(_internal_call=True)  # else it would push what is not in its place yet
     trainer.save_state()
     if answered is not None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import unittest
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +156,62 @@ def ppo_trainer(
     )
 
 
+def stage_files(folder: Path) -> dict[str, list]:
+    """Of each stage a command on tiny data and a tiny model of `folder`, with checkpoints, and no `--output_dir`."""
+    tok = tokenizer("chatml")
+    model, scorer = saved(folder / "model", policy(tok), tok), saved(folder / "scorer", reward_model(tok), tok)
+    words = ["abc", "de", "fghi", "jkl", "m", "nop", "qr", "stuv"]
+    rows = {
+        "sft": [{"prompt": word, "completion": word[::-1]} for word in words],
+        "reward": [{"prompt": word, "chosen": f"{word} yes", "rejected": f"no {word}"} for word in words],
+        "ppo": [{"prompt": word} for word in words],
+    }
+    quick = ["--use_cpu", "--report_to", "none", "--max_steps", 4, "--save_steps", 2, "--logging_steps", 1]
+    quick += ["--disable_tqdm", "true", "--learning_rate", "1e-3"]
+    more = {"sft": ["--per_device_train_batch_size", 2], "reward": ["--per_device_train_batch_size", 2], "ppo": []}
+    more["ppo"] = ["--reward_funcs", scorer, "--max_completion_length", 4, "--log_tokens", 1]
+    return {
+        stage: [
+            *(stage, "--model_name_or_path", model, "--dataset_name", write_rows(folder / f"{stage}.jsonl", some)),
+            *(*quick, *more[stage]),
+        ]
+        for stage, some in rows.items()
+    }
+
+
+def broken_off(*argv: str | Path, step: int) -> Result:
+    """The command, ended by Ctrl-C at a pass over a micro-batch, counted from 1."""
+    from unittest.mock import patch
+
+    from transformers import Trainer
+
+    training_step, passes = Trainer.training_step, iter(range(1, step + 1))
+
+    def interrupted(*args, **kwargs):
+        if next(passes) == step:
+            raise KeyboardInterrupt
+        return training_step(*args, **kwargs)
+
+    with patch.object(Trainer, "training_step", interrupted):
+        result = command(*argv)
+    assert result.code == 130, result
+    return result
+
+
+def left(folder: Path) -> dict[str, object]:
+    """What a stage left that must not depend on when it ran: bytes, and logs without times."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".safetensors", ".jsonl"):
+            found[str(path.relative_to(folder))] = path.read_bytes()
+        elif path.name == "trainer_state.json":
+            logs = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+            times = ("runtime", "per_second")
+            logs = [{key: x for key, x in entry.items() if not key.endswith(times)} for entry in logs]
+            found[str(path.relative_to(folder))] = logs
+    return found
+
+
 def rows_read(source: Path | str, kind: str, **options) -> list[dict]:
     """The rows of a data set as a stage of this kind ("sft", "reward" or "prompts") reads them."""
     from hf_instructgpt.stages.arguments import StageArguments
@@ -199,3 +256,21 @@ def pipeline_file(
         path = write_rows(folder / f"{stage}.jsonl", some)
         content[stage] = {**common, "dataset_name": str(path), **own[stage]}
     return write_yaml(folder / "pipeline.yaml", content)
+
+
+@contextlib.contextmanager
+def rank_page(folder: Path, prompts=("ab", "cd", "ef", "gh"), **server):
+    """The page of `hf-instructgpt rank`, served: its address, and the file of its rankings."""
+    try:
+        from hf_instructgpt.app import serve
+    except ModuleNotFoundError as error:
+        raise unittest.SkipTest("Gradio is not installed") from error
+    tok, file = tokenizer("none"), serve.RankingFile(folder / "rankings.jsonl")
+    items = serve.Items(policy(tok), tok, list(prompts), num_responses=2, max_new_tokens=4)
+    options = serve.launch_options(**{"host": "127.0.0.1", "port": None, "share": False, "password": None, **server})
+    app = serve.RankPage(items, file).build()
+    app.launch(**options, quiet=True, prevent_thread_lock=True)
+    try:
+        yield app.local_url, file
+    finally:
+        app.close()

@@ -35,8 +35,10 @@ def check(folder: Path) -> None:
     ):
         (folder / name).write_text(text)
         refused(folder / name, *words)
-    (folder / "gbk.jsonl").write_bytes('{"text": "猫"}'.encode("gbk"))
+    (folder / "gbk.jsonl").write_bytes('{"text": "中文"}'.encode("gbk"))
     refused(folder / "gbk.jsonl", "line 1", "UTF-8")
+    (folder / "half.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
+    refused(folder / "half.jsonl", "line 2", "UTF-8")
     (folder / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "abc"}\n' * 99)[:-20])
     refused(folder / "cut.jsonl.gz", "cannot be read")
     (folder / "script").mkdir()
@@ -45,4 +47,5 @@ def check(folder: Path) -> None:
     (folder / "unlike").mkdir()
     write_rows(folder / "unlike" / "a.jsonl", [{"prompt": "a", "completion": "b"}])
     write_rows(folder / "unlike" / "b.jsonl", [{"question": "a"}])
-    refused(folder / "unlike", "row 2", "'prompt'")
+    argv = ["--dataset_name", folder / "unlike", "--output_dir", folder / "out"]
+    assert_refused(command("sft", *argv), "row 2", "'prompt'")

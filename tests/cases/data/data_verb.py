@@ -33,7 +33,7 @@ def check(folder: Path) -> None:
     data = write_rows(folder / "far.jsonl", [{"ask": "Q", "reply": "A"}])
     assert_refused(command("data", data), "far.jsonl", "no stage can read it")
     assert_refused(command("data", data, "--kind", "sft"), "'ask'", "column_map")
-    assert_done(command("data", data, "--column_map", "ask=prompt,reply=completion"), "For `sft`", '"QA<eos>"')
+    assert_done(command("data", data, "--column_map", "ask=prompt,reply=completion"), "For `sft`", '"QA"')
     assert_done(command("data", "lab"), "For `reward`")
     assert_refused(command("data", data, "--split", "dev", "--kind", "sft"), "--split", "dev")
     endless = tokenizer("endless")

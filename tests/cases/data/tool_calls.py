@@ -1,20 +1,17 @@
 """Tool calls without a content, tools as JSON text, and options of the chat template reach every stage as they are."""
 
+import json
 from pathlib import Path
 
 from product import assistant, rows_read, user, write_rows
 
-CALL = {
-    "role": "assistant",
-    "content": None,
-    "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}],
-}
-TOOLS = '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}]'
+CALLS = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
+CALL = {"role": "assistant", "content": None, "tool_calls": CALLS}
+PARAMETERS = {"type": "object", "properties": {"x": {"type": "integer"}}}
+TOOLS = json.dumps([{"type": "function", "function": {"name": "f", "parameters": PARAMETERS}}])
 
 
 def check(folder: Path) -> None:
-    import json
-
     from datasets import Dataset
 
     answer = {"role": "tool", "name": "f", "content": "2"}
@@ -29,7 +26,7 @@ def check(folder: Path) -> None:
     for name in ("rows.jsonl", "rows.parquet"):
         got = rows_read(folder / name, "sft")
         call = got[0]["messages"][1]
-        assert call["content"] == "" and call["tool_calls"] == CALL["tool_calls"], call
+        assert call["content"] == "" and call["tool_calls"] == CALLS, call
         assert set(got[0]["messages"][0]) == set(got[1]["messages"][0]) == {"role", "content"}, got[1]
         assert got[0]["tools"] == json.loads(TOOLS) and got[1]["tools"] is None
         kwargs = [row["chat_template_kwargs"] for row in got]

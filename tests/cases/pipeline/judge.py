@@ -1,7 +1,6 @@
 """A pipeline has no place for one's own judge; right is `judge: my_judge.func`, also async, found beside the file."""
 
 import json
-import sys
 
 from product import assert_done, assert_refused, command, pipeline_file
 
@@ -21,7 +20,6 @@ def check(folder):
     assert_done(result, "the judge prefers PPO to SFT in")
     assert "exactly correct" not in result.out and "No judge" not in result.out
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
-    assert metrics["judge"] == "judge_of_mine.longer"
+    assert metrics["judge"] == "judge_of_mine.py:longer"
     c = metrics["comparison"]
     assert c["wins"] + c["ties"] + c["losses"] == c["num_prompts"] / 2 > 0 and c["correct_ppo"] is None
-    sys.modules.pop("judge_of_mine", None)

@@ -1,5 +1,6 @@
 """A result's folder holds secrets and links as well: `push` uploads what the stage wrote, and lists it."""
 
+import json
 import os
 from pathlib import Path
 from unittest.mock import patch
@@ -18,6 +19,8 @@ def check(folder: Path) -> None:
     for name in PLANTED:
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text("SECRET")
+    state = json.loads((out / "trainer_state.json").read_text())  # with a path of the machine
+    (out / "trainer_state.json").write_text(json.dumps({**state, "best_model_checkpoint": "/SECRET/checkpoint-2"}))
     os.symlink(folder / "private" / "netrc.txt", out / "link.txt")
     os.symlink(folder / "private", out / "linked")
     (out / "config.json").rename(folder / "config.json")

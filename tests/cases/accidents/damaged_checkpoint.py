@@ -1,0 +1,36 @@
+"""A checkpoint of SFT or of a reward model is damaged: it is named and skipped, and the run ends alike."""
+
+import shutil
+from pathlib import Path
+
+from product import assert_done, broken_off, command, left, stage_files
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "model.safetensors": flip,
+    "optimizer.pt": Path.unlink,
+    "rng_state.pth": lambda path: path.write_bytes(path.read_bytes()[:50]),
+    "trainer_state.json": lambda path: path.write_text("{"),
+}
+
+
+def check(folder: Path) -> None:
+    commands = stage_files(folder)
+    for stage in ("sft", "reward"):
+        assert_done(command(*commands[stage], "--output_dir", folder / f"{stage}-whole"))
+        broken_off(*commands[stage], "--output_dir", folder / "out", step=4)
+        kept = shutil.copytree(folder / ".out.partial", folder / "kept")
+        for name, damage in DAMAGES.items():
+            shutil.copytree(kept, folder / ".out.partial", dirs_exist_ok=True)
+            damage(folder / ".out.partial" / "checkpoint-2" / name)
+            result = command(*commands[stage], "--output_dir", folder / "out", "--resume")
+            assert_done(result, f"({name} is ", "skipped")
+            assert left(folder / "out") == left(folder / f"{stage}-whole"), (stage, name)
+            shutil.rmtree(folder / "out")
+        shutil.rmtree(kept)

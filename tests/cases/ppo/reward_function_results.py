@@ -1,0 +1,65 @@
+"""Reward functions that return a dict or text, fail, exit or change the folder are named; any list is taken."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from product import ppo_trainer
+
+from hf_instructgpt.errors import InputError
+
+
+def outcome(folder: Path, result) -> str | None:
+    """What a run says whose reward function does `result(completions)`; None if it is done."""
+
+    def mine(completions, **_):
+        return result(completions)
+
+    try:
+        ppo_trainer(folder, mine).train()
+    except InputError as error:
+        assert "the reward function mine" in str(error), error
+        return str(error)
+    return None
+
+
+def check(folder: Path) -> None:
+    for result in (
+        lambda x: {"a": 1, **dict.fromkeys(range(len(x) - 1), 0)},
+        lambda x: set(range(len(x))),
+        lambda x: None,
+        lambda x: 1.0,
+        lambda x: ["1.5"] * len(x),
+        lambda x: "1" * len(x),
+        lambda x: [[0.0]] * len(x),
+        lambda x: torch.zeros(len(x), 2),
+    ):
+        assert "must return a list of numbers (or None)" in outcome(folder, result)
+    assert "returned 1 scores for 8 completions" in outcome(folder, lambda x: [0.0])
+    assert "raised KeyError: 'no' (reward_function_results.py, line" in outcome(folder, lambda x: {}["no"])
+    assert "raised SystemExit: 0" in outcome(folder, lambda x: sys.exit(0))
+    assert "raised ZeroDivisionError" in outcome(folder, lambda x: (1 / 0 for _ in x))
+    for result in (
+        lambda x: (float(len(text)) for text in x),
+        lambda x: np.arange(len(x)),
+        lambda x: torch.arange(len(x)).unsqueeze(-1),
+        lambda x: tuple(range(len(x))),
+    ):
+        assert outcome(folder, result) is None
+
+    home = Path.cwd()
+    os.chdir(folder)
+    try:
+
+        def leaves(completions, **_):
+            os.chdir("/")
+            return [float(len(text)) for text in completions]
+
+        trainer = ppo_trainer(Path("."), leaves)
+        trainer.train()
+        trainer.save_model()
+        assert Path.cwd() == folder.resolve() and (folder / "out" / "config.json").is_file()
+    finally:
+        os.chdir(home)

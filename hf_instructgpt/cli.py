@@ -51,7 +51,6 @@ EXAMPLES = {
     "compare": ["compare --models sft=runs/sft ppo=runs/ppo --reward runs/reward"],
     "generate": ['generate runs/ppo --prompt "What is a doctor?"'],
     "evaluate": ["evaluate reward runs/reward", "evaluate reward runs/reward --dataset_name held_out.jsonl"],
-    "data": ["data preferences.jsonl"],
     "merge": ["merge runs/ppo", "merge runs/reward --output_dir runs/reward-whole"],
     "report": ["report runs/instructgpt"],
     "push": ["push runs/instructgpt --private"],

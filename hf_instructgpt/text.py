@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -178,21 +178,19 @@ def break_special_tokens(tokenizer: PreTrainedTokenizerBase, text: Text) -> Text
 
     `</s>` becomes `< /s>`. The tokens that a chat template writes around the messages are not touched.
     """
+    return special_token_breaker(tokenizer)(text)
+
+
+def special_token_breaker(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
+    """[`break_special_tokens`] for many texts: a function of a text, of messages, or of lists of them."""
     tokens = sorted((token for token in _special_tokens(tokenizer).values() if len(token) > 1), key=len, reverse=True)
-    if not tokens:
-        return text
-    pattern = re.compile("|".join(map(re.escape, tokens)))
+    pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     def broken(value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        return pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
+        if isinstance(value, str):
+            return pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
+        if isinstance(value, dict):
+            return {name: broken(item) if name == "content" else item for name, item in value.items()}
+        return [broken(item) for item in value] if isinstance(value, list) else value
 
-    if isinstance(text, str):
-        return broken(text)
-    return [{name: broken(value) if name == "content" else value for name, value in m.items()} for m in text]
-
-
-def holds_special_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[Text]) -> bool:
-    """Whether a message in `texts` holds a special token as text."""
-    return any(not isinstance(text, str) and break_special_tokens(tokenizer, text) != text for text in texts)
+    return broken

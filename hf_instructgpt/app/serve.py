@@ -151,7 +151,7 @@ def rank(
     if len(reward) not in (0, 2):
         raise InputError(f"`--reward` takes two reward models, not {len(reward)}.")
     file = RankingFile(output)
-    rows = load_rows(StageArguments(dataset_name=prompts), "prompts")
+    rows = load_rows(StageArguments(dataset_name=prompts), "prompts", split)
     if split not in rows:
         raise InputError(f"`--split`: {prompts} has no split `{split}`; it has {', '.join(rows)}.")
     asked = {prompt_key(prompt): prompt for prompt in checked_split(rows, split, "prompts", source=prompts)["prompt"]}

@@ -225,7 +225,7 @@ class Arena:
             "versions": {name: version(name) for name in packages},
             **{key: self.options[key] for key in ("judge", "seeds", "budget_tokens", "methods")},
             "num_prompts": len(load_prompts(self.setting.prompts)["test"]),
-            "chosen_on": prompt_splits(prompts, load_rows(prompts, "prompts"))["validation"],
+            "chosen_on": prompt_splits(prompts, load_rows(prompts, "prompts", "validation"))["validation"],
             "rows": analyse(list(cells.values())),
         }
 

@@ -136,7 +136,7 @@ def load_prompts(options: dict[str, str]) -> dict[str, Dataset]:
         InputError: No such data, a split is missing, or columns do not fit.
     """
     args = StageArguments(**options)
-    dataset = load_rows(args, "prompts")
+    dataset = load_rows(args, "prompts", "validation")
     splits = prompt_splits(args, dataset)
     for name, split in splits.items():
         if split not in dataset:

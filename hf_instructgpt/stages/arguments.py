@@ -59,6 +59,20 @@ class StageArguments:
     max_rows: int | None = field(
         default=None, metadata={"help": "Read the first so many rows of each split, as a stream, and no others."}
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "What the chat template gets beside the messages of each row, as a mapping or as JSON, such as "
+            "`{enable_thinking: false}`. Rows may have a column of this name instead."
+        },
+    )
+    allow_special_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "Read a special token that stands in a message's text, such as `<|im_end|>`, as that token. By "
+            "default it is text: a space is put behind its first letter."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace an earlier result in `output_dir`. Without it, that is an error."}
     )
@@ -76,6 +90,13 @@ class StageArguments:
         if self.max_rows is not None and self.max_rows < 1:
             raise InputError(f"`max_rows` must be 1 or more, not {self.max_rows}.")
         self.column_map = parse_column_map(self.column_map)
+        if isinstance(self.chat_template_kwargs, str):
+            try:
+                self.chat_template_kwargs = json.loads(self.chat_template_kwargs)
+            except ValueError as error:
+                raise InputError(f"`chat_template_kwargs` is not valid JSON: {error}") from error
+        if not isinstance(self.chat_template_kwargs, dict | None):
+            raise InputError(f"`chat_template_kwargs` must be a mapping, not {self.chat_template_kwargs!r}.")
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,15 +16,16 @@ from trl import RewardConfig, SFTConfig
 from ..char_gpt import CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..data.formats import check_columns, form_of
-from ..data.reading import read_rows
+from ..data.reading import dataset_of, read_rows
 from ..data.shapes import shaped
 from ..errors import InputError
 from ..ppo.config import PPOConfig
-from ..text import encode_prompt, encode_text, template_options, whole_text
+from ..text import encode_prompt, encode_text, special_token_breaker, template_options, whole_text
 from .arguments import StageArguments
 
 logger = logging.get_logger(__name__)
 
+TEXT_COLUMNS = ("prompt", "completion", "messages", "chosen", "rejected", "responses")
 # Roles that chat templates know. Others may be a template's own, or misspelt.
 ROLES = {"system", "developer", "user", "assistant", "tool"}
 
@@ -52,12 +54,48 @@ def load_stage_datasets(args: StageArguments, kind: str, *, needs_eval: bool) ->
     return tuple(rows)
 
 
-def load_rows(args: StageArguments, kind: str) -> DatasetDict:
-    """All splits of a data set, those that a stage reads in the shape of its `kind`, unchecked."""
-    dataset = raw_rows(args, kind)
-    for split in {args.dataset_train_split, args.dataset_test_split, "test"} & set(dataset):
-        dataset[split] = shaped(dataset[split], kind, source=f"{args.dataset_name} ({split})")
+def load_rows(args: StageArguments, kind: str, *splits: str) -> DatasetDict:
+    """All splits of a data set, unchecked; those that a stage reads, and `splits`, in the shape of its `kind`.
+
+    What was read is kept, since a command reads it several times; a file that has changed is read again.
+    """
+    names = tuple(sorted({args.dataset_train_split, args.dataset_test_split, "test", *splits}))
+    if args.dataset_name in (None, *SAMPLE_DATASETS):
+        dataset = raw_rows(args, kind)
+    else:
+        options = json.dumps([args.dataset_name, args.dataset_config, args.column_map, args.max_rows])
+        dataset = DatasetDict(_shaped_rows(options, kind, names, _state(args.dataset_name)))
+    if args.chat_template_kwargs is not None:
+        for split in {*names} & {*dataset}:
+            dataset[split] = _with_template_kwargs(dataset[split], args)
     return dataset if args.dataset_test_fraction is None else _hold_out(dataset, args)
+
+
+@lru_cache(maxsize=8)
+def _shaped_rows(options: str, kind: str, splits: tuple[str, ...], state: tuple) -> DatasetDict:
+    """What [`load_rows`] keeps. `state` is that of the files: other ones are other rows."""
+    name, config, column_map, max_rows = json.loads(options)
+    dataset = raw_rows(
+        StageArguments(dataset_name=name, dataset_config=config, column_map=column_map, max_rows=max_rows), kind
+    )
+    for split in {*splits} & {*dataset}:
+        dataset[split] = shaped(dataset[split], kind, source=f"{name} ({split})")
+    return dataset
+
+
+def _state(name: str) -> tuple:
+    """Where the files of a data set are, and when they were changed."""
+    path = Path(name).absolute()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    stats = [(str(file), file.stat()) for file in files if file.exists()]
+    return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats)
+
+
+def _with_template_kwargs(rows: Dataset, args: StageArguments) -> Dataset:
+    name = "chat_template_kwargs"
+    if name in rows.column_names:
+        raise InputError(f"`{name}`: {args.dataset_name} has a column of that name; leave the option out.")
+    return rows.add_column(name, [args.chat_template_kwargs] * len(rows))
 
 
 def raw_rows(args: StageArguments, kind: str) -> DatasetDict:
@@ -108,11 +146,9 @@ def load_text(option: str, args: StageArguments) -> Dataset:
 
 
 def checked_split(dataset: DatasetDict, split: str, kind: str, *, source: str) -> Dataset:
-    """One split in the shape of its kind, its columns checked."""
-    source = f"{source} ({split})"
-    rows = shaped(dataset[split], kind, source=source)
-    check_columns(rows, data_form(rows, kind), source=source)
-    return rows
+    """One split of what [`load_rows`] read, its columns checked."""
+    check_columns(dataset[split], data_form(dataset[split], kind), source=f"{source} ({split})")
+    return dataset[split]
 
 
 def data_form(rows: Dataset, kind: str) -> str:
@@ -161,14 +197,48 @@ def _place(row: dict) -> float:
 # ---- Rows and the model that is to read them -----------------------------------------------------------------------
 
 
-def within_prompt_length(
-    rows: Dataset | None, args: StageArguments, tokenizer: PreTrainedTokenizerBase
-) -> Dataset | None:
-    """The rows whose prompts have at most `max_prompt_length` tokens. How many are left out is said.
+def rows_to_read(rows: Dataset | None, args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+    """The rows as a model of this tokenizer reads them.
+
+    Special tokens in messages are broken up, unless `allow_special_tokens`; rows whose prompts have more than
+    `max_prompt_length` tokens are left out. How many, is said.
 
     Raises:
         InputError: No row is left.
     """
+    if rows is not None and not args.allow_special_tokens:
+        rows = _without_special_tokens(rows, args, tokenizer)
+    return _within_prompt_length(rows, args, tokenizer)
+
+
+def _without_special_tokens(rows: Dataset, args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    broken = special_token_breaker(tokenizer)
+
+    def clean(row: dict) -> dict:
+        """Of text, special tokens are the user's own: a prompt that a template has rendered."""
+        columns = {name for name in TEXT_COLUMNS if isinstance(row.get(name), list)}
+        return {name: _by_messages(broken, value) if name in columns else value for name, value in row.items()}
+
+    pairs = [(row, clean(row)) for row in rows]
+    places = [number for number, (row, cleaned) in enumerate(pairs, start=1) if row != cleaned]
+    if not places:
+        return rows
+    logger.warning_once(
+        f"{args.dataset_name}: {len(places)} of {len(rows)} rows, the first is row {places[0]}, have special tokens "
+        "in their messages, such as one that ends a turn. They are read as text: a space was put behind their first "
+        "letter. Set `allow_special_tokens` if they are meant as tokens."
+    )
+    return dataset_of([cleaned for _, cleaned in pairs])
+
+
+def _by_messages(broken: Callable, value: list) -> list:
+    """Messages, or a list of texts and of messages, with `broken` put to the messages alone."""
+    return [_by_messages(broken, x) if isinstance(x, list) else x if isinstance(x, str) else broken(x) for x in value]
+
+
+def _within_prompt_length(
+    rows: Dataset | None, args: StageArguments, tokenizer: PreTrainedTokenizerBase
+) -> Dataset | None:
     longest = getattr(args, "max_prompt_length", None)
     if rows is None or longest is None:
         return rows

@@ -14,7 +14,7 @@ from ..data.shapes import shape_of
 from ..errors import InputError
 from ..text import encode_row, encode_text, template_options
 from .arguments import DATA_KINDS, StageArguments
-from .data import checked_split, data_form, findings, raw_rows, texts
+from .data import checked_split, data_form, findings, load_rows, raw_rows, texts
 from .inputs import load_config, load_tokenizer
 
 NUM_SHOWN = 3
@@ -57,7 +57,7 @@ def print_data_report(
             "or a stage with --kind, to see what it needs."
         )
     stage, shape, splits = stages[0]
-    rows = checked_split(splits, split, DATA_KINDS[stage], source=name)
+    rows = checked_split(load_rows(args, DATA_KINDS[stage]), split, DATA_KINDS[stage], source=name)
     print(f"{name}: {', '.join(f'{key} {len(value):,} rows' for key, value in splits.items())}")
     if len(stages) > 1:
         print(f"Stages that can read it: {', '.join(stage for stage, _, _ in stages)} (choose one with --kind).")

@@ -105,7 +105,7 @@ def _held_out_rows(
     if args.dataset_name is None:
         raise InputError(f"`--dataset_name` is missing, and the model has no {STAGE_FILE} that names one.")
     args.dataset_config = config or args.dataset_config
-    dataset = load_rows(args, "reward")
+    dataset = load_rows(args, "reward", *filter(None, [split]))
     wanted = [split] if split is not None else ["test", args.dataset_test_split]
     found = next((some for some in wanted if some in dataset), None)
     if found is None:

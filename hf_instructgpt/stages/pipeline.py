@@ -28,7 +28,7 @@ from .arguments import PPOArguments, parse_options
 from .cards import read_metrics, read_state, write_stage_card
 from .comparing import compare_policies, load_rewards, train_control
 from .config_file import check_keys, read_yaml
-from .data import check_fits, checked_split, load_rows, load_stage_datasets, load_text, within_prompt_length
+from .data import check_fits, checked_split, load_rows, load_stage_datasets, load_text, rows_to_read
 from .evaluate import evaluate_reward
 from .inputs import (
     load_causal_lm,
@@ -174,7 +174,7 @@ class Pipeline:
         fits |= {"reward": self._reward_fit(fits["sft"]), "ppo": fits[self.start]}
         for stage, (args, training_args, _) in stages.items():
             for some in rows[stage]:
-                some = within_prompt_length(some, args, fits[stage][0])
+                some = rows_to_read(some, args, fits[stage][0])
                 source = f"{self.source}, {stage}: {args.dataset_name}"
                 check_fits(some, DATA_KINDS[stage], *fits[stage], training_args, source=source)
         for stage in self.policies:
@@ -350,7 +350,7 @@ class Pipeline:
             model.to(more_sft.device)
         start = time.perf_counter()
         rewards = load_rewards(ppo_args, ppo_config, sft, tokenizer)
-        rows = within_prompt_length(self._held_out("ppo")[1], ppo_args, tokenizer)
+        rows = rows_to_read(self._held_out("ppo")[1], ppo_args, tokenizer)
         compared, greedy = compare_policies(
             [sft, ppo, more_sft],
             tokenizer,

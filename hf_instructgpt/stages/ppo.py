@@ -15,7 +15,7 @@ from ..ppo.trainer import PPOTrainer
 from ..report.reward_card import main_figures, weakness
 from .adapters import new_adapter
 from .arguments import PPOArguments
-from .data import check_fits, load_stage_datasets, load_text, within_prompt_length
+from .data import check_fits, load_stage_datasets, load_text, rows_to_read
 from .inputs import (
     check_model_path,
     check_sizes,
@@ -85,7 +85,7 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
     check_sizes(name, config, training_args.model_init_kwargs)
     options = load_options(training_args, model_args)
-    train_dataset, eval_dataset = (within_prompt_length(x, args, tokenizer) for x in (train_dataset, eval_dataset))
+    train_dataset, eval_dataset = (rows_to_read(x, args, tokenizer) for x in (train_dataset, eval_dataset))
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
     trust = training_args.trust_remote_code

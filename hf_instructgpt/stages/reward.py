@@ -7,7 +7,7 @@ from trl import ModelConfig, RewardConfig
 from ..reward.ranking_trainer import RankingRewardTrainer
 from .adapters import new_adapter
 from .arguments import RewardArguments
-from .data import check_fits, load_stage_datasets, load_text
+from .data import check_fits, load_stage_datasets, load_text, rows_to_read
 from .inputs import (
     check_sizes,
     load_config,
@@ -40,11 +40,12 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
     check_sizes(name, config, training_args.model_init_kwargs)
     options = load_options(training_args, model_args)
+    train_dataset, eval_dataset = (rows_to_read(x, args, tokenizer) for x in (train_dataset, eval_dataset))
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "reward", tokenizer, config, training_args, source=args.dataset_name)
     calibration_dataset = None
     if args.calibration_dataset_name is not None:
-        calibration_dataset = load_text("calibration_dataset_name", args)
+        calibration_dataset = rows_to_read(load_text("calibration_dataset_name", args), args, tokenizer)
     model = load_new_reward_model(name, tokenizer, **options)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:

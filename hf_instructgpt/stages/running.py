@@ -13,7 +13,7 @@ from ..ppo.checks import check_finite, check_launch
 from ..ppo.config import PPOConfig
 from .arguments import StageArguments
 from .cards import made_by_stage, write_stage_card
-from .data import load_rows, within_prompt_length
+from .data import load_rows, rows_to_read
 from .output import Work, stage_output
 from .push import push_stage
 from .samples import AnsweredSamples, scored_samples
@@ -70,7 +70,7 @@ def _train(trainer: Trainer, kind: str, args: StageArguments, work: Work, *, out
     """Train, save, and describe what came out."""
     dataset = load_rows(args, kind)
     rows = dataset[args.dataset_test_split if args.dataset_test_split in dataset else args.dataset_train_split]
-    rows = within_prompt_length(rows, args, trainer.processing_class)
+    rows = rows_to_read(rows, args, trainer.processing_class)
     answered = AnsweredSamples(trainer, rows) if kind != "reward" else None
     work.begin()
     with chdir("."):  # a reward function may leave for another folder

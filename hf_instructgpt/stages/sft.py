@@ -18,7 +18,7 @@ from ..ppo.ptx import PretrainingText
 from ..text import TEMPLATE_COLUMNS, encode_row
 from .adapters import new_adapter
 from .arguments import SFTArguments
-from .data import check_fits, load_stage_datasets, load_text, within_prompt_length
+from .data import check_fits, load_stage_datasets, load_text, rows_to_read
 from .inputs import (
     check_reward_model,
     check_sizes,
@@ -94,7 +94,7 @@ def _make_trainer(args: SFTArguments, training_args: SFTConfig, model_args: Mode
     train_dataset, eval_dataset = load_stage_datasets(args, "sft", needs_eval=needs_eval)
     eval_dataset = eval_dataset if needs_eval else None
     tokenizer, config = tokenizer_and_config(args, training_args, model_args, train_dataset)
-    train_dataset, eval_dataset = (within_prompt_length(x, args, tokenizer) for x in (train_dataset, eval_dataset))
+    train_dataset, eval_dataset = (rows_to_read(x, args, tokenizer) for x in (train_dataset, eval_dataset))
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "sft", tokenizer, config, training_args, source=args.dataset_name)
     check_sft(args, training_args, eval_dataset, tokenizer, config)

@@ -450,10 +450,10 @@ def done_with_init(tmp_path_factory):
 
 def test_ppo_starts_from_a_stage_of_its_own(done_with_init):
     out, measured = done_with_init
-    assert measured == [None, str(out / "ppo_init"), None, None, None, None]  # SFT, PPO and control: sampled, greedy
+    assert measured == [None, "out/ppo_init", None, None, None, None]  # SFT, PPO and control: sampled, greedy
     assert {path.name for path in out.iterdir()} == {*LEFT, "ppo_init"}
     options = {stage: json.loads((out / stage / "stage.json").read_text())["options"] for stage in pipeline.COMMANDS}
-    start, reward = str(out / "ppo_init"), str(out / "reward")
+    start, reward = "out/ppo_init", "out/reward"
     assert options["ppo"]["model_name_or_path"] == start and options["ppo"]["reward_funcs"] == [reward]
     assert options["reward"]["model_name_or_path"] == start
     assert options["sft"]["selection_reward_model"] == reward
@@ -485,10 +485,10 @@ def test_the_reward_model_comes_before_what_it_chooses(here):
     ):
         run = pipeline.Pipeline(write(here, with_init(here, selected=selected)))
         assert run.stages == stages
-        assert run.config["reward"]["model_name_or_path"] == str(here / "out" / stages[0])
-        assert run.config["ppo"]["model_name_or_path"] == str(here / "out" / "ppo_init")
+        assert run.config["reward"]["model_name_or_path"] == f"out/{stages[0]}"
+        assert run.config["ppo"]["model_name_or_path"] == "out/ppo_init"
         for stage in ("sft", "ppo_init"):
-            chosen_by = str(here / "out" / "reward") if stage == selected else None
+            chosen_by = "out/reward" if stage == selected else None
             assert run.config[stage].get("selection_reward_model") == chosen_by
     assert pipeline.Pipeline(write(here)).stages == ("sft", "reward", "ppo")
 
@@ -507,7 +507,7 @@ def test_a_run_with_a_start_of_its_own_goes_on_and_ends_the_same(done_with_init,
     config, run_sft = write(here, with_init(here)), pipeline.STAGES["sft"]
 
     def interrupted(args, training_args, model_args):
-        if training_args.output_dir == str(here / "out" / "sft"):
+        if training_args.output_dir == "out/sft":
             raise KeyboardInterrupt
         return run_sft(args, training_args, model_args)
 

@@ -186,7 +186,7 @@ def install(killer):
 def command(folder, kind):
     """A command of seconds that saves after each step, or each two."""
     if kind != "run":
-        return stage_files(folder)[kind]
+        return [*stage_files(folder)[kind], "--max_steps", "10"]
     saving = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
     ppo = {key: x for key, x in saving.items() if key != "logging_steps"} | {"log_tokens": 1}
     return ["run", "--config", pipeline_file(folder, sft=saving, reward=saving, ppo=ppo)]

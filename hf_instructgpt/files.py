@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from .errors import InputError
 
@@ -53,6 +54,14 @@ def write_whole(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
+
+
+def is_same_value(one: Any, other: Any) -> bool:
+    """Whether two values of an option are the same, however a path in them is spelled."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return all(map(is_same_value, one, other))
+    is_text = isinstance(one, str) and isinstance(other, str) and "\0" not in one + other
+    return one == other or (is_text and os.path.realpath(one) == os.path.realpath(other))
 
 
 def absolute_folder(output_dir: str | Path) -> Path:

@@ -1107,8 +1107,8 @@ MUTANTS = [
         "38f",
         "the KL is measured from SFT, though PPO started from another model",
         f"{STAGES}/pipeline.py",
-        "reference=reference if policy is ppo",
-        "reference=sft if policy is ppo",
+        "            reference=reference,",
+        "            reference=sft,",
         "tests/test_stages_pipeline.py::test_ppo_starts_from_a_stage_of_its_own",
     ),
     Mutant(

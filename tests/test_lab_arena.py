@@ -26,7 +26,7 @@ from hf_instructgpt.lab.arena_methods import BudgetCallback, Cell, PairTrainer, 
 from hf_instructgpt.lab.arena_report import analyse, arena_markdown, findings
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.trainer import PPOTrainer
-from hf_instructgpt.stages import inputs, sft
+from hf_instructgpt.stages import data, sft
 
 SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "dropout": 0.0}
 ROWS = {split: rows.select(range(24)) for split, rows in load_sample_dataset("lab", "prompts").items()}
@@ -447,7 +447,7 @@ def here(monkeypatch):
         return results
 
     ran = []
-    for module in (inputs, sft):
+    for module in (data, sft):
         monkeypatch.setattr(module, "load_sample_dataset", few_rows)
     monkeypatch.setattr(arena, "run_cells", run_cells)
     return ran
@@ -516,8 +516,14 @@ UNEVEN = {"gradient_accumulation_steps": 2, "steps_per_generation": 3, "num_iter
         ({"budget_tokens": 0}, "`budget_tokens` must be 1 or more"),
         ({"judge": None}, "`judge` is missing"),
         ({"judge": "hf_instructgpt.data.gold"}, "hf_instructgpt.data.gold cannot be imported"),
-        ({"judge": f"{__name__}.first"}, "row 1, responses cannot be scored: `judge`: InputError"),
-        ({"judge": f"{__name__}.words"}, "row 1, responses cannot be scored: `judge`: IndexError"),
+        (
+            {"judge": f"{__name__}.first"},
+            "row 1, responses cannot be scored: `judge`: the reward function first returned",
+        ),
+        (
+            {"judge": f"{__name__}.words"},
+            "row 1, responses cannot be scored: `judge`: the reward function words raised IndexError",
+        ),
         ({"missing_eos_penalty": float("nan")}, "`missing_eos_penalty` must be 0 or more, not nan"),
         ({"prompts": {"dataset_name": "lab", "dataset_test_split": "train"}}, "among those of the prompts that are"),
         ({"methods": {"dpo": {**DPO, "num_generations": 1}}}, "dpo: `num_generations` must be 2 or more, not 1"),
@@ -538,7 +544,7 @@ UNEVEN = {"gradient_accumulation_steps": 2, "steps_per_generation": 3, "num_iter
         ({"methods": {}}, "`methods` names none of dpo, rloo, grpo, ppo"),
         ({"methods": {"gpro": DPO}}, "there is no `gpro`. Did you mean `grpo`?"),
         ({"methods": {"dpo": None}}, "`methods.dpo.learning_rates` must be a list of different numbers between 0"),
-        ({"methods": {"dpo": {"learning_rates": ["1e-3"]}}}, "written like 1.0e-3, not ['1e-3']"),
+        ({"methods": {"dpo": {"learning_rates": ["high"]}}}, "between 0 and 1, not ['high']"),
         ({"methods": {"dpo": {"learning_rates": [1e-3, 1e-3]}}}, "must be a list of different numbers"),
         ({"methods": {"dpo": {**DPO, "betaa": 1}}}, "methods, dpo: unknown key `betaa`. Did you mean `beta`?"),
         ({"methods": {"dpo": {**DPO, "kl_coef": 1}}}, "unknown key `kl_coef`. DPOConfig has none of that name."),

@@ -487,7 +487,10 @@ def nested(stage, **options):
         ({"num_rankings": [10]}, "`num_rankings`: 10 prompts are to be ranked; the data of `reward` has 9"),
         ({"kl_coefs": [0.1, float("nan")]}, "`kl_coefs` must be 0 or more"),
         ({"kl_coefs": [float("inf")]}, "`kl_coefs` must be 0 or more"),
-        ({"judge": f"{__name__}.first"}, "row 1, responses cannot be scored: `judge`: InputError"),
+        (
+            {"judge": f"{__name__}.first"},
+            "row 1, responses cannot be scored: `judge`: the reward function first returned",
+        ),
         (nested("ppo", kl_target=3.0), "`ppo.kl_target` follows from the run itself"),
         (nested("ppo", dataset_test_split="train"), "(train), row 1: the prompt is among those of `reward` too"),
         (
@@ -500,7 +503,10 @@ def nested(stage, **options):
         ({"ppo": None}, "`ppo` is missing"),
         ({"judge": "no_such.judge"}, "no_such.judge cannot be imported"),
         ({"judge": f"{__name__}.silent"}, "every response needs a score"),
-        ({"judge": "builtins.len"}, "row 1, responses cannot be scored: `judge`: TypeError"),
+        (
+            {"judge": "builtins.len"},
+            "row 1, responses cannot be scored: `judge`: the reward function len raised TypeError",
+        ),
         ({"model_name_or_path": "./none"}, "either `model_name_or_path` of an SFT model or the mapping `sft`"),
         ({"model_name_or_path": "./none", "sft": None}, "there is no model at ./none"),
         ({"sft": None}, "either `model_name_or_path` of an SFT model or the mapping `sft`"),
@@ -515,7 +521,7 @@ def nested(stage, **options):
                 "num_rankings": [1],
                 **nested("reward", dataset_name="document"),
             },
-            "document, row 1, responses cannot be scored: `judge`: InputError: the lab judge does not know the prompt",
+            "document, row 1, responses cannot be scored: `judge`: the reward function gold_rewards raised InputError: the lab judge does not know",
         ),
         (nested("sft", use_peft=True), "sft: `use_peft`"),
     ],

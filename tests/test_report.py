@@ -121,9 +121,9 @@ def test_samples_cannot_break_the_table():
     answers = Answers(texts=[t for t in texts for _ in range(2)], scores=[1.0] * 6, gold=None, correct=None, kl=None)
     text = samples_markdown(["p|", [{"role": "user", "content": "<q>"}], "r\r\nr"], answers, answers, step=2)
     rows = text.splitlines()[6:]
-    assert rows[0] == "| p\\| | a\\|b (score 1.00) | a\\|b (score 1.00) |"
-    assert rows[1].startswith("| &lt;q> | &lt;b>c d &amp; e (score 1.00) |")
-    assert rows[2].startswith("| r r | \\\\\\| (score")
+    assert rows[0] == "| `p`&#124; | `a`&#124;`b` (score 1.00) | `a`&#124;`b` (score 1.00) |"
+    assert rows[1].startswith("| `<q>` | `<b>c`<br>`d & e` (score 1.00) |")
+    assert rows[2].startswith("| `r`<br>`r` | `\\`&#124; (score")
     assert len(rows) == 3
 
 

@@ -291,5 +291,5 @@ def _check_methods(methods: dict, *, source: str) -> None:
         if not is_list or not all(isinstance(x, float) and 0 < x < 1 for x in rates) or len(set(rates)) < len(rates):
             raise InputError(
                 f"{source}: `methods.{method}.learning_rates` must be a list of different numbers between 0 and 1, "
-                f"written like 1.0e-3, not {rates!r}."
+                f"not {rates!r}."
             )

@@ -150,8 +150,8 @@ def judge_scores(judge: Callable, rows: list[dict], texts: list[str], ids: list[
             ended=[],
             batch_size=1,
         )
-    except Exception as error:  # the user's function
-        raise InputError(f"`judge`: {type(error).__name__}: {error}") from error
+    except InputError as error:
+        raise InputError(f"`judge`: {error}") from error
     if not (given & scores.isfinite()).all():
         raise InputError("`judge`: every response needs a score, a finite number.")
     return scores.squeeze(1).tolist()

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from ..errors import InputError
-from ..files import absolute_folder, make_directory, read_json, to_json, write_whole
+from ..files import absolute_folder, is_same_value, make_directory, read_json, to_json, write_whole
 from ..resuming.checkpoint import alone_in, checkpoints, last_whole_checkpoint
 from ..resuming.resumable import CHANGED_HOOKS, STATE_FILE
 
@@ -144,7 +144,7 @@ def _check_again(output_dir: Path, partial: Path, overwrite: bool) -> dict | Non
 def _check_same(known: dict | None, options: dict, folder: Path) -> None:
     before = (known or {}).get("options", {})
     for key in {**before, **options}:
-        if before.get(key) != options.get(key):
+        if not is_same_value(before.get(key), options.get(key)):
             raise InputError(
                 f"{folder} was made with other options (`{key}` differs): resume it with the options it was started "
                 "with, or pass --overwrite_output_dir instead of --resume to start anew."

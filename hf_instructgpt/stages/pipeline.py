@@ -15,7 +15,7 @@ from trl import ModelConfig
 
 from ..errors import InputError
 from ..evaluation.comparison import Answers
-from ..files import absolute_folder, fields_of, make_directory, read_json, to_json, write_whole
+from ..files import absolute_folder, fields_of, is_same_value, make_directory, read_json, to_json, write_whole
 from ..hub.cards import Made
 from ..ppo.config import PPOConfig
 from ..report.plots import draw_plots
@@ -486,7 +486,7 @@ def check_same_run(folder: Path, options: dict, known: dict) -> None:
     """Raise an `InputError` that names the first option in which the run in `folder` differs from `options`."""
     mine, its = _flat(options), _flat({key: x for key, x in known.items() if key != "seconds"})
     for key in {**mine, **its}:
-        if mine.get(key) != its.get(key):
+        if not is_same_value(mine.get(key), its.get(key)):
             raise InputError(
                 f"{folder} holds a run with other options (`{key}` differs): resume it with the options it "
                 "was started with, or pass --overwrite_output_dir to start anew."

@@ -521,7 +521,7 @@ def nested(stage, **options):
                 "num_rankings": [1],
                 **nested("reward", dataset_name="document"),
             },
-            "document, row 1, responses cannot be scored: `judge`: the reward function gold_rewards raised InputError: the lab judge does not know",
+            "document, row 1, responses cannot be scored: `judge`: the reward function gold_rewards raised InputError",
         ),
         (nested("sft", use_peft=True), "sft: `use_peft`"),
     ],

@@ -65,7 +65,7 @@ examples:
 
 exit codes:
   0    done
-  1    a failure inside; the traceback says where
+  1    a run that diverged, in one line; or a failure inside: the traceback says where
   2    input that cannot be used; one line says what, and the way out
   130  interrupted (Ctrl-C); what is finished is whole
 """
@@ -129,6 +129,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted. What is finished is whole; --resume goes on from there.", file=sys.stderr)
         return 130
+    except FloatingPointError as error:  # a run that diverged: it says after which step, and what was not finite
+        print(f"{name}: {_visible(' '.join(str(error).split()))}", file=sys.stderr)
+        return 1
     except Exception as error:
         if (line := disk_error(error, Path.cwd())) is not None:
             print(f"{name}: {_visible(line)}", file=sys.stderr)

@@ -130,7 +130,7 @@ def _read(path: Path) -> list[dict]:
     for number, line in enumerate([*lines, last] if _is_json(last) else lines, start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not JSON in UTF-8 ({error}).") from error
     return rows
 
@@ -138,7 +138,7 @@ def _read(path: Path) -> list[dict]:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

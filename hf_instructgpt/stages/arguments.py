@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
@@ -384,6 +384,11 @@ def _check_training_arguments(training_args: TrainingArguments) -> None:
         value = getattr(training_args, name)
         if value is not None and not isinstance(value, dict):
             raise InputError(f"`{name}` must be a mapping, not {value!r}.")
+    _check_scheduler(training_args)
+    backend = training_args.torch_compile_backend
+    if backend is not None and backend not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(torch.compiler.list_backends())
+        raise InputError(f"`torch_compile_backend`: there is no {backend!r}; there are {known}.")
     missing = set(training_args.report_to) - set(get_available_reporting_integrations())
     if missing:
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
@@ -397,6 +402,18 @@ def _check_training_arguments(training_args: TrainingArguments) -> None:
         raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
     if Path(training_args.output_dir).name in ("", ".."):
         raise InputError(f"`output_dir` must name a folder, not {training_args.output_dir!r}.")
+
+
+def _check_scheduler(args: TrainingArguments) -> None:
+    """Raise an `InputError` for `lr_scheduler_kwargs` that the scheduler does not take."""
+    if not args.lr_scheduler_kwargs:
+        return
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    steps = {"num_warmup_steps": 1, "num_training_steps": 2}
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, **steps, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`lr_scheduler_kwargs`: {args.lr_scheduler_type.value} cannot use it: {error}.") from error
 
 
 def _suggest(stage: str, key: str, known: set[str]) -> str:

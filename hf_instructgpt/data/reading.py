@@ -143,9 +143,10 @@ def _json_rows(path: Path) -> Iterator[dict]:
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if number == 1 and line.lstrip().startswith(b"["):
                     line += file.read()
-                    yield from (_row(row, f"{path}, item {i}") for i, row in enumerate(json.loads(line), start=1))
+                    for i, row in enumerate(json.loads(line), start=1):
+                        yield _row(row, f"{path}, item {i}", is_plain=b"\\u" not in line)
                 elif line.strip():
-                    yield _row(json.loads(line), f"{path}, line {number}")
+                    yield _row(json.loads(line), f"{path}, line {number}", is_plain=b"\\u" not in line)
     except (OSError, EOFError, ImportError) as error:
         raise InputError(f"{path} cannot be read: {_line(error)}") from error
     except (ValueError, RecursionError) as error:
@@ -155,9 +156,11 @@ def _json_rows(path: Path) -> Iterator[dict]:
         raise InputError(f"{path}, line {number}: not valid JSON in UTF-8 ({error}){hint}.") from error
 
 
-def _row(row: object, place: str) -> dict:
+def _row(row: object, place: str, *, is_plain: bool) -> dict:
     if not isinstance(row, dict):
         raise InputError(f"{place}: a row must be a JSON object, not {type(row).__name__}.")
+    if is_plain:
+        return row
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

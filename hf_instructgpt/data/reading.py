@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import pandas
 import pyarrow
 from datasets import Dataset, DatasetDict, Features, Json, load_dataset, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetsError
@@ -103,12 +104,24 @@ def _read_file(path: Path, max_rows: int | None) -> DatasetDict:
         return DatasetDict(train=_read_json([path], max_rows))
     try:
         if builder == "csv":
-            with fsspec.open(str(path), "rb", compression="infer") as file:
-                header = file.readline().decode(errors="replace")
-            options = {"sep": max(SEPARATORS, key=header.count), **options}
+            options = {"sep": _separator(path), **options}
         return _load(builder, max_rows, data_files=str(path), **options)
     except (OSError, ValueError, RuntimeError, DatasetsError, StopIteration) as error:
-        raise InputError(f"{path} cannot be read: {_line(error)}") from error
+        hint = " (A text that holds the separator needs quotes.)" if "fields in line" in _line(error) else ""
+        raise InputError(f"{path} cannot be read: {_line(error)}{hint}") from error
+
+
+def _separator(path: Path) -> str:
+    """A table's separator. Raises `ValueError` if its first row has more fields than its header.
+
+    The reader takes the first fields of all rows for names of the rows then. In later rows it refuses them itself.
+    """
+    with fsspec.open(str(path), "rb", compression="infer") as file:
+        header = file.readline().decode(errors="replace")
+    sep = max(SEPARATORS, key=header.count)
+    with fsspec.open(str(path), "rb", compression="infer") as file:
+        pandas.read_csv(file, sep=sep, header=None, nrows=2, encoding_errors="replace")
+    return sep
 
 
 def _load(path: str, max_rows: int | None, **options) -> DatasetDict:
@@ -143,10 +156,14 @@ def _json_rows(path: Path) -> Iterator[dict]:
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if number == 1 and line.lstrip().startswith(b"["):
                     line += file.read()
-                    for i, row in enumerate(json.loads(line), start=1):
+                    for i, row in enumerate(json.loads(line, object_pairs_hook=_object), start=1):
                         yield _row(row, f"{path}, item {i}", is_plain=b"\\u" not in line)
                 elif line.strip():
-                    yield _row(json.loads(line), f"{path}, line {number}", is_plain=b"\\u" not in line)
+                    yield _row(
+                        json.loads(line, object_pairs_hook=_object),
+                        f"{path}, line {number}",
+                        is_plain=b"\\u" not in line,
+                    )
     except (OSError, EOFError, ImportError) as error:
         raise InputError(f"{path} cannot be read: {_line(error)}") from error
     except (ValueError, RecursionError) as error:
@@ -154,6 +171,14 @@ def _json_rows(path: Path) -> Iterator[dict]:
             raise
         hint = "; a file of rows is one JSON array, or one object per line" if number == 1 else ""
         raise InputError(f"{path}, line {number}: not valid JSON in UTF-8 ({error}){hint}.") from error
+
+
+def _object(pairs: list[tuple]) -> dict:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        name = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"the key {name!r} is given twice")
+    return made
 
 
 def _row(row: object, place: str, *, is_plain: bool) -> dict:

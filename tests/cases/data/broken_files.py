@@ -32,6 +32,10 @@ def check(folder: Path) -> None:
         ("false.jsonl.gz", '{"text": "a"}\n', "cannot be read"),
         ("false.parquet", "PAR1 but no", "cannot be read"),
         ("rows.docx", "text", ".parquet"),
+        ("twice.jsonl", '{"text": "a"}\n{"text": "a", "text": "b"}\n', "line 2", "'text' is given twice"),
+        ("twice.json", '[{"text": "a", "text": "b"}]', "'text' is given twice"),
+        ("shifted.csv", "prompt,completion\na, b,c\nd, e,f\n", "line 2, saw 3", "quotes"),
+        ("shifted.tsv", "prompt\tcompletion\na\tb\nd\te\tf\n", "line 3, saw 3", "quotes"),
     ):
         (folder / name).write_text(text)
         refused(folder / name, *words)

@@ -118,15 +118,17 @@ class PromptArguments(StageArguments):
 
 def parse_column_map(value: dict | str | None) -> dict[str, str] | None:
     """A `column_map` as a mapping. Raises `InputError` if it is none."""
+    given = value
     if isinstance(value, str):
         try:
             value = (
                 json.loads(value) if value.lstrip().startswith("{") else dict(x.split("=") for x in value.split(","))
             )
         except ValueError:
-            raise InputError(
-                f"`column_map`: {value!r} is not of the form `question=prompt,reply=completion`."
-            ) from None
+            value = {value: None}
+    names = [name for pair in value.items() for name in pair] if isinstance(value, dict) else [value]
+    if value is not None and not all(isinstance(name, str) and name.strip() for name in names):
+        raise InputError(f"`column_map`: {given!r} is not of the form `question=prompt,reply=completion`.")
     if value and len(set(value.values())) < len(value):
         raise InputError(f"`column_map`: two columns have one name in {value}.")
     return value or None

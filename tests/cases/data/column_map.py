@@ -30,6 +30,8 @@ def check(folder: Path) -> None:
     assert_refused(command("sft", *wrong, "asks=prompt,reply=completion"), "column_map", "'asks'", "ask, reply")
     assert_refused(command("sft", *wrong, "ask"), "column_map", "question=prompt")
     assert_refused(command("sft", *wrong, "ask=prompt,reply=prompt"), "column_map", "one name")
+    for value in ("ask=", "=prompt", '{"ask": 3}', '{"ask": ["prompt"]}', '{"ask": null}', '["ask"]'):
+        assert_refused(command("sft", *wrong, value), "column_map", "question=prompt")
     # A column that has the name already makes way.
     rows = [{"prompt": "x", "ask": "a", "completion": "b"}]
     [got] = rows_read(write_rows(folder / "two.jsonl", rows), "sft", column_map={"ask": "prompt"})

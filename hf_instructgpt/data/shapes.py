@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ..errors import InputError
+from ..text import TEMPLATE_COLUMNS
 from .formats import form_of
 from .reading import dataset_of
 
@@ -23,12 +24,14 @@ logger = logging.get_logger(__name__)
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}
 QUESTIONS, INPUTS = ("instruction", "question", "query"), ("input", "context")
+SYSTEMS = ("system", "system_prompt")
 ANSWERS = ("completion", "output", "response", "answer")
 LISTS, SCORES = ("responses", "answers", "completions", "candidates"), ("score", "rating", "overall_score", "reward")
-# What names the better one of two answers, whose columns end in one of these pairs.
+# What names the best one of some answers, whose columns end in these: `response_1`, `response_2`, `answer_a`.
 VERDICTS = ("better_response_id", "better", "preferred", "preference", "choice", "winner", "label", "labels")
 STEMS = ("response", "answer", "output", "completion", "summary", "conversation", "human_ref")
-ENDS = (("_0", "_1"), ("_1", "_2"), ("_a", "_b"), ("_A", "_B"))
+ENDS = ([str(number) for number in range(100)], "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 # Where the assistant's last turn begins in a dialogue that is text, as in Anthropic/hh-rlhf.
 ASSISTANT = "\n\nAssistant:"
 
@@ -51,20 +54,30 @@ def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
         return dataset
     if name:
         logger.warning_once(f"{source}: read as {name}.")
+    if kind == "sft":
+        dataset = _approved(dataset, source)
+    unread = set()
 
     def turned(numbered: tuple[int, Row]) -> Row:
         number, row = numbered
         try:
-            return _tidy(turn(_tidy(row)))
+            row = _tidy(row)
+            made = _with_system(row, _tidy(turn(row)))
         except InputError as error:
             raise InputError(f"{source}, row {number}, {error}") from error
+        unread.update(_unread(row, made, kind))
+        return _trained(made) if kind == "sft" else made
 
-    if not name and all(_is_same(turned(numbered), numbered[1]) for numbered in enumerate(dataset, start=1)):
-        return dataset
-    rows = list(map(turned, enumerate(dataset, start=1)))
-    if rows and "value" in rows[0] and "value" not in dataset.column_names:
-        rows = _grouped(rows, source)
-    return dataset_of(rows)
+    if name or not all(_is_same(turned(numbered), numbered[1]) for numbered in enumerate(dataset, start=1)):
+        rows = list(map(turned, enumerate(dataset, start=1)))
+        if rows and "value" in rows[0] and "value" not in dataset.column_names:
+            rows = _grouped(rows, source)
+        dataset = dataset_of(rows)
+    if unread:
+        logger.warning_once(
+            f"{source}: {_quoted(sorted(unread))}: not read, since prompts are taken as they are. Write it into them."
+        )
+    return dataset
 
 
 def shape_of(dataset: Dataset, kind: str) -> str | None:
@@ -80,13 +93,21 @@ def _recognised(dataset: Dataset, kind: str) -> tuple[str | None, Callable[[Row]
 
 
 def _demonstrations(columns: set[str], dataset: Dataset):
+    if {"message_id", "parent_id", "text", "role"} <= columns:
+        raise InputError(
+            "`dataset_name`: each row is one message of a tree (`parent_id`), not a demonstration. Make a row of each "
+            "conversation, with a column `messages`."
+        )
     form = form_of(columns, "sft")
+    if form == ("prompt", "completion"):
+        repeated, said = _repeated(dataset, "completion")
+        return said and f"demonstrations; {said}", lambda row: _answered(row, repeated)
     if form:
-        return None, _answered if form == ("prompt", "completion") else lambda row: row
+        return None, lambda row: row
     if "conversations" in columns:
         return "ShareGPT: `conversations` are the messages", lambda row: {
             **_others(row, "conversations"),
-            "messages": _with_system(row, row["conversations"]),
+            "messages": row["conversations"],
         }
     question, answer = _first(QUESTIONS, columns), _first(ANSWERS, columns)
     if question and answer:
@@ -94,7 +115,7 @@ def _demonstrations(columns: set[str], dataset: Dataset):
         return (
             f"Alpaca: a turn of the user ({_quoted(used[:-1])}) and one of the assistant (`{answer}`)",
             lambda row: {
-                **_others(row, *used, "system", "history"),
+                **_others(row, *used, "history"),
                 "prompt": _asked(row),
                 "completion": [_message("assistant", row[answer])],
             },
@@ -102,14 +123,14 @@ def _demonstrations(columns: set[str], dataset: Dataset):
     return None, None
 
 
-def _answered(row: Row) -> Row:
+def _answered(row: Row, repeated: bool) -> Row:
     """A prompt and its completion, both messages if one of them is."""
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list) and isinstance(completion, str):
         completion = [_message("assistant", completion)]
     if isinstance(prompt, str) and isinstance(completion, list):
         prompt = [_message("user", prompt)]
-    return {**row, "prompt": prompt, "completion": _without(prompt, completion)}
+    return {**row, "prompt": prompt, "completion": _without(prompt, completion, repeated)}
 
 
 def _comparisons(columns: set[str], dataset: Dataset):
@@ -129,13 +150,19 @@ def _comparisons(columns: set[str], dataset: Dataset):
         by = "ranks" if "ranks" in columns else "scores"
         name = None if (by, answers) == ("ranks", "responses") else f"rankings of `{answers}` by `{by}`"
         name = f"{name}, the higher the better" if by == "scores" else name
-        repeated = _is_repeated(dataset, ("responses",))
+        repeated, said = _repeated(dataset, answers)
+        odd = _num_odd(dataset) if by == "ranks" else 0
+        strange = odd and (
+            f"the lowest of `ranks` is best, but it is neither 0 nor 1 in {odd} of {len(dataset)} rows: if they are "
+            "scores, name the column `scores`"
+        )
+        name = "; ".join(filter(None, (name or ((said or odd) and "rankings"), strange, said))) or None
         return name, lambda row: _ranking(row, row[answers], by, row[by], repeated=repeated)
     if answers and _is_list_of_mappings(dataset, answers):
         return f"rankings: each of `{answers}` has a text, and a `rank` or a score", lambda row: _listed(row, answers)
-    two = _two_answers(columns)
-    if two:
-        return two
+    several = _several_answers(columns)
+    if several:
+        return several
     answer, value = _first((*ANSWERS, "text"), columns), _first(("label", *SCORES), columns)
     if answer and value:
         return f"single answers (`{answer}`), compared by `{value}` with the others to their prompt", lambda row: {
@@ -148,10 +175,10 @@ def _comparisons(columns: set[str], dataset: Dataset):
 
 
 def _preferences(columns: set[str], dataset: Dataset):
-    repeated = _is_repeated(dataset, ("chosen", "rejected"))
+    repeated, said = _repeated(dataset, "chosen", "rejected")
     name = None
-    if repeated:
-        name = "preferences whose `chosen` and `rejected` repeat the prompt: it is taken out of them"
+    if said:
+        name = f"preferences; {said}"
     elif not _has_prompt(columns):
         name = "preferences with the prompt inside: what `chosen` and `rejected` begin with alike"
     elif "prompt" not in columns:
@@ -185,7 +212,7 @@ def _prompts(columns: set[str], dataset: Dataset):
 
 def _pair(row: Row, repeated: bool, *, needs_mark: bool = False) -> Row:
     """A preference with a prompt, which its responses no longer hold."""
-    rest, sides = _others(row, "chosen", "rejected", *QUESTIONS, *INPUTS, "conversations", "system", "history"), []
+    rest, sides = _others(row, "chosen", "rejected", *QUESTIONS, *INPUTS, "conversations", *SYSTEMS, "history"), []
     prompt = _asked(row) if _has_prompt(row) else None
     for name in ("chosen", "rejected"):
         side = row[name]
@@ -203,8 +230,8 @@ def _pair(row: Row, repeated: bool, *, needs_mark: bool = False) -> Row:
         if prompt is None:
             length = _shared_text(*sides, needs_mark=needs_mark)
             prompt, sides = sides[0][:length], [side[length:] for side in sides]
-        elif repeated:
-            sides = [side.removeprefix(prompt) for side in sides]
+        else:
+            sides = [_without(prompt, side, repeated) for side in sides]
     return {**rest, "prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
 
 
@@ -232,14 +259,12 @@ def _ranking(row: Row, responses: Any, by: str, values: Any, *, repeated: bool =
     prompt = _asked(row) if _has_prompt(row) else row.get("prompt")
     responses = _parsed(responses)
     if isinstance(responses, list):
-        if repeated:
-            responses = [response.removeprefix(prompt) for response in responses]
-        elif isinstance(prompt, list):
-            responses = [_without(prompt, response) for response in responses]
+        if repeated or isinstance(prompt, list):
+            responses = [_without(prompt, response, repeated) for response in responses]
         elif responses and all(isinstance(response, list) for response in responses) and isinstance(prompt, str):
             prompt = [_message("user", prompt)]
     ranks = _whole(_parsed(values)) if by == "ranks" else _ranks_of(by, _parsed(values))
-    used = (*LISTS, *QUESTIONS, *INPUTS, "conversations", "system", "history", "scores")
+    used = (*LISTS, *QUESTIONS, *INPUTS, "conversations", *SYSTEMS, "history", "scores")
     return {**_others(row, *used), "prompt": prompt, "responses": responses, "ranks": ranks}
 
 
@@ -254,16 +279,13 @@ def _listed(row: Row, column: str) -> Row:
     return _ranking(row, [item.get(text) for item in items], by, [item.get(value) for item in items])
 
 
-def _two_answers(columns: set[str]):
-    """Two answers in two columns, and a third one that says which is better, or two scores."""
-    pairs = ((f"{stem}{a}", f"{stem}{b}") for stem in STEMS for a, b in ENDS)
-    sides = next((pair for pair in pairs if set(pair) <= columns), None)
-    if sides is None:
-        return None
-    ends = sides[0][-1], sides[1][-1]
-    verdict = _first(VERDICTS, columns)
+def _several_answers(columns: set[str]):
+    """Answers in columns of their own, and a column that says which is best, or a score of each."""
+    found = ((stem, [end for end in ends if f"{stem}_{end}" in columns]) for stem in STEMS for ends in ENDS)
+    stem, ends = next(((stem, ends) for stem, ends in found if len(ends) > 1), (None, []))
+    sides, verdict = [f"{stem}_{end}" for end in ends], _first(VERDICTS, columns)
     scores = next(([f"{s}_{end}" for end in ends] for s in SCORES if {f"{s}_{end}" for end in ends} <= columns), None)
-    if verdict is None and scores is None:
+    if not ends or (verdict is None and scores is None):
         return None
 
     def turn(row: Row) -> Row:
@@ -279,21 +301,22 @@ def _two_answers(columns: set[str]):
         return _ranking(_others(row, *sides, verdict), responses, "ranks", ranks)
 
     said = f"`{verdict}`" if verdict else f"{_quoted(scores)}, the higher the better"
-    return f"two answers ({_quoted(sides)}), the better one by {said}", turn
+    return f"{len(sides)} answers ({_quoted(sides)}), the better one by {said}", turn
 
 
-def _verdict(column: str, value: Any, ends: tuple[str, str]) -> list[int]:
+def _verdict(column: str, value: Any, ends: list[str]) -> list[int]:
     value = int(value) if isinstance(value, float) and value.is_integer() else value
     text = "" if isinstance(value, bool) else str(value).strip().casefold()
     if text.startswith("tie"):
-        return [1, 1]
+        return [1] * len(ends)
     named = re.split(r"[_\s]", text)[-1]
-    if named not in {end.casefold() for end in ends}:
+    ranks = [1 if end.casefold() == named else 2 for end in ends]
+    if 1 not in ranks:
         raise InputError(
-            f"column {column!r}: {value!r} names neither of the two answers (`{ends[0]}`, `{ends[1]}`). Write one of "
-            "these, or make the columns `chosen` and `rejected`."
+            f"column {column!r}: {value!r} names none of the answers ({_quoted(ends)}). Write one of these, or make "
+            "the columns `chosen` and `rejected`."
         )
-    return [1, 2] if named == ends[0].casefold() else [2, 1]
+    return ranks
 
 
 def _ranks_of(column: str, scores: Any) -> list[int]:
@@ -344,19 +367,56 @@ def _is_same(row: Row, other: Row) -> bool:
     return row.keys() == other.keys() and all(repr(row[name]) == repr(other[name]) for name in row)
 
 
-def _is_repeated(dataset: Dataset, columns: tuple[str, ...]) -> bool:
-    """Whether the responses of all rows, texts, begin with their prompts: for a few it may be their way to answer."""
-    if not {"prompt", *columns} <= set(dataset.column_names) or len(dataset) == 0:
-        return False
+def _repeated(dataset: Dataset, *columns: str) -> tuple[bool, str | None]:
+    """Whether responses that begin with their prompt, a text, repeat it, as most rows then do, and what to say of it.
+
+    In a few rows it may be the answers' own way to begin.
+    """
+    if "prompt" not in dataset.column_names:
+        return False, None
+    count = 0
     for row in dataset.select_columns(["prompt", *columns]):
-        prompt, texts = row["prompt"], []
-        for column in columns:
-            texts += row[column] if isinstance(row[column], list) else [row[column]]
-        if not isinstance(prompt, str) or not prompt.strip() or len(texts) < 2:
-            return False
-        if not all(isinstance(text, str) and text.startswith(prompt) and len(text) > len(prompt) for text in texts):
-            return False
-    return True
+        responses = [row[column] for column in columns]
+        responses = responses[0] if isinstance(responses[0], list) else responses
+        is_asked = isinstance(row["prompt"], str) and row["prompt"].strip() and responses
+        count += bool(is_asked) and all(_without(row["prompt"], text, True) != text for text in responses)
+    taken = 2 * count > len(dataset)
+    done = "it is taken out" if taken else "it stays, since most rows do not"
+    return taken, f"{count} of {len(dataset)} rows repeat the prompt in {_quoted(columns)}: {done}" if count else None
+
+
+def _num_odd(dataset: Dataset) -> int:
+    """In how many rows the ranks begin neither at 0 nor at 1."""
+    lists = [ranks for ranks in (_whole(_parsed(value)) for value in dataset["ranks"]) if isinstance(ranks, list)]
+    return sum(min((rank for rank in ranks if type(rank) is int), default=0) not in (0, 1) for ranks in lists)
+
+
+def _approved(dataset: Dataset, source: str) -> Dataset:
+    """Demonstrations in the columns that are read, without those whose `label` is false, as in KTO's data."""
+    columns = dataset.column_names
+    form = form_of(columns, "sft")
+    if "label" in columns and form != ("text",):
+        dataset = _labelled(dataset, source)
+    read = (*(form or columns), *TEMPLATE_COLUMNS, *SYSTEMS, *INPUTS)
+    return dataset.select_columns([column for column in columns if column in read])
+
+
+def _trained(row: Row) -> Row:
+    """The columns of a demonstration that are trained on; others would be taken for its prompt."""
+    return {name: row[name] for name in (*form_of(row, "sft"), *TEMPLATE_COLUMNS) if name in row}
+
+
+def _labelled(dataset: Dataset, source: str) -> Dataset:
+    labels = [LABELS.get(str(label).casefold()) for label in dataset["label"]]
+    kept = [i for i, label in enumerate(labels) if label]
+    if None in labels or len(kept) == len(labels):
+        return dataset
+    if not kept:
+        raise InputError(f"{source}, column 'label': it is false in all rows, and so none is a demonstration.")
+    logger.warning_once(
+        f"{source}: {len(labels) - len(kept)} of {len(labels)} rows are left out: their `label` is false."
+    )
+    return dataset.select(kept)
 
 
 def _is_list_of_mappings(dataset: Dataset, column: str) -> bool:
@@ -386,15 +446,15 @@ def _asked(row: Row) -> Any:
     if "prompt" in row:
         return row["prompt"]
     if "conversations" in row:
-        return _with_system(row, _before_answer(row["conversations"]))
-    question, more = row[_first(QUESTIONS, row)], row.get(_first(INPUTS, row)) if _first(INPUTS, row) else None
+        return _before_answer(row["conversations"])
+    question = row[_first(QUESTIONS, row)]
     if not isinstance(question, str):
         return question
-    text = f"{question}\n\n{more}" if isinstance(more, str) and more.strip() else question
+    text = "\n\n".join([question, *(row[name] for name in _filled(row, INPUTS))])
     turns = []
     for pair in row.get("history") or []:
         turns += [_message(role, said) for role, said in zip(("user", "assistant"), pair, strict=False)]
-    return _with_system(row, [*turns, _message("user", text)])
+    return [*turns, _message("user", text)]
 
 
 def _has_prompt(columns: Iterable[str]) -> bool:
@@ -411,17 +471,34 @@ def _before_answer(messages: Any) -> Any:
     return messages[:end]
 
 
-def _with_system(row: Row, messages: Any) -> Any:
-    system = row.get("system")
-    if not isinstance(system, str) or not system.strip() or not isinstance(messages, list):
-        return messages
-    return [_message("system", system), *messages]
+def _with_system(row: Row, made: Row) -> Row:
+    """What a row was made into, with the system's turn that a column of the row holds."""
+    column = "prompt" if "prompt" in made else "messages"
+    names, messages = _filled(row, SYSTEMS), made.get(column)
+    first = messages[0] if isinstance(messages, list) and messages else None
+    if not names or not isinstance(first, dict) or first.get("role") == "system":
+        return made
+    return {**made, column: [_message("system", row[names[0]]), *messages]}
 
 
-def _without(prompt: Any, response: Any) -> Any:
-    """A response without the prompt before it."""
-    is_repeated = isinstance(response, list) and len(response) > len(prompt) and response[: len(prompt)] == prompt
-    return response[len(prompt) :] if is_repeated else response
+def _unread(row: Row, made: Row, kind: str) -> list[str]:
+    """Columns of a row that say something, but are not in what it was made into."""
+    is_text = isinstance(made.get("prompt", made.get("text")), str)
+    inputs = _filled(row, INPUTS) if kind != "prompts" and "prompt" in row and "prompt" in made else []
+    return (_filled(row, SYSTEMS) if is_text else []) + inputs
+
+
+def _filled(row: Row, columns: Iterable[str]) -> list[str]:
+    """Those of the columns that hold a text which is not empty."""
+    return [name for name in columns if isinstance(row.get(name), str) and row[name].strip()]
+
+
+def _without(prompt: Any, response: Any, repeated: bool = False) -> Any:
+    """A response without the prompt before it; texts only where it is known that they repeat it."""
+    is_alike = isinstance(prompt, list) and isinstance(response, list)
+    is_alike = is_alike or (repeated and isinstance(prompt, str) and isinstance(response, str))
+    is_longer = is_alike and len(response) > len(prompt)
+    return response[len(prompt) :] if is_longer and response[: len(prompt)] == prompt else response
 
 
 def _message(role: str, content: Any) -> dict:
@@ -434,6 +511,10 @@ def _tidy(row: Row) -> Row:
     for name in ("messages", "conversations"):
         if name in row:
             row[name] = _messages(_parsed(row[name]))
+    for name in ("prompt", "completion", "chosen", "rejected", "conversation_a", "conversation_b"):
+        messages = _messages(_parsed(row.get(name)))
+        if isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages):
+            row[name] = messages
     if "tools" in row:
         row["tools"] = _without_none(_parsed(row["tools"]))
     if "chat_template_kwargs" in row:

@@ -319,7 +319,7 @@ def findings(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase) -> It
         for column, text, is_prompt in texts(row, form):
             if not isinstance(text, str):
                 roles.update({message["role"] for message in text} - ROLES)
-                unanswered += column == "messages" and text[-1]["role"] != "assistant"
+                unanswered += column in ("messages", "completion") and text[-1]["role"] != "assistant"
                 if example is None and not is_prompt and text[-1]["role"] == "assistant":
                     example = text, row
             if known is not None:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ..data.formats import as_ranking
 from ..data.shapes import shape_of
 from ..errors import InputError
+from ..evaluation.preference import response_text
 from ..text import encode_row, encode_text, template_options
 from .arguments import DATA_KINDS, StageArguments
 from .data import checked_split, data_form, findings, load_rows, raw_rows, texts
@@ -41,7 +41,6 @@ def print_data_report(
     Raises:
         InputError: No stage, or not the one asked for, can read the rows.
     """
-    logging.set_verbosity_error()  # what is logged elsewhere is printed here
     args = StageArguments(
         dataset_name=name,
         dataset_config=dataset_config,
@@ -69,6 +68,9 @@ def print_data_report(
         for column, text, is_prompt in texts(row, form):
             if not is_prompt or form == "prompts":
                 print(f"Row {number}, {column}: {_shown(tokenizer, text, is_prompt, row)}")
+    if form == "ranking":
+        best = rows[0]["responses"][min(range(len(rows[0]["ranks"])), key=rows[0]["ranks"].__getitem__)]
+        print(f"`ranks`: the lowest is best. The best response of row 1 begins {response_text(best)[:40]!r}.")
     for finding in (*_repetitions(rows, form), *(findings(rows, DATA_KINDS[stage], tokenizer) if tokenizer else ())):
         print(f"Note: {finding}")
 

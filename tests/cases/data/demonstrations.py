@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from product import assistant, rows_read, user, write_rows
+from product import assert_done, assert_refused, assistant, command, rows_read, user, write_rows
 
 
 def check(folder: Path) -> None:
@@ -32,3 +32,19 @@ def check(folder: Path) -> None:
     # A prompt and an answer of two forms are both turns.
     rows = [{"prompt": [user("Q")], "completion": "A"}, {"prompt": [user("R")], "completion": "B"}]
     assert rows_read(write_rows(folder / "two.jsonl", rows), "sft")[0]["completion"] == [assistant("A")]
+    # The first of two inputs is empty; both are used.
+    rows = [{"question": "Q", "input": "", "context": "C", "answer": "A"}]
+    assert rows_read(write_rows(folder / "inputs.jsonl", rows), "sft")[0]["prompt"] == [user("Q\n\nC")]
+    # Answers that are labelled as bad are no demonstrations.
+    rows = [{"prompt": "p", "completion": text, "label": text == "A"} for text in "ABA"]
+    data = write_rows(folder / "kto.jsonl", rows)
+    assert_done(command("data", data, "--kind", "sft"), "1 of 3 rows are left out", "`label` is false")
+    assert [row["completion"] for row in rows_read(data, "sft")] == ["A", "A"]
+    data = write_rows(folder / "bad.jsonl", [rows[1]])
+    assert_refused(command("data", data, "--kind", "sft"), "'label'", "false in all rows")
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    assert len(rows_read(write_rows(folder / "classes.jsonl", rows), "sft")) == 2
+    rows = [{"message_id": "1", "parent_id": None, "text": "hi", "role": "prompter"}]
+    data = write_rows(folder / "tree.jsonl", rows)
+    for argv in (["data", data], ["sft", "--dataset_name", data, "--output_dir", folder / "out"]):
+        assert_refused(command(*argv), "`parent_id`", "`messages`")

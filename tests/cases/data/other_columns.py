@@ -1,8 +1,21 @@
 """Columns that SFT does not read change nothing: not what is trained on, not where its end is learned."""
 
+import json
 from pathlib import Path
 
-from product import QUICK, assert_done, assistant, command, policy, saved, tokenizer, user, write_rows
+from product import (
+    QUICK,
+    assert_done,
+    assert_refused,
+    assistant,
+    command,
+    policy,
+    rows_read,
+    saved,
+    tokenizer,
+    user,
+    write_rows,
+)
 
 TEXT, CHAT = {"prompt": "ab", "completion": "cd"}, [user("ab"), assistant("cd")]
 CASES = [
@@ -45,9 +58,20 @@ def check(folder: Path) -> None:
         assert labels[-1] == eos, (row, more, labels)
         assert labels == want.setdefault(tuple(row), labels), (row, more, labels)
 
+    # What is trained on is all that the card, the samples and a reward model see.
+    rows = [{"prompt": "other", "prompt_id": "x", "messages": CHAT, "tools": None}, {"prompt": None, "messages": CHAT}]
+    got = rows_read(write_rows(folder / "ultrachat.jsonl", rows), "sft")
+    assert [set(row) for row in got] == [{"messages", "tools"}] * 2 and got[1]["messages"] == CHAT
+
     tok = tokenizer()
     model = saved(folder / "model", policy(tok), tok)
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c", "response_ids": [1, 2]}] * 2
     data = write_rows(folder / "rows.jsonl", rows)
     argv = ["--dataset_name", data, "--model_name_or_path", model, "--output_dir", folder / "rm", *QUICK["reward"]]
     assert_done(command("reward", *argv))
+    argv = ["--dataset_name", folder / "ultrachat.jsonl", "--model_name_or_path", model, *QUICK["sft"]]
+    assert_done(command("sft", *argv, "--output_dir", folder / "sft"))
+    card = json.loads((folder / "sft" / "card.json").read_text())
+    assert card["prompt"] == [user("ab")], card["prompt"]
+    result = command("sft", *argv, "--output_dir", folder / "no", "--max_prompt_length", 4)
+    assert_refused(result, "max_prompt_length", "no `prompt`")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from product import rows_read, write_rows
+from product import assert_done, command, rows_read, write_rows
 
 
 def ranks(folder: Path, row: dict, **options) -> list:
@@ -24,3 +24,8 @@ def check(folder: Path) -> None:
     scored += [{"response": "c", "overall_score": 3}]
     assert ranks(folder, {"instruction": "Q", "completions": scored}) == [3, 1, 2]
     assert ranks(folder, {"prompt": "Q", "responses": '["a", "b", "c"]', "ranks": "[1, 2, 3]"}) == [1, 2, 3]
+    # Which end is best is said.
+    data = write_rows(folder / "rows.jsonl", [{**three, "ranks": [2, 1, 3]}])
+    assert_done(command("data", data), "the lowest is best", "row 1 begins 'b'")
+    data = write_rows(folder / "scores.jsonl", [{**three, "ranks": [9, 2, 1]}, {**three, "ranks": [7, 9, 8]}])
+    assert_done(command("data", data), "neither 0 nor 1 in 1 of 2 rows", "name the column `scores`")

@@ -21,3 +21,6 @@ def check(folder: Path) -> None:
     argv = ["--dataset_name", write_rows(folder / "b.jsonl", rows), "--model_name_or_path", model, *QUICK["sft"]]
     result = command("sft", *argv, "--output_dir", folder / "out")
     assert_done(result, "1 of 3 conversations end with a turn that is not the assistant's", "'critic' (1)")
+    rows = [{"prompt": [user("a")], "completion": [assistant("b"), user("c")]}]
+    argv[1] = write_rows(folder / "c.jsonl", rows)
+    assert_done(command("sft", *argv, "--output_dir", folder / "out2"), "1 of 1 conversations end with a turn")

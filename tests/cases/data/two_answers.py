@@ -26,7 +26,11 @@ def check(folder: Path) -> None:
     assert row["prompt"] == [user("Q")] and row["responses"] == [[assistant("a")], [assistant("b")]]
     scored = {"question": "Q", "answer_0": "a", "answer_1": "b"}
     assert ranks(folder, {**scored, "score_0": -1.0, "score_1": 1.0}) == [[2, 1]]
+    # All of more than two are read.
+    four = {f"response_{i}": f"r{i}" for i in (1, 2, 3, 4)}
+    assert ranks(folder, {"prompt": "Q", **four, **{f"score_{i}": 5 - i % 4 for i in (1, 2, 3, 4)}}) == [[2, 3, 4, 1]]
+    assert ranks(folder, {**letters, "response_c": "c", "preferred": "C"}) == [[2, 2, 1]]
     # Whether 1 is A or B is not said.
     data = write_rows(folder / "rows.jsonl", [{**letters, "label": 1}])
     argv = ["--dataset_name", data, "--model_name_or_path", "none", "--output_dir", folder / "out", *QUICK["reward"]]
-    assert_refused(command("reward", *argv), "row 1", "'label'", "1 names neither")
+    assert_refused(command("reward", *argv), "row 1", "'label'", "1 names none")

@@ -15,7 +15,7 @@ def check(folder: Path) -> None:
         for i in range(12):
             more = {"score": 0.5, "late": "here"} if i == 11 else {"score": 1}
             file.write(json.dumps({"prompt": "a", "completion": filler if i < 11 else "b", **more}) + "\n")
-    got = rows_read(path, "sft")
+    got = rows_read(path, "prompts")
     assert (got[11]["score"], got[11]["late"], got[0]["late"]) == (0.5, "here", None)
 
     mixed = {

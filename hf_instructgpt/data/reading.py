@@ -53,6 +53,9 @@ def read_rows(name: str, config: str | None = None, *, max_rows: int | None = No
             if isinstance(builder, JsonBuilder):
                 files = builder.config.data_files
                 return DatasetDict({str(split): _read_json(map(Path, some)) for split, some in files.items()})
+        for file in path.rglob("*"):
+            if _ending(file) in (".csv", ".tsv"):
+                _read_file(file, max_rows=1)
         return _load(str(path.resolve()) if path.is_dir() else name, max_rows, name=config)
     except (OSError, ValueError, RuntimeError, DatasetsError, NotImplementedError, StopIteration) as error:
         if isinstance(error, InputError):

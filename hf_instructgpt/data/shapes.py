@@ -204,7 +204,13 @@ def _prompts(columns: set[str], dataset: Dataset):
             **row,
             "prompt": _pair(row, False, needs_mark=True)["prompt"],
         }
-    return None, None
+    name, turn = _comparisons(columns, dataset)
+
+    def asked(row: Row) -> Row:
+        made = turn(row)
+        return {**row, **{name: made[name] for name in ("prompt", *TEMPLATE_COLUMNS) if name in made}}
+
+    return (f"prompts of {name}", asked) if turn else (None, None)
 
 
 # ---- Preferences and rankings --------------------------------------------------------------------------------------
@@ -290,7 +296,7 @@ def _several_answers(columns: set[str]):
 
     def turn(row: Row) -> Row:
         if verdict is None:
-            ranks = _ranks_of(scores[0], [row[score] for score in scores])
+            ranks = _ranks_of(scores[0], [_number(score, row[score]) for score in scores])
         else:
             ranks = _verdict(verdict, row[verdict], ends)
         responses = [row[side] for side in sides]

@@ -39,6 +39,9 @@ def check(folder: Path) -> None:
     ):
         (folder / name).write_text(text)
         refused(folder / name, *words)
+    (folder / "tables").mkdir()
+    (folder / "tables" / "train.csv").write_text("prompt,completion\na, b,c\n")
+    refused(folder / "tables", "train.csv", "line 2, saw 3")
     (folder / "gbk.jsonl").write_bytes('{"text": "中文"}'.encode("gbk"))
     refused(folder / "gbk.jsonl", "line 1", "UTF-8")
     (folder / "half.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')

@@ -39,3 +39,6 @@ def check(folder: Path) -> None:
     # Prompts for PPO from the same rows.
     [row] = rows_read(write_rows(folder / "rows.jsonl", [{"chosen": f"{HH} A.", "rejected": f"{HH} B."}]), "prompts")
     assert row["prompt"] == HH
+    openai = {"input": {"messages": TURNS}, "preferred_output": [assistant("A")]}
+    openai["non_preferred_output"] = [assistant("B")]
+    assert rows_read(write_rows(folder / "rows.jsonl", [openai]), "prompts")[0]["prompt"] == TURNS

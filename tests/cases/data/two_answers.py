@@ -24,6 +24,8 @@ def check(folder: Path) -> None:
     assert ranks(folder, {**arena, "winner": "model_b"}, {**arena, "winner": "tie (bothbad)"}) == [[2, 1], [1, 1]]
     [row, _] = rows_read(folder / "rows.jsonl", "reward")
     assert row["prompt"] == [user("Q")] and row["responses"] == [[assistant("a")], [assistant("b")]]
+    [row, _] = rows_read(folder / "rows.jsonl", "prompts")
+    assert row["prompt"] == [user("Q")] and row["winner"] == "model_b"
     scored = {"question": "Q", "answer_0": "a", "answer_1": "b"}
     assert ranks(folder, {**scored, "score_0": -1.0, "score_1": 1.0}) == [[2, 1]]
     # All of more than two are read.

@@ -1,5 +1,6 @@
 """Prompts and whole texts as token ids, the same way in each stage: what a policy answers and a reward model reads."""
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +15,9 @@ logger = logging.get_logger(__name__)
 
 # Columns of a row that the chat template gets beside its messages, as in TRL.
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+# What a template gets, and what is done with it, that is not a row's to say.
+RENDERING = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"}
+RENDERING -= {"documents", "kwargs"}
 
 Text = str | list[dict]
 
@@ -25,7 +29,15 @@ def template_options(row: dict[str, Any]) -> dict[str, Any]:
     """
     tools = row.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
-    return {"tools": _without_none(tools) or None, **(_without_none(row.get("chat_template_kwargs")) or {})}
+    options = _without_none(row.get("chat_template_kwargs")) or {}
+    check_template_kwargs(options)
+    return {"tools": _without_none(tools) or None, **options}
+
+
+def check_template_kwargs(options: dict[str, Any]) -> None:
+    """Raise an `InputError` for `chat_template_kwargs` that are arguments of what renders the template."""
+    if taken := sorted(options.keys() & RENDERING):
+        raise InputError(f"`chat_template_kwargs`: {taken[0]!r} is set by what reads the rows; leave it out.")
 
 
 def template_rows(columns: dict[str, list], count: int) -> list[dict[str, Any]]:
@@ -199,7 +211,8 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 def break_special_tokens(tokenizer: PreTrainedTokenizerBase, text: Text) -> Text:
     """Text or messages in which a special token that somebody typed is text: a space stands behind its first letter.
 
-    `</s>` becomes `< /s>`, in all that a message holds but its role and names. The tokens that a chat template writes around the messages are not touched.
+    `</s>` becomes `< /s>`, in all that a message holds but its role and name. The tokens that a chat template writes
+    around the messages are not touched.
     """
     return special_token_breaker(tokenizer)(text)
 

@@ -14,7 +14,7 @@ from ..data.shapes import shape_of
 from ..errors import InputError
 from ..text import encode_row, encode_text, template_options
 from .arguments import DATA_KINDS, StageArguments
-from .data import checked_split, data_form, findings, load_rows, raw_rows, texts
+from .data import checked_split, data_form, findings, load_rows, raw_rows, rows_to_read, texts
 from .inputs import load_config, load_tokenizer
 
 NUM_SHOWN = 3
@@ -63,12 +63,15 @@ def print_data_report(
         print(f"Stages that can read it: {', '.join(stage for stage, _, _ in stages)} (choose one with --kind).")
     print(f"For `{stage}` it is read as {shape}.\nColumns then: {', '.join(rows.column_names)}.")
     tokenizer = None if model is None else load_tokenizer(model)
+    given, rows = rows, rows if tokenizer is None else rows_to_read(rows, args, tokenizer)
     form = data_form(rows, DATA_KINDS[stage])
     _print_lengths(rows, form, stage, tokenizer, model)
     for number, row in enumerate(rows.take(min(NUM_SHOWN, len(rows))), start=1):
         for column, text, is_prompt in texts(row, form):
             if not is_prompt or form == "prompts":
                 print(f"Row {number}, {column}: {_shown(tokenizer, text, is_prompt, row)}")
+    if broken := sum(before != row for before, row in zip(given, rows, strict=True)):
+        print(f"Note: {broken} of {len(rows)} rows have special tokens in their messages, which are read as text.")
     for finding in (*_repetitions(rows, form), *(findings(rows, DATA_KINDS[stage], tokenizer) if tokenizer else ())):
         print(f"Note: {finding}")
 

@@ -1360,6 +1360,22 @@ MUTANTS = [
         f"{CASES}[text/special_tokens_anywhere]",
     ),
     Mutant(
+        "41j",
+        "what is trained whole beside an adapter stays in half precision",
+        f"{PPO}/checks.py",
+        "            _make_float32(module)\n",
+        "            pass\n",
+        f"{CASES}[ppo/adapter_in_half_precision]",
+    ),
+    Mutant(
+        "41k",
+        "a reward model with a tokenizer of its own reads a prompt's typed special tokens as tokens",
+        f"{PPO}/rollout.py",
+        "prompt if isinstance(prompt, str) else broken(prompt)",
+        "prompt",
+        f"{CASES}[text/special_tokens_in_all_that_is_read]",
+    ),
+    Mutant(
         "40n",
         "the router's loss of a mixture of experts counts once per micro-batch, however many tokens it has",
         f"{PPO}/trainer.py",

@@ -14,7 +14,7 @@ from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..data.formats import form_of
 from ..errors import InputError
-from ..ppo.checks import check_precision, check_reward_funcs, foreign_tokenizers
+from ..ppo.checks import check_reward_funcs, ensure_precision, foreign_tokenizers
 from ..ppo.models import load_reward_func
 from ..ppo.ptx import PretrainingText
 from ..text import TEMPLATE_COLUMNS, encode_row, encode_text, template_options, whole_text
@@ -123,8 +123,6 @@ def make_sft_trainer(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
-    if not model_args.use_peft:
-        check_precision("the model", model, training_args)
     if training_args.assistant_only_loss:
         _check_assistant_loss(train_dataset, tokenizer)
     train_dataset, eval_dataset = (rows and _columns_read(rows) for rows in (train_dataset, eval_dataset))
@@ -144,6 +142,7 @@ def make_sft_trainer(
             peft_config=new_adapter(model, model_args),
             **selection,
         )
+    ensure_precision("the model", trainer.model, training_args)
     if training_args.max_length is not None and not training_args.packing:
         rows = trainer.train_dataset["input_ids"]
         cut = _num_cut(rows, training_args.max_length, tokenizer)

@@ -1331,7 +1331,7 @@ MUTANTS = [
         "41f",
         "the template gets no tools and no options of a row",
         "hf_instructgpt/text.py",
-        'return {"tools": _without_none(tools) or None, **(_without_none(row.get("chat_template_kwargs")) or {})}',
+        'return {"tools": _without_none(tools) or None, **options}',
         'return {"tools": None}',
         f"{CASES}[text/template_columns]",
     ),

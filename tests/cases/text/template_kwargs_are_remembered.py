@@ -1,5 +1,6 @@
 """`chat_template_kwargs` as an option reaches all that a stage reads, and later `generate` and the model's card."""
 
+import contextlib
 import json
 from pathlib import Path
 from unittest.mock import patch
@@ -10,7 +11,6 @@ from product import user, write_rows  # isort: skip
 
 
 def check(folder: Path) -> None:
-    from hf_instructgpt.app.compare import Contestant
     from hf_instructgpt.stages import samples
 
     tok = tokenizer("chatml")
@@ -49,8 +49,11 @@ def check(folder: Path) -> None:
     with patch.object(samples, "encode_row", lambda tok, row: asked.append(encode(tok, row)) or asked[-1]):
         assert_done(command("generate", folder / "sft", "--prompt", "ab"))
     assert {tok.decode(ids) for ids in asked} == {"<off>user:ab<eos>\nassistant:"}
-    contestant = Contestant("a", policy(tok), tok, samples.known_of(str(folder / "sft")))
-    assert tok.decode(encode(tok, contestant.row("ab"))) == "<off>user:ab<eos>\nassistant:"
     for name in ("messages", "tokenize", "add_generation_prompt", "tools", "continue_final_message", "return_dict"):
         options = ["--chat_template_kwargs", json.dumps({name: True}), "--output_dir", folder / "x"]
         assert_refused(command(*argv, *options), "chat_template_kwargs", name)
+    with contextlib.suppress(ModuleNotFoundError):  # without Gradio there is no page
+        from hf_instructgpt.app.compare import Contestant
+
+        contestant = Contestant("a", policy(tok), tok, samples.known_of(str(folder / "sft")))
+        assert tok.decode(encode(tok, contestant.row("ab"))) == "<off>user:ab<eos>\nassistant:"

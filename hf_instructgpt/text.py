@@ -1,16 +1,23 @@
 """Prompts and whole texts as token ids, the same way in each stage: what a policy answers and a reward model reads."""
 
+import inspect
 import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .errors import InputError
 
+logger = logging.get_logger(__name__)
+
 # Columns of a row that the chat template gets beside its messages, as in TRL.
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+# What a template gets, and what is done with it, that is not a row's to say.
+RENDERING = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"}
+RENDERING -= {"documents", "kwargs"}
 
 Text = str | list[dict]
 
@@ -22,7 +29,15 @@ def template_options(row: dict[str, Any]) -> dict[str, Any]:
     """
     tools = row.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
-    return {"tools": _without_none(tools) or None, **(_without_none(row.get("chat_template_kwargs")) or {})}
+    options = _without_none(row.get("chat_template_kwargs")) or {}
+    check_template_kwargs(options)
+    return {"tools": _without_none(tools) or None, **options}
+
+
+def check_template_kwargs(options: dict[str, Any]) -> None:
+    """Raise an `InputError` for `chat_template_kwargs` that are arguments of what renders the template."""
+    if taken := sorted(options.keys() & RENDERING):
+        raise InputError(f"`chat_template_kwargs`: {taken[0]!r} is set by what reads the rows; leave it out.")
 
 
 def template_rows(columns: dict[str, list], count: int) -> list[dict[str, Any]]:
@@ -50,17 +65,16 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text, **options: A
         options: For the chat template, as [`template_options`] gives them.
     """
     if not isinstance(prompt, str):
-        continues = bool(prompt) and prompt[-1].get("role") == "assistant"
-        return tokenizer.apply_chat_template(
-            prompt,
-            add_generation_prompt=not continues,
-            continue_final_message=continues,
-            tokenize=True,
-            return_dict=False,
-            **options,
-        )
+        return _render_prompt(tokenizer, prompt, tokenize=True, return_dict=False, **options)
     ids, written = _encode(tokenizer, prompt), _count_end(prompt, tokenizer.eos_token)
     return ids[: len(ids) - _count_end(ids, tokenizer.eos_token_id) + written]
+
+
+def _render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], **options: Any) -> Any:
+    continues = bool(prompt) and prompt[-1].get("role") == "assistant"
+    return tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=not continues, continue_final_message=continues, **options
+    )
 
 
 def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
@@ -136,35 +150,56 @@ def scored_rows(
     trained, and read, at the last token of the whole conversation. A policy stops at the token that ends its turn, so
     that what the template writes behind it is added here. A response that ends otherwise stays as it is.
 
+    Some templates (Qwen3's) write something before the assistant's last content that the opened turn does not have,
+    such as an empty block of thoughts. Where a response does not begin with it, the text goes through the template.
+
     Args:
         tokenizer (`PreTrainedTokenizerBase`): The policy's.
         prompts (`Sequence`): Texts or message lists.
         prompt_ids, completion_ids (`Sequence[list[int]]`): Their ids and those of the responses.
         options (`Sequence[dict]`, *optional*): What the template gets for each row, see [`template_options`].
     """
-    ends: dict[str, tuple[int | None, list[int]]] = {}
+    turns: dict[str, tuple[str | None, int | None, list[int]]] = {}
     rows = []
     for i, (prompt, ids, response) in enumerate(zip(prompts, prompt_ids, completion_ids, strict=True)):
         row = ids + response
         if not isinstance(prompt, str) and response:
             row_options = options[i] if options else {}
-            key = json.dumps(row_options, sort_keys=True, default=str)
-            if key not in ends:
-                ends[key] = _turn_end(tokenizer, prompt, row_options)
-            end, behind = ends[key]
-            row = row + behind if response[-1] == end else row
+            key = json.dumps([prompt[-1].get("role"), row_options], sort_keys=True, default=str)
+            if key not in turns:
+                turns[key] = _turn(tokenizer, prompt, row_options)
+            before, end, behind = turns[key]
+            if response[-1] == end:
+                text = "" if before == "" else tokenizer.decode(response, skip_special_tokens=True)
+                if before is not None and text.startswith(before):
+                    row = row + behind
+                else:
+                    whole = whole_text(prompt, break_special_tokens(tokenizer, text))
+                    row = encode_text(tokenizer, whole, ended=True, **row_options)
         rows.append(row)
     return rows
 
 
-def _turn_end(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], options: dict) -> tuple[int | None, list[int]]:
-    """The special token that ends the assistant's last turn, and the ids that the template writes behind it."""
+def _turn(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[dict], options: dict
+) -> tuple[str | None, int | None, list[int]]:
+    """What the template writes before the last content, the special token that ends the turn, and the ids behind it.
+
+    Of what stands before, only what an opened turn does not have yet: None if that begins in another way.
+    """
     mark = "answer"
     text = tokenizer.apply_chat_template(whole_text(prompt, mark), tokenize=False, **options)
-    ids = tokenizer(text[text.rindex(mark) + len(mark) :], add_special_tokens=False)["input_ids"]
+    opened, place = _render_prompt(tokenizer, prompt, tokenize=False, **options), text.rindex(mark)
+    before = text[len(opened) : place] if text[:place].startswith(opened) else None
+    if before != "":
+        logger.warning_once(
+            f"The chat template begins the assistant's last message with {before or 'something'!r}, which is not in "
+            "the prompt of a new answer: responses without it are rendered anew for the reward model, as in training."
+        )
+    ids = tokenizer(text[place + len(mark) :], add_special_tokens=False)["input_ids"]
     special = _special_tokens(tokenizer)
     place = next((i for i, token in enumerate(ids) if token in special), None)
-    return (None, []) if place is None else (ids[place], ids[place + 1 :])
+    return (before, None, []) if place is None else (before, ids[place], ids[place + 1 :])
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -176,7 +211,8 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 def break_special_tokens(tokenizer: PreTrainedTokenizerBase, text: Text) -> Text:
     """Text or messages in which a special token that somebody typed is text: a space stands behind its first letter.
 
-    `</s>` becomes `< /s>`. The tokens that a chat template writes around the messages are not touched.
+    `</s>` becomes `< /s>`, in all that a message holds but its role and name. The tokens that a chat template writes
+    around the messages are not touched.
     """
     return special_token_breaker(tokenizer)(text)
 
@@ -186,11 +222,12 @@ def special_token_breaker(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any],
     tokens = sorted((token for token in _special_tokens(tokenizer).values() if len(token) > 1), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
-    def broken(value: Any) -> Any:
+    def broken(value: Any, named: tuple[str, ...] = ("role", "name")) -> Any:
+        """`named`: what of a message stays as it is; all else in it is text."""
         if isinstance(value, str):
             return pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
         if isinstance(value, dict):
-            return {name: broken(item) if name == "content" else item for name, item in value.items()}
-        return [broken(item) for item in value] if isinstance(value, list) else value
+            return {name: item if name in named else broken(item, ()) for name, item in value.items()}
+        return [broken(item, named) for item in value] if isinstance(value, list) else value
 
     return broken

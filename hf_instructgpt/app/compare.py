@@ -13,8 +13,8 @@ from ..evaluation.intervals import wilson_interval
 from ..hub.cards import Made
 from ..ppo.generation import generate_responses, pad_rows, sampling_config
 from ..ppo.rollout import response_logprobs, score_responses
-from ..stages.samples import answer_room, as_asked
-from ..text import as_completion, break_special_tokens, encode_prompt
+from ..stages.samples import answer_room, as_asked, asked_row
+from ..text import as_completion, break_special_tokens, encode_row
 
 LETTERS = ("A", "B")
 PROMPT_LENGTH = 20_000  # characters
@@ -32,6 +32,10 @@ class Contestant:
     def prompt(self, text: str) -> str | list[dict]:
         """What a person asks, as the model is asked: a special token that was typed is text."""
         return as_asked(break_special_tokens(self.tokenizer, text), self.tokenizer, self.made)
+
+    def row(self, text: str) -> dict:
+        """The same with what its chat template gets beside it."""
+        return asked_row(self.prompt(text), self.made)
 
 
 @dataclass
@@ -121,7 +125,7 @@ class ComparePage:
         with self.lock:
             for place, number in enumerate(order):
                 contestant = self.contestants[number]
-                rows = [{"prompt": contestant.prompt(text)}]
+                rows = [contestant.row(text)]
                 room = answer_room(contestant.policy, contestant.tokenizer, rows, wanted=self.max_new_tokens)
                 if room < 1:
                     yield [None, *shown, f"The prompt is too long for the context of {contestant.name}."]
@@ -153,7 +157,7 @@ class ComparePage:
         """The answer so far, each time there is more of it."""
         policy, tokenizer = contestant.policy, contestant.tokenizer
         config = sampling_config(policy, tokenizer, max_new_tokens=room, do_sample=sampled)
-        rows = [encode_prompt(tokenizer, contestant.prompt(text))]
+        rows = [encode_row(tokenizer, contestant.row(text))]
         batch = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=policy.device)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
@@ -199,7 +203,7 @@ class ComparePage:
     def _kl(self, contestant: Contestant, text: str, answer: str) -> float:
         """Summed log-ratio of an answer's tokens to the first model's, nats."""
         tokenizer, first = contestant.tokenizer, self.contestants[0]
-        prompt = encode_prompt(tokenizer, contestant.prompt(text))
+        prompt = encode_row(tokenizer, contestant.row(text))
         response = tokenizer(answer, add_special_tokens=False)["input_ids"]
         device = contestant.policy.device
         sequences = [

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 
 from ..errors import InputError
 from ..stages.arguments import StageArguments
-from ..stages.data import checked_split, load_rows
+from ..stages.data import checked_split, load_rows, rows_to_read
 from ..stages.inputs import check_reward_model, load_causal_lm, load_reward_model, load_tokenizer
 from ..stages.samples import answer_room, known_of
 from .compare import ComparePage, Contestant
@@ -151,12 +151,14 @@ def rank(
     if len(reward) not in (0, 2):
         raise InputError(f"`--reward` takes two reward models, not {len(reward)}.")
     file = RankingFile(output)
-    rows = load_rows(StageArguments(dataset_name=prompts), "prompts", split)
+    args = StageArguments(dataset_name=prompts)
+    rows = load_rows(args, "prompts", split)
     if split not in rows:
         raise InputError(f"`--split`: {prompts} has no split `{split}`; it has {', '.join(rows)}.")
-    asked = {prompt_key(prompt): prompt for prompt in checked_split(rows, split, "prompts", source=prompts)["prompt"]}
+    rows = checked_split(rows, split, "prompts", source=prompts)
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
+    asked = {prompt_key(prompt): prompt for prompt in rows_to_read(rows, args, tokenizer)["prompt"]}
     policy, asked = load_causal_lm(model, tokenizer, **trust).to(PartialState().device), list(asked.values())
     room = answer_room(policy, tokenizer, [{"prompt": prompt} for prompt in asked], wanted=max_new_tokens)
     if room < 1:

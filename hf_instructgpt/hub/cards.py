@@ -103,6 +103,7 @@ class Made:
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     keeps_best: bool = False
     prompt: str | list[dict] = "Hello!"
+    chat_template_kwargs: dict[str, Any] | None = None  # what the template got beside the prompt
     max_new_tokens: int = 64
     samples: list[dict] = field(default_factory=list)
     hub_id: str | None = None
@@ -219,6 +220,7 @@ def make_card(
         rewards=[_words(source, source.hub_id(folder)) for source in made.rewards],
         prompt=json.dumps(made.prompt, ensure_ascii=False),
         chat=isinstance(made.prompt, list),
+        template=repr(made.chat_template_kwargs) if made.chat_template_kwargs else "",
         answers=json.dumps(answers, ensure_ascii=False),
         options=options,
         cell=table_cell,

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -276,21 +277,56 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
         )
 
 
-def check_precision(name: str, model: nn.Module, args: TrainingArguments) -> None:
-    """Raise an `InputError` for a model, called `name`, whose weights would be trained in half precision.
+def ensure_precision(name: str, model: nn.Module, args: TrainingArguments) -> None:
+    """Have what an adapter trains in float32, and refuse any other model whose weights would be trained in less.
 
     An update of 3e-6, the default learning rate, is less than half of a step between two bfloat16 numbers above 1e-3:
-    nearly all of it would be rounded away. It is an error and no conversion, because that would double the memory of
-    a model whose type was chosen. An adapter's own weights are float32, whatever its base model is in, and DeepSpeed
-    keeps float32 weights itself.
+    nearly all of it would be rounded away. An adapter and the modules that are trained whole beside it, such as the
+    head of a reward model, are few weights and made float32. A whole model is not converted, because that would double
+    the memory of a model whose type was chosen. DeepSpeed keeps float32 weights itself.
+
+    Raises:
+        InputError: It calls the model `name`.
     """
-    half = [p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)]
-    if half and not has_adapter(model) and args.deepspeed_plugin is None:
+    if args.deepspeed_plugin is not None:
+        return
+    if has_adapter(model):
+        from peft.utils import ModulesToSaveWrapper
+
+        wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+        for module in (module for wrapper in wrappers for module in wrapper.modules_to_save.values()):
+            _make_float32(module)
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_" in key:  # TRL makes them bfloat16 on a quantised model
+                parameter.data = parameter.data.float()
+    half = _trained_in_half(model)
+    if half is not None:
         raise InputError(
-            f"{name} has weights in {str(half[0]).removeprefix('torch.')}, in which small updates are rounded away: "
+            f"{name} has weights in {str(half).removeprefix('torch.')}, in which small updates are rounded away: "
             "it would hardly learn. Load it with `dtype=torch.float32` (on the command line `dtype: float32`) and set "
             "`bf16=True`, which computes in bfloat16 all the same; or train an adapter (LoRA)."
         )
+
+
+def _trained_in_half(model: nn.Module) -> torch.dtype | None:
+    half = (p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16))
+    return next(half, None)
+
+
+def _make_float32(module: nn.Module) -> None:
+    """Weights and computation of a module that is trained in half precision; what comes out is as before."""
+    half = _trained_in_half(module)
+    if half is not None:
+        module.float().register_forward_pre_hook(_float_inputs)
+        module.register_forward_hook(partial(_output_as, half))
+
+
+def _float_inputs(module: nn.Module, inputs: tuple) -> tuple:
+    return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
+
+
+def _output_as(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output.to(dtype)
 
 
 def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **sampling: bool) -> None:

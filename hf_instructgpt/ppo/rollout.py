@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..errors import InputError
-from ..text import break_special_tokens, encode_text, scored_rows, template_rows, whole_text
+from ..text import encode_text, scored_rows, special_token_breaker, template_rows, whole_text
 from .functional import token_logprobs
 from .generation import pad_rows
 from .reward_functions import call_reward_functions, reward_name
@@ -221,7 +221,7 @@ def score_responses(
     [`scored_rows`] makes it with `policy_tokenizer`, without ids for which it has no embedding: a policy whose
     embeddings are padded further can sample them, and they stand for no text. One with a tokenizer reads the text,
     through its own chat template for messages, else with its end-of-text token behind a response that `ended` by
-    itself. Special tokens that a policy wrote as text are text to it.
+    itself. Special tokens that a policy wrote as text, or that stand in messages, are text to it.
 
     A function is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and
     may be async: those run at the same time. None leaves its term out.
@@ -245,8 +245,9 @@ def score_responses(
                 rows = scored_rows(policy_tokenizer, prompts, prompt_rows, completion_ids, options=options)
                 rows = [[i for i in row if i < known] for row in rows]
             else:
-                responses = [break_special_tokens(tokenizer, response) for response in completions]
-                texts = zip(map(whole_text, prompts, responses), ended, options, strict=True)
+                broken = special_token_breaker(tokenizer)
+                asked = [prompt if isinstance(prompt, str) else broken(prompt) for prompt in prompts]
+                texts = zip(map(whole_text, asked, map(broken, completions)), ended, options, strict=True)
                 rows = [encode_text(tokenizer, text, ended=end, **more) for text, end, more in texts]
             terms.append(reward_model_scores(func, rows, batch_size=batch_size, by_length=by_length).cpu())
             given.append(torch.ones(len(rows), dtype=torch.bool))

@@ -72,12 +72,12 @@ from .checks import (
     check_kinds,
     check_optimizer,
     check_policy,
-    check_precision,
     check_processes,
     check_prompts,
     check_reference,
     check_reward_funcs,
     check_shards,
+    ensure_precision,
     foreign_tokenizers,
 )
 from .config import PPOConfig
@@ -245,7 +245,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             self.ref_model = independent_copy(model)
         policy = add_lora(model, peft_config, task_type="CAUSAL_LM") if peft_config is not None else model
         check_adapter(policy)
-        check_precision("the policy", policy, args)
+        ensure_precision("the policy", policy, args)
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
         speed_up(args, actor_critic, ref_model=self.ref_model, reward_funcs=self.reward_funcs)
@@ -327,7 +327,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         trust = {"trust_remote_code": args.trust_remote_code}
         critic = make_critic(policy, value_model, reward_models=same_tokens, peft_config=peft_config, **trust)
         if critic.backbone is not None:
-            check_precision("the critic", critic.backbone, args)
+            ensure_precision("the critic", critic.backbone, args)
             check_context("the critic", critic.backbone, self._longest_prompt, args)
         return critic
 

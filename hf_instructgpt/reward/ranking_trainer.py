@@ -14,7 +14,7 @@ from ..data.formats import as_ranking, check_columns
 from ..data.shapes import shaped
 from ..errors import InputError
 from ..hub.cards import CardMixin
-from ..ppo.checks import check_precision
+from ..ppo.checks import ensure_precision
 from ..ppo.generation import pad_rows
 from ..resuming.resumable import ResumableTrainer
 from ..text import encode_row, encode_text, template_options, whole_text
@@ -105,7 +105,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         if calibration_dataset is not None:
             check_columns(calibration_dataset, "sft", source="`calibration_dataset`")
         super().__init__(model, args, processing_class=processing_class, **kwargs)
-        check_precision("the reward model", self.model, args)
+        ensure_precision("the reward model", self.model, args)
         self.calibration_dataset = calibration_dataset
         # Only now: RewardTrainer has given a padding token to a tokenizer without one.
         self.data_collator = RankingCollator(processing_class.pad_token_id)

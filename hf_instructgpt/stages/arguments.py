@@ -16,6 +16,7 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
 from ..ppo.config import PPOConfig, check_ranges
+from ..text import check_template_kwargs
 from .config_file import PATHS, locate_function, read_yaml
 
 # What `selection_reward_model` asks for; what is set by hand wins.
@@ -97,6 +98,7 @@ class StageArguments:
                 raise InputError(f"`chat_template_kwargs` is not valid JSON: {error}") from error
         if not isinstance(self.chat_template_kwargs, dict | None):
             raise InputError(f"`chat_template_kwargs` must be a mapping, not {self.chat_template_kwargs!r}.")
+        check_template_kwargs(self.chat_template_kwargs or {})
 
 
 @dataclass

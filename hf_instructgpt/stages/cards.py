@@ -72,6 +72,7 @@ def made_by_stage(trainer: Trainer, args: StageArguments, output_dir: Path, samp
         eval_split=args.dataset_test_split,
         rewards=[Source.of(name, folder=output_dir) for name in rewards],
         hyperparameters=made.hyperparameters | mixed,
+        chat_template_kwargs=args.chat_template_kwargs,
         samples=samples,
         **known,
     )

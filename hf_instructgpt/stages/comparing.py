@@ -16,7 +16,7 @@ from ..ppo.checks import foreign_tokenizers
 from ..ppo.config import PPOConfig
 from ..ppo.models import load_reward_func as load_scorer
 from .arguments import PPOArguments, SFTArguments
-from .data import load_stage_datasets
+from .data import load_stage_datasets, rows_to_read
 from .inputs import load_reward_func
 from .sft import make_sft_trainer
 
@@ -78,7 +78,7 @@ def train_control(
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         setattr(training_args, name, "no")
     training_args.load_best_model_at_end = False
-    train_dataset, _ = load_stage_datasets(args, "sft", needs_eval=False)
+    train_dataset = rows_to_read(load_stage_datasets(args, "sft", needs_eval=False)[0], args, tokenizer)
     make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, None).train()
     shutil.rmtree(folder, ignore_errors=True)
 

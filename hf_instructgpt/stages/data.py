@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -136,13 +136,21 @@ def _renamed(rows: Dataset, args: StageArguments) -> Dataset:
     return rows.remove_columns(taken).rename_columns(names) if names else rows
 
 
-def load_text(option: str, args: StageArguments) -> Dataset:
-    """The text that an option beside `dataset_name` names, such as PPO-ptx's, its columns checked."""
+def load_text(option: str, args: StageArguments, tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
+    """The text that an option beside `dataset_name` names, such as PPO-ptx's, its columns checked.
+
+    `chat_template_kwargs` are for it too, unless it has its own; with a tokenizer it is as [`rows_to_read`] makes it.
+    """
     name, split = getattr(args, option), args.dataset_train_split
-    dataset = load_rows(StageArguments(dataset_name=name, dataset_train_split=split), "sft")
+    options = {"dataset_train_split": split, "allow_special_tokens": args.allow_special_tokens}
+    args_of_text = StageArguments(dataset_name=name, **options)
+    dataset = load_rows(args_of_text, "sft")
     if split not in dataset:
         raise InputError(f"`{option}`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
-    return checked_split(dataset, split, "sft", source=name)
+    rows = checked_split(dataset, split, "sft", source=name)
+    if args.chat_template_kwargs is not None and "chat_template_kwargs" not in rows.column_names:
+        rows = _with_template_kwargs(rows, args)
+    return rows if tokenizer is None else rows_to_read(rows, args_of_text, tokenizer)
 
 
 def checked_split(dataset: DatasetDict, split: str, kind: str, *, source: str) -> Dataset:
@@ -215,9 +223,9 @@ def _without_special_tokens(rows: Dataset, args: StageArguments, tokenizer: PreT
     broken = special_token_breaker(tokenizer)
 
     def clean(row: dict) -> dict:
-        """Of text, special tokens are the user's own: a prompt that a template has rendered."""
-        columns = {name for name in TEXT_COLUMNS if isinstance(row.get(name), list)}
-        return {name: _by_messages(broken, value) if name in columns else value for name, value in row.items()}
+        """Of a text prompt, special tokens are the user's own: a template has rendered it. So are its answers'."""
+        in_messages = isinstance(row.get("prompt", row.get("messages")), list)
+        return {n: broken(value) if in_messages and n in TEXT_COLUMNS else value for n, value in row.items()}
 
     pairs = [(row, clean(row)) for row in rows]
     places = [number for number, (row, cleaned) in enumerate(pairs, start=1) if row != cleaned]
@@ -229,11 +237,6 @@ def _without_special_tokens(rows: Dataset, args: StageArguments, tokenizer: PreT
         "letter. Set `allow_special_tokens` if they are meant as tokens."
     )
     return dataset_of([cleaned for _, cleaned in pairs])
-
-
-def _by_messages(broken: Callable, value: list) -> list:
-    """Messages, or a list of texts and of messages, with `broken` put to the messages alone."""
-    return [_by_messages(broken, x) if isinstance(x, list) else x if isinstance(x, str) else broken(x) for x in value]
 
 
 def _within_prompt_length(

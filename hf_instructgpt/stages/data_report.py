@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..evaluation.preference import response_text
 from ..text import encode_row, encode_text, template_options
 from .arguments import DATA_KINDS, StageArguments
-from .data import checked_split, data_form, findings, load_rows, raw_rows, texts
+from .data import checked_split, data_form, findings, load_rows, raw_rows, rows_to_read, texts
 from .inputs import load_config, load_tokenizer
 
 NUM_SHOWN = 3
@@ -62,6 +62,7 @@ def print_data_report(
         print(f"Stages that can read it: {', '.join(stage for stage, _, _ in stages)} (choose one with --kind).")
     print(f"For `{stage}` it is read as {shape}.\nColumns then: {', '.join(rows.column_names)}.")
     tokenizer = None if model is None else load_tokenizer(model)
+    given, rows = rows, rows if tokenizer is None else rows_to_read(rows, args, tokenizer)
     form = data_form(rows, DATA_KINDS[stage])
     _print_lengths(rows, form, stage, tokenizer, model)
     for number, row in enumerate(rows.take(min(NUM_SHOWN, len(rows))), start=1):
@@ -71,6 +72,8 @@ def print_data_report(
     if form == "ranking":
         best = rows[0]["responses"][min(range(len(rows[0]["ranks"])), key=rows[0]["ranks"].__getitem__)]
         print(f"`ranks`: the lowest is best. The best response of row 1 begins {response_text(best)[:40]!r}.")
+    if broken := sum(before != row for before, row in zip(given, rows, strict=True)):
+        print(f"Note: {broken} of {len(rows)} rows have special tokens in their messages, which are read as text.")
     for finding in (*_repetitions(rows, form), *(findings(rows, DATA_KINDS[stage], tokenizer) if tokenizer else ())):
         print(f"Note: {finding}")
 

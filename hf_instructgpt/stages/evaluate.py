@@ -18,7 +18,7 @@ from ..report.reward_card import reward_card_markdown, reward_findings
 from .arguments import RewardArguments
 from .cards import write_stage_card
 from .config_file import locate_function
-from .data import check_fits, checked_split, is_same_data, load_rows
+from .data import check_fits, checked_split, is_same_data, load_rows, rows_to_read
 from .inputs import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
 from .output import REPORT_CARD_FILE, STAGE_FILE, add_files, partial_directory, weights_sha256
 
@@ -63,6 +63,7 @@ def evaluate_reward(
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     stage_options = (read_json(Path(model) / STAGE_FILE) or {}).get("options", {})
     args, split, rows, trained_on = _held_out_rows(stage_options, dataset_name, dataset_config, split)
+    rows = rows_to_read(rows, args, tokenizer)
     config = load_config(model, trust_remote_code=trust_remote_code)
     check_fits(rows, "reward", tokenizer, config, args, source=f"{args.dataset_name} ({split})")
     is_lab = args.dataset_name == "lab"

@@ -6,10 +6,10 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..text import break_special_tokens, encode_prompt
+from ..text import break_special_tokens, encode_row
 from .data import findings
 from .inputs import load_causal_lm, load_config, load_tokenizer
-from .samples import MAX_NEW_TOKENS, answers_to, as_asked, known_of
+from .samples import MAX_NEW_TOKENS, answers_to, as_asked, asked_row, known_of
 
 logger = logging.get_logger(__name__)
 
@@ -42,7 +42,8 @@ def answer(
     prompt = as_asked(break_special_tokens(tokenizer, prompt), tokenizer, made)
     for finding in findings(Dataset.from_list([{"prompt": prompt}]), "prompts", tokenizer):
         logger.warning(f"`--prompt`: {finding}")
-    length = len(encode_prompt(tokenizer, prompt))
+    row = asked_row(prompt, made)
+    length = len(encode_row(tokenizer, row))
     config = load_config(model, trust_remote_code=trust_remote_code)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None and length >= context:
@@ -51,4 +52,4 @@ def answer(
     wanted = max_new_tokens or (made and made.max_new_tokens) or policy.generation_config.max_new_tokens
     max_new_tokens = min(wanted or MAX_NEW_TOKENS, context - length if context else float("inf"))
     set_seed(seed)
-    return answers_to(policy, tokenizer, [{"prompt": prompt}], max_new_tokens=max_new_tokens, do_sample=do_sample)[0]
+    return answers_to(policy, tokenizer, [row], max_new_tokens=max_new_tokens, do_sample=do_sample)[0]

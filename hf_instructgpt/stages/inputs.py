@@ -48,6 +48,36 @@ def load_tokenizer(name: str, *, revision: str = "main", trust_remote_code: bool
     return tokenizer
 
 
+def apply_template_options(tokenizer: PreTrainedTokenizerBase, training_args: SFTConfig | RewardConfig) -> None:
+    """Put `chat_template_path` and `eos_token`, which TRL applies when it trains, into a tokenizer that is checked.
+
+    Raises:
+        InputError: There is no such file, model or token.
+    """
+    path = training_args.chat_template_path
+    if path is not None and path.endswith((".jinja", ".j2")):
+        try:
+            tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"`chat_template_path`: {path} cannot be read: {error}") from error
+    elif path is not None:
+        try:
+            source = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"`chat_template_path`: {path} is no .jinja file and no model with a tokenizer."
+            ) from error
+        tokenizer.chat_template = source.chat_template
+        if tokenizer.chat_template is None:
+            raise InputError(f"`chat_template_path`: the tokenizer of {path} has no chat template.")
+        if source.eos_token in tokenizer.get_vocab():
+            tokenizer.eos_token = source.eos_token
+    if training_args.eos_token is not None:
+        if training_args.eos_token not in tokenizer.get_vocab():
+            raise InputError(f"`eos_token`: the tokenizer has no token {training_args.eos_token!r}.")
+        tokenizer.eos_token = training_args.eos_token
+
+
 def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration of a model, of an adapter its base model's. Raises `InputError` if there is none."""
     check_model_path(name)

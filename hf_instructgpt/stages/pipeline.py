@@ -145,7 +145,9 @@ class Pipeline:
         if text in ppo_init and text not in sft:  # a new `sft` must know the characters that `ppo_init` does
             vocabulary = {text: ppo_init[text], "pretraining_fraction": 0.0}
         zero = {}
-        if "dataset_config" not in sft:  # the demonstrations are the scores' zero
+        # The demonstrations are the scores' zero, where they can be read without options of their own.
+        splits = {self.options[stage].get("dataset_train_split", "train") for stage in ("sft", "reward")}
+        if not {"dataset_config", "column_map"} & {*sft} and len(splits) == 1:
             zero = {"calibration_dataset_name": sft.get("dataset_name")}
         start, body, reward = (str(self.output_dir / stage) for stage in (self.start, self.body, "reward"))
         return {

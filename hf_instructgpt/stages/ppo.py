@@ -104,6 +104,6 @@ def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: Mode
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             value_model=args.value_model,
-            ptx_dataset=load_text("ptx_dataset_name", args) if args.ptx_dataset_name is not None else None,
+            ptx_dataset=load_text("ptx_dataset_name", args, tokenizer) if args.ptx_dataset_name is not None else None,
             peft_config=new_adapter(model, model_args),
         )

@@ -9,6 +9,7 @@ from .adapters import new_adapter
 from .arguments import RewardArguments
 from .data import check_fits, load_stage_datasets, load_text, rows_to_read
 from .inputs import (
+    apply_template_options,
     check_sizes,
     load_config,
     load_new_reward_model,
@@ -39,13 +40,14 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
     name, source = model_args.model_name_or_path, model_source(training_args, model_args)
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
     check_sizes(name, config, training_args.model_init_kwargs)
+    apply_template_options(tokenizer, training_args)
     options = load_options(training_args, model_args)
     train_dataset, eval_dataset = (rows_to_read(x, args, tokenizer) for x in (train_dataset, eval_dataset))
     for rows in filter(None, (train_dataset, eval_dataset)):
         check_fits(rows, "reward", tokenizer, config, training_args, source=args.dataset_name)
     calibration_dataset = None
     if args.calibration_dataset_name is not None:
-        calibration_dataset = rows_to_read(load_text("calibration_dataset_name", args), args, tokenizer)
+        calibration_dataset = load_text("calibration_dataset_name", args, tokenizer)
     model = load_new_reward_model(name, tokenizer, **options)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
     if context is not None:

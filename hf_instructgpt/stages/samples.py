@@ -69,6 +69,11 @@ def as_asked(text: str, tokenizer: PreTrainedTokenizerBase, made: Made | None) -
     return [{"role": "user", "content": text}] if in_messages else text
 
 
+def asked_row(prompt: str | list[dict], made: Made | None) -> dict:
+    """A row of a prompt, with what the chat template got beside each when the model was trained."""
+    return {"prompt": prompt, "chat_template_kwargs": made and made.chat_template_kwargs}
+
+
 def prompt_of(row: dict) -> str | list[dict]:
     """What of a row of any form can be answered: its prompt, or what stands before its last message, or a start."""
     if "prompt" in row:

@@ -1,5 +1,6 @@
 """Stage 1: supervised fine-tuning on demonstrations, by TRL's SFTTrainer."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,19 +8,21 @@ from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import ModelConfig, SFTConfig
+from trl.chat_template_utils import get_training_chat_template
 
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
 from ..data.formats import form_of
 from ..errors import InputError
-from ..ppo.checks import check_precision, check_reward_funcs, foreign_tokenizers
+from ..ppo.checks import check_reward_funcs, ensure_precision, foreign_tokenizers
 from ..ppo.models import load_reward_func
 from ..ppo.ptx import PretrainingText
-from ..text import TEMPLATE_COLUMNS, encode_row
+from ..text import TEMPLATE_COLUMNS, encode_row, encode_text, template_options, whole_text
 from .adapters import new_adapter
 from .arguments import SFTArguments
 from .data import check_fits, load_stage_datasets, load_text, rows_to_read
 from .inputs import (
+    apply_template_options,
     check_reward_model,
     check_sizes,
     load_causal_lm,
@@ -73,7 +76,7 @@ def check_sft(
     if args.pretraining_dataset_name is not None:
         if training_args.packing and args.pretraining_fraction > 0:
             raise InputError("`packing` cannot be kept with `pretraining_dataset_name`: leave one of them out.")
-        text = load_text("pretraining_dataset_name", args)
+        text = load_text("pretraining_dataset_name", args, tokenizer)
         check_fits(text, "sft", tokenizer, config, training_args, source=args.pretraining_dataset_name)
     if args.selection_reward_model is None:
         return
@@ -120,12 +123,15 @@ def make_sft_trainer(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None:
         training_args.max_length = min(training_args.max_length or context, context)
-    if not model_args.use_peft:
-        check_precision("the model", model, training_args)
+    if training_args.assistant_only_loss:
+        _check_assistant_loss(train_dataset, tokenizer)
     train_dataset, eval_dataset = (rows and _columns_read(rows) for rows in (train_dataset, eval_dataset))
     selection = {}
     if args.selection_reward_model is not None and eval_dataset is not None:
         selection = _selection(args, training_args, model, tokenizer, eval_dataset)
+    train_dataset, eval_dataset = (
+        rows and _continued(rows, training_args, tokenizer) for rows in (train_dataset, eval_dataset)
+    )
     with peft_errors(model_args):
         trainer = (SelectingSFTTrainer if selection else CardSFTTrainer)(
             model=model,
@@ -136,6 +142,7 @@ def make_sft_trainer(
             peft_config=new_adapter(model, model_args),
             **selection,
         )
+    ensure_precision("the model", trainer.model, training_args)
     if training_args.max_length is not None and not training_args.packing:
         rows = trainer.train_dataset["input_ids"]
         cut = _num_cut(rows, training_args.max_length, tokenizer)
@@ -149,10 +156,46 @@ def make_sft_trainer(
     return trainer
 
 
+def _check_assistant_loss(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise an `InputError` where TRL cannot tell which tokens of a row are the assistant's."""
+    if not isinstance(rows[0][form_of(rows.column_names, "sft")[0]], list):
+        raise InputError("`assistant_only_loss` needs messages, and the rows are text; leave it out.")
+    if re.search(r"\{%-?\s*generation\b", tokenizer.chat_template):
+        return
+    try:
+        get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise InputError(
+            "`assistant_only_loss`: the chat template does not mark the assistant's tokens with {% generation %}. Use "
+            "one that does (`chat_template_path`), or data with `prompt` and `completion`."
+        ) from error
+
+
 def _columns_read(rows: Dataset) -> Dataset:
     """The rows with the columns of their form alone: TRL would choose anew, by the names of all columns."""
     names = (*form_of(rows.column_names, "sft"), *TEMPLATE_COLUMNS)
     return rows.select_columns([name for name in names if name in rows.column_names])
+
+
+def _continued(rows: Dataset, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The rows as ids and labels if a prompt ends with the assistant's message, since TRL opens another turn there."""
+    prompts = rows["prompt"] if "prompt" in rows.column_names else []
+    if not any(isinstance(prompt, list) and prompt[-1]["role"] == "assistant" for prompt in prompts):
+        return rows
+    if training_args.assistant_only_loss:
+        raise InputError(
+            "`assistant_only_loss`: the loss is on the completion alone, since prompts end with a message of the "
+            "assistant; leave it out."
+        )
+
+    def tokenize(row: dict) -> dict[str, list[int]]:
+        prompt, text = encode_row(tokenizer, row), whole_text(row["prompt"], row["completion"])
+        ids = encode_text(tokenizer, text, ended=True, **template_options(row))
+        start = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
+        start = 0 if training_args.completion_only_loss is False else start
+        return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
+
+    return rows.map(tokenize, remove_columns=rows.column_names, desc="Tokenizing")
 
 
 def _with_pretraining(
@@ -163,7 +206,7 @@ def _with_pretraining(
     `pretraining_fraction` f of all rows: `f / (1 - f)` times as many as there are demonstrations.
     """
     name, fraction, max_length = "pretraining_dataset_name", args.pretraining_fraction, training_args.max_length
-    text = load_text(name, args)
+    text = load_text(name, args, tokenizer)
     text = PretrainingText(text, tokenizer=tokenizer, max_length=max_length, seed=training_args.seed, option=name)
     rows = text.rows(0, round(len(demonstrations) * fraction / (1 - fraction)))
     cut = 0 if max_length is None else _num_cut(rows, max_length, tokenizer)
@@ -215,13 +258,17 @@ def tokenizer_and_config(
         name, source = model_args.model_name_or_path, model_source(training_args, model_args)
         tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
         check_sizes(name, config, training_args.model_init_kwargs)
+        apply_template_options(tokenizer, training_args)
         return tokenizer, config
     if model_args.use_peft:
         raise InputError(
             "`use_peft` needs `model_name_or_path`: an adapter is saved without its base model, and a new CharGPT is "
             "nowhere else."
         )
+    if training_args.chat_template_path is not None:
+        raise InputError("`chat_template_path` needs `model_name_or_path`: a new CharGPT reads text, not messages.")
     tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset))
+    apply_template_options(tokenizer, training_args)
     init_kwargs = training_args.model_init_kwargs or {}
     unknown = set(init_kwargs) - set(CharGPTConfig().to_dict())
     if unknown:

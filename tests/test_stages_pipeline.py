@@ -278,6 +278,7 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
     config = write(here, own_data(here, chat=True))
     assert main(["run", "--config", config]) == 0
     (here / "out" / "thesis.txt").write_text("years")
+    (here / "out" / "sft" / "notes.txt").write_text("mine")
     (here / "out" / ".ppo.partial").mkdir()
 
     def interrupted(*args):
@@ -286,10 +287,11 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
     with monkeypatch.context() as patch:
         patch.setitem(pipeline.STAGES, "sft", interrupted)
         assert main(["run", "--config", config, "--overwrite_output_dir", "--seed", "1"]) == 130
-    assert {path.name for path in (here / "out").iterdir()} == {"thesis.txt", "run.json"}
+    assert {path.name for path in (here / "out").iterdir()} == {"thesis.txt", "run.json", "sft"}
+    assert {path.name for path in (here / "out" / "sft").iterdir()} == {"notes.txt", "stage.json"}
     assert main(["run", "--config", config, "--resume", "--seed", "1"]) == 0
     assert {path.name for path in (here / "out").iterdir()} == {*LEFT, "thesis.txt"}
-    assert metrics_of(here / "out")[0]["seed"] == 1
+    assert metrics_of(here / "out")[0]["seed"] == 1 and (here / "out" / "sft" / "notes.txt").read_text() == "mine"
 
 
 def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypatch):
@@ -298,7 +300,7 @@ def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypat
     rmtree = pipeline.shutil.rmtree
 
     def half(path, *args, **kwargs):
-        if path.name == ".reward.partial" and path.exists():
+        if path.name == ".reward.old" and path.exists():
             (path / "model.safetensors").unlink()
             raise KeyboardInterrupt
         rmtree(path, *args, **kwargs)
@@ -307,7 +309,8 @@ def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypat
         patch.setattr(pipeline.shutil, "rmtree", half)
         assert main(["run", "--config", config, "--overwrite_output_dir"]) == 130
     assert {path.name for path in (here / "out").iterdir()} >= {"ppo", "run.json"}
-    assert not {"metrics.json", "sft", "reward"} & {path.name for path in (here / "out").iterdir()}
+    assert not {"metrics.json", "sft"} & {path.name for path in (here / "out").iterdir()}
+    assert [path.name for path in (here / "out" / "reward").iterdir()] == ["stage.json"]  # which lists nothing
     assert main(["run", "--config", config, "--resume"]) == 0
     assert {path.name for path in (here / "out").iterdir()} == LEFT
 

@@ -43,7 +43,9 @@ from .output import (
     METRICS_FILE,
     REPORT_CARD_FILE,
     RUN_FILE,
-    STAGE_FILE,
+    check_free,
+    delete_result,
+    is_whole,
     partial_directory,
 )
 from .ppo import check_ppo_options, check_report_cards, run_ppo
@@ -262,7 +264,7 @@ class Pipeline:
         for stage in self.stages:
             if stage == "ppo":
                 seconds["report_card"] = self._make_report_card()
-            if read_json(self.output_dir / stage / STAGE_FILE) is not None:
+            if is_whole(self.output_dir / stage):
                 continue
             start = time.perf_counter()
             args, *others = self._parse(stage)
@@ -282,6 +284,8 @@ class Pipeline:
         state, folder, run_file = PartialState(), self.output_dir, self.output_dir / RUN_FILE
         known = read_json(run_file)
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        for name in COMMANDS if overwrite and known is not None else ():
+            check_free(folder / name, overwrite=True)
         state.wait_for_everyone()  # all processes look before one writes
         if resume and known is not None:
             check_same_run(folder, self._identity(), known)
@@ -303,12 +307,10 @@ class Pipeline:
     def _delete_run(self) -> None:
         """Delete what a run writes and nothing else; at any moment what stands under a stage's name is whole."""
         (self.output_dir / METRICS_FILE).unlink(missing_ok=True)
-        for name in (*COMMANDS, "control", "report"):
-            partial = partial_directory(self.output_dir / name)
-            shutil.rmtree(partial, ignore_errors=True)
-            if name in COMMANDS and (self.output_dir / name).is_dir():
-                (self.output_dir / name).rename(partial)
-                shutil.rmtree(partial)
+        for name in COMMANDS:
+            delete_result(self.output_dir / name)
+        for name in ("control", "report"):
+            shutil.rmtree(partial_directory(self.output_dir / name), ignore_errors=True)
         for name in (*REPORT_FILES, RUN_FILE):
             path = self.output_dir / name
             if path.is_dir():

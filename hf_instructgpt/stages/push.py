@@ -244,8 +244,8 @@ def _local_data(folder: Path, source: Source, option: str, allowed: list[Path]) 
     for file in [] if is_alone else [path, *path.rglob("*")]:
         if not any(file.resolve().is_relative_to(place) for place in allowed[1:]):
             raise InputError(
-                f"`{option}`: the data of {folder} is {file}, outside the run's folder or more than one file in it. To "
-                f"push it too, pass --data {path}; to push the models alone, pass --no_data."
+                f"`{option}`: the data of {folder} is {file}, outside the run's folder or not a single file in it. "
+                f"To push it too, pass --data {path}; to push the models alone, pass --no_data."
             )
     return path
 

@@ -1,4 +1,4 @@
-"""A foreign run's own data folder names a private file in its metadata: `push` reads single files there, or what is named."""
+"""A foreign run's data folder names a private file in its metadata: `push` reads single files, or what is named."""
 
 import json
 from pathlib import Path

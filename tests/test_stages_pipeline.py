@@ -46,6 +46,7 @@ CONFIG = {
 COMPARISON = {
     *("num_prompts", "score_sft", "score_sft_std", "score_ppo", "gold_sft", "gold_ppo", "gold_more_sft"),
     *("correct_sft", "correct_ppo", "wins", "ties", "losses", "gold_win_rate", "gold_win_rate_ci95"),
+    "not_judged",
 }
 MEASURED = {f"{name}_{policy}" for name in ("length", "ended", "distinct") for policy in ("sft", "ppo")}
 MEASURED |= {"num_prompts", "score_sft", "score_sft_std", "score_ppo", "score_rise_ci95"}  # without a judge

@@ -18,6 +18,7 @@ from ..evaluation.comparison import Answers
 from ..files import absolute_folder, fields_of, is_same_value, make_directory, read_json, to_json, write_whole
 from ..hub.cards import Made
 from ..ppo.config import PPOConfig
+from ..ppo.reward_functions import as_judge, check_signatures
 from ..report.plots import draw_plots
 from ..report.reward_card import main_figures
 from ..report.run_card import run_card, samples_markdown
@@ -164,14 +165,16 @@ class Pipeline:
             start_args, model_args = stages[start][2], stages[stage][2]
             if start_args.use_peft and model_args.model_name_or_path == str(self.output_dir / start):
                 check_same_adapter(model_args, lora_config(start_args), name=f"{self.source}, {stage}: `{start}`")
-        self._check_rewards(*stages["ppo"])
-        self._judge()
+        reward_funcs, judge = self._check_rewards(*stages["ppo"]), self._judge()
         if not self._uses_reward():
             logger.warning(UNUSED_REWARD)
         for stage, option in (("reward", "calibration_dataset_name"), ("ppo", "ptx_dataset_name")):
             if getattr(stages[stage][0], option) is not None:
                 load_text(option, stages[stage][0])
         rows = {stage: self._checked_rows(stage) for stage in self.stages}
+        check_signatures(reward_funcs, rows["ppo"])
+        with as_judge():
+            check_signatures([judge] if judge else [], rows["ppo"])
         fits = self._policy_fits({stage: rows[stage][0] for stage in self.policies})
         fits |= {"reward": self._reward_fit(fits["sft"]), "ppo": fits[self.start]}
         for stage, (args, training_args, _) in stages.items():
@@ -182,14 +185,14 @@ class Pipeline:
         for stage in self.policies:
             self._check_sft(stage, rows[stage], fits[stage])
 
-    def _check_rewards(self, args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> None:
-        """PPO's options and its reward functions; the run's own reward model is not there yet."""
+    def _check_rewards(self, args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> list:
+        """PPO's options and its reward functions, which are returned; the run's own reward model is not there yet."""
         check_ppo_options(args, training_args, model_args)
         others = [name for name in args.reward_funcs if name != str(self.output_dir / "reward")]
-        for name in others:
-            load_reward_func(name, trust_remote_code=training_args.trust_remote_code)
+        funcs = [load_reward_func(name, trust_remote_code=training_args.trust_remote_code) for name in others]
         if args.on_weak_reward == "raise":
             check_report_cards(replace(args, reward_funcs=others))
+        return funcs
 
     def _policy_fits(self, rows: dict[str, Dataset]) -> dict[str, tuple]:
         """Tokenizer and configuration of `sft` and of what PPO starts from, which must share a vocabulary."""

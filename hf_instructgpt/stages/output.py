@@ -151,6 +151,8 @@ def delete_result(folder: Path) -> None:
         _move_into_place(Work(partial, None, {}), folder, old, known=known)
         if [path.name for path in folder.iterdir()] == NO_FILES:
             shutil.rmtree(folder)
+    elif folder.exists():
+        folder.rmdir()  # it is empty, or `check_free` would have refused it
 
 
 def _move_into_place(work: Work, output_dir: Path, old: Path, *, known: dict | None) -> None:

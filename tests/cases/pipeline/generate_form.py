@@ -2,9 +2,8 @@
 
 from product import assert_done, command, write_rows
 
-from hf_instructgpt.app.compare import Contestant
-from hf_instructgpt.stages.inputs import load_causal_lm, load_tokenizer
-from hf_instructgpt.stages.samples import known_of
+from hf_instructgpt.stages.inputs import load_tokenizer
+from hf_instructgpt.stages.samples import as_asked, known_of
 
 ROWS = {"什么是医生？": "治病的人。", "什么是老师？": "教书的人。"}
 
@@ -21,4 +20,4 @@ def check(folder):
     place = str(folder / "plain")
     tokenizer = load_tokenizer(place)
     assert tokenizer.chat_template
-    assert Contestant("a", load_causal_lm(place, tokenizer), tokenizer, known_of(place)).prompt("x") == "x"
+    assert as_asked("x", tokenizer, known_of(place)) == "x"  # by `generate` and `compare` alike

@@ -356,7 +356,7 @@ def push(verb: str, argv: list[str]) -> None:
     parser.add_argument("--private", action="store_true", help="make private repositories")
     parser.add_argument("--no_data", action="store_true", help="of a run, push the models alone")
     parser.add_argument(
-        "--data", nargs="+", default=[], metavar="FILE", help="of a run, data outside its folder that is pushed too"
+        "--data", nargs="+", default=[], metavar="FILE", help="of a run, data to push too beside files in its folder"
     )
     parser.add_argument(
         *("--code-only", "--code_only"),

@@ -46,6 +46,7 @@ CONFIG = {
 COMPARISON = {
     *("num_prompts", "score_sft", "score_sft_std", "score_ppo", "gold_sft", "gold_ppo", "gold_more_sft"),
     *("correct_sft", "correct_ppo", "wins", "ties", "losses", "gold_win_rate", "gold_win_rate_ci95"),
+    "not_judged",
 }
 MEASURED = {f"{name}_{policy}" for name in ("length", "ended", "distinct") for policy in ("sft", "ppo")}
 MEASURED |= {"num_prompts", "score_sft", "score_sft_std", "score_ppo", "score_rise_ci95"}  # without a judge
@@ -278,6 +279,7 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
     config = write(here, own_data(here, chat=True))
     assert main(["run", "--config", config]) == 0
     (here / "out" / "thesis.txt").write_text("years")
+    (here / "out" / "sft" / "notes.txt").write_text("mine")
     (here / "out" / ".ppo.partial").mkdir()
 
     def interrupted(*args):
@@ -286,10 +288,11 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
     with monkeypatch.context() as patch:
         patch.setitem(pipeline.STAGES, "sft", interrupted)
         assert main(["run", "--config", config, "--overwrite_output_dir", "--seed", "1"]) == 130
-    assert {path.name for path in (here / "out").iterdir()} == {"thesis.txt", "run.json"}
+    assert {path.name for path in (here / "out").iterdir()} == {"thesis.txt", "run.json", "sft"}
+    assert {path.name for path in (here / "out" / "sft").iterdir()} == {"notes.txt", "stage.json"}
     assert main(["run", "--config", config, "--resume", "--seed", "1"]) == 0
     assert {path.name for path in (here / "out").iterdir()} == {*LEFT, "thesis.txt"}
-    assert metrics_of(here / "out")[0]["seed"] == 1
+    assert metrics_of(here / "out")[0]["seed"] == 1 and (here / "out" / "sft" / "notes.txt").read_text() == "mine"
 
 
 def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypatch):
@@ -298,7 +301,7 @@ def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypat
     rmtree = pipeline.shutil.rmtree
 
     def half(path, *args, **kwargs):
-        if path.name == ".reward.partial" and path.exists():
+        if path.name == ".reward.old" and path.exists():
             (path / "model.safetensors").unlink()
             raise KeyboardInterrupt
         rmtree(path, *args, **kwargs)
@@ -307,7 +310,8 @@ def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypat
         patch.setattr(pipeline.shutil, "rmtree", half)
         assert main(["run", "--config", config, "--overwrite_output_dir"]) == 130
     assert {path.name for path in (here / "out").iterdir()} >= {"ppo", "run.json"}
-    assert not {"metrics.json", "sft", "reward"} & {path.name for path in (here / "out").iterdir()}
+    assert not {"metrics.json", "sft"} & {path.name for path in (here / "out").iterdir()}
+    assert [path.name for path in (here / "out" / "reward").iterdir()] == ["stage.json"]  # which lists nothing
     assert main(["run", "--config", config, "--resume"]) == 0
     assert {path.name for path in (here / "out").iterdir()} == LEFT
 

@@ -56,7 +56,8 @@ class Guard:
 
         async def noting(message) -> None:
             if message["type"] == "http.response.start":
-                self.failures[address] = self.failures[address] + 1 if message["status"] >= 400 else 0
+                failed = self.failures[address] + (message["status"] >= 400)  # a redirection says nothing
+                self.failures[address] = 0 if message["status"] == 200 else failed
             await send(message)
 
         async with self.locks[address]:  # guesses at once wait for each other

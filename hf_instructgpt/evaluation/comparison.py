@@ -151,7 +151,7 @@ def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples
     """PPO against SFT on the same prompts, in numbers.
 
     Wins are the judge's, `(wins + ties / 2) / n`, with a 95 % bootstrap interval over prompts; what it gave no score
-    is left out. Without a judge, what needs one is None.
+    is left out; `not_judged` counts such pairs of answers. Without a judge, what needs one is None.
 
     Args:
         sft, ppo ([`Answers`]): Answers to the same prompts.
@@ -174,6 +174,7 @@ def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples
         "gold_more_sft": more_sft and _mean(more_sft.gold),
         "correct_sft": _mean(sft.correct),
         "correct_ppo": _mean(ppo.correct),
+        "not_judged": None,
         "wins": None,
         "ties": None,
         "losses": None,
@@ -182,6 +183,8 @@ def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples
     }
     gaps = [] if sft.gold is None else _gaps(sft.gold, ppo.gold)
     points = [None if gap is None else 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5 for gap in gaps]
+    if points:
+        result["not_judged"] = points.count(None)
     if (interval := _interval(_by_prompt(points, num_samples))) is not None:
         result |= {
             "wins": points.count(1.0),

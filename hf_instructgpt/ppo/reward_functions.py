@@ -1,13 +1,15 @@
 """Python functions as rewards: their names, whether they fit the data, how they are called, and what they return."""
 
 import asyncio
+import atexit
 import inspect
+import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from torch import nn
@@ -77,17 +79,53 @@ def call_reward_functions(funcs: Sequence[Callable], **arguments: list) -> list[
                 results.append(list(result) if inspect.isgenerator(result) else result)
         waiting = {i: result for i, result in enumerate(results) if inspect.isawaitable(result)}
         if waiting:
-            # In a thread of its own: a notebook has a loop running in this one.
-            with ThreadPoolExecutor(max_workers=1) as pool:
-                named = [_named_result(funcs[i], result) for i, result in waiting.items()]
-                for i, result in zip(waiting, pool.submit(asyncio.run, _gather(named)).result(), strict=True):
+            named = [_named_result(funcs[i], result) for i, result in waiting.items()]
+            future = asyncio.run_coroutine_threadsafe(_gather(named), _loop(os.getpid()))
+            try:
+                for i, result in zip(waiting, future.result(), strict=True):
                     results[i] = result
+            finally:
+                future.cancel()  # at Ctrl-C
     count = len(arguments["completions"])
     return [_as_numbers(result, reward_name(func), count) for func, result in zip(funcs, results, strict=True)]
 
 
+@cache
+def _loop(pid: int) -> asyncio.AbstractEventLoop:
+    """The event loop of this process (a fork has its own), in a thread: clients that functions keep belong to it.
+
+    A notebook has a loop running in the main thread.
+    """
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def close() -> None:
+        if os.getpid() == pid:
+            asyncio.run_coroutine_threadsafe(_end(), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    atexit.register(close)
+    return loop
+
+
+async def _end() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
+
+
 async def _gather(awaitables: list) -> list:
-    return await asyncio.gather(*awaitables)
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:  # the others, where one failed
+        for task in tasks:
+            task.cancel()
 
 
 async def _named_result(func: Callable, awaitable) -> Any:
@@ -109,6 +147,15 @@ def _named(func: Callable) -> Iterator[None]:
             f"({Path(place.filename).name}, line {place.lineno}). Catch what may fail, and return None for a response "
             "that cannot be scored."
         ) from error
+
+
+@contextmanager
+def as_judge() -> Iterator[None]:
+    """What is said of a reward function is said of the judge, which is called as one is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("the reward function", "the judge", 1)) from error
 
 
 def _as_numbers(scores: Any, name: str, count: int) -> list[float | None]:

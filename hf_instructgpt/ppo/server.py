@@ -86,6 +86,11 @@ class ServerGenerator:
     api_key_env: str | None = None
 
     def __post_init__(self):
+        if isinstance(self.url, str) and "@" in self.url:  # it would stand in cards and run files
+            raise InputError(
+                "`generator`: `url` must hold no user and no password: name the environment variable of a key as "
+                "`api_key_env`."
+            )
         for name, holds, rule in RULES:
             if not holds(getattr(self, name)):
                 raise InputError(f"`generator`: `{name}` must {rule}, not {getattr(self, name)!r}.")

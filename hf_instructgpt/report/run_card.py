@@ -20,6 +20,10 @@ NOT_JUDGED = (
     "optimised rose, and what else changed. Read the answers side by side in `samples.md`, or name a function as "
     "`judge` in the pipeline file for a win rate."
 )
+SILENT = (
+    "WARNING: the judge {judge} judged none of {total} pairs of answers: it returned None, or no finite number. "
+    "Whether PPO's answers are better than SFT's is not known. Call it on an answer in `samples.md` to see why."
+)
 ACCURACIES = {
     "eval_accuracy": "reward model, share of pairs right",
     "eval_accuracy_clear": "the same where the judge is clear",
@@ -53,6 +57,8 @@ def findings(metrics: dict) -> list[str]:
                     f"WARNING, {how}: the reward rises while {' and '.join(JUDGED[name] for name in worse)} falls. "
                     "PPO found what the reward model cannot see; mend the reward model, not the judge.",
                 )
+        if c.get("not_judged"):
+            line += f"; {c['not_judged']} of {_num_pairs(c)} pairs of answers were not judged"
         lines.append(line + ".")
         if "length_sft" in c:
             lines.append(
@@ -60,7 +66,10 @@ def findings(metrics: dict) -> list[str]:
                 f"by themselves from {c['ended_sft']:.0%} to {c['ended_ppo']:.0%}, different answers from "
                 f"{c['distinct_sft']:.0%} to {c['distinct_ppo']:.0%}."
             )
-    if metrics["comparison"]["gold_win_rate"] is None:
+    c = metrics["comparison"]
+    if c.get("not_judged") and c["gold_win_rate"] is None:
+        lines.insert(0, SILENT.format(judge=table_cell(metrics["judge"]), total=_num_pairs(c)))
+    elif c["gold_win_rate"] is None:
         lines.append(NOT_JUDGED)
     problem = weakness(metrics["reward"])
     return [f"WARNING: {problem}.", *lines] if problem else lines
@@ -73,6 +82,10 @@ def optimised(metrics: dict) -> str:
         return "the reward model's mean score"
     terms = " + ".join(f"`{name}`" if x == 1 else f"{x:g} `{name}`" for name, x in weights.items())
     return f"the mean of what PPO optimised ({terms})"
+
+
+def _num_pairs(c: dict) -> int:
+    return c["not_judged"] + sum(c[name] or 0 for name in ("wins", "ties", "losses"))
 
 
 def _rise(c: dict) -> str:

@@ -15,6 +15,7 @@ from ..evaluation.comparison import Answers, Rewards, answer_prompts, compare
 from ..ppo.checks import foreign_tokenizers
 from ..ppo.config import PPOConfig
 from ..ppo.models import load_reward_func as load_scorer
+from ..ppo.reward_functions import as_judge
 from .arguments import PPOArguments, SFTArguments
 from .data import load_stage_datasets, rows_to_read
 from .inputs import load_reward_func
@@ -132,7 +133,8 @@ def compare_policies(
             )
             made.scores, made.terms = rewards.score(made, tokenizer, asked)
             if judge is not None:
-                made.gold, _ = Rewards({"judge": judge}, [None], [1.0]).score(made, tokenizer, asked)
+                with as_judge():
+                    made.gold, _ = Rewards({"judge": judge}, [None], [1.0]).score(made, tokenizer, asked)
             answers.append(made)
         results[name] = compare(*answers, num_samples=num_samples)
     return results, answers

@@ -9,14 +9,19 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
 
 from ..errors import InputError
 from ..files import absolute_folder, is_same_value, make_directory, read_json, to_json, write_whole
 from ..resuming.checkpoint import alone_in, checkpoints, last_whole_checkpoint
 from ..resuming.resumable import CHANGED_HOOKS, STATE_FILE
 
+logger = logging.get_logger(__name__)
+
 # In each result: the options it was made with and the paths of its files. What stands beside them is the user's.
 STAGE_FILE = "stage.json"
+# The files of a result that was deleted from among the user's.
+NO_FILES = [STAGE_FILE]
 # What `hf-instructgpt evaluate reward` found, beside the reward model or elsewhere.
 REPORT_CARD_FILE = "report_card.json"
 # run.json says that a folder holds a run; metrics.json, moved in last, that it is whole.
@@ -27,6 +32,11 @@ def partial_directory(output_dir: str | Path) -> Path:
     """The folder beside `output_dir` in which a stage works until it is done."""
     output_dir = Path(output_dir)
     return output_dir.with_name(f".{output_dir.name}.partial")
+
+
+def _old(output_dir: Path) -> Path:
+    """Where an earlier result stands while the new one is moved into its place."""
+    return output_dir.with_name(f".{output_dir.name}.old")
 
 
 @dataclass
@@ -59,7 +69,8 @@ def stage_output(output_dir: str | Path, *, options: dict, overwrite: bool, resu
         output_dir (`str` or `Path`): Where the result goes. A link is kept, and written through.
         options (`dict`): What the result depends on, for JSON.
         overwrite (`bool`): Whether it may replace an earlier result, and a broken run's checkpoints.
-        resume (`bool`): Whether to keep a whole result, and to go on from the last checkpoint of a broken run.
+        resume (`bool`): Whether to go on from the last checkpoint of a broken run, which is newer than a whole result;
+            without one, to keep a whole result.
 
     Yields:
         [`Work`], or None if the result is whole already.
@@ -69,7 +80,7 @@ def stage_output(output_dir: str | Path, *, options: dict, overwrite: bool, resu
             another run writes there.
     """
     output_dir, state = absolute_folder(output_dir), PartialState()
-    partial, old = partial_directory(output_dir), output_dir.with_name(f".{output_dir.name}.old")
+    partial, old = partial_directory(output_dir), _old(output_dir)
     if state.is_main_process and old.exists() and not output_dir.exists():
         old.rename(output_dir)  # a run was stopped between its last two steps, below
     state.wait_for_everyone()
@@ -77,12 +88,11 @@ def stage_output(output_dir: str | Path, *, options: dict, overwrite: bool, resu
         raise InputError(
             f"`output_dir`: {output_dir} is a mount point, which cannot be replaced: name a folder in it."
         )
-    known = read_json(output_dir / STAGE_FILE)
-    if resume and known is not None:
-        _check_same(known, options, output_dir)
+    if resume and is_whole(output_dir):
+        _check_same(read_json(output_dir / STAGE_FILE), options, output_dir)
         yield None
         return
-    _check_free(output_dir, overwrite)
+    check_free(output_dir, overwrite or resume)
     new_parents = [parent for parent in partial.parents if not parent.exists()]
     state.wait_for_everyone()
     if state.is_main_process:
@@ -90,7 +100,7 @@ def stage_output(output_dir: str | Path, *, options: dict, overwrite: bool, resu
     state.wait_for_everyone()
     with alone_in(partial):
         try:
-            known = _check_again(output_dir, partial, overwrite)
+            known = _check_again(output_dir, partial, overwrite or (resume and bool(checkpoints(partial))))
             yield (work := _open(output_dir, partial, options, overwrite=overwrite, resume=resume))
         except BaseException:
             if state.is_main_process and not checkpoints(partial):
@@ -111,14 +121,38 @@ def _open(output_dir: Path, partial: Path, options: dict, *, overwrite: bool, re
     if resume:
         found = [_last_whole_checkpoint(partial) if PartialState().is_main_process else None]
         checkpoint = broadcast_object_list(found)[0]
+        if checkpoints(partial) and PartialState().is_main_process:
+            start = f"goes on from {Path(checkpoint).name}" if checkpoint else "starts anew: no checkpoint is whole"
+            logger.warning(f"The run that was broken off in {partial} {start}.")
     elif checkpoints(partial) and not overwrite:
         raise InputError(
             f"a run into {output_dir} was broken off; its checkpoints are in {partial}. Pass --resume to go on from "
             "the last one, or --overwrite_output_dir to drop them."
         )
-    if checkpoint is not None:
+    if resume and checkpoints(partial):
         _check_same(read_json(partial / STAGE_FILE), options, partial)
     return Work(partial, checkpoint, options)
+
+
+def is_whole(output_dir: Path) -> bool:
+    """Whether a folder holds a stage's result, and no newer run into it was broken off."""
+    known = read_json(output_dir / STAGE_FILE)
+    return known is not None and known.get("files") != NO_FILES and not checkpoints(partial_directory(output_dir))
+
+
+def delete_result(folder: Path) -> None:
+    """Delete a stage's result and what a broken run left; the user's own files stay, and [`check_free`] passes."""
+    folder = absolute_folder(folder)
+    partial, old, known = partial_directory(folder), _old(folder), read_json(folder / STAGE_FILE)
+    shutil.rmtree(partial, ignore_errors=True)
+    if known is not None:  # at any moment what stands there is a whole result or none
+        make_directory(partial)
+        (partial / STAGE_FILE).touch()
+        _move_into_place(Work(partial, None, {}), folder, old, known=known)
+        if [path.name for path in folder.iterdir()] == NO_FILES:
+            shutil.rmtree(folder)
+    elif folder.exists():
+        folder.rmdir()  # it is empty, or `check_free` would have refused it
 
 
 def _move_into_place(work: Work, output_dir: Path, old: Path, *, known: dict | None) -> None:
@@ -137,7 +171,7 @@ def _check_again(output_dir: Path, partial: Path, overwrite: bool) -> dict | Non
     """What `stage.json` says, now that no other run can write it."""
     if not partial.is_dir():
         raise InputError(f"another run has just written {output_dir}: choose another `output_dir`.")
-    _check_free(output_dir, overwrite)
+    check_free(output_dir, overwrite)
     return read_json(output_dir / STAGE_FILE)
 
 
@@ -151,10 +185,13 @@ def _check_same(known: dict | None, options: dict, folder: Path) -> None:
             )
 
 
-def _check_free(output_dir: Path, overwrite: bool) -> None:
+def check_free(output_dir: Path, overwrite: bool) -> None:
+    """Raise an `InputError` if a folder holds what is no stage's, or a result that may not be replaced."""
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
     known = read_json(output_dir / STAGE_FILE)
+    if known is not None and known.get("files") == NO_FILES:
+        return
     if known is None:
         raise InputError(f"{output_dir} is not empty and holds no stage's result. Choose another `output_dir`.")
     if not overwrite:
@@ -183,7 +220,7 @@ def _copy_foreign(source: Path, target: Path, files: list[str]) -> None:
     for path in source.iterdir():
         copy, is_folder = target / path.name, path.is_dir() and not path.is_symlink()
         mine = [file.removeprefix(f"{path.name}/") for file in files if file.startswith(f"{path.name}/")]
-        if is_folder and mine:
+        if is_folder and (mine or (copy.is_dir() and path.name not in files)):
             _copy_foreign(path, copy, mine)
         elif path.name not in files:
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from ..evaluation.comparison import Answers
 from ..files import absolute_folder, fields_of, is_same_value, make_directory, read_json, to_json, write_whole
 from ..hub.cards import Made
 from ..ppo.config import PPOConfig
+from ..ppo.reward_functions import as_judge, check_signatures
 from ..report.plots import draw_plots
 from ..report.reward_card import main_figures
 from ..report.run_card import run_card, samples_markdown
@@ -43,7 +44,9 @@ from .output import (
     METRICS_FILE,
     REPORT_CARD_FILE,
     RUN_FILE,
-    STAGE_FILE,
+    check_free,
+    delete_result,
+    is_whole,
     partial_directory,
 )
 from .ppo import check_ppo_options, check_report_cards, run_ppo
@@ -164,14 +167,16 @@ class Pipeline:
             start_args, model_args = stages[start][2], stages[stage][2]
             if start_args.use_peft and model_args.model_name_or_path == str(self.output_dir / start):
                 check_same_adapter(model_args, lora_config(start_args), name=f"{self.source}, {stage}: `{start}`")
-        self._check_rewards(*stages["ppo"])
-        self._judge()
+        reward_funcs, judge = self._check_rewards(*stages["ppo"]), self._judge()
         if not self._uses_reward():
             logger.warning(UNUSED_REWARD)
         for stage, option in (("reward", "calibration_dataset_name"), ("ppo", "ptx_dataset_name")):
             if getattr(stages[stage][0], option) is not None:
                 load_text(option, stages[stage][0])
         rows = {stage: self._checked_rows(stage) for stage in self.stages}
+        check_signatures(reward_funcs, rows["ppo"])
+        with as_judge():
+            check_signatures([judge] if judge else [], rows["ppo"])
         fits = self._policy_fits({stage: rows[stage][0] for stage in self.policies})
         fits |= {"reward": self._reward_fit(fits["sft"]), "ppo": fits[self.start]}
         for stage, (args, training_args, _) in stages.items():
@@ -182,14 +187,14 @@ class Pipeline:
         for stage in self.policies:
             self._check_sft(stage, rows[stage], fits[stage])
 
-    def _check_rewards(self, args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> None:
-        """PPO's options and its reward functions; the run's own reward model is not there yet."""
+    def _check_rewards(self, args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> list:
+        """PPO's options and its reward functions, which are returned; the run's own reward model is not there yet."""
         check_ppo_options(args, training_args, model_args)
         others = [name for name in args.reward_funcs if name != str(self.output_dir / "reward")]
-        for name in others:
-            load_reward_func(name, trust_remote_code=training_args.trust_remote_code)
+        funcs = [load_reward_func(name, trust_remote_code=training_args.trust_remote_code) for name in others]
         if args.on_weak_reward == "raise":
             check_report_cards(replace(args, reward_funcs=others))
+        return funcs
 
     def _policy_fits(self, rows: dict[str, Dataset]) -> dict[str, tuple]:
         """Tokenizer and configuration of `sft` and of what PPO starts from, which must share a vocabulary."""
@@ -264,7 +269,7 @@ class Pipeline:
         for stage in self.stages:
             if stage == "ppo":
                 seconds["report_card"] = self._make_report_card()
-            if read_json(self.output_dir / stage / STAGE_FILE) is not None:
+            if is_whole(self.output_dir / stage):
                 continue
             start = time.perf_counter()
             args, *others = self._parse(stage)
@@ -284,6 +289,8 @@ class Pipeline:
         state, folder, run_file = PartialState(), self.output_dir, self.output_dir / RUN_FILE
         known = read_json(run_file)
         taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        for name in COMMANDS if overwrite and known is not None else ():
+            check_free(folder / name, overwrite=True)
         state.wait_for_everyone()  # all processes look before one writes
         if resume and known is not None:
             check_same_run(folder, self._identity(), known)
@@ -305,12 +312,10 @@ class Pipeline:
     def _delete_run(self) -> None:
         """Delete what a run writes and nothing else; at any moment what stands under a stage's name is whole."""
         (self.output_dir / METRICS_FILE).unlink(missing_ok=True)
-        for name in (*COMMANDS, "control", "report"):
-            partial = partial_directory(self.output_dir / name)
-            shutil.rmtree(partial, ignore_errors=True)
-            if name in COMMANDS and (self.output_dir / name).is_dir():
-                (self.output_dir / name).rename(partial)
-                shutil.rmtree(partial)
+        for name in COMMANDS:
+            delete_result(self.output_dir / name)
+        for name in ("control", "report"):
+            shutil.rmtree(partial_directory(self.output_dir / name), ignore_errors=True)
         for name in (*REPORT_FILES, RUN_FILE):
             path = self.output_dir / name
             if path.is_dir():

@@ -1,6 +1,7 @@
 """A run, or one stage of it, on the Hub: a repository for each model and one for the data, each naming the others."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -59,8 +60,8 @@ def push(
         namespace (`str`, *optional*): A user or an organisation; by default the user whose token it is.
         private (`bool`, *optional*): Whether the repositories are private.
         with_data (`bool`): Whether a run's own data goes too. Data that is on the Hub already is only named.
-        data (`list[str | Path]`): Files and folders outside `folder` that may be read for it: a run that comes from
-            somebody else names its data by a path, and could name any file.
+        data (`list[str | Path]`): Files and folders that may be read for it, beside single files inside `folder`: a
+            run that comes from somebody else names its data by a path, and could name any file.
 
     Returns:
         `list[str]`: the repositories' URLs.
@@ -204,7 +205,7 @@ def _run_data(folder: Path, stages: dict[str, Made], given: list[str | Path]) ->
     """The data of a run that is not on the Hub, each once.
 
     Raises:
-        InputError: It is no longer there, or lies outside the run's folder and is not among the `given`.
+        InputError: It is no longer there, or is neither a file in the run's folder nor among the `given`.
     """
     parts: dict[tuple, _Part] = {}
     allowed = [folder.resolve(), *(Path(path).resolve() for path in given)]
@@ -238,11 +239,13 @@ def _local_data(folder: Path, source: Source, option: str, allowed: list[Path]) 
             f"`{option}`: the data of {folder}, {source.name}, is no longer at {path}. Put it there, or pass "
             "--no_data to push the models alone."
         )
-    for file in [path, *path.rglob("*")]:
-        if not any(file.resolve().is_relative_to(place) for place in allowed):
+    # A folder can name other files (its README.md, `state.json`, links), and so can a pattern or a chain of addresses.
+    is_alone = path.is_file() and path.resolve().is_relative_to(allowed[0]) and not re.search(r"[*?[]|::", str(path))
+    for file in [] if is_alone else [path, *path.rglob("*")]:
+        if not any(file.resolve().is_relative_to(place) for place in allowed[1:]):
             raise InputError(
-                f"`{option}`: the data of {folder} is {file}, outside the run's folder. To push it too, pass --data "
-                f"{path}; to push the models alone, pass --no_data."
+                f"`{option}`: the data of {folder} is {file}, outside the run's folder or not a single file in it. "
+                f"To push it too, pass --data {path}; to push the models alone, pass --no_data."
             )
     return path
 

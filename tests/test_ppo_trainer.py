@@ -349,8 +349,10 @@ def test_the_penalty_for_a_missing_end_is_taken_from_cut_off_responses_only(tmp_
 
 
 def test_reward_functions_get_the_columns_of_their_own_prompts(tmp_path):
+    seen = []
+
     def reward(prompts, completions, tag, number, **_):
-        assert [f"<{p}>" for p in prompts] == tag
+        seen.append((prompts, tag))
         return [float(n) for n in number]
 
     rows = [{"prompt": p, "tag": f"<{p}>", "number": i} for i, p in enumerate(PROMPTS["prompt"])]
@@ -358,6 +360,7 @@ def test_reward_functions_get_the_columns_of_their_own_prompts(tmp_path):
     trainer.train()
     rollout = trainer._roll_out(rows, num_generations=2)
     assert rollout.scores.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert all([f"<{prompt}>" for prompt in prompts] == tag for prompts, tag in seen)
 
 
 def test_messages_are_answered_by_messages(tmp_path):

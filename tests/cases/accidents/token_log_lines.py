@@ -5,6 +5,8 @@ from pathlib import Path
 
 from product import assert_done, broken_off, command, left, stage_files, write_rows
 
+from hf_instructgpt.ppo.token_log import rewind
+
 
 def check(folder: Path) -> None:
     argv = stage_files(folder)["ppo"]
@@ -19,3 +21,7 @@ def check(folder: Path) -> None:
         assert_done(command(*argv, "--output_dir", folder / "out", "--resume"))
         assert left(folder / "out") == left(folder / "whole")
         shutil.rmtree(folder / "out")
+    log = write_rows(folder / "log.jsonl", [{"step": step, "prompt": "ab\u2028cd\x85"} for step in (1, 2)])
+    kept = log.read_bytes().splitlines(keepends=True)[0]
+    rewind(log, step=1)
+    assert log.read_bytes() == kept

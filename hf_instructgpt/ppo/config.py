@@ -21,6 +21,7 @@ TRAINER_RANGES = (
     *((name, lambda x: x is None or x >= 0, "be 0 or more") for name in ("learning_rate", "warmup_steps")),
     *((name, lambda x: x is None or x >= 0, "be 0 or more") for name in ("weight_decay", "max_grad_norm")),
     *((name, lambda x: x is None or x > 0, "be above 0") for name in ("logging_steps", "eval_steps", "save_steps")),
+    ("dataset_num_proc", lambda x: x is None or x >= 1, "be 1 or more"),
     ("num_train_epochs", lambda x: x >= 0.01, "be 0.01 or more"),
     ("max_steps", lambda x: x >= -1, "be -1 or more"),
 )
@@ -65,7 +66,8 @@ def check_ranges(args: TrainingArguments, ranges: tuple = TRAINER_RANGES) -> Non
     """Raise a `ValueError` for an option outside its range, NaN or infinite; options that `args` lacks are skipped."""
     for name in (option.name for option in fields(args)):
         value = getattr(args, name)
-        if isinstance(value, float) and not math.isfinite(value):
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(x, float) and not math.isfinite(x) for x in values):
             raise ValueError(f"`{name}` must be a finite number, not {value}.")
     for name, holds, rule in ranges:
         if hasattr(args, name) and not holds(getattr(args, name)):

@@ -144,7 +144,10 @@ def load_text(option: str, args: StageArguments, tokenizer: PreTrainedTokenizerB
     name, split = getattr(args, option), args.dataset_train_split
     options = {"dataset_train_split": split, "allow_special_tokens": args.allow_special_tokens}
     args_of_text = StageArguments(dataset_name=name, **options)
-    dataset = load_rows(args_of_text, "sft")
+    try:
+        dataset = load_rows(args_of_text, "sft")
+    except InputError as error:
+        raise InputError(str(error).replace("`dataset_name`", f"`{option}`")) from error
     if split not in dataset:
         raise InputError(f"`{option}`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
     rows = checked_split(dataset, split, "sft", source=name)

@@ -187,7 +187,7 @@ def _turn(
 
     Of what stands before, only what an opened turn does not have yet: None if that begins in another way.
     """
-    mark = "answer"
+    mark = "qzjxqzjx"  # in no template
     text = tokenizer.apply_chat_template(whole_text(prompt, mark), tokenize=False, **options)
     opened, place = _render_prompt(tokenizer, prompt, tokenize=False, **options), text.rindex(mark)
     before = text[len(opened) : place] if text[:place].startswith(opened) else None

@@ -120,6 +120,7 @@ def test_compare_by_hand_on_four_prompts():
         "wins": 2,
         "ties": 1,
         "losses": 1,
+        "not_judged": 0,
         "gold_win_rate": 0.625,
         "kl": 3.0,
     }
@@ -158,8 +159,16 @@ def test_compare_without_a_judge_says_so():
     result = compare(*[answers(None, [1.0, 2.0], None)] * 3)
     assert {name for name, value in result.items() if value is None} == {
         *("gold_sft", "gold_ppo", "gold_more_sft", "correct_sft", "correct_ppo"),
-        *("wins", "ties", "losses", "gold_win_rate", "gold_win_rate_ci95"),
+        *("wins", "ties", "losses", "not_judged", "gold_win_rate", "gold_win_rate_ci95"),
     }
+
+
+def test_a_pair_that_the_judge_left_out_counts_for_nobody():
+    """Of three pairs one is won, one has no score on one side, one is lost: 1 of 2."""
+    sft, ppo = answers(None, [0.0] * 3, None), answers(None, [0.0] * 3, None)
+    sft.gold, ppo.gold = [0.0, 1.0, 1.0], [1.0, None, 0.0]
+    result = compare(sft, ppo, None)
+    assert (result["wins"], result["losses"], result["not_judged"], result["gold_win_rate"]) == (1, 1, 1, 0.5)
 
 
 def test_a_question_is_the_text_or_the_last_message():

@@ -129,6 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted. What is finished is whole; --resume goes on from there.", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again when it ends
+        print(f"{name}: stopped, as what reads the output was closed.", file=sys.stderr)
+        return 1
     except FloatingPointError as error:  # a run that diverged: it says after which step, and what was not finite
         print(f"{name}: {_visible(' '.join(str(error).split()))}", file=sys.stderr)
         return 1

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
         convert_document_state_dict,
     )
     from .data import gold_reward, judge, load_sample_dataset
-    from .ppo.actor_critic import load_value_model
     from .ppo.config import PPOConfig
-    from .ppo.generation import Generator
-    from .ppo.server import ServerGenerator
+    from .ppo.critic import load_value_model
     from .ppo.trainer import PPOTrainer
     from .reward.ranking_trainer import RankingRewardTrainer
+    from .sampling.generate import Generator
+    from .sampling.server import ServerGenerator
 
 __version__ = "0.1.0"
 
@@ -33,16 +33,16 @@ _MODULES = {
     "CharGPTForSequenceClassification": "char_gpt",
     "CharGPTModel": "char_gpt",
     "CharGPTTokenizer": "char_gpt",
-    "Generator": "ppo.generation",
+    "Generator": "sampling.generate",
     "PPOConfig": "ppo.config",
     "PPOTrainer": "ppo.trainer",
     "RankingRewardTrainer": "reward.ranking_trainer",
-    "ServerGenerator": "ppo.server",
+    "ServerGenerator": "sampling.server",
     "convert_document_state_dict": "char_gpt",
     "gold_reward": "data",
     "judge": "data",
     "load_sample_dataset": "data",
-    "load_value_model": "ppo.actor_critic",
+    "load_value_model": "ppo.critic",
 }
 
 __all__ = [

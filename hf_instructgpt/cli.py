@@ -172,8 +172,8 @@ def run(verb: str, argv: list[str]) -> None:
     args = parser.parse_args(argv)
     started = time.perf_counter()
 
-    from .report.run_card import print_summary
-    from .resources import resource
+    from .files import resource
+    from .report.run_summary import print_summary
     from .stages.pipeline import Pipeline
 
     config = args.config or resource("recipes", "char_gpt", "pipeline.yaml")
@@ -192,8 +192,8 @@ def lab(verb: str, argv: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="keep what is done and go on with the rest")
     args = parser.parse_args(argv)
 
-    from .lab import arena, overopt
-    from .resources import resource
+    from .experiments import arena, overopt
+    from .files import resource
 
     module, make = {"overopt": (overopt, overopt.OverOptLab), "arena": (arena, arena.Arena)}[verb]
     run = make(args.config or resource("recipes", verb, "lab.yaml"), output_dir=args.output_dir)

@@ -129,3 +129,17 @@ def _free(folder: Path) -> str:
     while not folder.exists():
         folder = folder.parent
     return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB are free"
+
+
+def resource(*parts: str) -> Path:
+    """Path of a file under `recipes/` or `model_cards/`.
+
+    Raises:
+        FileNotFoundError: It is in neither place.
+    """
+    package = Path(__file__).parent
+    for root in (package, package.parent):
+        path = root.joinpath(*parts)
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"{'/'.join(parts)} is neither in the installed package nor in a checkout around it.")

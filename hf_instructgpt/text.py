@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -231,3 +232,50 @@ def special_token_breaker(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any],
         return [broken(item, named) for item in value] if isinstance(value, list) else value
 
     return broken
+
+
+def pad_rows(
+    rows: Sequence[Sequence[int]], *, pad_token_id: int, side: str, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids as one `(B, L)` tensor and its boolean mask, padded on `side` ("left" or "right")."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(length - len(row), None) if side == "left" else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.tensor(row, dtype=torch.long), True
+    return ids.to(device), mask.to(device)
+
+
+def decode_responses(
+    tokenizer: PreTrainedTokenizerBase, response_ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[list[str], list[list[int]]]:
+    """Texts (special tokens left out) and ids of the real tokens of each response."""
+    ids = [row[row_mask].tolist() for row, row_mask in zip(response_ids, mask, strict=True)]
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in ids], ids
+
+
+# A batch of rows of like length is a quarter padding at most.
+LIKE_LENGTH = 0.75
+
+
+def batches_by_length(lengths: Sequence[int], *, max_tokens: float = float("inf")) -> list[list[int]]:
+    """Rows of like length together, longest first, so that little of a padded batch is padding.
+
+    Args:
+        lengths (`Sequence[int]`): Tokens of each row.
+        max_tokens (`float`): Most tokens of a batch, padding included; a longer row is a batch by itself.
+
+    Returns:
+        `list[list[int]]`: Numbers of the rows of each batch, in which the shortest row has at least
+        `LIKE_LENGTH` times the tokens of the longest one.
+    """
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        fits = batches and lengths[row] >= LIKE_LENGTH * longest and (len(batches[-1]) + 1) * longest <= max_tokens
+        if fits:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

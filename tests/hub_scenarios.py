@@ -34,7 +34,7 @@ from transformers import (  # noqa: E402
 from hf_instructgpt import PPOConfig, PPOTrainer, char_gpt, load_sample_dataset, load_value_model  # noqa: E402
 from hf_instructgpt.cli import main  # noqa: E402
 from hf_instructgpt.errors import InputError  # noqa: E402
-from hf_instructgpt.hub.cards import Made  # noqa: E402
+from hf_instructgpt.hub.model_card import Made  # noqa: E402
 from hf_instructgpt.stages.push import push  # noqa: E402
 
 STAGES = ("sft", "reward", "ppo")

@@ -47,7 +47,7 @@ MUTANTS = [
     Mutant(
         "1",
         "the score is paid one place behind the end-of-text token",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))",
         "last = ~mask & torch.nn.functional.pad(mask[:, :-1], (1, 0))",
         f"{FUNCTIONAL}test_the_score_lands_on_the_last_real_token[2]",
@@ -63,7 +63,7 @@ MUTANTS = [
     Mutant(
         "2b",
         "the user's stop tokens do not end a response",
-        f"{PPO}/generation.py",
+        "hf_instructgpt/sampling/generate.py",
         "tokenizer.eos_token_id, *stop_token_ids}",
         "tokenizer.eos_token_id}",
         f"{CHECKLIST}test_every_stop_token_is_an_end_the_id_zero_too",
@@ -71,7 +71,7 @@ MUTANTS = [
     Mutant(
         "3a",
         "what is real in a response is told by its ids, so that a padding token that ends texts is never real",
-        f"{PPO}/generation.py",
+        "hf_instructgpt/sampling/generate.py",
         "return response_ids, response_mask(response_ids, stop_token_ids=generation_config.eos_token_id)",
         "return response_ids, response_ids != generation_config.pad_token_id",
         f"{ROLLOUT}test_padding_token_equal_to_end_of_text_gives_the_same_masks_and_logprobs",
@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant(
         "3b",
         "the mask of padded rows is told by their ids",
-        f"{PPO}/generation.py",
+        "hf_instructgpt/text.py",
         "return ids.to(device), mask.to(device)",
         "return ids.to(device), (ids != pad_token_id).to(device)",
         f"{ROLLOUT}test_pad_rows",
@@ -87,7 +87,7 @@ MUTANTS = [
     Mutant(
         "4",
         "behind a response without a stop token the padding counts as response",
-        f"{PPO}/generation.py",
+        "hf_instructgpt/sampling/generate.py",
         "return ids, mask & response_mask(ids,",
         "return ids, response_mask(ids,",
         f"{CHECKLIST}test_a_response_cut_short_without_a_stop_token_ends_where_its_tokens_do[0]",
@@ -104,7 +104,7 @@ MUTANTS = [
     Mutant(
         "5b",
         "the response reaches one token beyond its end",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "return stops_before == 0",
         "return torch.nn.functional.pad(stops_before[:, :-1], (1, 0)) == 0",
         f"{FUNCTIONAL}test_response_mask[stop0-expected0]",
@@ -112,7 +112,7 @@ MUTANTS = [
     Mutant(
         "6a",
         "a token's log-prob is read from the logits behind it",
-        f"{PPO}/rollout.py",
+        "hf_instructgpt/models/forward.py",
         ".logits[:, -response_length - 1 : -1]",
         ".logits[:, -response_length:]",
         f"{ROLLOUT}test_logprobs_of_a_padded_batch_are_those_of_each_token_alone[gpt2-0-1.0]",
@@ -120,7 +120,7 @@ MUTANTS = [
     Mutant(
         "6b",
         "the update's logits are shifted twice",
-        f"{PPO}/actor_critic.py",
+        "hf_instructgpt/ppo/critic.py",
         "logits, aux_loss = outputs.logits[:, -length - 1 : -1], getattr",
         "logits, aux_loss = outputs.logits[:, -length - 1 : -1].roll(1, dims=1), getattr",
         f"{TRAINER}test_old_logprobs_are_those_of_the_sampling_temperature",
@@ -128,7 +128,7 @@ MUTANTS = [
     Mutant(
         "7",
         "positions count the padding on the left",
-        f"{PPO}/rollout.py",
+        "hf_instructgpt/models/forward.py",
         'inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)',
         'inputs["position_ids"] = torch.ones_like(attention_mask).cumsum(-1) - 1',
         f"{ROLLOUT}test_logprobs_do_not_depend_on_the_amount_of_padding[gpt2-5-0]",
@@ -136,7 +136,7 @@ MUTANTS = [
     Mutant(
         "7b",
         "what a model's own `generate` reads is not looked at",
-        f"{PPO}/padding.py",
+        "hf_instructgpt/sampling/padding.py",
         "        if generates:\n",
         "        if False:\n",
         f"{FAMILIES}test_a_model_that_reads_padding_is_refused_in_any_precision[cache-float]",
@@ -144,7 +144,7 @@ MUTANTS = [
     Mutant(
         "7c",
         "in half precision a nat of padding is let through",
-        f"{PPO}/padding.py",
+        "hf_instructgpt/sampling/padding.py",
         "return 0.1 if",
         "return 1.0 if",
         f"{FAMILIES}test_a_model_that_reads_padding_is_refused_in_any_precision[state-half]",
@@ -152,7 +152,7 @@ MUTANTS = [
     Mutant(
         "8a",
         "log-probs leave the sampling temperature out",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "logits = logits.float() / temperature",
         "logits = logits.float()",
         f"{FUNCTIONAL}test_temperature_divides_the_logits",
@@ -176,7 +176,7 @@ MUTANTS = [
     Mutant(
         "9b",
         "a repetition penalty passes as harmless",
-        f"{PPO}/generation.py",
+        "hf_instructgpt/sampling/generate.py",
         'HARMLESS = ("use_cache",',
         'HARMLESS = ("repetition_penalty", "use_cache",',
         f"{GENERATION}test_a_setting_that_bends_the_distribution_is_refused_with_the_reason[repetition_penalty-1.2]",
@@ -184,7 +184,7 @@ MUTANTS = [
     Mutant(
         "9c",
         "a setting for loading the policy lets its foreign code run",
-        f"{PPO}/models.py",
+        "hf_instructgpt/models/loading.py",
         'if options["trust_remote_code"] and not args.trust_remote_code:',
         "if False:",
         f"{OPTIONS}test_foreign_code_runs_by_its_option_alone",
@@ -192,7 +192,7 @@ MUTANTS = [
     Mutant(
         "10a",
         "the model's own generation settings fill what the trainer leaves open",
-        f"{PPO}/generation.py",
+        "hf_instructgpt/sampling/generate.py",
         "own, model.generation_config = model.generation_config, GenerationConfig()",
         "own = model.generation_config",
         f"{ROLLOUT}test_a_models_own_generation_settings_do_not_reach_the_samples[repetition_penalty]",
@@ -200,7 +200,7 @@ MUTANTS = [
     Mutant(
         "10b",
         "sampling is cut to the library's default of the most probable tokens",
-        f"{PPO}/generation.py",
+        "hf_instructgpt/sampling/generate.py",
         '{"temperature": temperature, "top_k": 0, "top_p": 1.0}',
         '{"temperature": temperature, "top_p": 1.0}',
         f"{ROLLOUT}test_of_the_models_generation_settings_only_the_stop_tokens_are_kept",
@@ -208,7 +208,7 @@ MUTANTS = [
     Mutant(
         "10c",
         "a server keeps what it computed for prompts by the old weights",
-        f"{PPO}/server.py",
+        "hf_instructgpt/sampling/server.py",
         'self._post("/reset_prefix_cache", {}) == {"success": False}',
         "False",
         f"{SERVER}test_eight_steps_are_trained_on_what_the_server_samples_from_the_policy",
@@ -216,7 +216,7 @@ MUTANTS = [
     Mutant(
         "10d",
         "a server gets one seed for all prompts",
-        f"{PPO}/server.py",
+        "hf_instructgpt/sampling/server.py",
         "torch.randint(2**31, (len(prompt_ids),)).tolist()",
         "[0] * len(prompt_ids)",
         f"{SERVER}test_eight_steps_are_trained_on_what_the_server_samples_from_the_policy",
@@ -232,7 +232,7 @@ MUTANTS = [
     Mutant(
         "10f",
         "an adapter keeps its name on the server, and with it what was computed by the old one",
-        f"{PPO}/server.py",
+        "hf_instructgpt/sampling/server.py",
         'f"policy-{uuid.uuid4().hex}"',
         '"policy"',
         f"{SERVER}test_a_lora_policy_is_synced_as_an_adapter",
@@ -248,7 +248,7 @@ MUTANTS = [
     Mutant(
         "11b",
         "dropout that is a plain number of an attention layer stays on",
-        f"{PPO}/actor_critic.py",
+        "hf_instructgpt/models/surgery.py",
         "setattr(module, name, 0.0)",
         "pass",
         f"{ROLLOUT}test_disable_dropout_makes_training_mode_deterministic_and_keeps_the_config"
@@ -257,7 +257,7 @@ MUTANTS = [
     Mutant(
         "11c",
         "dropout that a forward reads from the configuration is off in what is saved",
-        f"{PPO}/actor_critic.py",
+        "hf_instructgpt/models/surgery.py",
         "            vars(config).update(own)\n",
         "            pass\n",
         f"{TRAINER}test_dropout_rates_in_the_configuration_are_off_in_updates_and_saved_as_they_were",
@@ -265,7 +265,7 @@ MUTANTS = [
     Mutant(
         "11d",
         "noise of a router is set to 0, and so what it routes in evaluation",
-        f"{PPO}/actor_critic.py",
+        "hf_instructgpt/ppo/critic.py",
         "module.training = False",
         "module.jitter_noise = 0.0",
         f"{TRAINER}test_noise_in_what_is_routed_to_experts_is_off_but_its_number_stays",
@@ -289,7 +289,7 @@ MUTANTS = [
     Mutant(
         "13a",
         "the KL is paid for instead of penalised",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "torch.where(mask, -kl_coef * kl, 0)",
         "torch.where(mask, kl_coef * kl, 0)",
         f"{FUNCTIONAL}test_token_rewards_by_hand",
@@ -321,7 +321,7 @@ MUTANTS = [
     Mutant(
         "13e",
         "k3 has no bound: one token whose log-probs contradict each other outweighs a rollout",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "x = x.clamp(min=-MAX_LOG_RATIO)",
         "x = x * 1.0",
         f"{OPTIONS}test_an_estimate_of_the_kl_is_bounded_at_the_edge[k3 below]",
@@ -329,7 +329,7 @@ MUTANTS = [
     Mutant(
         "13f",
         "the clamp takes from k2 what pulls the policy back from far away",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         'return torch.nn.functional.huber_loss(logprobs, ref_logprobs, reduction="none", delta=MAX_LOG_RATIO)',
         "return (logprobs - ref_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).square() / 2",
         f"{OPTIONS}test_an_estimate_of_the_kl_is_bounded_at_the_edge[k2 above]",
@@ -337,7 +337,7 @@ MUTANTS = [
     Mutant(
         "13g",
         "of k3 only the exponent is clamped: its gradient pushes the policy further away",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         ("    x = x.clamp(min=-MAX_LOG_RATIO)\n", "return torch.exp(-x) - 1 + x"),
         ("", "return torch.exp((-x).clamp(max=MAX_LOG_RATIO)) - 1 + x"),
         f"{OPTIONS}test_an_estimate_of_the_kl_is_bounded_at_the_edge[k3 below]",
@@ -345,7 +345,7 @@ MUTANTS = [
     Mutant(
         "13h",
         "k2 is bounded where log-ratios are usual",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "delta=MAX_LOG_RATIO",
         "delta=5.0",
         f"{FUNCTIONAL}test_clamping_changes_no_bit_of_a_usual_ratio",
@@ -353,7 +353,7 @@ MUTANTS = [
     Mutant(
         "14a",
         "log-probs are worked out in the precision of the logits",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "logits = logits.float() / temperature",
         "logits = logits / temperature",
         f"{FUNCTIONAL}test_bf16_logits_are_worked_out_in_float32",
@@ -361,7 +361,7 @@ MUTANTS = [
     Mutant(
         "14b",
         "the KL over the vocabulary is worked out in the precision of the logits",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "((x.float() / temperature).log_softmax(-1) for x in (logits, ref_logits))",
         "((x / temperature).log_softmax(-1) for x in (logits, ref_logits))",
         f"{OPTIONS}test_full_kl_of_bf16_logits_is_worked_out_in_float32",
@@ -417,7 +417,7 @@ MUTANTS = [
     Mutant(
         "16f",
         "of k2 the tokens far above the reference are not counted as clamped",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         'return (log_ratio.abs() if estimator == "k2" else -log_ratio) > MAX_LOG_RATIO',
         "return -log_ratio > MAX_LOG_RATIO",
         f"{OPTIONS}test_tokens_whose_kl_is_clamped_are_counted[reward]",
@@ -433,7 +433,7 @@ MUTANTS = [
     Mutant(
         "18a",
         "values behind the end reach the advantages",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "torch.where(mask, rewards, 0), torch.where(mask, values, 0)",
         "torch.where(mask, rewards, 0), values",
         f"{FUNCTIONAL}test_gae_by_hand[99.0]",
@@ -441,7 +441,7 @@ MUTANTS = [
     Mutant(
         "18b",
         "NaN behind the end reaches the advantages",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "torch.where(mask, rewards, 0), torch.where(mask, values, 0)",
         "rewards * mask, values * mask",
         f"{FUNCTIONAL}test_gae_by_hand[nan]",
@@ -449,7 +449,7 @@ MUTANTS = [
     Mutant(
         "19",
         "tokens behind the first stop token are real again: the mask has a hole",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "return stops_before == 0",
         "return ~(is_stop & (stops_before > 0))",
         f"{FUNCTIONAL}test_a_response_mask_has_no_hole",
@@ -457,7 +457,7 @@ MUTANTS = [
     Mutant(
         "20a",
         "whitening takes padding in",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         (
             "global_sum(torch.stack([mask.sum().to(values), values.sum()]))",
             "centred = torch.where(mask, values - mean, 0)",
@@ -471,7 +471,7 @@ MUTANTS = [
     Mutant(
         "20b",
         "each process whitens by the variance of its own tokens",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "variance = global_sum(centred.square().sum())",
         "count = mask.sum().to(values)\n    variance = centred.square().sum()",
         f"{FUNCTIONAL}test_masked_whiten_over_processes_is_whitening_of_the_whole",
@@ -479,7 +479,7 @@ MUTANTS = [
     Mutant(
         "20c",
         "of a single token the variance is 0/0",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "variance = global_sum(centred.square().sum()) / count.clamp(min=1)",
         "variance = global_sum(centred.square().sum()) / (count - 1)",
         f"{FUNCTIONAL}test_masked_whiten_of_one_token_and_of_none_is_zero",
@@ -487,7 +487,7 @@ MUTANTS = [
     Mutant(
         "20d",
         "what is whitened is not masked again",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "return centred * torch.rsqrt(variance + 1e-8)",
         "return (values - mean) * torch.rsqrt(variance + 1e-8)",
         f"{FUNCTIONAL}test_masked_whiten_by_hand[0.0]",
@@ -511,7 +511,7 @@ MUTANTS = [
     Mutant(
         "21b",
         "a NaN of the KL behind the mask is multiplied away, which it is not",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "torch.where(mask, -kl_coef * kl, 0)",
         "(-kl_coef * kl * mask)",
         f"{FUNCTIONAL}test_token_rewards_by_hand",
@@ -519,7 +519,7 @@ MUTANTS = [
     Mutant(
         "21c",
         "an infinite ratio makes a clipped token's gradient NaN",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "ratio = torch.exp((logprobs - old_logprobs).clamp(max=MAX_LOG_RATIO))",
         "ratio = torch.exp(logprobs - old_logprobs)",
         f"{FUNCTIONAL}test_a_ratio_past_all_bounds_has_a_finite_loss_and_no_gradient",
@@ -527,7 +527,7 @@ MUTANTS = [
     Mutant(
         "21d",
         "arguments of other shapes are broadcast",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "if len({x.shape for x in tensors.values()}) > 1:",
         "if len({x.dim() for x in tensors.values()}) > 1:",
         f"{FUNCTIONAL}test_what_would_broadcast_is_refused[policy_loss]",
@@ -543,7 +543,7 @@ MUTANTS = [
     Mutant(
         "22b",
         "whitening of nothing divides by zero",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         ("mean = total / count.clamp(min=1)", "variance = global_sum(centred.square().sum()) / count.clamp(min=1)"),
         ("mean = total / count", "variance = global_sum(centred.square().sum()) / count"),
         f"{FUNCTIONAL}test_masked_whiten_of_one_token_and_of_none_is_zero",
@@ -631,7 +631,7 @@ MUTANTS = [
     Mutant(
         "27c",
         "values are clipped around the target instead of the old value",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "old_values + (values - old_values).clamp(",
         "returns + (values - returns).clamp(",
         f"{FUNCTIONAL}test_value_loss_by_hand",
@@ -671,7 +671,7 @@ MUTANTS = [
     Mutant(
         "29a",
         "a reloaded critic has a new head",
-        f"{PPO}/actor_critic.py",
+        "hf_instructgpt/ppo/critic.py",
         "    model.value_head.load_state_dict(load_file(directory / VALUE_HEAD_FILE))\n    return model",
         "    return model",
         f"{TRAINER}test_a_saved_run_loads_with_the_auto_classes_bit_for_bit[policy]",
@@ -687,7 +687,7 @@ MUTANTS = [
     Mutant(
         "29c",
         "a reward model that is loaded by its path has a new head",
-        f"{PPO}/models.py",
+        "hf_instructgpt/models/loading.py",
         "        return AutoModelForSequenceClassification.from_pretrained(func, **kwargs)",
         "        model = AutoModelForSequenceClassification.from_pretrained(func, **kwargs)\n"
         "        torch.nn.init.normal_(model.score.weight)\n"
@@ -697,7 +697,7 @@ MUTANTS = [
     Mutant(
         "29d",
         "the critic starts from a reward model that lacks some of the policy's tokens",
-        f"{PPO}/models.py",
+        "hf_instructgpt/ppo/critic.py",
         "        and model.get_input_embeddings().num_embeddings >= needed\n",
         "",
         f"{OPTIONS}test_embeddings_may_be_padded_differently[68]",
@@ -705,7 +705,7 @@ MUTANTS = [
     Mutant(
         "29e",
         "one LoRA module alone is a regular expression of a full name",
-        "hf_instructgpt/stages/inputs.py",
+        "hf_instructgpt/stages/load_models.py",
         'if isinstance(modules, str) and re.fullmatch(r"[\\w.]+", modules):',
         "if False:",
         "tests/test_stages_alone.py::test_a_module_alone_is_a_name[given0-expected0]",
@@ -713,7 +713,7 @@ MUTANTS = [
     Mutant(
         "29f",
         "a head on the policy's trunk reads the state behind a token",
-        f"{PPO}/actor_critic.py",
+        "hf_instructgpt/ppo/critic.py",
         "critic.head(hidden[-1][:, -length - 1 : -1])",
         "critic.head(hidden[-1][:, -length:])",
         f"{FAMILIES}test_a_head_on_the_policys_trunk_reads_its_last_hidden_state[gemma3n_text]",
@@ -721,7 +721,7 @@ MUTANTS = [
     Mutant(
         "30",
         "reward models and functions get the ids of the decoded text",
-        f"{PPO}/rollout.py",
+        "hf_instructgpt/text.py",
         "return [tokenizer.decode(row, skip_special_tokens=True) for row in ids], ids",
         "texts = [tokenizer.decode(row, skip_special_tokens=True) for row in ids]\n"
         '    return texts, [tokenizer(text)["input_ids"] for text in texts]',
@@ -730,7 +730,7 @@ MUTANTS = [
     Mutant(
         "30b",
         "a reward model that is passed as an object reads the policy's ids, whatever its tokenizer",
-        f"{PPO}/checks.py",
+        "hf_instructgpt/scoring/checks.py",
         "tokenizer = _named_tokenizer(name, policy_tokenizer, **kwargs)",
         'tokenizer = _named_tokenizer(names[0] or "", policy_tokenizer, **kwargs)',
         f"{OPTIONS}test_a_reward_model_passed_as_an_object_gets_its_own_tokenizer_by_its_name",
@@ -738,7 +738,7 @@ MUTANTS = [
     Mutant(
         "30c",
         "embeddings that are padded differently make the same tokenizer another",
-        f"{PPO}/checks.py",
+        "hf_instructgpt/scoring/checks.py",
         "if agrees and num_rows >= num_needed:",
         "if agrees and num_rows == num_policy_rows:",
         f"{OPTIONS}test_embeddings_may_be_padded_differently[90]",
@@ -746,7 +746,7 @@ MUTANTS = [
     Mutant(
         "30d",
         "a reward model gets fewer of the policy's tokens than it knows",
-        f"{PPO}/rollout.py",
+        "hf_instructgpt/scoring/reward_models.py",
         "rows = [[i for i in row if i < known] for row in rows]",
         "rows = [[i for i in row if i < 68] for row in rows]",
         f"{OPTIONS}test_embeddings_may_be_padded_differently[90]",
@@ -754,7 +754,7 @@ MUTANTS = [
     Mutant(
         "30e",
         "tokens that were added in memory make the reward model read by a tokenizer without them",
-        f"{PPO}/checks.py",
+        "hf_instructgpt/scoring/checks.py",
         "agrees = vocab.items() <= policy_vocab.items() and tokenizer.chat_template in templates",
         "agrees = vocab == policy_vocab and tokenizer.chat_template in templates",
         f"{OPTIONS}test_what_was_added_to_the_tokenizer_in_memory_is_the_reward_model_s_too",
@@ -762,7 +762,7 @@ MUTANTS = [
     Mutant(
         "31a",
         "a score of zero counts as none",
-        f"{PPO}/rollout.py",
+        "hf_instructgpt/scoring/reward_models.py",
         "torch.tensor([number is not None for number in numbers])",
         "torch.tensor([bool(number) for number in numbers])",
         f"{ROLLOUT}test_zero_is_a_score",
@@ -770,7 +770,7 @@ MUTANTS = [
     Mutant(
         "31b",
         "a stop token of id zero counts as none",
-        f"{PPO}/generation.py",
+        "hf_instructgpt/sampling/generate.py",
         "stop = sorted(stop - {None})",
         "stop = sorted(filter(None, stop))",
         f"{CHECKLIST}test_every_stop_token_is_an_end_the_id_zero_too",
@@ -786,7 +786,7 @@ MUTANTS = [
     Mutant(
         "32b",
         "a None is a score of zero",
-        f"{PPO}/rollout.py",
+        "hf_instructgpt/scoring/reward_models.py",
         "torch.tensor([number is not None for number in numbers])",
         "torch.tensor([True for _ in numbers])",
         f"{ROLLOUT}test_none_drops_the_term_and_none_from_all_the_response",
@@ -810,7 +810,7 @@ MUTANTS = [
     Mutant(
         "33a",
         "prompts that do not fill a whole rollout are dropped",
-        f"{PPO}/sampler.py",
+        "hf_instructgpt/ppo/prompt_sampler.py",
         "-(-num_rows // block_size)",
         "num_rows // block_size",
         f"{TRAINER}test_rollout_sampler_by_hand",
@@ -818,7 +818,7 @@ MUTANTS = [
     Mutant(
         "33b",
         "the run is one rollout longer than its epochs",
-        f"{PPO}/sampler.py",
+        "hf_instructgpt/ppo/prompt_sampler.py",
         "-(-num_rows // block_size)",
         "-(-num_rows // block_size) + 1",
         f"{TRAINER}test_batch_algebra[4-1-1-2-1-2]",
@@ -874,7 +874,7 @@ MUTANTS = [
     Mutant(
         "34g",
         "weights that a checkpoint lacks are drawn anew",
-        f"{PPO}/actor_critic.py",
+        "hf_instructgpt/models/surgery.py",
         'sorted(names & set(report["missing_keys"]))',
         "[]",
         f"{FAMILIES}test_weights_that_a_checkpoint_lacks_are_not_drawn_anew",
@@ -882,7 +882,7 @@ MUTANTS = [
     Mutant(
         "35a",
         "rollouts take the most probable token",
-        f"{PPO}/generation.py",
+        "hf_instructgpt/sampling/generate.py",
         '"do_sample": do_sample',
         '"do_sample": False',
         f"{CHECKLIST}test_two_seeds_sample_different_responses_and_one_seed_the_same",
@@ -898,7 +898,7 @@ MUTANTS = [
     Mutant(
         "35c",
         "two processes that know nothing of each other train a model each",
-        f"{PPO}/checks.py",
+        "hf_instructgpt/models/checks.py",
         "if num_started > 1 and (world_size == 1 or kind == DistributedType.NO):",
         "if num_started > 1 and kind == DistributedType.NO and world_size > 1:",
         f"{LAUNCH}test_processes_that_know_nothing_of_each_other_are_refused[WORLD_SIZE]",
@@ -906,7 +906,7 @@ MUTANTS = [
     Mutant(
         "35d",
         "gradients are not averaged, since accelerate found no device for the processes",
-        f"{PPO}/checks.py",
+        "hf_instructgpt/models/checks.py",
         "if num_started > 1 and (world_size == 1 or kind == DistributedType.NO):",
         "if num_started > 1 and world_size == 1:",
         f"{DISTRIBUTED}test_a_run_that_is_not_what_was_asked_for_is_refused",
@@ -914,7 +914,7 @@ MUTANTS = [
     Mutant(
         "35e",
         "on CPUs FSDP is DDP, and nobody says so",
-        f"{PPO}/checks.py",
+        "hf_instructgpt/models/checks.py",
         "kind not in (DistributedType.NO, DistributedType.MULTI_CPU)",
         "kind != DistributedType.NO",
         f"{LAUNCH}test_fsdp_that_is_not_on_is_refused[option]",
@@ -930,7 +930,7 @@ MUTANTS = [
     Mutant(
         "35g",
         "a stage deletes what another run writes",
-        f"{STAGES}/output.py",
+        "hf_instructgpt/stages/run_folder.py",
         "    with alone_in(partial):\n        try:\n",
         "    with suppress():\n        try:\n",
         f"{LAUNCH}test_a_stage_leaves_what_another_run_writes[False]",
@@ -994,7 +994,7 @@ MUTANTS = [
     Mutant(
         "36f",
         "the shift of a family without a buffer is not applied",
-        f"{PPO}/rollout.py",
+        "hf_instructgpt/scoring/reward_models.py",
         'torch.cat(scores)[place.to(model.device)] + getattr(model.config, "score_bias", 0.0)',
         "torch.cat(scores)[place.to(model.device)]",
         f"{RANKING}test_another_family_keeps_the_shift_in_its_configuration",
@@ -1010,7 +1010,7 @@ MUTANTS = [
     Mutant(
         "36h",
         "an adapter's shift is lost",
-        f"{PPO}/models.py",
+        "hf_instructgpt/models/loading.py",
         'model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)',
         "pass",
         f"{RANKING}test_an_adapter_keeps_the_shift_beside_it_and_a_merged_one_has_it_once",
@@ -1018,7 +1018,7 @@ MUTANTS = [
     Mutant(
         "37a",
         "an interval takes the pairs of one prompt for independent",
-        f"{EVALUATION}/reward_card.py",
+        "hf_instructgpt/evaluation/reward_report.py",
         "known, index = prompts.unique(return_inverse=True)",
         "known, index = torch.arange(len(prompts)).unique(return_inverse=True)",
         f"{REPORT_CARD}test_an_interval_draws_prompts_not_pairs",
@@ -1026,7 +1026,7 @@ MUTANTS = [
     Mutant(
         "37b",
         "rows of one prompt are taken for prompts of their own",
-        f"{EVALUATION}/reward_card.py",
+        "hf_instructgpt/evaluation/reward_report.py",
         "known.setdefault(ranking.prompt, len(known))",
         "known.setdefault(id(ranking), len(known))",
         f"{REPORT_CARD}test_pairs_keep_their_row_and_prompt",
@@ -1042,7 +1042,7 @@ MUTANTS = [
     Mutant(
         "37d",
         "a model that gives every response the same score is always right",
-        f"{EVALUATION}/reward_card.py",
+        "hf_instructgpt/evaluation/reward_report.py",
         "return (margins.double().sign() + 1) / 2",
         "return (margins >= 0).double()",
         f"{REPORT_CARD}test_an_equal_score_is_half_a_win",
@@ -1050,7 +1050,7 @@ MUTANTS = [
     Mutant(
         "37e",
         "a reward model is compared with the weaker rule of length",
-        f"{EVALUATION}/reward_card.py",
+        "hf_instructgpt/evaluation/reward_report.py",
         "better = max(rules,",
         "better = min(rules,",
         f"{REPORT_CARD}test_a_model_that_only_likes_length_does_not_beat_the_rule_of_length",
@@ -1098,7 +1098,7 @@ MUTANTS = [
     Mutant(
         "38e",
         "the answers that are scored are greedy",
-        f"{STAGES}/selection.py",
+        "hf_instructgpt/stages/sft_trainer.py",
         "config = sampling_config(model, tokenizer, max_new_tokens=self.max_new_tokens)",
         "config = sampling_config(model, tokenizer, max_new_tokens=self.max_new_tokens, do_sample=False)",
         f"{SFT}test_the_score_is_the_mean_over_sampled_answers[sft]",
@@ -1114,7 +1114,7 @@ MUTANTS = [
     Mutant(
         "39a",
         "the gradient of log-probs over a large vocabulary has the wrong sign for the other tokens",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "exp_().mul_(-g.unsqueeze(-1))",
         "exp_().mul_(g.unsqueeze(-1))",
         f"{FAST}test_large_vocabulary_logprobs_by_hand",
@@ -1122,7 +1122,7 @@ MUTANTS = [
     Mutant(
         "39b",
         "that gradient forgets the temperature",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         "grad = grad / ctx.temperature",
         "grad = grad * 1.0",
         f"{FAST}test_large_vocabulary_logprobs_and_their_gradient_are_autograds[dtype0-0.7]",
@@ -1130,7 +1130,7 @@ MUTANTS = [
     Mutant(
         "39c",
         "a token is drawn from the probabilities' order turned round",
-        f"{PPO}/fast.py",
+        "hf_instructgpt/sampling/policy_sampler.py",
         "tokens = torch.searchsorted(sums, numbers, right=True).squeeze(-1)",
         "tokens = torch.searchsorted(sums, sums[:, -1:] - numbers, right=True).squeeze(-1).add(1)",
         f"{FAST}test_the_ends_of_the_line",
@@ -1138,7 +1138,7 @@ MUTANTS = [
     Mutant(
         "39d",
         "rows that have ended leave the batch, but not the cache",
-        f"{PPO}/fast.py",
+        "hf_instructgpt/sampling/policy_sampler.py",
         "cache.batch_select_indices(kept)",
         "cache.batch_select_indices(torch.arange(len(kept)))",
         f"{FAST}test_greedy_sampling_is_generates[LlamaForCausalLM-config1]",
@@ -1162,7 +1162,7 @@ MUTANTS = [
     Mutant(
         "39g",
         "scores by length are in the order of lengths",
-        f"{PPO}/rollout.py",
+        "hf_instructgpt/scoring/reward_models.py",
         "torch.cat(scores)[place.to(model.device)]",
         "torch.cat(scores)",
         f"{FAST}test_scores_by_length_are_those_in_turn",
@@ -1170,7 +1170,7 @@ MUTANTS = [
     Mutant(
         "39h",
         "the fast sampler drives a model whose cache holds a state",
-        f"{PPO}/fast.py",
+        "hf_instructgpt/sampling/policy_sampler.py",
         "if not {type(layer) for layer in DynamicCache(config=model.config).layers} <= plain:",
         "if False:",
         f"{FAMILIES}test_the_fast_sampler_is_for_models_whose_cache_is_attentions_alone[lfm2-False]",
@@ -1178,7 +1178,7 @@ MUTANTS = [
     Mutant(
         "39i",
         "the fast sampler drives a model that counts positions for itself",
-        f"{PPO}/fast.py",
+        "hf_instructgpt/sampling/policy_sampler.py",
         "return not difference(",
         "return True or difference(",
         f"{FAMILIES}test_the_fast_sampler_is_for_models_whose_cache_is_attentions_alone[git-False]",
@@ -1194,7 +1194,7 @@ MUTANTS = [
     Mutant(
         "40b",
         "what is in float64 stays on a device that has none",
-        f"{PPO}/functional.py",
+        "hf_instructgpt/functional.py",
         '(x.cpu() if x.device.type == "mps" else x).double()',
         "x.double()",
         f"{DEVICES}test_tokens_are_drawn_as_on_a_cpu",
@@ -1202,7 +1202,7 @@ MUTANTS = [
     Mutant(
         "40c",
         "tokens that were drawn on the CPU stay there",
-        f"{PPO}/fast.py",
+        "hf_instructgpt/sampling/policy_sampler.py",
         "tokens.clamp(max=sums.shape[-1] - 1).to(logits.device)",
         "tokens.clamp(max=sums.shape[-1] - 1)",
         f"{DEVICES}test_tokens_are_drawn_as_on_a_cpu",
@@ -1266,7 +1266,7 @@ MUTANTS = [
     Mutant(
         "40k",
         "vLLM answers from what it computed with the old weights",
-        f"{PPO}/engines.py",
+        "hf_instructgpt/sampling/vllm.py",
         "engine.llm.reset_prefix_cache()",
         "pass",
         f"{GENERATION}test_vllm_in_the_process_gets_the_weights_and_forgets_what_it_computed_with_the_old_ones",
@@ -1274,7 +1274,7 @@ MUTANTS = [
     Mutant(
         "40l",
         "an adapter is merged in place",
-        f"{PPO}/engines.py",
+        "hf_instructgpt/sampling/vllm.py",
         "gathered(p, stored(p)).clone(), False)",
         "gathered(p, stored(p)).detach(), False)",
         f"{GENERATION}test_an_adapter_is_merged_layer_by_layer_to_the_same_bits[linear layers]",
@@ -1282,7 +1282,7 @@ MUTANTS = [
     Mutant(
         "40m",
         "a vLLM that sleeps is not woken before it gets the weights",
-        f"{PPO}/engines.py",
+        "hf_instructgpt/sampling/vllm.py",
         'engine.llm.wake_up(tags=["weights"])',
         "pass",
         f"{GENERATION}test_vllm_that_sleeps_is_woken_and_gets_the_weights_again",
@@ -1362,7 +1362,7 @@ MUTANTS = [
     Mutant(
         "41j",
         "what is trained whole beside an adapter stays in half precision",
-        f"{PPO}/checks.py",
+        "hf_instructgpt/models/checks.py",
         "            _make_float32(module)\n",
         "            pass\n",
         f"{CASES}[ppo/adapter_in_half_precision]",
@@ -1370,7 +1370,7 @@ MUTANTS = [
     Mutant(
         "41k",
         "a reward model with a tokenizer of its own reads a prompt's typed special tokens as tokens",
-        f"{PPO}/rollout.py",
+        "hf_instructgpt/scoring/reward_models.py",
         "prompt if isinstance(prompt, str) else broken(prompt)",
         "prompt",
         f"{CASES}[text/special_tokens_in_all_that_is_read]",

@@ -8,13 +8,14 @@ import torch
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.evaluation.intervals import wilson_interval
-from hf_instructgpt.ppo.rollout import response_logprobs, reward_model_scores
-from hf_instructgpt.stages.inputs import load_causal_lm, load_reward_model, load_tokenizer
+from hf_instructgpt.models.forward import response_logprobs
+from hf_instructgpt.scoring.reward_models import reward_model_scores
+from hf_instructgpt.stages.load_models import load_causal_lm, load_reward_model, load_tokenizer
 from hf_instructgpt.text import encode_prompt
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 
-from hf_instructgpt.app.compare import ComparePage, Contestant, Round, Tally
+from hf_instructgpt.app.compare_page import ComparePage, Contestant, Round, Tally
 
 QUESTION = "什么是 AI？"
 
@@ -90,7 +91,7 @@ def test_what_cannot_be_answered(page, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("hf_instructgpt.app.compare.generate_responses", fail)
+    monkeypatch.setattr("hf_instructgpt.app.compare_page.generate_responses", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         list(page.answer(QUESTION, True, True))
 

@@ -11,7 +11,7 @@ import torch
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
-from hf_instructgpt.stages.inputs import load_causal_lm, load_tokenizer
+from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
 from hf_instructgpt.stages.samples import answers_to
 
 ROOT = Path(__file__).parents[1]

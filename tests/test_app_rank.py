@@ -16,14 +16,14 @@ import torch
 from hf_instructgpt.cli import main
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.stages.arguments import StageArguments
-from hf_instructgpt.stages.data import checked_split, load_rows
+from hf_instructgpt.stages.load_data import checked_split, load_rows
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 
-from hf_instructgpt.app import rankings, serve
-from hf_instructgpt.app.items import Items, shown_prompt
-from hf_instructgpt.app.rank import Session, save, save_all_bad
-from hf_instructgpt.app.rankings import RankingFile, dense_ranks
+from hf_instructgpt.app import ranking_store, serve
+from hf_instructgpt.app.prompt_queue import Items, shown_prompt
+from hf_instructgpt.app.rank_page import Session, save, save_all_bad
+from hf_instructgpt.app.ranking_store import RankingFile, dense_ranks
 
 
 def row(number=0, annotator="ann", ranks=(1, 2), responses=("a", "b"), prompt="p", written=False):
@@ -138,7 +138,7 @@ PROMPTS = [
 
 
 def items(folder, num_responses=3, **options):
-    from hf_instructgpt.stages.inputs import load_causal_lm, load_tokenizer
+    from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
 
     tokenizer = load_tokenizer(str(folder / "sft"))
     policy = load_causal_lm(str(folder / "sft"), tokenizer)
@@ -154,11 +154,11 @@ def test_answers_are_different_and_the_same_to_everybody(document_run):
     for item in seen:
         assert len(set(item.responses)) == len(item.responses) == 3 and all(text.strip() for text in item.responses)
         assert sorted(item.shown) == sorted(item.responses)
-        assert others._answers(rankings.prompt_key(item.prompt)) == item.responses
+        assert others._answers(ranking_store.prompt_key(item.prompt)) == item.responses
     assert len({str(item.prompt) for item in seen}) > 1 and len({tuple(item.shown_order) for item in seen}) > 1
     assert len({item.id for item in seen}) == 12
-    done = {rankings.prompt_key(prompt) for prompt in PROMPTS[1:]}
-    assert some.next(done).prompt == PROMPTS[0] and some.next(done | {rankings.prompt_key(PROMPTS[0])}) is None
+    done = {ranking_store.prompt_key(prompt) for prompt in PROMPTS[1:]}
+    assert some.next(done).prompt == PROMPTS[0] and some.next(done | {ranking_store.prompt_key(PROMPTS[0])}) is None
 
 
 def test_the_prompt_on_which_two_models_disagree_comes_first(document_run, monkeypatch):
@@ -170,9 +170,12 @@ def test_the_prompt_on_which_two_models_disagree_comes_first(document_run, monke
         assert len(prompts) == len(completions) == 3
         return torch.tensor(scores[prompts[0][0]["content"]], dtype=torch.float), None
 
-    monkeypatch.setattr("hf_instructgpt.app.items.score_responses", score)
-    assert some._disagreement(rankings.prompt_key(PROMPTS[2])) == pytest.approx(1 / 3)
-    assert some.next(set()).prompt == PROMPTS[1] and some.next({rankings.prompt_key(PROMPTS[1])}).prompt == PROMPTS[2]
+    monkeypatch.setattr("hf_instructgpt.app.prompt_queue.score_responses", score)
+    assert some._disagreement(ranking_store.prompt_key(PROMPTS[2])) == pytest.approx(1 / 3)
+    assert (
+        some.next(set()).prompt == PROMPTS[1]
+        and some.next({ranking_store.prompt_key(PROMPTS[1])}).prompt == PROMPTS[2]
+    )
 
 
 def test_what_is_saved_is_in_the_order_sampled(document_run, tmp_path):
@@ -379,7 +382,7 @@ def test_a_failed_write_is_not_called_saved(served, open_page, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rankings, "_append", full)
+        patch.setattr(ranking_store, "_append", full)
         tab.click("#all-bad")
         told(tab, "Not saved: no space left on device")
     assert file.rows() == []

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from hf_instructgpt.data import SAMPLE_DATASETS, load_sample_dataset
-from hf_instructgpt.data.formats import check_columns
+from hf_instructgpt.data.columns import check_columns
 from hf_instructgpt.errors import InputError
 
 

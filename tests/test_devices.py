@@ -17,10 +17,10 @@ from peft import LoraConfig
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
 from hf_instructgpt.cli import main
-from hf_instructgpt.ppo.fast import draw_tokens
-from hf_instructgpt.ppo.functional import in_float64
-from hf_instructgpt.ppo.rollout import reward_model_scores
+from hf_instructgpt.functional import in_float64
 from hf_instructgpt.reward.calibration import calibrate
+from hf_instructgpt.sampling.policy_sampler import draw_tokens
+from hf_instructgpt.scoring.reward_models import reward_model_scores
 from hf_instructgpt.stages import generate
 from hf_instructgpt.stages.samples import seeded
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForSequenceClassification, CharGPTTokenizer
 from hf_instructgpt.data import gold_reward, gold_rewards, load_sample_dataset
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.evaluation import reward_card
+from hf_instructgpt.evaluation import reward_report
 from hf_instructgpt.evaluation.preference import ScoredRanking, score_rankings
-from hf_instructgpt.evaluation.reward_card import (
+from hf_instructgpt.evaluation.reward_report import (
     Pairs,
     by_margin,
     calibration,
@@ -40,7 +40,7 @@ def sigmoid(x):
 @pytest.fixture(scope="module")
 def card():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reward_card, "MIN_PROMPTS", 2)
+        patch.setattr(reward_report, "MIN_PROMPTS", 2)
         return measure_rewards(RANKINGS)
 
 

@@ -27,12 +27,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_instructgpt.char_gpt import CharGPTTokenizer
-from hf_instructgpt.ppo import fast
-from hf_instructgpt.ppo.actor_critic import load_value_model
+from hf_instructgpt.models.forward import model_inputs
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.generation import pad_rows, sampling_config
-from hf_instructgpt.ppo.rollout import model_inputs
+from hf_instructgpt.ppo.critic import load_value_model
 from hf_instructgpt.ppo.trainer import PPOTrainer
+from hf_instructgpt.sampling import policy_sampler
+from hf_instructgpt.sampling.generate import sampling_config
+from hf_instructgpt.text import pad_rows
 
 PAGE = Path(__file__).parents[1] / "recipes" / "ppo" / "families.md"
 # The padding token is not the last one of the special tokens, nor 0: its embedding is that of a token like any other.
@@ -211,21 +212,25 @@ def check_rollout(trainer: PPOTrainer) -> None:
 @torch.no_grad()
 def check_sampler(model: PreTrainedModel) -> None:
     """Both ways of the fast sampler, rows dropped in between, draw from what each row alone gives."""
-    if not fast.can_sample(model.eval()):
+    if not policy_sampler.can_sample(model.eval()):
         return
-    rows, next_logits, at_a_time = [[1, 2, 3, 4, 5, 6], [7], [8, 2], [3] * 4], fast._next_logits, fast.ROWS_AT_A_TIME
+    rows, next_logits, at_a_time = (
+        [[1, 2, 3, 4, 5, 6], [7], [8, 2], [3] * 4],
+        policy_sampler._next_logits,
+        policy_sampler.ROWS_AT_A_TIME,
+    )
     config = sampling_config(model, TOKENIZER, max_new_tokens=4)
     config.eos_token_id = list(range(0, VOCAB, 2))  # half of the rows end at each token
     for way in ("_decode", "_decode_in_place") if model._can_compile_fullgraph else ("_decode",):
         seen = []
-        sampler = fast.PolicySampler()
+        sampler = policy_sampler.PolicySampler()
         sampler.sync_weights(model)
-        fast._next_logits = lambda *args, seen=seen: seen.append(next_logits(*args)) or seen[-1]
-        fast.ROWS_AT_A_TIME = 1
+        policy_sampler._next_logits = lambda *args, seen=seen: seen.append(next_logits(*args)) or seen[-1]
+        policy_sampler.ROWS_AT_A_TIME = 1
         try:
             responses = getattr(sampler, way)(*pad_rows(rows, pad_token_id=PAD, side="left", device="cpu"), config)
         finally:
-            fast._next_logits, fast.ROWS_AT_A_TIME = next_logits, at_a_time
+            policy_sampler._next_logits, policy_sampler.ROWS_AT_A_TIME = next_logits, at_a_time
         running = list(range(len(rows)))
         for step, logits in enumerate(seen):
             for number, i in enumerate(running):

@@ -4,8 +4,9 @@ import pytest
 import test_ppo_trainer as ppo
 import torch
 
-from hf_instructgpt.ppo.fast import PolicySampler
-from hf_instructgpt.ppo.generation import generate_responses, pad_rows, sampling_config
+from hf_instructgpt.sampling.generate import generate_responses, sampling_config
+from hf_instructgpt.sampling.policy_sampler import PolicySampler
+from hf_instructgpt.text import pad_rows
 
 HAS_ONE = torch.accelerator.is_available()
 ACCELERATOR = pytest.param(

@@ -20,13 +20,20 @@ from hf_instructgpt.char_gpt import (
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.lab import arena, arena_methods, cells
-from hf_instructgpt.lab.arena import Arena
-from hf_instructgpt.lab.arena_methods import BudgetCallback, Cell, PairTrainer, Setting, parse_method, run_method
-from hf_instructgpt.lab.arena_report import analyse, arena_markdown, findings
+from hf_instructgpt.experiments import arena, arena_methods, jobs
+from hf_instructgpt.experiments.arena import Arena
+from hf_instructgpt.experiments.arena_methods import (
+    BudgetCallback,
+    Cell,
+    PairTrainer,
+    Setting,
+    parse_method,
+    run_method,
+)
+from hf_instructgpt.experiments.arena_report import analyse, arena_markdown, findings
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.trainer import PPOTrainer
-from hf_instructgpt.stages import data, sft
+from hf_instructgpt.stages import load_data, sft
 
 SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "dropout": 0.0}
 ROWS = {split: rows.select(range(24)) for split, rows in load_sample_dataset("lab", "prompts").items()}
@@ -439,15 +446,15 @@ def here(monkeypatch):
     def run_cells(work, parts, folder):
         results = {}
         for name, options in parts.items():
-            results[name] = cells.read_json(folder / name / "result.json")
+            results[name] = jobs.read_json(folder / name / "result.json")
             if results[name] is None:
                 ran.append(name)
-                cells._run_cell(work, options, folder / name)
-                results[name] = cells.read_json(folder / name / "result.json")
+                jobs._run_cell(work, options, folder / name)
+                results[name] = jobs.read_json(folder / name / "result.json")
         return results
 
     ran = []
-    for module in (data, sft):
+    for module in (load_data, sft):
         monkeypatch.setattr(module, "load_sample_dataset", few_rows)
     monkeypatch.setattr(arena, "run_cells", run_cells)
     return ran

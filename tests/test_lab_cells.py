@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.lab.cells import open_folder, run_cells
+from hf_instructgpt.experiments.jobs import open_folder, run_cells
 
 
 def work(folder, x, fail=False):
@@ -97,7 +97,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     code = f"""
 from pathlib import Path
 from test_lab_cells import stay
-from hf_instructgpt.lab.cells import run_cells
+from hf_instructgpt.experiments.jobs import run_cells
 if __name__ == "__main__":
     run_cells(stay, {{"a": {{"pid_file": {str(pid_file)!r}}}}}, Path({str(tmp_path / "cells")!r}))
 """

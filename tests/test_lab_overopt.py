@@ -19,9 +19,9 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
-from hf_instructgpt.lab import cells, overopt, overopt_cells
-from hf_instructgpt.lab.overopt_cells import _ranking, sample_and_judge, train_policy
-from hf_instructgpt.lab.overopt_report import analyse, curve, findings, overopt_markdown, suggest, turn
+from hf_instructgpt.experiments import jobs, overopt, overopt_cells
+from hf_instructgpt.experiments.overopt_cells import _ranking, sample_and_judge, train_policy
+from hf_instructgpt.experiments.overopt_report import analyse, curve, findings, overopt_markdown, suggest, turn
 
 # ---- Best-of-n -----------------------------------------------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class Inline(Executor):
 @pytest.fixture(scope="module", autouse=True)
 def inline():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "ProcessPoolExecutor", Inline)
+        patch.setattr(jobs, "ProcessPoolExecutor", Inline)
         yield
 
 
@@ -449,7 +449,7 @@ def test_a_policy_that_diverges_is_a_result(done, tmp_path):
 
 def test_a_cell_that_fails_is_named_with_its_log(tmp_path):
     with pytest.raises(RuntimeError, match=r"cells, bad failed; .*\.bad\.partial/log\.txt"):
-        cells.run_cells(boom, {"bad": {}}, tmp_path / "cells")
+        jobs.run_cells(boom, {"bad": {}}, tmp_path / "cells")
 
 
 def boom(folder):

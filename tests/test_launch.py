@@ -14,12 +14,13 @@ from transformers import TrainerCallback
 from trl import ModelConfig, SFTConfig
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.checks import check_fsdp, check_launch, check_processes
+from hf_instructgpt.models.checks import check_launch
+from hf_instructgpt.ppo.checks import check_fsdp, check_processes
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.resuming.checkpoint import alone_in
 from hf_instructgpt.stages.arguments import SFTArguments
-from hf_instructgpt.stages.output import partial_directory, stage_output
-from hf_instructgpt.stages.running import run_stage
+from hf_instructgpt.stages.run_folder import partial_directory, stage_output
+from hf_instructgpt.stages.run_stage import run_stage
 
 HOLDER = """
 import sys, time

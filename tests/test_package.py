@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hf_instructgpt
-from hf_instructgpt.resources import resource
+from hf_instructgpt.files import resource
 
 
 def python(code):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_ppo_trainer import EOS, PROMPTS, assert_equal, logged, make, policy, reward_model
 
-from hf_instructgpt.ppo.generation import engine_responses, sampling_config
-from hf_instructgpt.ppo.rollout import response_logprobs, reward_model_scores
+from hf_instructgpt.models.forward import response_logprobs
+from hf_instructgpt.sampling.generate import engine_responses, sampling_config
+from hf_instructgpt.scoring.reward_models import reward_model_scores
 
 
 def zero(completions, **_):

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.functional import response_mask
 from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.functional import response_mask
 from hf_instructgpt.ppo.trainer import PPOTrainer
 
 EOS = 66

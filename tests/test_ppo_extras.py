@@ -22,11 +22,11 @@ from test_ppo_trainer import (
 )
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 
+from hf_instructgpt.data.pretraining_text import PretrainingText
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.actor_critic import ActorCritic, ValueModel, load_value_model
+from hf_instructgpt.functional import combine_scores, score_scale
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.functional import combine_scores, score_scale
-from hf_instructgpt.ppo.ptx import PretrainingText
+from hf_instructgpt.ppo.critic import ActorCritic, ValueModel, load_value_model
 
 TEXT = Dataset.from_dict({"text": ["abc", "defgh", "ij", "klmno", "pq"]})
 

@@ -27,12 +27,13 @@ from transformers import (
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.actor_critic import ValueModel, independent_copy, load_value_model, load_weights
+from hf_instructgpt.models.forward import model_inputs, response_logprobs
+from hf_instructgpt.models.surgery import independent_copy, load_weights
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.fast import can_sample
-from hf_instructgpt.ppo.padding import check_padding
-from hf_instructgpt.ppo.rollout import model_inputs, response_logprobs
+from hf_instructgpt.ppo.critic import ValueModel, load_value_model
 from hf_instructgpt.ppo.trainer import PPOTrainer
+from hf_instructgpt.sampling.padding import check_padding
+from hf_instructgpt.sampling.policy_sampler import can_sample
 
 EOS = 5
 TOKENS = {"<pad>": 0, "a": 1, "b": 2, "c": 3, "d": 4, "<eos>": EOS, "<unk>": 6}

@@ -11,14 +11,18 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCau
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM
+from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM, functional
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo import fast, functional, onednn
+from hf_instructgpt.functional import token_logprobs
+from hf_instructgpt.ppo import onednn
 from hf_instructgpt.ppo import trainer as trainer_module
-from hf_instructgpt.ppo.fast import PolicySampler, can_sample, draw_tokens, fuse_activations
-from hf_instructgpt.ppo.functional import token_logprobs
-from hf_instructgpt.ppo.generation import sampling_config
-from hf_instructgpt.ppo.rollout import Rollout, batches_by_length, reward_model_scores
+from hf_instructgpt.ppo.rollout import Rollout
+from hf_instructgpt.ppo.speed import fuse_activations
+from hf_instructgpt.sampling import policy_sampler
+from hf_instructgpt.sampling.generate import sampling_config
+from hf_instructgpt.sampling.policy_sampler import PolicySampler, can_sample, draw_tokens
+from hf_instructgpt.scoring.reward_models import reward_model_scores
+from hf_instructgpt.text import batches_by_length
 
 LLAMA = LlamaConfig(
     vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, eos_token_id=1
@@ -159,7 +163,7 @@ def test_the_processor_decides(tmp_path, monkeypatch):
 
 def test_a_frozen_head_over_a_large_vocabulary_multiplies_at_once(monkeypatch):
     """Else PyTorch copies its weight for every row; seen in the operators of a forward."""
-    monkeypatch.setattr(fast, "LARGE_VOCABULARY", 40)
+    monkeypatch.setattr(policy_sampler, "LARGE_VOCABULARY", 40)
     model = LlamaForCausalLM(LLAMA).eval().requires_grad_(False)
     ids = torch.randint(40, (3, 7))
 
@@ -170,13 +174,13 @@ def test_a_frozen_head_over_a_large_vocabulary_multiplies_at_once(monkeypatch):
         return logits, len(head)
 
     before, products = operators()
-    fast.keep_head_whole(model)
+    policy_sampler.keep_head_whole(model)
     after, fewer = operators()
     torch.testing.assert_close(after, before)
     assert products - fewer == 1
-    monkeypatch.setattr(fast, "LARGE_VOCABULARY", 41)
+    monkeypatch.setattr(policy_sampler, "LARGE_VOCABULARY", 41)
     other = LlamaForCausalLM(LLAMA)
-    fast.keep_head_whole(other)
+    policy_sampler.keep_head_whole(other)
     assert not other.lm_head._forward_pre_hooks
 
 
@@ -295,7 +299,7 @@ def test_greedy_sampling_is_generates(family, config, monkeypatch):
     model = family(config).eval()
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [6, 6]] * 3
     config = sampling_config(model, TOKENIZER, max_new_tokens=12, temperature=1e-4)
-    monkeypatch.setattr(fast, "ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr(policy_sampler, "ROWS_AT_A_TIME", 2)
     rows = expected_rows(model, prompts, config)
     ends = {id_: len({row.index(id_) if id_ in row else None for row in rows}) for row in rows for id_ in row}
     config.eos_token_id = [*config.eos_token_id, max(ends, key=ends.get)]  # so that rows end at different times
@@ -304,7 +308,7 @@ def test_greedy_sampling_is_generates(family, config, monkeypatch):
     rows = sampler.generate(prompts, generation_config=config)
     assert rows == expected_rows(model, prompts, config)
     monkeypatch.setattr(PolicySampler, "_decode", PolicySampler._decode_in_place)  # a GPU's way, step by step
-    monkeypatch.setattr(fast, "STEPS_BETWEEN_LOOKS", 2)
+    monkeypatch.setattr(policy_sampler, "STEPS_BETWEEN_LOOKS", 2)
     assert sampler.generate(prompts, generation_config=config) == rows
     assert len({len(row) for row in rows}) > 1, ends
 
@@ -354,14 +358,14 @@ def test_a_run_with_the_fast_sampler_learns_and_its_ratio_is_1(tmp_path):
 
 
 def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(fast, "mkl_is_slow", lambda: False)  # on a processor of AMD it chooses more
+    monkeypatch.setattr(policy_sampler, "mkl_is_slow", lambda: False)  # on a processor of AMD it chooses more
     trainer = make(tmp_path, preset="recommended", max_steps=2)
     chosen = "value_model='shared', fast_sampling=True, fuse_activations=True, batch_by_length=True"
     assert f"preset='recommended' chose {chosen}." in caplog.text
     assert trainer.model.value_model.backbone is None and trainer.args.frozen_dtype is None and not trainer.args.bf16
     trainer.train()
-    monkeypatch.setattr(fast, "WIDE", 1)
-    monkeypatch.setattr(fast, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(policy_sampler, "WIDE", 1)
+    monkeypatch.setattr(policy_sampler, "computes_in_bfloat16", lambda device: True)
     trainer = make(tmp_path, preset="recommended", max_steps=2)
     assert trainer.args.bf16 and trainer.args.frozen_dtype == trainer.args.sampling_dtype == "bfloat16"
     assert trainer.args.batch_by_length is None and trainer.args.linear_backend is None
@@ -370,7 +374,7 @@ def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog,
     assert trainer.generator.model.dtype == torch.bfloat16 and trainer.accelerator.mixed_precision == "bf16"
     assert logged(trainer, "ratio")[0] == 1
     by_hand = {"fast_sampling": False, "frozen_dtype": "float32"}
-    monkeypatch.setattr(fast, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(policy_sampler, "mkl_is_slow", lambda: True)
     trainer = make(tmp_path, preset="recommended", value_model=policy().model, **by_hand)
     assert trainer.generator is None and trainer.model.value_model.backbone is not None
     assert trainer.ref_model.dtype == torch.float32 and trainer.args.sampling_dtype is None
@@ -378,7 +382,7 @@ def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog,
 
 
 def test_the_preset_multiplies_through_onednn_where_mkl_is_slow(tmp_path, monkeypatch):
-    monkeypatch.setattr(fast, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(policy_sampler, "mkl_is_slow", lambda: True)
 
     def weights():
         trainer = make(tmp_path, gpt2(), [reward_model()], preset="recommended", max_steps=4)
@@ -390,11 +394,11 @@ def test_the_preset_multiplies_through_onednn_where_mkl_is_slow(tmp_path, monkey
 
     ours, kinds = weights()
     assert {onednn.OneDNNLinear, onednn.OneDNNConv1D} <= kinds and not {nn.Linear, Conv1D} & kinds
-    monkeypatch.setattr(fast, "mkl_is_slow", lambda: False)
+    monkeypatch.setattr(policy_sampler, "mkl_is_slow", lambda: False)
     plain, kinds = weights()
     assert not {onednn.OneDNNLinear, onednn.OneDNNConv1D} & kinds
     torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-3)
-    monkeypatch.setattr(fast, "is_available", lambda: False)
+    monkeypatch.setattr(policy_sampler, "is_available", lambda: False)
     with pytest.raises(InputError, match="without oneDNN's linear operator"):
         make(tmp_path, linear_backend="onednn")
 

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from hf_instructgpt.ppo.functional import (
+from hf_instructgpt.functional import (
     combine_scores,
     ends_with_stop,
     full_kl,

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo import generation
-from hf_instructgpt.ppo.actor_critic import independent_copy
+from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.engines import VLLMGenerator, whole_weights
+from hf_instructgpt.sampling import generate
+from hf_instructgpt.sampling.vllm import VLLMGenerator, whole_weights
 
 
 class Engine:
@@ -135,7 +135,7 @@ def test_an_engine_s_bad_responses_are_named(tmp_path, engine, message):
 
 def test_an_engine_that_keeps_the_stop_tokens_to_itself_is_told_so(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(generation.logger, "warning_once", told.append)
+    monkeypatch.setattr(generate.logger, "warning_once", told.append)
     for answer in ([5, 5, 5, 5, 5, 5], [5, EOS], [5, 5]):
         assert told == []
         make(tmp_path, generator=Engine(lambda prompt, answer=answer: answer), max_steps=1).train()

@@ -26,8 +26,8 @@ from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTo
 from hf_instructgpt.cli import main as command_line
 from hf_instructgpt.ppo import token_log
 from hf_instructgpt.ppo import trainer as trainer_module
-from hf_instructgpt.ppo.actor_critic import ValueModel
 from hf_instructgpt.ppo.config import PPOConfig
+from hf_instructgpt.ppo.critic import ValueModel
 from hf_instructgpt.ppo.trainer import PPOTrainer
 from hf_instructgpt.resuming import resumable
 

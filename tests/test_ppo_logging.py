@@ -12,8 +12,8 @@ from test_ppo_trainer import PROMPTS, TOKENIZER, lengths, logged, make, reward_m
 from transformers import TrainerCallback
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo import progress
-from hf_instructgpt.ppo.progress import PPOProgressCallback
+from hf_instructgpt.ppo import logs
+from hf_instructgpt.ppo.logs import PPOProgressCallback
 from hf_instructgpt.ppo.token_log import rewind
 
 EVENTS = (
@@ -136,7 +136,7 @@ def test_the_completions_table_is_written_printed_and_sent_to_wandb(tmp_path, mo
     wandb = FakeWandb()
     monkeypatch.setitem(__import__("sys").modules, "wandb", wandb)
     table = {"prompt": ["a", "b"], "completion": ["xy", "z"], "lengths": [2.0, 1.0], "score": [2.0, 1.0]}
-    progress.log_completions(table, step=7, output_dir=tmp_path, num_to_print=1, report_to=["wandb"])
+    logs.log_completions(table, step=7, output_dir=tmp_path, num_to_print=1, report_to=["wandb"])
     frame = pd.read_parquet(tmp_path / "completions" / "completions_00007.parquet")
     assert frame.to_dict("list") == {"step": [7, 7], **table}
     assert wandb.logs[0]["completions"].equals(frame)

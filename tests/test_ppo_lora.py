@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from hf_instructgpt.char_gpt import CharGPTTokenizer
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.actor_critic import load_value_model
-from hf_instructgpt.ppo.rollout import response_logprobs, reward_model_scores
+from hf_instructgpt.models.forward import response_logprobs
+from hf_instructgpt.ppo.critic import load_value_model
+from hf_instructgpt.scoring.reward_models import reward_model_scores
 
 LORA = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.3)
 

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassificatio
 
 from hf_instructgpt.char_gpt import CharGPTForCausalLM, CharGPTForSequenceClassification, CharGPTTokenizer
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.functional import adapted_kl_coef, full_kl, kl_estimate, token_entropy
 from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.functional import adapted_kl_coef, full_kl, kl_estimate, token_entropy
 
 # ---- By hand and by enumeration ------------------------------------------------------------------------------------
 

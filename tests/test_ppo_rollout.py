@@ -18,16 +18,13 @@ from transformers import (
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTForSequenceClassification
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.actor_critic import ValueModel, disable_dropout, independent_copy
-from hf_instructgpt.ppo.functional import combine_scores
-from hf_instructgpt.ppo.generation import generate_responses, pad_rows, sampling_config
-from hf_instructgpt.ppo.rollout import (
-    decode_responses,
-    model_inputs,
-    response_logprobs,
-    reward_model_scores,
-    score_responses,
-)
+from hf_instructgpt.functional import combine_scores
+from hf_instructgpt.models.forward import model_inputs, response_logprobs
+from hf_instructgpt.models.surgery import disable_dropout, independent_copy
+from hf_instructgpt.ppo.critic import ValueModel
+from hf_instructgpt.sampling.generate import generate_responses, sampling_config
+from hf_instructgpt.scoring.reward_models import reward_model_scores, score_responses
+from hf_instructgpt.text import decode_responses, pad_rows
 
 VOCAB, EOS = 12, 11
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from test_ppo_trainer import EOS, PROMPTS, TOKENIZER, assert_equal, logged, make
 from hf_instructgpt.cli import main
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.server import ServerGenerator
+from hf_instructgpt.sampling.server import ServerGenerator
 
 LORA = LoraConfig(r=4, target_modules="all-linear", exclude_modules=["lm_head"], init_lora_weights=False)
 

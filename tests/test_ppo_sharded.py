@@ -19,8 +19,8 @@ from trl.generation import vllm_generation
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.actor_critic import load_value_model
-from hf_instructgpt.ppo.engines import whole_weights
+from hf_instructgpt.ppo.critic import load_value_model
+from hf_instructgpt.sampling.vllm import whole_weights
 
 pytestmark = pytest.mark.slow
 

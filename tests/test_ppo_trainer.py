@@ -34,11 +34,11 @@ from hf_instructgpt.char_gpt import (
     CharGPTTokenizer,
 )
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.models.forward import response_logprobs
 from hf_instructgpt.ppo import trainer as trainer_module
-from hf_instructgpt.ppo.actor_critic import load_value_model
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.ppo.rollout import response_logprobs
-from hf_instructgpt.ppo.sampler import RolloutSampler
+from hf_instructgpt.ppo.critic import load_value_model
+from hf_instructgpt.ppo.prompt_sampler import RolloutSampler
 from hf_instructgpt.ppo.trainer import PPOTrainer
 
 EOS = 66

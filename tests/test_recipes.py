@@ -17,11 +17,11 @@ from transformers import get_scheduler
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
-from hf_instructgpt.data.lab_facts import END_MARKS, POLITE, RUDE
-from hf_instructgpt.lab.arena import Arena
-from hf_instructgpt.lab.overopt import OverOptLab
+from hf_instructgpt.data.facts import END_MARKS, POLITE, RUDE
+from hf_instructgpt.experiments.arena import Arena
+from hf_instructgpt.experiments.overopt import OverOptLab
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.stages import data, sft
+from hf_instructgpt.stages import load_data, sft
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.pipeline import BASE, COMMANDS, Pipeline
 
@@ -158,7 +158,7 @@ def tiny_run(tmp_path_factory):
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(RECIPES.parent)
-        for module in (data, sft):
+        for module in (load_data, sft):
             patch.setattr(module, "load_sample_dataset", few_rows)
         argv = ["--config", str(folder / "pipeline.yaml"), "--output_dir", str(folder / "run"), "--seed", "0"]
         assert main(["run", *argv]) == 0
@@ -174,7 +174,7 @@ def test_the_alignment_tax_is_measured(tiny_run, tmp_path, monkeypatch, capsys):
         return {name: work(folder=folder / name, **options) for name, options in cells.items()}
 
     monkeypatch.setattr(alignment_tax, "run_cells", run_here)
-    for module in (data, alignment_tax):
+    for module in (load_data, alignment_tax):
         monkeypatch.setattr(module, "load_sample_dataset", few_rows)
     argv = ["alignment_tax", str(tiny_run), "--ptx_coef", "0.5", "--ptx_ratio", "4", "--kl_coef", "0.1"]
     argv += ["--ptx_dataset_name", str(INSTRUCTGPT / "data"), "--max_steps", "8", "--output_dir", str(tmp_path)]

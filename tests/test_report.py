@@ -8,10 +8,10 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
 from hf_instructgpt.evaluation.comparison import Answers
-from hf_instructgpt.hub.cards import Made
+from hf_instructgpt.hub.model_card import Made
 from hf_instructgpt.report import plots
 from hf_instructgpt.report.plots import draw_plots
-from hf_instructgpt.report.run_card import findings, run_card, samples_markdown
+from hf_instructgpt.report.run_summary import findings, run_card, samples_markdown
 
 COMPARISON = {
     "num_prompts": 4,

@@ -11,7 +11,7 @@ import pytest
 from hf_instructgpt.cli import main
 from hf_instructgpt.report import page
 from hf_instructgpt.report.page import QUANTITIES, by_prompt, report_page, thinned
-from hf_instructgpt.report.run_card import falls
+from hf_instructgpt.report.run_summary import falls
 
 NASTY = '</script><script>window.pwned = 1</script><img src=x onerror="window.pwned = 2"> **not bold** <!--'
 

@@ -7,10 +7,10 @@ import pytest
 from matplotlib.image import imread
 
 from hf_instructgpt.evaluation.preference import ScoredRanking
-from hf_instructgpt.evaluation.reward_card import measure_rewards
-from hf_instructgpt.report import plots, reward_card
+from hf_instructgpt.evaluation.reward_report import measure_rewards
+from hf_instructgpt.report import plots, reward_markdown
 from hf_instructgpt.report.plots import draw_reward_card
-from hf_instructgpt.report.reward_card import main_figures, reward_card_markdown, reward_findings, weakness
+from hf_instructgpt.report.reward_markdown import main_figures, reward_card_markdown, reward_findings, weakness
 
 MEASURED_ON = {
     "model": "reward",
@@ -176,4 +176,4 @@ def test_many_responses_are_drawn_in_part(monkeypatch, tmp_path):
 
 
 def test_words_are_ascii():
-    assert Path(reward_card.__file__).read_text(encoding="utf-8").isascii()
+    assert Path(reward_markdown.__file__).read_text(encoding="utf-8").isascii()

@@ -12,12 +12,12 @@ from trl import RewardConfig, RewardTrainer
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForSequenceClassification, CharGPTTokenizer
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.actor_critic import independent_copy
-from hf_instructgpt.ppo.generation import pad_rows
-from hf_instructgpt.ppo.models import load_reward_func
-from hf_instructgpt.ppo.rollout import reward_model_scores
+from hf_instructgpt.models.loading import load_reward_func
+from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.reward.calibration import calibrate
 from hf_instructgpt.reward.ranking_trainer import RankingCollator, RankingRewardTrainer, ranked_pairs
+from hf_instructgpt.scoring.reward_models import reward_model_scores
+from hf_instructgpt.text import pad_rows
 
 EOS = 66
 TOKENIZER = CharGPTTokenizer.from_document()

@@ -6,7 +6,7 @@ import pytest
 
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.resuming.checkpoint import write_manifest
-from hf_instructgpt.stages.output import STAGE_FILE, stage_output
+from hf_instructgpt.stages.run_folder import STAGE_FILE, stage_output
 
 OPTIONS = {"learning_rate": 0.1}
 

@@ -13,7 +13,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.trainer import PPOTrainer
-from hf_instructgpt.stages import comparing, data, pipeline, sft
+from hf_instructgpt.stages import compare_policies, load_data, pipeline, sft
 
 COMMON = {
     "dataset_name": "lab",
@@ -63,7 +63,7 @@ def a_small_lab():
         return datasets.DatasetDict({split: rows.select(range(60)) for split, rows in splits.items()})
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (data, sft):
+        for module in (load_data, sft):
             patch.setattr(module, "load_sample_dataset", few_rows)
         yield
 
@@ -439,7 +439,7 @@ def with_init(folder, *, selected="sft", **options):
 @pytest.fixture(scope="module")
 def done_with_init(tmp_path_factory):
     """A whole run whose `sft` is chosen by its own reward model, and what its report measured."""
-    folder, measured, answer = tmp_path_factory.mktemp("init"), [], comparing.answer_prompts
+    folder, measured, answer = tmp_path_factory.mktemp("init"), [], compare_policies.answer_prompts
 
     def spy(policy, *args, reference, **kwargs):
         measured.append(None if reference is None else reference.config._name_or_path)
@@ -447,7 +447,7 @@ def done_with_init(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(comparing, "answer_prompts", spy)
+        patch.setattr(compare_policies, "answer_prompts", spy)
         assert main(["run", "--config", write(folder, with_init(folder))]) == 0
     return folder / "out", measured
 

@@ -15,7 +15,7 @@ from hf_instructgpt.evaluation.comparison import answer_prompts
 from hf_instructgpt.ppo import rollout
 from hf_instructgpt.stages import sft
 from hf_instructgpt.stages.arguments import parse_stage
-from hf_instructgpt.stages.selection import SelectingSFTTrainer
+from hf_instructgpt.stages.sft_trainer import SelectingSFTTrainer
 from hf_instructgpt.text import encode_prompt, encode_text
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -107,7 +107,7 @@ def installed(built, tmp_path_factory):
 @pytest.mark.slow
 def test_the_installed_wheel_runs_outside_the_repository(installed, tmp_path):
     asks = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    look = "import hf_instructgpt, hf_instructgpt.resources as r; print(hf_instructgpt.__file__)\n"
+    look = "import hf_instructgpt, hf_instructgpt.files as r; print(hf_instructgpt.__file__)\n"
     look += "print(r.resource('recipes', 'document', 'pipeline.yaml'))"
     done = subprocess.run(
         [installed / "python", "-c", look], capture_output=True, text=True, env=asks, cwd=tmp_path, check=True

@@ -193,7 +193,7 @@ def the_pipeline_resumes():
 
 
 def recipe() -> str:
-    from hf_instructgpt.resources import resource
+    from hf_instructgpt.files import resource
 
     return str(resource("recipes", "document", "pipeline.yaml"))
 

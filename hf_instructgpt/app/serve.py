@@ -16,13 +16,13 @@ from starlette.responses import PlainTextResponse
 
 from ..errors import InputError
 from ..stages.arguments import StageArguments
-from ..stages.data import checked_split, load_rows, rows_to_read
-from ..stages.inputs import check_reward_model, load_causal_lm, load_reward_model, load_tokenizer
+from ..stages.load_data import checked_split, load_rows, rows_to_read
+from ..stages.load_models import check_reward_model, load_causal_lm, load_reward_model, load_tokenizer
 from ..stages.samples import answer_room, known_of
-from .compare import ComparePage, Contestant
-from .items import Items
-from .rank import KEYS, STYLE, RankPage
-from .rankings import RankingFile, prompt_key
+from .compare_page import ComparePage, Contestant
+from .prompt_queue import Items
+from .rank_page import KEYS, STYLE, RankPage
+from .ranking_store import RankingFile, prompt_key
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 # Fonts of the system: a page here asks no other machine for anything.

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from .lab_facts import FAMILIES, POLITE, RUDE, TAILS, prompt_facts
-from .lab_judge import MAX_GOOD_LENGTH, gold_reward
+from .facts import FAMILIES, POLITE, RUDE, TAILS, prompt_facts
+from .rule_judge import MAX_GOOD_LENGTH, gold_reward
 
 SEED = 0
 MAX_ANSWER_LENGTH = 25

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..text import TEMPLATE_COLUMNS
-from .formats import form_of
+from .columns import form_of
 from .reading import dataset_of
 
 logger = logging.get_logger(__name__)

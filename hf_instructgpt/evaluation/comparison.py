@@ -8,10 +8,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import InputError
-from ..ppo.functional import combine_scores, ends_with_stop
-from ..ppo.generation import generate_responses, pad_rows, sampling_config
-from ..ppo.rollout import decode_responses, response_logprobs, reward_model_scores, score_responses
-from ..text import as_completion, encode_row, scored_rows, template_options
+from ..functional import combine_scores, ends_with_stop
+from ..models.forward import response_logprobs
+from ..sampling.generate import generate_responses, sampling_config
+from ..scoring.reward_models import reward_model_scores, score_responses
+from ..text import as_completion, decode_responses, encode_row, pad_rows, scored_rows, template_options
 from .intervals import bootstrap_ci
 
 
@@ -31,7 +32,7 @@ class Answers:
 
 @dataclass
 class Rewards:
-    """What PPO optimises: reward models and functions, as [`~hf_instructgpt.ppo.rollout.score_responses`] calls them.
+    """What PPO optimises: reward models and functions, as [`score_responses`] calls them.
 
     Args:
         funcs (`dict`): By the name that a reader knows each by.

@@ -8,9 +8,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Judgement, judge
-from ..data.formats import as_ranking
+from ..data.columns import as_ranking
 from ..errors import InputError
-from ..ppo.rollout import reward_model_scores, score_responses
+from ..scoring.reward_models import reward_model_scores, score_responses
 from ..text import encode_row, encode_text, template_options, whole_text
 from .comparison import question
 

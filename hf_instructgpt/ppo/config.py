@@ -7,8 +7,8 @@ from typing import ClassVar
 from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
-from .generation import VLLM_SAMPLING, check_generation_kwargs
-from .server import ServerGenerator
+from ..sampling.generate import VLLM_SAMPLING, check_generation_kwargs
+from ..sampling.server import ServerGenerator
 
 DTYPES = (None, "float32", "bfloat16", "float16")
 # Options of every trainer that fail late, or not at all, elsewhere.

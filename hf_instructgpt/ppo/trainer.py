@@ -48,43 +48,9 @@ from transformers import (
 from transformers.utils import logging
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 
+from ..data.pretraining_text import PretrainingText, TextBatch
 from ..errors import InputError
-from ..hub.cards import CardMixin
-from ..resuming.checkpoint import RANK_STATE_FILE
-from ..resuming.resumable import ResumableTrainer, settle_output_dir
-from ..text import as_completion, encode_row
-from .actor_critic import (
-    VALUE_MODEL_FOLDER,
-    ActorCritic,
-    ValueModel,
-    disable_dropout,
-    has_adapter,
-    independent_copy,
-    load_weights,
-    without_configured_dropout,
-)
-from .checks import (
-    check_adapter,
-    check_context,
-    check_finite,
-    check_fsdp,
-    check_generation_config,
-    check_kinds,
-    check_optimizer,
-    check_policy,
-    check_processes,
-    check_prompts,
-    check_reference,
-    check_reward_funcs,
-    check_shards,
-    ensure_precision,
-    foreign_tokenizers,
-)
-from .config import PPOConfig
-from .ema import PolicyEMA
-from .engines import VLLMGenerator
-from .fast import PolicySampler, can_sample, recommend, speed_up
-from .functional import (
+from ..functional import (
     MAX_LOG_RATIO,
     adapted_kl_coef,
     combine_scores,
@@ -102,23 +68,41 @@ from .functional import (
     token_rewards,
     value_loss,
 )
-from .generation import Generator, engine_responses, generate_responses, pad_rows, sampling_config
-from .models import add_lora, load_policy, load_reward_func, loading_options, make_critic, switches_off
-from .progress import PPOProgressCallback, log_completions
-from .ptx import PretrainingText, TextBatch
-from .reward_functions import check_signatures, reward_name, reward_names
-from .rollout import (
-    Rollout,
-    batches_by_length,
-    context_length,
-    decode_responses,
-    model_inputs,
-    response_logits,
-    score_responses,
-    widths,
+from ..hub.model_card import CardMixin
+from ..models.checks import check_finite, ensure_precision
+from ..models.forward import context_length, model_inputs, response_logits
+from ..models.loading import add_lora, load_policy, load_reward_func, loading_options, switches_off
+from ..models.surgery import disable_dropout, has_adapter, independent_copy, load_weights, without_configured_dropout
+from ..resuming.checkpoint import RANK_STATE_FILE
+from ..resuming.resumable import ResumableTrainer, settle_output_dir
+from ..sampling.generate import Generator, engine_responses, generate_responses, sampling_config
+from ..sampling.policy_sampler import PolicySampler, can_sample
+from ..sampling.server import ServerGenerator
+from ..sampling.vllm import VLLMGenerator
+from ..scoring.checks import check_reward_funcs, foreign_tokenizers
+from ..scoring.reward_functions import check_signatures, reward_name, reward_names
+from ..scoring.reward_models import score_responses
+from ..text import as_completion, batches_by_length, decode_responses, encode_row, pad_rows
+from .checks import (
+    check_adapter,
+    check_context,
+    check_fsdp,
+    check_generation_config,
+    check_kinds,
+    check_optimizer,
+    check_policy,
+    check_processes,
+    check_prompts,
+    check_reference,
+    check_shards,
 )
-from .sampler import RolloutSampler, prompts_in_memory
-from .server import ServerGenerator
+from .config import PPOConfig
+from .critic import VALUE_MODEL_FOLDER, ActorCritic, ValueModel, make_critic
+from .ema import PolicyEMA
+from .logs import PPOProgressCallback, log_completions
+from .prompt_sampler import RolloutSampler, prompts_in_memory
+from .rollout import Rollout, widths
+from .speed import recommend, speed_up
 from .symptoms import RolloutWatch
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
@@ -162,7 +146,7 @@ class PPOTrainer(CardMixin, ResumableTrainer):
             `advantage_estimator="reward"`.
         ptx_dataset ([`~datasets.Dataset`], *optional*): Pretraining text for PPO-ptx: rows with `text`, `messages`, or
             `prompt` and `completion`.
-        generator ([`~hf_instructgpt.ppo.generation.Generator`], *optional*): An engine that samples the responses in
+        generator ([`Generator`], *optional*): An engine that samples the responses in
             the policy's place, such as [`ServerGenerator`].
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*): As in `Trainer`.
         optimizers (`tuple`, *optional*): Optimizer and schedule, as in `Trainer`.

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..evaluation.preference import ScoredRanking
-from ..hub.curves import draw_panels
+from .curves import draw_panels
 
 MAX_POINTS = 5000
 

@@ -22,14 +22,7 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..files import make_directory
-from .checkpoint import (
-    ASIDE_FOLDER,
-    RANK_STATE_FILE,
-    alone_in,
-    check_resumable,
-    last_whole_checkpoint,
-    write_manifest,
-)
+from .checkpoint import ASIDE_FOLDER, RANK_STATE_FILE, alone_in, check_resumable, last_whole_checkpoint, write_manifest
 
 logger = logging.get_logger(__name__)
 

@@ -5,7 +5,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..ppo.rollout import reward_model_scores
+from ..scoring.reward_models import reward_model_scores
 from ..text import encode_text, template_options, whole_text
 
 # Enough for a mean: its standard error is then a thirtieth of the scores' spread.

@@ -10,14 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
-from ..data.formats import as_ranking, check_columns
+from ..data.columns import as_ranking, check_columns
 from ..data.shapes import shaped
 from ..errors import InputError
-from ..hub.cards import CardMixin
-from ..ppo.checks import ensure_precision
-from ..ppo.generation import pad_rows
+from ..hub.model_card import CardMixin
+from ..models.checks import ensure_precision
 from ..resuming.resumable import ResumableTrainer
-from ..text import encode_row, encode_text, template_options, whole_text
+from ..text import encode_row, encode_text, pad_rows, template_options, whole_text
 from .calibration import calibrate
 
 logger = logging.get_logger(__name__)

@@ -11,12 +11,12 @@ from trl import ModelConfig
 
 from ..errors import InputError
 from ..files import make_directory
-from ..hub.cards import Made
-from ..ppo.actor_critic import has_adapter
+from ..hub.model_card import Made
+from ..models.surgery import has_adapter
 from ..resuming.resumable import STATE_FILE
-from .cards import write_stage_card
-from .inputs import check_model_path, load_causal_lm, load_reward_model, load_tokenizer, lora_config
-from .output import partial_directory
+from .load_models import check_model_path, load_causal_lm, load_reward_model, load_tokenizer, lora_config
+from .model_cards import write_stage_card
+from .run_folder import partial_directory
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..data.formats import as_ranking
+from ..data.columns import as_ranking
 from ..data.shapes import shape_of
 from ..errors import InputError
 from ..evaluation.preference import response_text
 from ..text import encode_row, encode_text, template_options
 from .arguments import DATA_KINDS, StageArguments
-from .data import checked_split, data_form, findings, load_rows, raw_rows, rows_to_read, texts
-from .inputs import load_config, load_tokenizer
+from .load_data import checked_split, data_form, findings, load_rows, raw_rows, rows_to_read, texts
+from .load_models import load_config, load_tokenizer
 
 NUM_SHOWN = 3
 

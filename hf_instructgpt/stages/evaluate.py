@@ -10,17 +10,17 @@ from huggingface_hub import snapshot_download
 
 from ..errors import InputError
 from ..evaluation.preference import ScoredRanking, score_rankings
-from ..evaluation.reward_card import measure_rewards
+from ..evaluation.reward_report import measure_rewards
 from ..files import make_directory, read_json, to_json
-from ..hub.cards import Made
+from ..hub.model_card import Made
 from ..report.plots import draw_reward_card
-from ..report.reward_card import reward_card_markdown, reward_findings
+from ..report.reward_markdown import reward_card_markdown, reward_findings
 from .arguments import RewardArguments
-from .cards import write_stage_card
 from .config_file import locate_function
-from .data import check_fits, checked_split, is_same_data, load_rows, rows_to_read
-from .inputs import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
-from .output import REPORT_CARD_FILE, STAGE_FILE, add_files, partial_directory, weights_sha256
+from .load_data import check_fits, checked_split, is_same_data, load_rows, rows_to_read
+from .load_models import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
+from .model_cards import write_stage_card
+from .run_folder import REPORT_CARD_FILE, STAGE_FILE, add_files, partial_directory, weights_sha256
 
 LAB_JUDGE = "hf_instructgpt.data.gold_rewards"
 

@@ -7,8 +7,8 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..text import break_special_tokens, encode_row
-from .data import findings
-from .inputs import load_causal_lm, load_config, load_tokenizer
+from .load_data import findings
+from .load_models import load_causal_lm, load_config, load_tokenizer
 from .samples import MAX_NEW_TOKENS, answers_to, as_asked, asked_row, known_of
 
 logger = logging.get_logger(__name__)

@@ -16,22 +16,21 @@ from trl import ModelConfig
 from ..errors import InputError
 from ..evaluation.comparison import Answers
 from ..files import absolute_folder, fields_of, is_same_value, make_directory, read_json, to_json, write_whole
-from ..hub.cards import Made
+from ..hub.model_card import Made
 from ..ppo.config import PPOConfig
-from ..ppo.reward_functions import as_judge, check_signatures
 from ..report.plots import draw_plots
-from ..report.reward_card import main_figures
-from ..report.run_card import run_card, samples_markdown
+from ..report.reward_markdown import main_figures
+from ..report.run_summary import run_card, samples_markdown
 from ..resuming.checkpoint import alone_in
+from ..scoring.reward_functions import as_judge, check_signatures
 from .adapters import check_same_adapter
 from .arguments import DATA_KINDS as STAGE_DATA_KINDS
 from .arguments import PPOArguments, parse_options
-from .cards import read_metrics, read_state, write_stage_card
-from .comparing import compare_policies, load_rewards, train_control
+from .compare_policies import compare_policies, load_rewards, train_control
 from .config_file import check_keys, read_yaml
-from .data import check_fits, checked_split, load_rows, load_stage_datasets, load_text, rows_to_read
 from .evaluate import evaluate_reward
-from .inputs import (
+from .load_data import check_fits, checked_split, load_rows, load_stage_datasets, load_text, rows_to_read
+from .load_models import (
     load_causal_lm,
     load_config,
     load_function,
@@ -40,7 +39,10 @@ from .inputs import (
     lora_config,
     model_source,
 )
-from .output import (
+from .model_cards import read_metrics, read_state, write_stage_card
+from .ppo import check_ppo_options, check_report_cards, run_ppo
+from .reward import run_reward
+from .run_folder import (
     METRICS_FILE,
     REPORT_CARD_FILE,
     RUN_FILE,
@@ -49,8 +51,6 @@ from .output import (
     is_whole,
     partial_directory,
 )
-from .ppo import check_ppo_options, check_report_cards, run_ppo
-from .reward import run_reward
 from .sft import check_sft, run_sft, tokenizer_and_config
 
 STAGES = {"sft": run_sft, "reward": run_reward, "ppo": run_ppo}

@@ -10,13 +10,13 @@ from ..errors import InputError
 from ..files import fields_of, read_json
 from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
-from ..ppo.reward_functions import check_signatures
 from ..ppo.trainer import PPOTrainer
-from ..report.reward_card import main_figures, weakness
+from ..report.reward_markdown import main_figures, weakness
+from ..scoring.reward_functions import check_signatures
 from .adapters import new_adapter
 from .arguments import PPOArguments
-from .data import check_fits, load_stage_datasets, load_text, rows_to_read
-from .inputs import (
+from .load_data import check_fits, load_stage_datasets, load_text, rows_to_read
+from .load_models import (
     check_model_path,
     check_sizes,
     load_causal_lm,
@@ -27,8 +27,8 @@ from .inputs import (
     model_source,
     peft_errors,
 )
-from .output import REPORT_CARD_FILE, weights_sha256
-from .running import run_stage
+from .run_folder import REPORT_CARD_FILE, weights_sha256
+from .run_stage import run_stage
 
 logger = logging.get_logger(__name__)
 

@@ -16,17 +16,16 @@ from transformers.utils import logging
 from ..data import SAMPLE_DATASETS
 from ..data.loading import SAMPLES_DIR
 from ..errors import InputError
-from ..files import read_json, to_json
-from ..hub.cards import README_FILE, Made, Source, base_on_hub, is_edited, table_cell
+from ..files import read_json, resource, to_json
+from ..hub.model_card import README_FILE, Made, Source, base_on_hub, is_edited, table_cell
 from ..hub.upload import create_repo, hub_errors, push_code, push_folder, pushed_files
-from ..ppo.actor_critic import CRITIC_BASE_FOLDER
-from ..report.reward_card import reward_card_markdown
-from ..resources import resource
+from ..ppo.critic import CRITIC_BASE_FOLDER
+from ..report.reward_markdown import reward_card_markdown
 from ..resuming.resumable import STATE_FILE
 from .arguments import DATA_KINDS, StageArguments
-from .cards import MORE_DATA, stage_card
-from .data import data_form, load_rows
-from .output import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, STAGE_FILE
+from .load_data import data_form, load_rows
+from .model_cards import MORE_DATA, stage_card
+from .run_folder import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, STAGE_FILE
 
 logger = logging.get_logger(__name__)
 

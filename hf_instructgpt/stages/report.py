@@ -8,18 +8,18 @@ import pandas as pd
 
 from ..errors import InputError
 from ..files import disk_errors, fields_of, write_whole
-from ..hub.cards import Made
-from ..hub.curves import training_panels
-from ..ppo.progress import COMPLETIONS_FOLDER
+from ..hub.model_card import Made
+from ..ppo.logs import COMPLETIONS_FOLDER
 from ..ppo.token_log import TOKEN_LOG_FILE
+from ..report.curves import training_panels
 from ..report.page import by_prompt, report_page
-from ..report.reward_card import weakness
-from ..report.run_card import falls
+from ..report.reward_markdown import weakness
+from ..report.run_summary import falls
 from ..resuming.checkpoint import checkpoints
 from ..resuming.resumable import STATE_FILE
-from .cards import read_metrics, read_state
-from .output import METRICS_FILE, RUN_FILE
+from .model_cards import read_metrics, read_state
 from .push import STAGE_FOLDERS
+from .run_folder import METRICS_FILE, RUN_FILE
 from .samples import NUM_SAMPLES
 
 REPORT_FILE = "report.html"

@@ -7,8 +7,8 @@ from trl import ModelConfig, RewardConfig
 from ..reward.ranking_trainer import RankingRewardTrainer
 from .adapters import new_adapter
 from .arguments import RewardArguments
-from .data import check_fits, load_stage_datasets, load_text, rows_to_read
-from .inputs import (
+from .load_data import check_fits, load_stage_datasets, load_text, rows_to_read
+from .load_models import (
     apply_template_options,
     check_sizes,
     load_config,
@@ -18,7 +18,7 @@ from .inputs import (
     model_source,
     peft_errors,
 )
-from .running import run_stage
+from .run_stage import run_stage
 
 
 def run_reward(args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig) -> Path:

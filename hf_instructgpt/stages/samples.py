@@ -12,10 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from ..evaluation.comparison import question
 from ..evaluation.preference import response_text, score_rankings
-from ..hub.cards import CARD_FILE, Made
-from ..ppo.generation import generate_responses, pad_rows, sampling_config
-from ..ppo.rollout import decode_responses
-from ..text import TEMPLATE_COLUMNS, encode_row
+from ..hub.model_card import CARD_FILE, Made
+from ..sampling.generate import generate_responses, sampling_config
+from ..text import TEMPLATE_COLUMNS, decode_responses, encode_row, pad_rows
 
 NUM_SAMPLES = 4
 MAX_NEW_TOKENS = 64

@@ -12,16 +12,17 @@ from trl.chat_template_utils import get_training_chat_template
 
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
-from ..data.formats import form_of
+from ..data.columns import form_of
+from ..data.pretraining_text import PretrainingText
 from ..errors import InputError
-from ..ppo.checks import check_reward_funcs, ensure_precision, foreign_tokenizers
-from ..ppo.models import load_reward_func
-from ..ppo.ptx import PretrainingText
+from ..models.checks import ensure_precision
+from ..models.loading import load_reward_func
+from ..scoring.checks import check_reward_funcs, foreign_tokenizers
 from ..text import TEMPLATE_COLUMNS, encode_row, encode_text, template_options, whole_text
 from .adapters import new_adapter
 from .arguments import SFTArguments
-from .data import check_fits, load_stage_datasets, load_text, rows_to_read
-from .inputs import (
+from .load_data import check_fits, load_stage_datasets, load_text, rows_to_read
+from .load_models import (
     apply_template_options,
     check_reward_model,
     check_sizes,
@@ -32,8 +33,8 @@ from .inputs import (
     model_source,
     peft_errors,
 )
-from .running import run_stage
-from .selection import CardSFTTrainer, SelectingSFTTrainer
+from .run_stage import run_stage
+from .sft_trainer import CardSFTTrainer, SelectingSFTTrainer
 
 logger = logging.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_instructgpt.lab.cells import run_cells
+from hf_instructgpt.experiments.jobs import run_cells
 from hf_instructgpt.stages.arguments import parse_options, read_yaml
 from hf_instructgpt.stages.evaluate import evaluate_reward
 from hf_instructgpt.stages.reward import run_reward

@@ -27,13 +27,12 @@ from transformers import (
 from hf_instructgpt.data import judge, load_sample_dataset
 from hf_instructgpt.evaluation.comparison import answer_prompts
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
-from hf_instructgpt.lab.cells import run_cells
-from hf_instructgpt.ppo.generation import pad_rows
-from hf_instructgpt.ppo.rollout import response_logprobs
+from hf_instructgpt.experiments.jobs import run_cells
+from hf_instructgpt.models.forward import response_logprobs
 from hf_instructgpt.stages.arguments import StageArguments, parse_options
-from hf_instructgpt.stages.data import load_rows
+from hf_instructgpt.stages.load_data import load_rows
 from hf_instructgpt.stages.ppo import run_ppo
-from hf_instructgpt.text import encode_prompt, encode_text
+from hf_instructgpt.text import encode_prompt, encode_text, pad_rows
 
 MEASURES = {
     "score": "reward model's score",

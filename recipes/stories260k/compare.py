@@ -15,9 +15,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
-from hf_instructgpt.ppo.generation import generate_responses, pad_rows, sampling_config
-from hf_instructgpt.ppo.rollout import decode_responses, response_logprobs
-from hf_instructgpt.text import encode_prompt
+from hf_instructgpt.models.forward import response_logprobs
+from hf_instructgpt.sampling.generate import generate_responses, sampling_config
+from hf_instructgpt.text import decode_responses, encode_prompt, pad_rows
 
 from .rewards import sentiment
 

@@ -215,7 +215,7 @@ def left(folder: Path) -> dict[str, object]:
 def rows_read(source: Path | str, kind: str, **options) -> list[dict]:
     """The rows of a data set as a stage of this kind ("sft", "reward" or "prompts") reads them."""
     from hf_instructgpt.stages.arguments import StageArguments
-    from hf_instructgpt.stages.data import load_stage_datasets
+    from hf_instructgpt.stages.load_data import load_stage_datasets
 
     args = StageArguments(dataset_name=str(source), **options)
     return list(load_stage_datasets(args, kind, needs_eval=False)[0])

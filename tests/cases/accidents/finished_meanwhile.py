@@ -7,10 +7,10 @@ from product import assert_done, assert_refused, command, stage_files
 
 
 def check(folder: Path) -> None:
-    from hf_instructgpt.stages import output
+    from hf_instructgpt.stages import run_folder
 
     argv = [*stage_files(folder)["sft"], "--output_dir", folder / "out"]
-    make_directory, results = output.make_directory, []
+    make_directory, results = run_folder.make_directory, []
 
     def late(path: Path) -> None:
         if not results:
@@ -20,7 +20,7 @@ def check(folder: Path) -> None:
         make_directory(path)
 
     weights = []
-    with patch.object(output, "make_directory", late):
+    with patch.object(run_folder, "make_directory", late):
         second = command(*argv)
     assert_done(results[0])
     assert_refused(second, "holds a result already", "--overwrite_output_dir")

@@ -8,8 +8,8 @@ from product import assistant, user, write_rows
 
 def check(folder: Path) -> None:
     from hf_instructgpt.stages.arguments import StageArguments
-    from hf_instructgpt.stages.data import load_stage_datasets
     from hf_instructgpt.stages.evaluate import _held_out_rows
+    from hf_instructgpt.stages.load_data import load_stage_datasets
 
     names = [f"question {i}" for i in range(60)]
     named = {"name": None}

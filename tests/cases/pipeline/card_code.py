@@ -6,8 +6,8 @@ import re
 
 from product import assert_done, command, pipeline_file, policy, saved, tokenizer
 
-from hf_instructgpt.hub.cards import Made
-from hf_instructgpt.stages.cards import stage_card
+from hf_instructgpt.hub.model_card import Made
+from hf_instructgpt.stages.model_cards import stage_card
 
 LORA = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
 

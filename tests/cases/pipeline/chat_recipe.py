@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from product import assert_done, command, policy, saved, tokenizer, write_yaml
 
-from hf_instructgpt.hub.cards import Made
+from hf_instructgpt.hub.model_card import Made
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "chat"
 

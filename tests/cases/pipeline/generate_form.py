@@ -2,7 +2,7 @@
 
 from product import assert_done, command, write_rows
 
-from hf_instructgpt.stages.inputs import load_tokenizer
+from hf_instructgpt.stages.load_models import load_tokenizer
 from hf_instructgpt.stages.samples import as_asked, known_of
 
 ROWS = {"什么是医生？": "治病的人。", "什么是老师？": "教书的人。"}

@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 from product import assert_done, command, policy, saved, tokenizer
 
-from hf_instructgpt.hub.cards import Made
+from hf_instructgpt.hub.model_card import Made
 from hf_instructgpt.stages import generate
 
 

@@ -5,7 +5,7 @@ import json
 from product import assert_done, assert_refused, command, pipeline_file, policy, saved, tokenizer
 from safetensors.torch import load_file
 
-from hf_instructgpt.stages.inputs import load_causal_lm, load_tokenizer
+from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
 
 LORA = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 1e-2}
 

@@ -1,7 +1,7 @@
 """`+373.44 standard deviations` where SFT's greedy answers hardly differ; right is the rise with its interval."""
 
 from hf_instructgpt.evaluation.comparison import Answers, compare
-from hf_instructgpt.report.run_card import findings
+from hf_instructgpt.report.run_summary import findings
 
 
 def check(folder):

@@ -8,12 +8,12 @@ from pathlib import Path
 from product import ppo_trainer
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.reward_functions import call_reward_functions
+from hf_instructgpt.scoring.reward_functions import call_reward_functions
 
 # A loop is closed at exit, without a warning; a fork has a loop of its own.
 SCRIPT = """
 import asyncio, os
-from hf_instructgpt.ppo.reward_functions import call_reward_functions
+from hf_instructgpt.scoring.reward_functions import call_reward_functions
 
 tasks = []
 

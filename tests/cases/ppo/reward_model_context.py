@@ -14,7 +14,7 @@ from transformers import (
 
 from hf_instructgpt.char_gpt import CharGPTTokenizer
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.ppo.rollout import reward_model_scores
+from hf_instructgpt.scoring.reward_models import reward_model_scores
 
 
 def check(folder: Path) -> None:

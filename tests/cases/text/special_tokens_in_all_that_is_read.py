@@ -76,10 +76,10 @@ def check(folder: Path) -> None:
 
 
 def _foreign(noted, read: list[str]) -> None:
-    from hf_instructgpt.ppo.rollout import score_responses
+    from hf_instructgpt.scoring.reward_models import score_responses
 
     tok = tokenizer("chatml")
-    with patch("hf_instructgpt.ppo.rollout.encode_text", noted):
+    with patch("hf_instructgpt.scoring.reward_models.encode_text", noted):
         score_responses(
             [reward_model(tok)],
             tokenizers=[tok],
@@ -95,7 +95,7 @@ def _foreign(noted, read: list[str]) -> None:
 
 
 def _control(folder: Path, tok, model: Path) -> None:
-    from hf_instructgpt.stages import comparing, sft
+    from hf_instructgpt.stages import compare_policies, sft
 
     rows = [{"prompt": [user("ab")], "completion": [assistant(TYPED)]}]
     rows += [{"prompt": [user("z" * 60)], "completion": [assistant("d")]}]
@@ -107,6 +107,6 @@ def _control(folder: Path, tok, model: Path) -> None:
         seen.extend(tok.decode(row["input_ids"]) for row in trainer.train_dataset)
         return trainer
 
-    with patch.object(comparing, "make_sft_trainer", made):
+    with patch.object(compare_policies, "make_sft_trainer", made):
         assert_done(command("run", "--config", path))
     assert seen == ["user:ab<eos>\nassistant:ab< eos>user:c<eos>\n"] * 4, seen

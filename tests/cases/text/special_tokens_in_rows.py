@@ -5,7 +5,7 @@ from pathlib import Path
 from product import QUICK, assert_done, command, policy, reward_model, saved, tokenizer, write_rows
 
 from hf_instructgpt.stages.arguments import parse_stage
-from hf_instructgpt.stages.data import load_stage_datasets, rows_to_read
+from hf_instructgpt.stages.load_data import load_stage_datasets, rows_to_read
 
 
 def check(folder: Path) -> None:

@@ -53,7 +53,7 @@ def check(folder: Path) -> None:
         options = ["--chat_template_kwargs", json.dumps({name: True}), "--output_dir", folder / "x"]
         assert_refused(command(*argv, *options), "chat_template_kwargs", name)
     with contextlib.suppress(ModuleNotFoundError):  # without Gradio there is no page
-        from hf_instructgpt.app.compare import Contestant
+        from hf_instructgpt.app.compare_page import Contestant
 
         contestant = Contestant("a", policy(tok), tok, samples.known_of(str(folder / "sft")))
         assert tok.decode(encode(tok, contestant.row("ab"))) == "<off>user:ab<eos>\nassistant:"

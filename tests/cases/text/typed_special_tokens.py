@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from product import reward_model, tokenizer
 
-from hf_instructgpt.ppo.rollout import score_responses
+from hf_instructgpt.scoring.reward_models import score_responses
 from hf_instructgpt.text import break_special_tokens
 
 

@@ -52,7 +52,7 @@ def check(folder: Path) -> None:
         from markdown_it import MarkdownIt
     except ModuleNotFoundError as error:
         raise unittest.SkipTest("markdown-it-py is not installed") from error
-    from hf_instructgpt.hub.cards import Made, Source, make_card
+    from hf_instructgpt.hub.model_card import Made, Source, make_card
 
     render = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render
     for stage, columns in STAGES.items():

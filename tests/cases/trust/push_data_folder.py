@@ -11,7 +11,7 @@ def check(folder: Path) -> None:
     from datasets import Dataset
 
     from hf_instructgpt.errors import InputError
-    from hf_instructgpt.hub.cards import Made, Source
+    from hf_instructgpt.hub.model_card import Made, Source
 
     run = folder / "run"
     private = write_rows(folder / "private.jsonl", [{"prompt": "the doctor's letters"}])

@@ -8,7 +8,7 @@ from product import assert_refused, command, write_rows
 
 
 def check(folder: Path) -> None:
-    from hf_instructgpt.hub.cards import Made, Source
+    from hf_instructgpt.hub.model_card import Made, Source
 
     run = folder / "run"
     write_rows(folder / "private.jsonl", [{"prompt": "the doctor's letters"}])

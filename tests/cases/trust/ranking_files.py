@@ -11,8 +11,8 @@ def row(number: int, **more) -> dict:
 
 
 def check(folder: Path) -> None:
-    from hf_instructgpt.app import rankings
-    from hf_instructgpt.app.rankings import RankingFile
+    from hf_instructgpt.app import ranking_store
+    from hf_instructgpt.app.ranking_store import RankingFile
     from hf_instructgpt.errors import InputError
 
     path = folder / "r.jsonl"
@@ -23,7 +23,7 @@ def check(folder: Path) -> None:
     assert [json.loads(line) for line in path.read_text().splitlines()] == [row(1), row(2), row(3)]
 
     # A demonstration whose ranking could not be written is there once when it is saved again.
-    own, append = row(4, responses=["a", "own"], written=True), rankings._append
+    own, append = row(4, responses=["a", "own"], written=True), ranking_store._append
 
     def full(place, content):
         if place == path:
@@ -31,7 +31,7 @@ def check(folder: Path) -> None:
         append(place, content)
 
     for problem in (full, append):
-        with patch.object(rankings, "_append", problem):
+        with patch.object(ranking_store, "_append", problem):
             try:
                 file.add(own)
             except OSError:
@@ -58,7 +58,7 @@ def check(folder: Path) -> None:
 
 
 def refused(kind: type[Exception], path, words: str) -> None:
-    from hf_instructgpt.app.rankings import RankingFile
+    from hf_instructgpt.app.ranking_store import RankingFile
 
     try:
         RankingFile(path)

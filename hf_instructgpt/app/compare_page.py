@@ -1,0 +1,214 @@
+"""The page of `hf-instructgpt compare`: one prompt, the answers of two models side by side, and which is preferred."""
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
+
+import gradio as gr
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+
+from ..evaluation.intervals import wilson_interval
+from ..hub.model_card import Made
+from ..models.forward import response_logprobs
+from ..sampling.generate import generate_responses, sampling_config
+from ..scoring.reward_models import score_responses
+from ..stages.samples import answer_room, as_asked, asked_row
+from ..text import as_completion, break_special_tokens, encode_row, pad_rows
+
+LETTERS = ("A", "B")
+PROMPT_LENGTH = 20_000  # characters
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model under the name that it was given."""
+
+    name: str
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    made: Made | None = None  # what its card knows
+
+    def prompt(self, text: str) -> str | list[dict]:
+        """What a person asks, as the model is asked: a special token that was typed is text."""
+        return as_asked(break_special_tokens(self.tokenizer, text), self.tokenizer, self.made)
+
+    def row(self, text: str) -> dict:
+        """The same with what its chat template gets beside it."""
+        return asked_row(self.prompt(text), self.made)
+
+
+@dataclass
+class Round:
+    """One prompt: which model stands at which place, what was measured, and whether it was voted on."""
+
+    order: list[int]
+    measured: list[str] = field(default_factory=list)
+    is_voted: bool = False
+
+
+@dataclass
+class Tally:
+    """Votes of one tab: of each model, and ties."""
+
+    wins: dict[str, int]
+    ties: int = 0
+
+    def words(self) -> str:
+        """Which is preferred, with the 95 % interval over votes that were no ties."""
+        decided = sum(self.wins.values())
+        text = ", ".join(f"{name} {count}" for name, count in self.wins.items()) + f", ties {self.ties}."
+        if decided:
+            name, count = list(self.wins.items())[-1]
+            low, high = wilson_interval(count, decided)
+            text += f" {name} preferred in {count / decided:.0%} of {decided} [{low:.0%}, {high:.0%}]."
+        return text
+
+
+class ComparePage:
+    """The page.
+
+    Args:
+        contestants (`list[Contestant]`): Two; the KL of an answer is measured from the first one.
+        reward_model (`tuple` of model and tokenizer, *optional*): What scores the answers.
+        max_new_tokens (`int`): Most tokens of an answer; fewer where a context ends.
+        seed (`int`): Of which model stands where.
+    """
+
+    def __init__(
+        self,
+        contestants: list[Contestant],
+        *,
+        reward_model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None,
+        max_new_tokens: int,
+        seed: int = 0,
+    ):
+        self.contestants, self.reward_model, self.max_new_tokens = contestants, reward_model, max_new_tokens
+        self.random, self.lock = random.Random(seed), Lock()
+
+    def build(self) -> gr.Blocks:
+        """The app. Every text of a person or a model stands in a text box, which shows it as text."""
+        with gr.Blocks(title="Compare", analytics_enabled=False) as app:
+            round_, tally = gr.State(None), gr.State(None)
+            prompt = gr.Textbox(label="Prompt", elem_id="prompt", max_length=PROMPT_LENGTH, autofocus=True)
+            with gr.Row():
+                sampled = gr.Checkbox(True, label="sampled, not greedy", elem_id="sampled")
+                blind = gr.Checkbox(True, label="hidden which is which, until I have chosen", elem_id="blind")
+                ask = gr.Button("Ask both", variant="primary", elem_id="ask")
+            with gr.Row():
+                boxes = [
+                    gr.Textbox(label=f"Answer {letter}", lines=4, interactive=False, elem_id=f"answer-{letter}")
+                    for letter in LETTERS
+                ]
+            with gr.Row():
+                votes = [gr.Button(f"{letter} is better", elem_id=f"vote-{letter}") for letter in LETTERS]
+                tie = gr.Button("No difference", elem_id="tie")
+            status = gr.Textbox(label="Status", interactive=False, elem_id="status", lines=3)
+            asked = [[prompt, sampled, blind], [round_, *boxes, status]]
+            for trigger in (ask.click, prompt.submit):
+                trigger(self.answer, *asked, concurrency_limit=1, concurrency_id="models")
+            for place, button in enumerate(votes):
+                button.click(self.voter(place), [round_, tally], [round_, tally, status])
+            tie.click(self.voter(None), [round_, tally], [round_, tally, status])
+        return app
+
+    def answer(self, text: str, sampled: bool, blind: bool) -> Iterator[list]:
+        """Both answers, as they are being written; then, unless it is hidden, what was measured."""
+        if not text.strip() or len(text) > PROMPT_LENGTH:
+            problem = (
+                f"The prompt has more than {PROMPT_LENGTH} characters." if text.strip() else "Ask something first."
+            )
+            yield [None, "", "", problem]
+            return
+        order = self.random.sample(range(2), 2) if blind else [0, 1]
+        round_, shown = Round(order), ["", ""]
+        with self.lock:
+            for place, number in enumerate(order):
+                contestant = self.contestants[number]
+                rows = [contestant.row(text)]
+                room = answer_room(contestant.policy, contestant.tokenizer, rows, wanted=self.max_new_tokens)
+                if room < 1:
+                    yield [None, *shown, f"The prompt is too long for the context of {contestant.name}."]
+                    return
+                for shown[place] in self._stream(contestant, text, room, sampled=sampled):
+                    yield [None, *shown, "..."]
+                round_.measured.append(
+                    f"{LETTERS[place]} is {contestant.name}{self._measure(contestant, text, shown[place])}"
+                )
+        yield [round_, *shown, "Which is better?" if blind else "\n".join(round_.measured)]
+
+    def voter(self, place: int | None):
+        """What a button does: count the vote for the model at a place (None: a tie), once, and show which is which."""
+
+        def vote(round_: Round | None, tally: Tally | None) -> list:
+            if round_ is None:
+                return [round_, tally, "Ask something first."]
+            tally = tally or Tally({contestant.name: 0 for contestant in self.contestants})
+            if not round_.is_voted and place is None:
+                tally.ties += 1
+            elif not round_.is_voted:
+                tally.wins[self.contestants[round_.order[place]].name] += 1
+            round_.is_voted = True
+            return [round_, tally, "\n".join([*round_.measured, tally.words()])]
+
+        return vote
+
+    def _stream(self, contestant: Contestant, text: str, room: int, *, sampled: bool) -> Iterator[str]:
+        """The answer so far, each time there is more of it."""
+        policy, tokenizer = contestant.policy, contestant.tokenizer
+        config = sampling_config(policy, tokenizer, max_new_tokens=room, do_sample=sampled)
+        rows = [encode_row(tokenizer, contestant.row(text))]
+        batch = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=policy.device)
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+        def generate() -> None:
+            try:
+                generate_responses(policy, *batch, generation_config=config, streamer=streamer)
+            finally:
+                streamer.end()  # also where it fails
+
+        answer = ""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            done = pool.submit(generate)
+            for piece in streamer:
+                answer += piece
+                yield answer
+            done.result()  # raises what was raised there
+        yield answer
+
+    def _measure(self, contestant: Contestant, text: str, answer: str) -> str:
+        """Score and KL of an answer, in words."""
+        words = ""
+        if self.reward_model is not None and answer.strip():
+            model, tokenizer = self.reward_model
+            prompt = break_special_tokens(tokenizer, contestant.prompt(text) if tokenizer.chat_template else text)
+            completion = as_completion(prompt, break_special_tokens(tokenizer, answer))
+            scores, _ = score_responses(
+                [model],
+                tokenizers=[tokenizer],
+                prompts=[prompt],
+                columns={},
+                prompt_rows=[],
+                completions=[completion],
+                completion_ids=[],
+                ended=[True],
+                batch_size=1,
+            )
+            words += f", score {scores.item():.2f}"
+        first = self.contestants[0]
+        if contestant is not first and answer and contestant.tokenizer.get_vocab() == first.tokenizer.get_vocab():
+            words += f", KL from {first.name} {self._kl(contestant, text, answer):.2f} nats"
+        return f"{words}."
+
+    def _kl(self, contestant: Contestant, text: str, answer: str) -> float:
+        """Summed log-ratio of an answer's tokens to the first model's, nats."""
+        tokenizer, first = contestant.tokenizer, self.contestants[0]
+        prompt = encode_row(tokenizer, contestant.row(text))
+        response = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        device = contestant.policy.device
+        sequences = [
+            x for rows in ([prompt], [response]) for x in pad_rows(rows, pad_token_id=0, side="right", device=device)
+        ]
+        ratio = response_logprobs(contestant.policy, *sequences) - response_logprobs(first.policy, *sequences)
+        return ratio.sum().item()

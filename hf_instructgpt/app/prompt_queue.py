@@ -1,0 +1,126 @@
+"""What is put before an annotator: a prompt and answers sampled from a model, the same ones to everybody."""
+
+import hashlib
+import random
+from dataclasses import dataclass, field
+from itertools import combinations
+from threading import Lock
+from uuid import uuid4
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..evaluation.comparison import question
+from ..scoring.reward_models import score_responses
+from ..stages.samples import answers_to, seeded
+from .ranking_store import prompt_key
+
+# Of so many prompts, the one whose answers two reward models order most differently.
+CANDIDATES = 8
+# Samples for each answer that is wanted, before fewer different ones are shown.
+TRIES = 4
+
+
+@dataclass
+class Item:
+    """A prompt, its answers, and the order in which they are shown."""
+
+    prompt: str | list[dict]
+    responses: list[str]
+    shown_order: list[int]
+    id: str = field(default_factory=lambda: uuid4().hex)
+
+    @property
+    def shown(self) -> list[str]:
+        """The answers in the order in which they are shown."""
+        return [self.responses[i] for i in self.shown_order]
+
+
+class Items:
+    """Chooses prompts and samples answers.
+
+    Args:
+        policy, tokenizer: Who answers.
+        prompts (`list`): Texts or message lists, no two the same.
+        num_responses (`int`): K, answers to a prompt; fewer where the policy gives fewer different ones.
+        max_new_tokens (`int`): Most tokens of an answer.
+        reward_models (`list` of pairs of model and tokenizer): None, or two that choose the prompt.
+        seed (`int`): Of the answers, which follow from it and the prompt alone, and of the choice.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list,
+        *,
+        num_responses: int,
+        max_new_tokens: int,
+        reward_models: list[tuple[PreTrainedModel, PreTrainedTokenizerBase]] = (),
+        seed: int = 0,
+    ):
+        self.policy, self.tokenizer = policy.eval(), tokenizer
+        self.prompts = {prompt_key(prompt): prompt for prompt in prompts}
+        self.num_responses, self.max_new_tokens = num_responses, max_new_tokens
+        self.reward_models, self.seed, self.random = list(reward_models), seed, random.Random(seed)
+        self.answers: dict[str, list[str]] = {}
+        self.lock = Lock()  # one model, many annotators
+
+    def next(self, done: set[str]) -> Item | None:
+        """An item of a prompt that is not `done`; None where there is none left."""
+        with self.lock:
+            left = [key for key in self.prompts if key not in done]
+            self.random.shuffle(left)
+            found: list[tuple[float, str]] = []
+            wanted = CANDIDATES if self.reward_models else 1
+            for key in left:
+                if len(found) == wanted:
+                    break
+                if len(self._answers(key)) > 1:  # else there is nothing to rank
+                    found.append((self._disagreement(key) if self.reward_models else 0.0, key))
+            if not found:
+                return None
+            key = max(found)[1]
+            responses = self._answers(key)
+            return Item(self.prompts[key], responses, self.random.sample(range(len(responses)), len(responses)))
+
+    def _answers(self, key: str) -> list[str]:
+        """Different answers with something in them, sampled once."""
+        if key not in self.answers:
+            seed = int.from_bytes(hashlib.sha256(f"{self.seed} {key}".encode()).digest()[:8])
+            with seeded(seed, self.policy.device):
+                texts = answers_to(
+                    self.policy,
+                    self.tokenizer,
+                    [{"prompt": self.prompts[key]}] * (TRIES * self.num_responses),
+                    max_new_tokens=self.max_new_tokens,
+                    do_sample=True,
+                )
+            self.answers[key] = [text for text in dict.fromkeys(texts) if text.strip()][: self.num_responses]
+        return self.answers[key]
+
+    def _disagreement(self, key: str) -> float:
+        """Share of pairs of answers that the two reward models order differently."""
+        prompt, texts = self.prompts[key], self._answers(key)
+        is_text = isinstance(prompt, str)
+        completions = texts if is_text else [[{"role": "assistant", "content": text}] for text in texts]
+        models, tokenizers = zip(*self.reward_models, strict=True)
+        scores, _ = score_responses(
+            models,
+            tokenizers=tokenizers,
+            prompts=[prompt] * len(texts),
+            columns={},
+            prompt_rows=[],
+            completions=completions,
+            completion_ids=[],
+            ended=[True] * len(texts),
+            batch_size=len(texts),
+        )
+        pairs = list(combinations(scores.tolist(), 2))
+        return sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in pairs) / len(pairs)
+
+
+def shown_prompt(prompt: str | list[dict]) -> str:
+    """A prompt as text for a person: of messages each with who says it, of a single one what it asks."""
+    if isinstance(prompt, str) or len(prompt) == 1:
+        return question(prompt)
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)

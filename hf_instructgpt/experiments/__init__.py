@@ -1,0 +1,1 @@
+"""Experiments that run stages many times: over-optimisation and the arena."""

@@ -1,1 +1,0 @@
-"""What runs the stages many times: the over-optimisation lab, the arena."""

@@ -1,0 +1,1 @@
+"""Models: loading, copies, forward passes, checks. Knows no algorithm."""

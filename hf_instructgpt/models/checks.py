@@ -1,0 +1,123 @@
+"""Checks of models and of how a training was launched, before anything is trained."""
+
+from functools import partial
+
+import torch
+from accelerate.utils import DistributedType, get_int_from_env, parse_flag_from_env
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from ..errors import InputError
+from .surgery import has_adapter, without_adapter
+
+# Where launchers say how many processes they started; accelerate reads the same.
+WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
+
+
+def check_launch(args: TrainingArguments) -> None:
+    """Raise an `InputError` where accelerate did not set up what the launcher or an option asked for."""
+    num_started = get_int_from_env(WORLD_SIZES, 1)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        num_started = torch.distributed.get_world_size()
+    world_size, kind = args.world_size, args.distributed_state.distributed_type
+    if num_started > 1 and (world_size == 1 or kind == DistributedType.NO):
+        raise InputError(
+            f"{num_started} processes were started, but accelerate runs each of them as if it were alone: gradients "
+            "would not be averaged. Start one process for each GPU with `accelerate launch` or `torchrun`; on CPUs "
+            "set `use_cpu=True` as well. If only one process is wanted, unset WORLD_SIZE."
+        )
+    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        _check_is_on("FSDP", kind not in (DistributedType.NO, DistributedType.MULTI_CPU))
+    if args.deepspeed_plugin is not None:
+        _check_is_on("DeepSpeed", not parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def _check_is_on(name: str, is_on: bool) -> None:
+    if not is_on:
+        raise InputError(
+            f"{name} was asked for and is not on: accelerate does not shard a run on one process, nor one that it "
+            "was told to keep on CPUs. Start one process for each GPU with `accelerate launch` or `torchrun`, without "
+            "`use_cpu`; on CPUs use recipes/accelerate/ddp.yaml."
+        )
+
+
+def check_finite(model: nn.Module, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Raise a `FloatingPointError` for a trained model with NaN or infinite weights, which is not to be saved.
+
+    `weights`: its own by their names, where they lie in shards.
+    """
+    for name, p in model.named_parameters():
+        x = p if weights is None else weights.get(name, p)
+        x = x.to_local() if hasattr(x, "to_local") else x
+        if not x.isfinite().all():
+            raise FloatingPointError(
+                f"{name} is NaN or infinite after training, so the model is not saved. Lower `learning_rate`, or set "
+                "`max_grad_norm`."
+            )
+
+
+def check_weights(name: str, model: PreTrainedModel) -> None:
+    """Raise an `InputError` for a model, called `name`, that cannot be copied or moved: quantised, or left on disk."""
+    model = without_adapter(model)
+    if getattr(model, "is_quantized", False):
+        raise InputError(
+            f"{name} is quantised, which PPOTrainer does not support. Load it without `quantization_config`; to save "
+            "memory, load it in bfloat16 and train an adapter (`peft_config`), with `value_model='shared'`."
+        )
+    if any(p.is_meta for p in model.parameters()):
+        raise InputError(
+            f"{name} has weights that are not in memory (`device_map` left them on disk). Load it without "
+            "`device_map`, or choose a smaller model."
+        )
+
+
+def ensure_precision(name: str, model: nn.Module, args: TrainingArguments) -> None:
+    """Have what an adapter trains in float32, and refuse any other model whose weights would be trained in less.
+
+    An update of 3e-6, the default learning rate, is less than half of a step between two bfloat16 numbers above 1e-3:
+    nearly all of it would be rounded away. An adapter and the modules that are trained whole beside it, such as the
+    head of a reward model, are few weights and made float32. A whole model is not converted, because that would double
+    the memory of a model whose type was chosen. DeepSpeed keeps float32 weights itself.
+
+    Raises:
+        InputError: It calls the model `name`.
+    """
+    if args.deepspeed_plugin is not None:
+        return
+    if has_adapter(model):
+        from peft.utils import ModulesToSaveWrapper
+
+        wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+        for module in (module for wrapper in wrappers for module in wrapper.modules_to_save.values()):
+            _make_float32(module)
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora_" in key:  # TRL makes them bfloat16 on a quantised model
+                parameter.data = parameter.data.float()
+    half = _trained_in_half(model)
+    if half is not None:
+        raise InputError(
+            f"{name} has weights in {str(half).removeprefix('torch.')}, in which small updates are rounded away: "
+            "it would hardly learn. Load it with `dtype=torch.float32` (on the command line `dtype: float32`) and set "
+            "`bf16=True`, which computes in bfloat16 all the same; or train an adapter (LoRA)."
+        )
+
+
+def _trained_in_half(model: nn.Module) -> torch.dtype | None:
+    half = (p.dtype for p in model.parameters() if p.requires_grad and p.dtype in (torch.bfloat16, torch.float16))
+    return next(half, None)
+
+
+def _make_float32(module: nn.Module) -> None:
+    """Weights and computation of a module that is trained in half precision; what comes out is as before."""
+    half = _trained_in_half(module)
+    if half is not None:
+        module.float().register_forward_pre_hook(_float_inputs)
+        module.register_forward_hook(partial(_output_as, half))
+
+
+def _float_inputs(module: nn.Module, inputs: tuple) -> tuple:
+    return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
+
+
+def _output_as(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    return output.to(dtype)

@@ -1,0 +1,139 @@
+"""The models PPOTrainer starts from: loaded by name, given LoRA layers, copied."""
+
+import copy
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainingArguments,
+)
+from transformers.utils import find_adapter_config_file
+
+from ..errors import InputError
+from .surgery import has_adapter, without_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+def loading_options(args: TrainingArguments) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` that a trainer's `model_init_kwargs` ask for.
+
+    Raises:
+        InputError: They let a model run its own code, which only the option `trust_remote_code` may.
+    """
+    options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+    if options["trust_remote_code"] and not args.trust_remote_code:
+        raise InputError(
+            "`model_init_kwargs` has `trust_remote_code`, but the option `trust_remote_code` is off: set that one to "
+            "let the model and its tokenizer run their own code, or leave both out."
+        )
+    if "torch_dtype" in options:  # its old name
+        options["dtype"] = options.pop("torch_dtype")
+    return options
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """What goes wrong while a model is loaded, as with a damaged file, is an `InputError` that names it."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InputError):
+            raise
+        what = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise InputError(f"the model {name} cannot be loaded: {what}{' '.join(str(error).split())}") from error
+
+
+def load_policy(model: "str | PreTrainedModel | PeftModel", **kwargs: Any) -> "PreTrainedModel | PeftModel":
+    """The policy by its Hub id or path, an adapter on its base model included; a model as it is."""
+    if isinstance(model, str):
+        kwargs = {"dtype": torch.float32, **kwargs}
+        with loading(model):
+            if find_adapter_config_file(model, revision=kwargs.get("revision")) is None:
+                return AutoModelForCausalLM.from_pretrained(model, **kwargs)
+            from peft import AutoPeftModelForCausalLM
+
+            return AutoPeftModelForCausalLM.from_pretrained(model, is_trainable=True, **kwargs)
+    # TRL's SFTTrainer leaves a `forward` on the instance that returns no logits.
+    without_adapter(model).__dict__.pop("forward", None)
+    return model
+
+
+def load_reward_func(
+    func: "str | PreTrainedModel | PeftModel | Callable", **kwargs: Any
+) -> "PreTrainedModel | PeftModel | Callable":
+    """A reward model by its Hub id or path, an adapter on its base model included; anything else as it is."""
+    if isinstance(func, nn.Module) and not isinstance(getattr(func, "config", None), PreTrainedConfig):
+        raise InputError(
+            f"`reward_funcs`: {type(func).__name__} is a module without a Transformers configuration. Pass a function "
+            "`f(completions, **columns)` that calls it and returns a list of scores."
+        )
+    if not isinstance(func, str):
+        return func
+    kwargs = {"dtype": torch.float32, **kwargs}
+    with loading(func):
+        if find_adapter_config_file(func) is None:
+            return AutoModelForSequenceClassification.from_pretrained(func, **kwargs)
+        from peft import AutoPeftModelForSequenceClassification
+
+        # The adapter's base model has no score head: its own comes with the adapter.
+        model = AutoPeftModelForSequenceClassification.from_pretrained(func, num_labels=1, **kwargs)
+    model.config._name_or_path = func  # it goes by its own name in logs, not by its base model's
+    with suppress(OSError):  # an adapter of another making has no configuration beside it
+        model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)
+    return model
+
+
+def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: str) -> "PeftModel":
+    """The model with a new adapter, which alone is trained.
+
+    Raises:
+        InputError: The model has an adapter already, PEFT is not installed, or the configuration does not fit.
+    """
+    try:
+        from peft import get_peft_model
+    except ImportError as error:
+        raise InputError('`peft_config` needs PEFT: `pip install "hf-instructgpt[peft]"`.') from error
+    if has_adapter(model):
+        raise InputError(
+            "`peft_config`: the model has an adapter already. Leave `peft_config` out to train that one, or merge it "
+            "first (`merge_and_unload`)."
+        )
+    if peft_config.is_prompt_learning:
+        raise InputError("`peft_config`: prompt learning is not supported; use LoRA or another kind with layers.")
+    peft_config = copy.deepcopy(peft_config)  # PEFT writes into it what it found
+    peft_config.task_type = task_type
+    if task_type != "CAUSAL_LM":
+        # Names as they are in the policy, which has a head and the trunk under a prefix.
+        peft_config.modules_to_save = None
+        prefix = f"{model.base_model_prefix}."
+        modules = peft_config.target_modules
+        if isinstance(modules, str):  # "all-linear", or a regular expression of a full name in the policy
+            names = [name for name, _ in model.named_modules()]
+            modules = {name for name in names if re.fullmatch(modules, prefix + name)} or modules
+            peft_config.target_modules = modules
+        elif isinstance(modules, list | set):
+            peft_config.target_modules = {name.removeprefix(prefix) for name in modules}
+        for name in ("rank_pattern", "alpha_pattern"):
+            pattern = getattr(peft_config, name, None) or {}
+            setattr(peft_config, name, {key.removeprefix(prefix): value for key, value in pattern.items()})
+    try:
+        return get_peft_model(model, peft_config)
+    except ValueError as error:
+        whose = "" if task_type == "CAUSAL_LM" else "for the critic, the same model without its head: "
+        raise InputError(f"`peft_config`: {whose}{' '.join(str(error).split())}") from error
+
+
+def switches_off(peft_config: "PeftConfig") -> bool:
+    """Whether the model without such an adapter is again what it was before; one with biases or weights is not."""
+    init = getattr(peft_config, "init_lora_weights", True)
+    return getattr(peft_config, "bias", "none") == "none" and init in (True, False, "gaussian", "orthogonal")

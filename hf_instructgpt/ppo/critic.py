@@ -1,0 +1,308 @@
+"""The modules PPO trains: the critic (a head on a base model) and the pair of policy and critic as one module."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from ..errors import InputError
+from ..models.checks import check_weights
+from ..models.forward import forward_response, model_inputs
+from ..models.loading import add_lora, loading
+from ..models.surgery import has_adapter, hidden_width, independent_copy, load_weights, trunk, without_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+# Where PPOTrainer puts the critic, in the policy's folder.
+VALUE_MODEL_FOLDER = "value_model"
+VALUE_HEAD_FILE = "value_head.safetensors"
+CRITIC_BASE_FOLDER = "base"
+
+
+@contextlib.contextmanager
+def last_hidden_states(model: PreTrainedModel | None) -> Iterator[list[torch.Tensor]]:
+    """A list that gets the trunk's last hidden state of each forward of a language model, in the last place.
+
+    The last of `output_hidden_states` need not be that: Gemma 3n's has four axes.
+    """
+    hidden: list[torch.Tensor] = []
+    with contextlib.ExitStack() as stack:
+        if model is not None:
+            body = trunk(model)
+            for module in {body, body.get_decoder()}:  # OPT's language model calls the trunk's decoder itself
+                hook = module.register_forward_hook(lambda _, __, outputs: hidden.append(outputs.last_hidden_state))
+                stack.enter_context(hook)
+        yield hidden
+
+
+class ValueModel(nn.Module):
+    """The critic: a scalar head on the last hidden state of any base model.
+
+    Args:
+        backbone (`PreTrainedModel` or `PeftModel`, *optional*): A model without head, such as `AutoModel` gives. It is
+            trained: pass a copy. None: the head alone, which reads the policy's own hidden states.
+        hidden_size (`int`, *optional*): Width of the hidden states; the backbone's by default.
+    """
+
+    def __init__(self, backbone: PreTrainedModel | None, *, hidden_size: int | None = None):
+        super().__init__()
+        self.backbone = backbone
+        # Zero at first: the first advantages are then the plain returns, whatever scale the rewards have.
+        self.value_head = nn.Linear(hidden_size or hidden_width(backbone), 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        if backbone is not None:
+            self.value_head.to(backbone.device)
+
+    def forward(self, *, response_length: int, **inputs: torch.Tensor) -> torch.Tensor:
+        """Value of the state before each of the last `response_length` tokens, `(B, R)`, units of reward."""
+        hidden = without_adapter(self.backbone)(**inputs, use_cache=False).last_hidden_state
+        return self.head(hidden[:, -response_length - 1 : -1])
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Values `(B, R)` of hidden states `(B, R, H)`, in float32 whatever the backbone computes in."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+
+    def save_pretrained(self, directory: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Write backbone (or its adapter) and head.
+
+        An adapter's base model is written too where no name says where to find it.
+
+        Args:
+            directory (`str` or `Path`): Where to.
+            state_dict (`dict`, *optional*): This module's, where its parameters lie in shards.
+        """
+        directory, state_dict = Path(directory), state_dict or self.state_dict()
+        directory.mkdir(parents=True, exist_ok=True)
+        head = {name: state_dict[f"value_head.{name}"].contiguous() for name in ("weight", "bias")}
+        save_file(head, directory / VALUE_HEAD_FILE, metadata={"format": "pt"})
+        if self.backbone is None:
+            return
+        prefix = "backbone."
+        weights = {name.removeprefix(prefix): x for name, x in state_dict.items() if name.startswith(prefix)}
+        if has_adapter(self.backbone) and not self.backbone.config._name_or_path:
+            copy.deepcopy(self.backbone).unload().save_pretrained(directory / CRITIC_BASE_FOLDER)
+        self.backbone.save_pretrained(directory, state_dict=weights)
+        if has_adapter(self.backbone):  # PEFT writes an empty card, of a model that is not there
+            (directory / "README.md").unlink(missing_ok=True)
+
+    def load_weights(self, directory: str | Path) -> None:
+        """Put the weights that `save_pretrained` wrote back into this critic."""
+        self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
+        if self.backbone is not None:
+            load_weights(self.backbone, directory)
+
+
+def load_value_model(name: str | Path, *, revision: str | None = None, **kwargs: Any) -> ValueModel:
+    """Reload a critic saved by [`PPOTrainer`] (`value_model/` in its output), whatever its kind.
+
+    A critic on the policy's own trunk comes back with a copy of that trunk, read from the folder above; one with an
+    adapter with its adapter, not merged.
+
+    Args:
+        name (`str` or `Path`): The folder, or the Hub id or folder of the policy that it was trained with.
+        revision (`str`, *optional*): Which commit, branch or tag, of a Hub id.
+        kwargs: For `from_pretrained`.
+
+    Raises:
+        InputError: There is no critic in that folder.
+    """
+    directory = Path(name)
+    if not directory.is_dir():
+        try:
+            directory = Path(snapshot_download(str(name), revision=revision))
+        except (OSError, HFValidationError) as error:
+            raise InputError(f"there is no critic at {name}: no such folder, and on the Hub: {error}") from error
+    if (directory / VALUE_MODEL_FOLDER).is_dir():
+        directory = directory / VALUE_MODEL_FOLDER
+    if not (directory / VALUE_HEAD_FILE).is_file():
+        raise InputError(f"{directory} holds no critic: it has no {VALUE_HEAD_FILE}.")
+    if (directory / "adapter_config.json").is_file():
+        from peft import PeftConfig, PeftModel
+
+        base = directory / CRITIC_BASE_FOLDER
+        base = base if base.is_dir() else PeftConfig.from_pretrained(directory).base_model_name_or_path
+        backbone = PeftModel.from_pretrained(AutoModel.from_pretrained(base, **kwargs), directory, is_trainable=True)
+    elif (directory / "config.json").is_file():
+        backbone = AutoModel.from_pretrained(directory, **kwargs)
+    else:
+        backbone = load_policy_trunk(directory.parent, **kwargs)
+    model = ValueModel(backbone)
+    model.value_head.load_state_dict(load_file(directory / VALUE_HEAD_FILE))
+    return model
+
+
+def load_policy_trunk(directory: Path, **kwargs: Any) -> PreTrainedModel:
+    """The policy in a folder without its language-modelling head, its adapter merged."""
+    if (directory / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM, PeftConfig
+
+        if not PeftConfig.from_pretrained(directory).base_model_name_or_path:
+            raise InputError(
+                f"{directory} holds an adapter whose base model had no name, so nothing can load it alone. Start from "
+                "a model with a Hub id or path, or keep the critic that is in memory."
+            )
+        return trunk(AutoPeftModelForCausalLM.from_pretrained(directory, **kwargs).merge_and_unload())
+    # With its head first: the names of the weights in the folder are those of the language model.
+    return trunk(AutoModelForCausalLM.from_pretrained(directory, **kwargs))
+
+
+class ActorCritic(nn.Module):
+    """Policy and critic as the one module that Trainer trains: one optimizer, one gradient clip, one DDP unit."""
+
+    def __init__(self, policy: PreTrainedModel, value_model: ValueModel | None):
+        super().__init__()
+        self.policy = policy
+        self.value_model = value_model
+
+    def forward(
+        self,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        response_ids: torch.Tensor,
+        response_mask: torch.Tensor,
+        with_values: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Logits `(B, R, V)` that predict the response, values `(B, R)` of the states before its tokens, and a loss.
+
+        The loss, a scalar, is the one that a mixture of experts balances its router by, if `output_router_logits` is
+        on in its configuration.
+        """
+        batch, length = (prompt_ids, prompt_mask, response_ids, response_mask), response_ids.shape[1]
+        critic = self.value_model if with_values else None
+        is_shared = critic is not None and critic.backbone is None
+        with last_hidden_states(self.language_model if is_shared else None) as hidden:
+            inputs = model_inputs(self.language_model, *batch)
+            outputs = forward_response(self.language_model, response_length=length, **inputs)
+        logits, aux_loss = outputs.logits[:, -length - 1 : -1], getattr(outputs, "aux_loss", None)
+        if critic is None:
+            return logits, None, aux_loss
+        if is_shared:
+            return logits, critic.head(hidden[-1][:, -length - 1 : -1]), aux_loss
+        inputs = model_inputs(without_adapter(critic.backbone), *batch)
+        return logits, critic(response_length=length, **inputs), aux_loss
+
+    def train(self, mode: bool = True) -> "ActorCritic":
+        """Training mode, in which modules that would add noise to what they route to experts do not.
+
+        Their numbers stay: PhiMoE's routes by its `router_jitter_noise` in evaluation as well.
+        """
+        super().train(mode)
+        for module in self.modules():
+            if any("jitter" in name for name in vars(module)):
+                module.training = False
+        return self
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The policy without PEFT's wrapper."""
+        return without_adapter(self.policy)
+
+    # What Trainer, accelerate and TRL ask of a model beyond nn.Module.
+
+    @property
+    def config(self):
+        return self.language_model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.device
+
+    @property
+    def _trunks(self) -> list[PreTrainedModel]:
+        """The policy and, if it has a trunk of its own, the critic; both without PEFT's wrapper."""
+        critic = self.value_model
+        trunks = [self.policy] if critic is None or critic.backbone is None else [self.policy, critic.backbone]
+        return [without_adapter(trunk) for trunk in trunks]
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Layers that FSDP shards as a whole: those of both models that are there."""
+        names = {name for trunk in self._trunks for name in trunk._no_split_modules or ()}
+        return sorted(names & {type(module).__name__ for module in self.modules()})
+
+    @property
+    def generation_config(self):
+        return self.language_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, generation_config):
+        self.language_model.generation_config = generation_config
+
+    def generate(self, *args, **kwargs):
+        return self.language_model.generate(*args, **kwargs)
+
+    # TRL would switch it off while sampling; evaluation mode does that already.
+    is_gradient_checkpointing = False
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """PEFT's, which Trainer asks for where an adapter has been saved."""
+        self.policy.create_or_update_model_card(output_dir)
+
+    def activation_checkpointing_enable(self, **kwargs) -> None:
+        for body in self._trunks:
+            body.activation_checkpointing_enable(**kwargs)
+
+    def gradient_checkpointing_enable(self, **kwargs) -> None:
+        """The same by its name before transformers 5.23."""
+        for body in self._trunks:
+            body.gradient_checkpointing_enable(**kwargs)
+
+
+def make_critic(
+    policy: PreTrainedModel,
+    value_model: PreTrainedModel | ValueModel | str | None,
+    *,
+    reward_models: "list[PreTrainedModel | PeftModel]",
+    peft_config: "PeftConfig | None",
+    **kwargs: Any,
+) -> ValueModel:
+    """The critic: given, a head on the policy's trunk ("shared"), or a copy of a model's trunk with a head.
+
+    Args:
+        policy (`PreTrainedModel` or `PeftModel`): The policy, before it gets an adapter.
+        value_model (`PreTrainedModel`, [`ValueModel`], `str`, *optional*): See [`PPOTrainer`].
+        reward_models (`list[PreTrainedModel]`): Those that read the policy's token ids.
+        peft_config (`PeftConfig`, *optional*): For an adapter on a copied trunk.
+        kwargs: For `from_pretrained`, of a `value_model` by its id or path.
+    """
+    if isinstance(value_model, ValueModel):
+        return value_model
+    if value_model == "shared":
+        return ValueModel(None, hidden_size=hidden_width(policy)).to(policy.device)
+    if isinstance(value_model, str):
+        with loading(value_model):
+            value_model = AutoModel.from_pretrained(value_model, **kwargs)
+    needed = policy.get_input_embeddings().num_embeddings
+    if value_model is not None:
+        check_weights("`value_model`", value_model)
+        known = value_model.get_input_embeddings().num_embeddings
+        if known < needed:
+            raise InputError(f"`value_model` knows {known} tokens and the policy {needed}: it must know them all.")
+    family = [
+        model
+        for model in reward_models
+        if model.config.model_type == policy.config.model_type
+        and model.get_input_embeddings().num_embeddings >= needed
+    ]
+    source = value_model if value_model is not None else next(iter(family), policy)
+    # A reward model that scored for another trainer comes frozen.
+    backbone = trunk(independent_copy(source)).requires_grad_(True).to(policy.dtype)
+    if peft_config is None:  # all of it is trained, also where the policy is an adapter on a base in half precision
+        return ValueModel(backbone.float() if policy.dtype in (torch.bfloat16, torch.float16) else backbone)
+    try:
+        return ValueModel(add_lora(backbone, peft_config, task_type="FEATURE_EXTRACTION"))
+    except InputError:
+        # What PEFT refuses in the policy too has nothing to do with the critic: its error comes first.
+        add_lora(independent_copy(policy), peft_config, task_type="CAUSAL_LM")
+        raise

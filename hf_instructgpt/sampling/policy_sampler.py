@@ -1,0 +1,203 @@
+"""Faster ways to the same numbers: activations in one kernel, and a sampling loop that drops what has ended."""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache, cache_utils
+from transformers.utils import logging
+
+from ..functional import in_float64, response_mask
+from ..models.forward import without_router_logits
+from ..models.surgery import has_adapter, independent_copy, without_adapter
+from ..text import pad_rows
+from .padding import difference, plain_logits, tolerance
+
+logger = logging.get_logger(__name__)
+
+# Layers of a cache that hold keys and values alone (some versions lack the last two). Others hold a state, which the
+# columns of padding that a recurrent layer is shown would change, and from which rows cannot be taken.
+ATTENTION_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
+# Rows that have ended leave the batch when there are this many: each time costs a copy of the cache.
+ROWS_AT_A_TIME = 8
+# On a GPU: the first steps are run one by one, so that libraries are set up; whether all have ended is seldom asked.
+STEPS_BEFORE_RECORDING, STEPS_BETWEEN_LOOKS = 4, 16
+
+
+def can_sample(model: PreTrainedModel) -> bool:
+    """Whether [`PolicySampler`] can drive a model: attention's cache alone, told positions and which logits to keep.
+
+    It is tried as well: a model may take all that and count positions for itself (GIT).
+    """
+    taken = inspect.signature(without_adapter(model).forward).parameters
+    needed = {"position_ids", "logits_to_keep", _cache_name(type(without_adapter(model)))}
+    if model.config.is_encoder_decoder or not needed <= taken.keys():
+        return False
+    plain = {getattr(cache_utils, name, None) for name in ATTENTION_LAYERS}
+    if not {type(layer) for layer in DynamicCache(config=model.config).layers} <= plain:
+        return False
+    model, was_training = without_adapter(model), model.training
+    ids = torch.arange(8, device=model.device).unsqueeze(0) % model.get_input_embeddings().num_embeddings
+    mask, cache = torch.arange(8, device=model.device).unsqueeze(0) >= 4, DynamicCache(config=model.config)
+    model.eval()
+    with torch.no_grad(), without_router_logits(model):
+        first = _next_logits(model, ids[:, :-1], mask[:, :-1].long(), _places(mask)[:, :-1], cache)
+        second = _next_logits(model, ids[:, -1:], mask.long(), _places(mask)[:, -1:], cache)
+        alone = plain_logits(model, ids[:, 4:])[:, -2:]
+    model.train(was_training)
+    return not difference(torch.stack([first, second], dim=1), alone) > 3 * tolerance(model)
+
+
+@functools.cache  # asked for at every token
+def _cache_name(model_class: type[PreTrainedModel]) -> str:
+    """What a model's `forward` calls its cache: transformers 5.24 has renamed it."""
+    return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
+
+
+class PolicySampler:
+    """Samples with the policy's own forward, as `generate` does, a token at a time; a [`Generator`].
+
+    Rows that have ended are dropped from the batch, and a token is drawn by its place in the cumulative sum of the
+    probabilities, which a large vocabulary makes much faster than a multinomial draw.
+
+    Args:
+        dtype (`torch.dtype`, *optional*): What to sample in. None: the policy itself; else a copy of it, whose weights
+            follow. PPO's log-probs are the policy's own either way.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None):
+        self.dtype = dtype
+        self.model: PreTrainedModel | None = None
+
+    @torch.no_grad()
+    def sync_weights(self, policy: PreTrainedModel) -> None:
+        """Follow the policy."""
+        if self.dtype is None:
+            self.model = without_adapter(policy)
+            return
+        if self.model is None or has_adapter(policy):
+            self.model = independent_copy(policy).to(self.dtype).requires_grad_(False)
+        else:
+            for mine, its in zip(self.model.parameters(), policy.parameters(), strict=True):
+                mine.copy_(its)
+        self.model.eval()
+
+    @torch.inference_mode()
+    def generate(self, prompt_ids: list[list[int]], *, generation_config: GenerationConfig) -> list[list[int]]:
+        """One response a prompt, as ids, the stop token that ended it included."""
+        prompts = pad_rows(
+            prompt_ids, pad_token_id=generation_config.pad_token_id, side="left", device=self.model.device
+        )
+        in_place = self.model.device.type == "cuda" and self.model._can_compile_fullgraph
+        decode = self._decode_in_place if in_place else self._decode
+        with without_router_logits(self.model):
+            responses = decode(*prompts, generation_config)
+        mask = response_mask(responses, stop_token_ids=generation_config.eos_token_id) & (responses >= 0)
+        return [row[row_mask].tolist() for row, row_mask in zip(responses, mask, strict=True)]
+
+    def _decode(self, ids: torch.Tensor, mask: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
+        """Responses `(B, R)` to left-padded prompts, -1 where there is no token, on a cache that grows."""
+        model, stop = self.model, torch.tensor(config.eos_token_id, device=ids.device, dtype=torch.long)
+        responses = torch.full((len(ids), config.max_new_tokens), -1, device=ids.device)
+        mask, places = mask.long(), _places(mask)
+        rows, cache = torch.arange(len(ids), device=ids.device), DynamicCache(config=model.config)
+        running = torch.ones_like(rows, dtype=torch.bool)
+        for step in range(config.max_new_tokens):
+            logits = _next_logits(model, ids, mask, places, cache)
+            ids = draw_tokens(logits, temperature=config.temperature)
+            responses[rows[running], step] = ids[running]
+            running = running & ~torch.isin(ids, stop)
+            left = int(running.sum())
+            if left == 0:
+                break
+            ids, mask, places = ids.unsqueeze(-1), torch.nn.functional.pad(mask, (0, 1), value=1), places[:, -1:] + 1
+            if len(rows) - left >= ROWS_AT_A_TIME:
+                kept = running.nonzero().squeeze(-1)
+                cache.batch_select_indices(kept)
+                rows, ids, mask, places, running = (x[kept] for x in (rows, ids, mask, places, running))
+        return responses
+
+    def _decode_in_place(self, ids: torch.Tensor, mask: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
+        """The same on a cache of fixed size: each step is the same work on the same memory, recorded and replayed.
+
+        Where each kernel is small, starting them one by one from Python takes most of the time.
+        """
+        model, stop = self.model, torch.tensor(config.eos_token_id, device=ids.device, dtype=torch.long)
+        responses = torch.full((len(ids), config.max_new_tokens), -1, device=ids.device)
+        places, cache = (
+            _places(mask),
+            StaticCache(config=model.config, max_cache_len=mask.shape[1] + config.max_new_tokens),
+        )
+        # What is still to come is hidden by causality.
+        mask = torch.nn.functional.pad(mask.long(), (0, config.max_new_tokens), value=1)
+        token = draw_tokens(_next_logits(model, ids, mask, places, cache), temperature=config.temperature).unsqueeze(
+            -1
+        )
+        step, place = torch.zeros(1, device=ids.device, dtype=torch.long), places[:, -1:].clone()
+        running = torch.ones(len(ids), 1, device=ids.device, dtype=torch.bool)
+        responses[:, :1] = token
+
+        def advance() -> None:
+            running.logical_and_((token != stop).all(-1, keepdim=True))
+            place.add_(1)
+            step.add_(1)
+            logits = _next_logits(model, token, mask, place, cache)
+            token.copy_(draw_tokens(logits, temperature=config.temperature).unsqueeze(-1))
+            responses.index_copy_(1, step, token)
+
+        replay = advance
+        for number in range(1, config.max_new_tokens):
+            if number == STEPS_BEFORE_RECORDING and ids.device.type == "cuda":
+                replay = _record(advance)
+            replay()
+            if number % STEPS_BETWEEN_LOOKS == 0 and not running.any():
+                break
+        return responses
+
+
+def _places(mask: torch.Tensor) -> torch.Tensor:
+    """Positions that count real tokens from 0, `(B, P)`."""
+    return mask.long().cumsum(-1).sub(1).clamp(min=0)
+
+
+def _next_logits(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor, cache: Cache
+) -> torch.Tensor:
+    """Logits `(B, V)` of the token behind `ids`."""
+    outputs = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=places,
+        use_cache=True,
+        logits_to_keep=1,
+        **{_cache_name(type(model)): cache},
+    )
+    return outputs.logits[:, -1]
+
+
+def _record(advance: Callable[[], None]) -> Callable[[], None]:
+    """A CUDA graph of a step, to be replayed; the step itself where it cannot be recorded."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            advance()
+    except RuntimeError as error:
+        logger.warning_once(f"sampling goes on step by step, since a step cannot be recorded: {error}")
+        return advance
+    return graph.replay
+
+
+def draw_tokens(logits: torch.Tensor, *, temperature: float) -> torch.Tensor:
+    """A token for each row `(B,)`, drawn from `softmax(logits / temperature)`, logits `(B, V)`.
+
+    The first token whose cumulative probability is above a uniform number.
+    """
+    sums = in_float64((logits.float() / temperature).softmax(-1)).cumsum(-1)  # in float32 rare tokens would vanish
+    # Times the last sum, which rounding leaves a little off 1; a float32 below 1 stays below it.
+    numbers = torch.rand(len(sums), 1, device=sums.device).double() * sums[:, -1:]
+    tokens = torch.searchsorted(sums, numbers, right=True).squeeze(-1)
+    return tokens.clamp(max=sums.shape[-1] - 1).to(logits.device)  # of a row of NaNs too: its log-probs will tell
+
+
+# ---- What is recommended --------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Scoring: responses to numbers, by reward models and reward functions."""

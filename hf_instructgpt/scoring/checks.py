@@ -1,0 +1,149 @@
+"""Checks of reward models against the policy whose responses they score."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import InputError
+from ..models.checks import check_weights
+from .reward_models import reward_model_scores
+
+
+def foreign_tokenizers(
+    reward_funcs: list[PreTrainedModel | Callable],
+    given: list[PreTrainedTokenizerBase | None],
+    *,
+    names: list[str | None],
+    policy: PreTrainedModel,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    **kwargs,
+) -> list[PreTrainedTokenizerBase | None]:
+    """For each reward function its tokenizer, or None where the policy's token ids will do.
+
+    Args:
+        reward_funcs (`list`): Reward models, loaded, and functions.
+        given (`list`): Their tokenizers; None: a model's is loaded by the model's name.
+        names (`list[str]`): Hub ids or paths by which they were loaded; None: a model's configuration names it.
+        policy (`PreTrainedModel`), policy_tokenizer (`PreTrainedTokenizerBase`): Whose ids they may have to read.
+        kwargs: For `from_pretrained` of a tokenizer.
+
+    Raises:
+        InputError: A reward model knows other tokens than its tokenizer, or than the policy and has no tokenizer.
+    """
+    if len(given) != len(reward_funcs):
+        raise InputError(
+            f"`reward_processing_classes` has {len(given)} entries for {len(reward_funcs)} reward functions."
+        )
+    tokenizers = []
+    for func, tokenizer, name in zip(reward_funcs, given, names, strict=True):
+        if isinstance(func, nn.Module):
+            name = name or func.config._name_or_path
+            if tokenizer is None:
+                tokenizer = _named_tokenizer(name, policy_tokenizer, **kwargs)
+            rows = [model.get_input_embeddings().num_embeddings for model in (func, policy)]
+            tokenizer = _foreign_tokenizer(name or type(func).__name__, tokenizer, policy_tokenizer, *rows)
+        else:
+            tokenizer = None
+        tokenizers.append(tokenizer)
+    return tokenizers
+
+
+def _named_tokenizer(name: str, policy_tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a reward model by its Hub id or path; None where there is no name, or a folder without one."""
+    if not name or (Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file()):
+        return None
+    if name == policy_tokenizer.name_or_path:  # whatever was changed in it since, such as its chat template
+        return policy_tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(name, **kwargs)
+    except Exception as error:
+        raise InputError(
+            f"the tokenizer of the reward model {name} cannot be loaded: {' '.join(str(error).split())} Pass it as "
+            "`reward_processing_classes`; if it is the policy's, pass that one."
+        ) from error
+
+
+def _foreign_tokenizer(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    num_rows: int,
+    num_policy_rows: int,
+) -> PreTrainedTokenizerBase | None:
+    """A reward model's tokenizer if it contradicts the policy's, else None.
+
+    It does not where the policy's has all of its tokens under the same ids, and its chat template if it has one: more
+    tokens, or a template, were then added for both models. Embeddings may be padded differently.
+    """
+    if tokenizer is None:
+        # Nothing else tells whose tokens it was trained on.
+        if num_rows != num_policy_rows:
+            raise InputError(
+                f"the reward model {name} knows {num_rows} tokens and the policy {num_policy_rows}, and no tokenizer "
+                "belongs to it: pass its tokenizer as `reward_processing_classes` (the policy's, if it is the same), "
+                "or a reward model of the policy's vocabulary."
+            )
+        return None
+    vocab, policy_vocab = tokenizer.get_vocab(), policy_tokenizer.get_vocab()
+    # Ids that stand for text and that the policy can read or write; a vocabulary may have holes.
+    num_needed = min(max(policy_vocab.values()) + 1, num_policy_rows)
+    templates = (None, policy_tokenizer.chat_template)
+    agrees = vocab.items() <= policy_vocab.items() and tokenizer.chat_template in templates
+    if agrees and num_rows >= num_needed:
+        return None
+    if len(tokenizer) > num_rows:
+        raise InputError(
+            f"the tokenizer of the reward model {name} has {len(tokenizer)} tokens and the model {num_rows}: they do "
+            "not belong together. Put the one it was trained with there, or pass it as `reward_processing_classes`."
+        )
+    return tokenizer
+
+
+def check_reward_funcs(
+    model: PreTrainedModel, reward_funcs: list[PreTrainedModel | Callable], reward_weights: list[float]
+) -> None:
+    """Raise an `InputError` for a reward model that cannot score, or for weights of another number."""
+    own = {id(p) for p in model.parameters()}
+    if len(reward_weights) != len(reward_funcs):
+        raise InputError(
+            f"`reward_weights` has {len(reward_weights)} entries for {len(reward_funcs)} reward functions."
+        )
+    for func in reward_funcs:
+        if not isinstance(func, nn.Module):
+            continue
+        name = func.config._name_or_path or type(func).__name__
+        check_weights(f"the reward model {name}", func)
+        if any(id(p) in own for p in func.parameters()):
+            raise InputError(f"the reward model {name} shares parameters with the policy, which moves: pass a copy.")
+        if func.config.num_labels != 1:
+            raise InputError(
+                f"the reward model {name} has num_labels = {func.config.num_labels}; a reward model has 1. "
+                "Train it with num_labels=1."
+            )
+        if func.config.get_text_config().pad_token_id is None:
+            raise InputError(
+                f"the reward model {name} has no `pad_token_id` in its config and cannot score texts of unequal "
+                "length. Set the one it was trained with."
+            )
+        _check_padded_score(name, func)
+
+
+@torch.no_grad()
+def _check_padded_score(name: str, func: PreTrainedModel) -> None:
+    """Raise an `InputError` for a reward model, called `name`, whose score depends on padding behind the text."""
+    pad_token_id, count = func.config.get_text_config().pad_token_id, func.get_input_embeddings().num_embeddings
+    ids = [i for i in range(count) if i != pad_token_id][:8]
+    was_training = func.training
+    func.eval()
+    alone, padded = (reward_model_scores(func, rows, batch_size=2)[0] for rows in ([ids[:4]], [ids[:4], ids]))
+    func.train(was_training)
+    tolerance = 1e-3 if func.dtype == torch.float32 else 0.1
+    if (alone - padded).abs() > tolerance * max(1, alone.abs()):
+        raise InputError(
+            f"the reward model {name} gives another score to a text with padding behind it ({padded:.4g}, alone "
+            f"{alone:.4g}): it reads its score at the last position, as XLNet does. Use a model that reads it at the "
+            "last real token or at the first one."
+        )

@@ -1,0 +1,88 @@
+"""One stage from its arguments to its result: trained aside, described, moved into place and, if wanted, pushed."""
+
+import json
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import Trainer, set_seed
+from trl import ModelConfig, RewardConfig, SFTConfig
+
+from ..models.checks import check_finite, check_launch
+from ..ppo.config import PPOConfig
+from .arguments import StageArguments
+from .load_data import load_rows, rows_to_read
+from .model_cards import made_by_stage, write_stage_card
+from .push import push_stage
+from .run_folder import Work, stage_output
+from .samples import AnsweredSamples, scored_samples
+
+# Of these the result does not depend.
+ELSEWHERE = ("overwrite_output_dir", "resume", "output_dir", "push_to_hub", "hub_model_id", "hub_strategy")
+ELSEWHERE += ("hub_private_repo", "hub_always_push", "hub_revision", "hub_token")
+
+
+def run_stage(
+    kind: str,
+    make_trainer: Callable[[StageArguments, SFTConfig | RewardConfig | PPOConfig, ModelConfig], Trainer],
+    args: StageArguments,
+    training_args: SFTConfig | RewardConfig | PPOConfig,
+    model_args: ModelConfig,
+) -> Path:
+    """Train and leave model, tokenizer, `trainer_state.json` and a card in `output_dir`.
+
+    With `push_to_hub` the result goes to `hub_model_id`, by default the folder's name in the user's namespace, once it
+    is whole; the repository is made before anything is trained.
+
+    Args:
+        kind (`str`): Of the data: "sft", "reward" or "prompts".
+        make_trainer (`Callable`): Makes the trainer, which has [`CardMixin`].
+
+    Returns:
+        `Path`: `output_dir`.
+
+    Raises:
+        InputError: Processes were not set up as asked, `output_dir` is taken, `make_trainer` found that data, model or
+            options do not fit, or the push failed: then the result is there, and the same command with `--resume`
+            pushes it.
+    """
+    check_launch(training_args)
+    output_dir = Path(training_args.output_dir)
+    options = {**vars(args), **training_args.to_dict(), **vars(model_args)}
+    options = {name: value for name, value in options.items() if name not in ELSEWHERE}
+    options = json.loads(json.dumps(options, default=str))
+    repo = training_args.hub_model_id or output_dir.absolute().name
+    with stage_output(output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume) as work:
+        if work is not None:
+            training_args.output_dir, training_args.hub_model_id = str(work.folder), repo
+            set_seed(training_args.seed)  # of the weights that are new
+            trainer = make_trainer(args, training_args, model_args)
+            _train(trainer, kind, args, work, output_dir=output_dir)
+    state = PartialState()
+    if training_args.push_to_hub and state.is_main_process:
+        push_stage(output_dir, repo, private=training_args.hub_private_repo)
+    state.wait_for_everyone()
+    return output_dir
+
+
+def _train(trainer: Trainer, kind: str, args: StageArguments, work: Work, *, output_dir: Path) -> None:
+    """Train, save, and describe what came out."""
+    dataset = load_rows(args, kind)
+    rows = dataset[args.dataset_test_split if args.dataset_test_split in dataset else args.dataset_train_split]
+    rows = rows_to_read(rows, args, trainer.processing_class)
+    answered = AnsweredSamples(trainer, rows) if kind != "reward" else None
+    work.begin()
+    with chdir("."):  # a reward function may leave for another folder
+        trainer.train(resume_from_checkpoint=work.checkpoint)
+    check_finite(trainer.model)
+    trainer.save_model(_internal_call=True)  # else it would push what is not in its place yet
+    trainer.save_state()
+    if answered is not None:
+        known = {"prompt": answered.rows[0]["prompt"], "max_new_tokens": answered.max_new_tokens}
+        samples = answered.finish()
+    else:
+        known, samples = {"prompt": rows[0]["prompt"]}, scored_samples(trainer, rows)
+    if trainer.is_world_process_zero():
+        made = made_by_stage(trainer, args, output_dir, samples, **known)
+        write_stage_card(Path(trainer.args.output_dir), made, name=str(output_dir))

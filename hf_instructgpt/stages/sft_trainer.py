@@ -1,0 +1,97 @@
+"""TRL's SFTTrainer with a card of ours, and one that is chosen by the scores of its answers."""
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTTrainer
+from trl.models import unwrap_model_for_generation
+
+from ..functional import ends_with_stop
+from ..hub.model_card import CardMixin
+from ..resuming.resumable import ResumableTrainer
+from ..sampling.generate import generate_responses, sampling_config
+from ..scoring.reward_models import score_responses
+from ..text import as_completion, decode_responses, encode_row, pad_rows
+from .samples import seeded
+
+
+class CardSFTTrainer(CardMixin, ResumableTrainer, SFTTrainer):
+    """SFTTrainer with atomic checkpoints and bit-exact resume, that writes this package's card."""
+
+    card_stage = "sft"
+
+
+class SelectingSFTTrainer(CardSFTTrainer):
+    """SFTTrainer whose evaluations also answer prompts and report a reward model's mean score, `eval_score`.
+
+    The paper chooses its SFT model so: the validation loss is lowest after an epoch, while score and labellers'
+    preference go on rising (Ouyang et al. 2022, section 3.5 and appendix C.1). Answers are sampled at temperature 1,
+    as PPO's are: greedy ones show no more than the most likely manner. Each evaluation draws the same random numbers,
+    and none of training's.
+
+    Args:
+        reward_model (`PreTrainedModel`): A sequence-classification model with one label.
+        reward_tokenizer (`PreTrainedTokenizerBase`, *optional*): Its tokenizer; None: it reads the policy's ids.
+        rows (`list[dict]`): Each with a `prompt`, text or messages, and what the chat template gets beside it.
+        max_new_tokens (`int`): Most tokens of an answer.
+        kwargs: As for [`~trl.SFTTrainer`].
+    """
+
+    def __init__(
+        self,
+        *,
+        reward_model: PreTrainedModel,
+        reward_tokenizer: PreTrainedTokenizerBase | None,
+        rows: list[dict],
+        max_new_tokens: int,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.reward_model, self.reward_tokenizer = reward_model.to(self.accelerator.device), reward_tokenizer
+        self.rows, self.max_new_tokens = rows, max_new_tokens
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        # Not in `evaluate`: here log and callbacks, an early stop for one, get the score with the other metrics.
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics[f"{metric_key_prefix}_score"] = self._mean_score()
+        return output
+
+    @torch.no_grad()
+    def _mean_score(self) -> float:
+        """Mean score of one sampled answer to each prompt, over all processes."""
+        args, device = self.args, self.accelerator.device
+        size, sums = args.per_device_eval_batch_size, torch.zeros(2, device=device)
+        with (
+            seeded(args.seed + args.process_index, device),
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
+        ):
+            # All processes answer equally often: sharded weights are gathered by all of them together.
+            for start in range(0, len(self.rows), size * args.world_size):
+                mine = self.rows[start : start + size * args.world_size][args.process_index :: args.world_size]
+                scores = self._scores(model, mine or self.rows[:1])[: len(mine)]
+                sums += torch.tensor([scores.sum(), len(mine)], device=device)
+        total, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+        return total / count
+
+    def _scores(self, model: PreTrainedModel, some: list[dict]) -> torch.Tensor:
+        """Score of one sampled answer to each row's prompt, `(B,)`."""
+        tokenizer, prompts = self.processing_class, [row["prompt"] for row in some]
+        config = sampling_config(model, tokenizer, max_new_tokens=self.max_new_tokens)
+        rows = [encode_row(tokenizer, row) for row in some]
+        batch = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=self.accelerator.device)
+        with self.accelerator.autocast():
+            response_ids, mask = generate_responses(model, *batch, generation_config=config)
+        texts, completion_ids = decode_responses(tokenizer, response_ids, mask)
+        terms, _ = score_responses(
+            [self.reward_model],
+            policy_tokenizer=tokenizer,
+            tokenizers=[self.reward_tokenizer],
+            prompts=prompts,
+            columns={name: [row[name] for row in some] for name in some[0]},
+            prompt_rows=rows,
+            completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
+            completion_ids=completion_ids,
+            ended=ends_with_stop(response_ids, mask=mask, stop_token_ids=config.eos_token_id).tolist(),
+            batch_size=len(some),
+        )
+        return terms[:, 0]

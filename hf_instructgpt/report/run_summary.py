@@ -5,9 +5,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..evaluation.comparison import Answers, question
+from ..evaluation.comparison import Answers
 from ..files import resource
 from ..hub.model_card import Made, table_cell
+from ..text import question
 from .reward_markdown import RULES, weakness
 
 NUM_SAMPLES = 16
@@ -196,4 +197,4 @@ def _answer(answers: Answers, i: int) -> str:
     words = f"score {_number(answers.scores[i])}"
     words += "".join(f", {name} {_number(scores[i])}" for name, scores in terms.items())
     words += f", judge {_number(answers.gold[i], '+')}" if answers.gold is not None else ""
-    return f"{table_cell(answers.texts[i])} ({words})"
+    return f"{table_cell(answers.samples.texts[i])} ({words})"

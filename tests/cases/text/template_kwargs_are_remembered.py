@@ -29,7 +29,8 @@ def check(folder: Path) -> None:
     }
     from hf_instructgpt.text import encode_text
 
-    for stage, module in (("sft", "ppo.ptx"), ("reward", "reward.calibration"), ("ppo", "ppo.ptx")):
+    for stage in ("sft", "reward", "ppo"):
+        module = "reward.calibration" if stage == "reward" else "data.pretraining_text"
         read = []
 
         def noted(*args, read=read, **options):

@@ -44,8 +44,8 @@ def judge(prompt: str, response: str) -> Judgement:
     fact = prompt_facts().get(prompt)
     if fact is None:
         raise InputError(
-            f"the lab judge does not know the prompt {prompt!r}: it scores only prompts of the sample data `lab`, word "
-            "for word and without '指令：'"
+            f"the lab judge does not know the prompt {prompt!r}: it scores only prompts of the sample data `lab`, "
+            "word for word and without '指令：'"
         )
     parts = {
         "content": _content(fact, response),

@@ -47,7 +47,7 @@ def check(folder: Path) -> None:
         ],
         "evaluation/preference": ["evaluate", "reward", scorer, "--dataset_name", files["pairs"], "--split", "train"],
         "stages/data_report": ["data", files["pairs"], "--model", model],
-        "ppo/ptx": [
+        "data/pretraining_text": [
             "sft",
             *start,
             files["clean"],
@@ -57,7 +57,7 @@ def check(folder: Path) -> None:
             "--pretraining_fraction",
             "0.5",
         ],
-        "ppo/ptx ": [
+        "data/pretraining_text ": [
             *("ppo", *start, files["prompts"], "--reward_funcs", scorer, *QUICK["ppo"]),
             *("--ptx_coef", "1", "--ptx_dataset_name", files["typed"]),
         ],

@@ -30,11 +30,8 @@ def check(folder: Path) -> None:
     }
     from hf_instructgpt.text import encode_text
 
-    for stage, module in (
-        ("sft", "data.pretraining_text"),
-        ("reward", "reward.calibration"),
-        ("ppo", "data.pretraining_text"),
-    ):
+    for stage in ("sft", "reward", "ppo"):
+        module = "reward.calibration" if stage == "reward" else "data.pretraining_text"
         read = []
 
         def noted(*args, read=read, **options):

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..data import SAMPLE_DATASETS
 from ..errors import InputError
 from ..files import fields_of, read_json, resource
+from ..report.markdown import table_cell
 from .upload import hub_errors
 
 CARD_FILE, README_FILE, PLOT_FILE = "card.json", "README.md", "training.png"
@@ -391,21 +392,6 @@ def _words(source: Source, hub_id: str | None, kind: str = "") -> str:
     name = hub_id or (Path(source.name).name if is_local else source.name)
     words = f"[{name}](https://huggingface.co/{kind}{name})" if hub_id else table_cell(name)
     return words + "".join(f", {table_cell(part)}" for part in (source.config, source.split) if part)
-
-
-def table_cell(text: str) -> str:
-    """A text in a Markdown table, as code: nothing in code is HTML, a link, an image or an address.
-
-    A line break becomes `<br>`. A `|`, which would end the cell in code too, stands between two pieces of code.
-    """
-    return "<br>".join("&#124;".join(map(_code, line.split("|"))) for line in text.splitlines())
-
-
-def _code(text: str) -> str:
-    """A text without line breaks as inline code, by CommonMark 6.1: fences longer than what it holds, padded."""
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    padding = " " if text.strip() and (text[0] in " `" or text[-1] in " `") else ""
-    return f"{fence}{padding}{text}{padding}{fence}" if text else ""
 
 
 def _sum(text: str) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from ..hub.model_card import table_cell
+from .markdown import table_cell
 
 RULES = {"longer_wins": "the longer response wins", "shorter_wins": "the shorter response wins"}
 # From here on a warning.

@@ -7,7 +7,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation.comparison import Answers, question
 from ..files import resource
-from ..hub.model_card import Made, table_cell
+from ..hub.model_card import Made
+from .markdown import table_cell
 from .reward_markdown import RULES, weakness
 
 NUM_SAMPLES = 16

@@ -17,9 +17,10 @@ from ..data import SAMPLE_DATASETS
 from ..data.loading import SAMPLES_DIR
 from ..errors import InputError
 from ..files import read_json, resource, to_json
-from ..hub.model_card import README_FILE, Made, Source, base_on_hub, is_edited, table_cell
+from ..hub.model_card import README_FILE, Made, Source, base_on_hub, is_edited
 from ..hub.upload import create_repo, hub_errors, push_code, push_folder, pushed_files
 from ..ppo.critic import CRITIC_BASE_FOLDER
+from ..report.markdown import table_cell
 from ..report.reward_markdown import reward_card_markdown
 from ..resuming.resumable import STATE_FILE
 from .arguments import DATA_KINDS, StageArguments

@@ -320,10 +320,10 @@ def evaluate(verb: str, argv: list[str]) -> None:
     args = vars(parser.parse_args(argv))
     del args["what"]  # there is one kind
 
-    from .stages.evaluate import evaluate_reward, print_reward_card
+    from .stages.evaluate import evaluate_reward, print_reward_report
 
     card = evaluate_reward(**args)
-    print_reward_card(card, Path(args["output_dir"] or args["model"]))
+    print_reward_report(card, Path(args["output_dir"] or args["model"]))
 
 
 def merge(verb: str, argv: list[str]) -> None:

@@ -21,4 +21,4 @@ def check(folder):
     assert "standard deviations" not in line, line
     low, high = c["score_rise_ci95"]
     assert 4.5 < low < c["score_ppo"] - c["score_sft"] < high < 4.8
-    assert f"+4.64 [+{low:.2f}, +{high:.2f}]" in line, line
+    assert f"+4.64, 95 % CI +{low:.2f} to +{high:.2f}" in line, line

@@ -198,10 +198,10 @@ def serve(page: str, **options: Any) -> None:
 
 
 def evaluate(*, what: str, **options: Any) -> None:
-    """Make the report card of a reward model, the only choice of `what`."""
-    from .stages.evaluate import evaluate_reward, print_reward_card
+    """Make the report of a reward model, the only choice of `what`."""
+    from .stages.evaluate import evaluate_reward, print_reward_report
 
-    print_reward_card(evaluate_reward(**options), Path(options["output_dir"] or options["model"]))
+    print_reward_report(evaluate_reward(**options), Path(options["output_dir"] or options["model"]))
 
 
 def push(

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import fsspec
 import pandas
@@ -64,7 +65,8 @@ def dataset_of(rows: Iterable[dict]) -> Dataset:
             column = columns.setdefault(name, [pyarrow.nulls(count)])
             column.append(_array(name, [row.get(name) for row in chunk]))
         count += len(chunk)
-    return Dataset.from_dict({name: _joined(name, arrays) for name, arrays in columns.items()})
+    table = pyarrow.table({name: _joined(name, arrays) for name, arrays in columns.items()})
+    return Dataset(table, fingerprint=uuid4().hex)  # else it would be a hash of a copy of all rows
 
 
 def _array(name: str, values: list, *, as_json: bool = False) -> pyarrow.Array:

@@ -76,21 +76,11 @@ def check(folder: Path) -> None:
 
 
 def _foreign(noted, read: list[str]) -> None:
-    from hf_instructgpt.scoring.reward_models import score_responses
+    from hf_instructgpt.scoring.reward_models import score_texts
 
     tok = tokenizer("chatml")
     with patch("hf_instructgpt.scoring.reward_models.encode_text", noted):
-        score_responses(
-            [reward_model(tok)],
-            tokenizers=[tok],
-            prompts=[[user(TYPED)]],
-            columns={},
-            prompt_rows=[[1]],
-            completions=[[assistant("d")]],
-            completion_ids=[[1]],
-            ended=[True],
-            batch_size=1,
-        )
+        score_texts(reward_model(tok), tok, [{"prompt": [user(TYPED)]}], [[assistant("d")]])
     assert read == ["user:ab< eos>user:c<eos>\nassistant:d<eos>\n"], read
 
 

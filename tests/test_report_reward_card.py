@@ -10,7 +10,7 @@ from hf_instructgpt.evaluation.preference import ScoredRanking
 from hf_instructgpt.evaluation.reward_report import measure_rewards
 from hf_instructgpt.report import plots, reward_summary
 from hf_instructgpt.report.plots import draw_reward_report
-from hf_instructgpt.report.reward_summary import main_figures, reward_report_markdown, reward_findings, weakness
+from hf_instructgpt.report.reward_summary import main_figures, reward_findings, reward_report_markdown, weakness
 
 MEASURED_ON = {
     "model": "reward",

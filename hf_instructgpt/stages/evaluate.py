@@ -14,7 +14,7 @@ from ..evaluation.reward_report import measure_rewards
 from ..files import make_directory, read_json, to_json
 from ..hub.model_card import Made
 from ..report.plots import draw_reward_report
-from ..report.reward_summary import reward_report_markdown, reward_findings
+from ..report.reward_summary import reward_findings, reward_report_markdown
 from .arguments import RewardArguments
 from .config_file import locate_function
 from .load_data import check_fits, checked_split, is_same_data, load_rows, rows_to_read

@@ -12,6 +12,7 @@ from hf_instructgpt.hub.model_card import Made
 from hf_instructgpt.report import plots
 from hf_instructgpt.report.plots import draw_plots
 from hf_instructgpt.report.run_summary import findings, run_readme, samples_markdown
+from hf_instructgpt.sampling.generate import Samples
 
 COMPARISON = {
     "num_prompts": 4,
@@ -125,9 +126,15 @@ def test_findings_begin_with_a_reward_model_that_does_not_beat_the_length_baseli
     )
 
 
+def samples(texts):
+    return Samples([{"prompt": "p"}] * len(texts), [[0]] * len(texts), [[1]] * len(texts), texts, [True] * len(texts))
+
+
 def test_samples_cannot_break_the_table():
     texts = ["a|b", "<b>c\nd & e", "\\|"]
-    answers = Answers(texts=[t for t in texts for _ in range(2)], scores=[1.0] * 6, gold=None, correct=None, kl=None)
+    answers = Answers(
+        samples([t for t in texts for _ in range(2)]), scores=[1.0] * 6, gold=None, correct=None, kl=None
+    )
     text = samples_markdown(["p|", [{"role": "user", "content": "<q>"}], "r\r\nr"], answers, answers, step=2)
     rows = text.splitlines()[6:]
     assert rows[0] == "| `p`&#124; | `a`&#124;`b` (score 1.00) | `a`&#124;`b` (score 1.00) |"
@@ -139,7 +146,7 @@ def test_samples_cannot_break_the_table():
 @pytest.mark.parametrize("num_prompts", [1, 16, 17, 31, 500])
 def test_samples_are_spread_over_the_prompts(num_prompts):
     answers = Answers(
-        texts=["x"] * num_prompts, scores=[1.0] * num_prompts, gold=[0.5] * num_prompts, correct=[], kl=[]
+        samples(["x"] * num_prompts), scores=[1.0] * num_prompts, gold=[0.5] * num_prompts, correct=[], kl=[]
     )
     rows = samples_markdown([f"p{i}" for i in range(num_prompts)], answers, answers, step=1).splitlines()[6:]
     assert min(num_prompts, 8) <= len(rows) <= 16 and "judge +0.50" in rows[0]

@@ -26,8 +26,8 @@ def bootstrap_ratio_ci(
 ) -> list[float]:
     """Percentile bootstrap interval (Efron 1979) of `sum(numerators) / sum(denominators)`, as `[low, high]`.
 
-    One number per independent row, such as a prompt's correct pairs and its pairs. Few rows give an interval that is
-    too narrow, and identical rows one of width 0.
+    One number per independent row, such as the correct pairs of a prompt: the pairs of a prompt stay together.
+    Few rows give an interval that is too narrow, and identical rows one of width 0.
     """
 
     def ratio(over: np.ndarray, under: np.ndarray, axis: int) -> np.ndarray:

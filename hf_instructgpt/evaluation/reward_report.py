@@ -89,7 +89,7 @@ def wins(margins: np.ndarray) -> np.ndarray:
 
 
 def share(prompts: Sequence[int], values: Sequence[float], *, weights: Sequence[float] | None = None) -> dict:
-    """`sum(weights * values) / sum(weights)` as `value`, with its `ci95` (None below `MIN_PROMPTS` prompts) and counts.
+    """`sum(weights * values) / sum(weights)` as `value`, and `ci95`, None for fewer than `MIN_PROMPTS` prompts.
 
     `prompts`, `values` and `weights` (default 1) have shape (M,): one per pair or row, with its prompt's number.
     """

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..evaluation.comparison import Answers, question
+from ..evaluation.comparison import Answers
 from ..hub.model_card import Made
+from ..text import question
 from .markdown import render, render_sentences
 from .reward_summary import BASELINES, weakness
 

@@ -146,13 +146,6 @@ def data_form(rows: Dataset, kind: str) -> str:
     return "ranking" if "ranks" in rows.column_names else "preference"
 
 
-def is_same_data(name: str | None, other: str | None) -> bool:
-    """Whether two names mean the same data set, however its path is written."""
-    if name is None or other is None:
-        return name == other
-    return name == other or (Path(name).exists() and Path(name).resolve() == Path(other).resolve())
-
-
 def _hold_out(dataset: DatasetDict, args: StageArguments) -> DatasetDict:
     """The training split in two, by prompt."""
     source, test, fraction = args.dataset_train_split, args.dataset_test_split, args.dataset_test_fraction

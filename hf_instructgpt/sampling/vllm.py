@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import InputError
 from ..models.surgery import without_adapter
-from ..ppo.ema import gathered, stored
+from ..models.shards import gathered, stored
 
 
 @torch.no_grad()

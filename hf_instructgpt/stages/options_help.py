@@ -1,6 +1,6 @@
 """The help of a stage's own options, read from the source of their classes: importing them takes seconds.
 
-What an option means stands in its field's metadata alone (`arguments.py`, `../ppo/config.py`).
+An option is explained only at its field (`arguments.py`, `../ppo/config.py`).
 """
 
 import argparse
@@ -69,19 +69,26 @@ def own_options(stage: str) -> list[Option]:
     for file, class_name in OWN_CLASSES[stage]:
         tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
         body = next(x.body for x in tree.body if isinstance(x, ast.ClassDef) and x.name == class_name)
-        options |= {option.name: option for option in map(_option, body) if option is not None}
+        pairs = zip(body, [*body[1:], None], strict=True)
+        options |= {option.name: option for option in (_option(*pair) for pair in pairs) if option is not None}
     return list(options.values())
 
 
-def _option(statement: ast.stmt) -> Option | None:
-    """An option from `name: type = field(default=..., metadata={...})`; None from any other statement."""
-    if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.value, ast.Call):
+def _option(statement: ast.stmt, below: ast.stmt | None) -> Option | None:
+    """An option from `name: type = value` and its help: in the field's metadata, or a string below the field."""
+    if not isinstance(statement, ast.AnnAssign):
         return None
-    arguments = {keyword.arg: keyword.value for keyword in statement.value.keywords}
-    metadata = ast.literal_eval(arguments["metadata"])
-    default = ast.literal_eval(arguments["default"]) if "default" in arguments else []  # of default_factory=list
+    name, value, metadata = statement.target.id, statement.value, {}
+    if isinstance(below, ast.Expr):
+        metadata["help"] = " ".join(ast.literal_eval(below.value).split())
+    if isinstance(value, ast.Call):
+        arguments = {keyword.arg: keyword.value for keyword in value.keywords}
+        metadata |= ast.literal_eval(arguments["metadata"])
+        value = arguments.get("default", ast.List([]))  # of default_factory=list
+    if "help" not in metadata:  # no option
+        return None
     type_ = ast.unparse(statement.annotation)
-    return Option(statement.target.id, type_, default, metadata["help"], metadata.get("choices"))
+    return Option(name, type_, ast.literal_eval(value), metadata["help"], metadata.get("choices"))
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -1,4 +1,4 @@
-"""Pretraining text beside other training: PPO-ptx (Ouyang et al. 2022, section 3.5), and SFT's mix (appendix C.3)."""
+"""Pretraining text mixed into training: PPO-ptx (Ouyang et al. 2022, section 3.5) and SFT (appendix C.3)."""
 
 import torch
 from datasets import Dataset
@@ -6,21 +6,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..text import encode_text, template_options, whole_text
-from .columns import FORMS, check_columns
+from .columns import check_columns, form_of
 
 
 class PretrainingText:
-    """Rows of text in an order that depends on the seed alone, whatever the number of processes or micro-batches.
+    """Rows of text in a random order that depends only on the seed, not on the number of processes or micro-batches.
 
-    Args:
-        dataset ([`~datasets.Dataset`]): Rows with `text`, with `messages`, or with `prompt` and `completion`.
-        tokenizer (`PreTrainedTokenizerBase`): The policy's.
-        max_length (`int`, *optional*): Tokens of a row that are used; the rest is cut.
-        seed (`int`): Seed of the permutations.
-        option (`str`): What the text is called in errors.
-
-    Raises:
-        InputError: No such columns, no rows, or a row that is no text.
+    `dataset` has the columns of SFT data. Rows are cut to `max_length` tokens; errors call the text `option`.
     """
 
     def __init__(
@@ -33,13 +25,13 @@ class PretrainingText:
         option: str = "ptx_dataset",
     ):
         check_columns(dataset, "sft", source=f"`{option}`")
-        self.columns = next(form for form in FORMS["sft"] if set(form) <= set(dataset.column_names))
+        self.columns = form_of(dataset.column_names, "sft")
         self.dataset, self.tokenizer, self.max_length, self.seed = dataset, tokenizer, max_length, seed
         self.option = option
         self._epoch, self._order = -1, []
 
     def rows(self, start: int, count: int) -> list[list[int]]:
-        """Ids of the rows at places `start` to `start + count` of the endless order of permutations."""
+        """Token ids of the rows at places `start` to `start + count` of the endless random order."""
         return [self._encode(self.dataset[self._index(place)]) for place in range(start, start + count)]
 
     def _index(self, place: int) -> int:
@@ -53,5 +45,7 @@ class PretrainingText:
         text = row[self.columns[0]] if len(self.columns) == 1 else whole_text(row["prompt"], row["completion"])
         ids = encode_text(self.tokenizer, text, ended=True, **template_options(row))[: self.max_length]
         if len(ids) < 2:
-            raise InputError(f"`{self.option}`: a row of {len(ids)} tokens predicts nothing; drop it: {text!r}.")
+            raise InputError(
+                f"`{self.option}`: a row of {len(ids)} tokens has nothing to predict; remove it: {text!r}."
+            )
         return ids

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from random import Random
 
@@ -15,15 +16,16 @@ from ..evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
 from ..models.loading import load_reward_func as load_reward_model
 from ..ppo.config import PPOConfig
 from ..reward.ranking_trainer import ranked_pairs
-from ..sampling.generate import generate_responses, sampling_config
-from ..scoring.reward_models import reward_model_scores, score_responses
+from ..sampling.generate import Samples, sample
+from ..scoring.reward_functions import call_reward_functions
+from ..scoring.reward_models import reward_arguments, reward_model_scores
 from ..stages.arguments import StageArguments, parse_options
 from ..stages.load_data import checked_split, load_rows, load_stage_datasets
 from ..stages.load_models import load_causal_lm, load_options, load_reward_func, load_tokenizer
 from ..stages.ppo import run_ppo
 from ..stages.reward import run_reward
 from ..stages.sft import run_sft
-from ..text import as_completion, decode_responses, encode_row, pad_rows, scored_rows, template_options
+from ..text import scored_rows
 
 RANKINGS_FILE, HELD_OUT_FILE = "rankings.jsonl", "held_out.jsonl"
 PROXY_METRIC = "eval_scores/proxy"  # by its folder's name
@@ -98,63 +100,33 @@ def _sample(
     config: PPOConfig,
 ) -> list[dict]:
     """Each prompt with `num_samples` responses, as PPO samples them, their ids and the judge's scores."""
-    generation_config = sampling_config(
+    repeated = [row for row in rows for _ in range(num_samples)]
+    samples = sample(
         policy,
         tokenizer,
+        repeated,
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
         stop_token_ids=config.stop_token_ids or (),
+        batch_size=config.per_device_eval_batch_size,
     )
-    repeated = [row for row in rows for _ in range(num_samples)]
-    responses = []
-    for start in range(0, len(repeated), config.per_device_eval_batch_size):
-        some = repeated[start : start + config.per_device_eval_batch_size]
-        prompt_rows = [encode_row(tokenizer, row) for row in some]
-        batch = pad_rows(prompt_rows, pad_token_id=generation_config.pad_token_id, side="left", device=policy.device)
-        texts, ids = decode_responses(
-            tokenizer, *generate_responses(policy, *batch, generation_config=generation_config)
-        )
-        responses += zip(texts, ids, judge_scores(judge, some, texts, ids), strict=True)
-    samples = []
+    ids = scored_rows(tokenizer, repeated, samples.prompt_ids, samples.completion_ids)
+    columns, judged = (samples.completions, judge_scores(judge, samples), ids), []
     for i, row in enumerate(rows):
-        texts, ids, scores = zip(*responses[i * num_samples : (i + 1) * num_samples], strict=True)
-        count, options = len(ids), template_options(row)
-        prompts = [row["prompt"]] * count
-        whole = scored_rows(tokenizer, prompts, [encode_row(tokenizer, row)] * count, ids, options=[options] * count)
-        samples.append(
-            {
-                "prompt": row["prompt"],
-                "responses": [as_completion(row["prompt"], text) for text in texts],
-                "scores": scores,
-                "ids": whole,
-            }
-        )
-    return samples
+        responses, scores, ids = (column[i * num_samples : (i + 1) * num_samples] for column in columns)
+        judged.append({"prompt": row["prompt"], "responses": responses, "scores": scores, "ids": ids})
+    return judged
 
 
-def judge_scores(judge: Callable, rows: list[dict], texts: list[str], ids: list[list[int]]) -> list[float]:
-    """The judge's scores of responses, one to each row's prompt; it is called as PPO calls it.
-
-    Raises:
-        InputError: The judge failed, or a response got no score, or one that is no finite number.
-    """
+def judge_scores(judge: Callable, samples: Samples) -> list[float]:
+    """The judge's scores of samples, a finite number each; it is called as PPO calls a reward function."""
     try:
-        scores, given = score_responses(
-            [judge],
-            tokenizers=[None],
-            prompts=[row["prompt"] for row in rows],
-            columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
-            prompt_rows=[],
-            completions=[as_completion(row["prompt"], text) for row, text in zip(rows, texts, strict=True)],
-            completion_ids=ids,
-            ended=[],
-            batch_size=1,
-        )
+        (scores,) = call_reward_functions([judge], **reward_arguments(samples))
     except InputError as error:
         raise InputError(f"`judge`: {error}") from error
-    if not (given & scores.isfinite()).all():
+    if not all(score is not None and isfinite(score) for score in scores):
         raise InputError("`judge`: every response needs a score, a finite number.")
-    return scores.squeeze(1).tolist()
+    return scores
 
 
 def _ranking(sample: dict) -> dict:
@@ -280,7 +252,8 @@ def try_judge(judge: Callable, row: dict, tokenizer: PreTrainedTokenizerBase, *,
         InputError: See [`judge_scores`].
     """
     try:
-        judge_scores(judge, [row, row], [".", ""], [tokenizer(".")["input_ids"], [tokenizer.eos_token_id]])
+        ids = [tokenizer(".")["input_ids"], [tokenizer.eos_token_id]]
+        judge_scores(judge, Samples([row, row], [], ids, [".", ""], [True, True]))
     except InputError as error:
         raise InputError(f"{source}, row 1, responses cannot be scored: {error}") from error
 

@@ -73,9 +73,9 @@ class UpdateGuard:
             self._expect(
                 "sampler",
                 total / count <= SAMPLER_TOLERANCE[self.is_coarse],
-                f"{type(generator).__name__} does not sample from the policy. Its log-probs of the sampled tokens "
-                f"differ from the policy's by {total / count:.2g} nats per token. Does it serve the policy's model, and has it "
-                "taken the new weights? At a `temperature` other than 1, vLLM needs `--logprobs-mode "
+                f"{type(generator).__name__} does not sample from the policy. Its log-probs of sampled tokens differ "
+                f"from the policy's by {total / count:.2g} nats per token. Does it serve the policy's model, and has "
+                "it taken the new weights? At a `temperature` other than 1, vLLM needs `--logprobs-mode "
                 "processed_logprobs`.",
             )
 

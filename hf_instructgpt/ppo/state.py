@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..errors import InputError
+from ..hub.model_card import CardMixin
 from ..models.checks import check_finite
 from ..models.surgery import has_adapter, independent_copy, load_weights
 from ..resuming.checkpoint import RANK_STATE_FILE
@@ -22,8 +23,10 @@ logger = logging.get_logger(__name__)
 EMA_FOLDER = "ema"
 
 
-class PPOState(ResumableTrainer):
+class PPOState(CardMixin, ResumableTrainer):
     """The part of [`PPOTrainer`] that saves and loads; what is saved is set in `PPOTrainer.__init__`."""
+
+    card_stage = "ppo"
 
     @property
     def _actor_critic(self) -> ActorCritic:

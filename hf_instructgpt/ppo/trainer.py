@@ -41,7 +41,6 @@ from trl.models import unwrap_model_for_generation
 from ..errors import InputError
 from ..functional import (
     combine_scores,
-    ends_with_stop,
     full_kl,
     generalized_advantage_estimation,
     kl_estimate,
@@ -51,18 +50,17 @@ from ..functional import (
     token_logprobs,
     value_loss,
 )
-from ..hub.model_card import CardMixin
 from ..models.checks import ensure_precision
 from ..models.forward import context_length
 from ..models.loading import add_lora, load_reward_func
 from ..models.surgery import disable_dropout, without_configured_dropout
 from ..resuming.resumable import settle_output_dir
 from ..sampling.engines import described_engine, generation_config_for, make_generator
-from ..sampling.generate import Generator, engine_responses, generate_responses
+from ..sampling.generate import Generator, Samples, engine_responses, generate_responses
 from ..scoring.checks import check_reward_funcs, foreign_tokenizers
 from ..scoring.reward_functions import check_signatures, reward_names
 from ..scoring.reward_models import score_responses
-from ..text import as_completion, decode_responses, encode_row, pad_rows
+from ..text import encode_row, pad_rows
 from .checks import (
     check_adapter,
     check_kinds,
@@ -91,7 +89,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 
-class PPOTrainer(CardMixin, PPOLogs, PPOState):
+class PPOTrainer(PPOLogs, PPOState):
     """PPO against one or more reward functions, with a per-token KL penalty to a reference model.
 
     Args:
@@ -135,7 +133,6 @@ class PPOTrainer(CardMixin, PPOLogs, PPOState):
 
     # Each micro-batch's loss already carries its share of the whole mini-batch; see `compute_loss`.
     loss_is_scaled_for_ga = True
-    card_stage = "ppo"
 
     def __init__(
         self,
@@ -396,22 +393,17 @@ class PPOTrainer(CardMixin, PPOLogs, PPOState):
         self, rows: list[dict], prompt_rows: list[list[int]], response_ids: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores `(B,)` (weighted sum less the penalty for a missing end), terms `(B, F)`, and whom to keep `(B,)`."""
-        texts, completion_ids = decode_responses(self.processing_class, response_ids, mask)
-        prompts = [row["prompt"] for row in rows]
-        ended = ends_with_stop(response_ids, mask=mask, stop_token_ids=self.generation_config.eos_token_id)
+        stop = self.generation_config.eos_token_id
+        samples = Samples.decode(self.processing_class, rows, prompt_rows, response_ids, mask, stop_token_ids=stop)
         terms, given = score_responses(
             self.reward_funcs,
+            self.reward_tokenizers,
+            samples,
             policy_tokenizer=self.processing_class,
-            tokenizers=self.reward_tokenizers,
-            prompts=prompts,
-            columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
-            prompt_rows=prompt_rows,
-            completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
-            completion_ids=completion_ids,
-            ended=ended.tolist(),
             batch_size=self.args.per_device_train_batch_size,
             by_length=self._by_length,
         )
+        ended = torch.tensor(samples.ended, device=mask.device)
         finite = (terms.isfinite() | ~given).unbind(-1)
         names = [f"scores of {name}" for name in self.reward_names]
         kept = self.guard.finite_rows(dict(zip(names, finite, strict=True)))

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..models.surgery import without_adapter
 from ..models.shards import gathered, stored
+from ..models.surgery import without_adapter
 
 
 @torch.no_grad()

@@ -372,7 +372,7 @@ option("--private", action="store_true", help="create private repositories")
 option("--no_data", action="store_true", help="push a run's models without its data")
 option("--data", nargs="+", default=[], metavar="FILE", help="data files to push with a run")
 option(
-    *("--code-only", "--code_only"),
+    "--code-only",
     action="store_true",
     help="replace the Python files of a CharGPT on the Hub by this version's, for newer transformers",
 )

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..evaluation.comparison import Answers
 from ..files import absolute_folder, fields_of, is_same_value, make_directory, read_json, to_json, write_whole
 from ..hub.model_card import Made
-from ..report.plots import draw_plots
+from ..report.plots import draw_run
 from ..report.reward_summary import main_figures
 from ..report.run_summary import run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in
@@ -495,7 +495,7 @@ class Pipeline:
         aside = partial_directory(self.output_dir / "report")
         shutil.rmtree(aside, ignore_errors=True)
         (aside / "plots").mkdir(parents=True)
-        draw_plots(metrics, histories, aside / "plots")
+        draw_run(histories, aside / "plots")
         sft, ppo, _ = greedy
         (aside / "samples.md").write_text(samples_markdown(prompts, sft, ppo, step=self.num_samples), encoding="utf-8")
         run_readme(

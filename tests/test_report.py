@@ -190,7 +190,7 @@ def test_a_readme_of_a_run_that_logged_nothing(tmp_path):
     assert "validation" not in text and "too few prompts to tell" in text
 
 
-def test_plots_are_written_and_show_something(tmp_path, recwarn):
+def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
     histories = {"reward": [{"epoch": 1.0, "accuracy": 0.5}, {"epoch": 1.0, "eval_accuracy": 0.6}]}
     draw_plots(metrics_with(), histories, tmp_path)
     for name in ("sft_loss.png", "reward_model.png", "ppo.png"):

@@ -278,7 +278,7 @@ def old_code_is_replaced(folder: Path, pushed: str) -> None:
     code = {path.name: path.read_bytes() for path in Path(char_gpt.__file__).parent.glob("*_char_gpt.py")}
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys()
-    assert changed == {"modeling_char_gpt.py", "value_model/modeling_char_gpt.py"}
+    assert changed == {f"{where}{name}" for name in code for where in ("", "value_model/")}
     assert all(after[name] == code[Path(name).name] for name in after if name.endswith(".py"))
     assert main(["push", "user/old", "--code-only"]) == 0  # says that there is nothing to do
     assert main(["push", "user/old", "--code-only", "--private"]) == main(["push", pushed, "--code-only"]) == 2
@@ -391,11 +391,11 @@ def a_run_on_ones_own_rows(folder: Path) -> None:
     assert len(held_out) == 2  # text beside what a stage is trained on is whole; all else holds out the same prompts
     card = ModelCard.load("user/mine-ppo")
     assert card.data.base_model == "user/mine-ppo_init" and card.data.license is None
-    assert "- [what PPO started from](" in card.text and str(folder) not in card.content
+    assert "- [the model that PPO started from](" in card.text and str(folder) not in card.content
     assert "| `pretraining_fraction` | 0.5 |" in ModelCard.load("user/mine-ppo_init").text
     assert "pretraining text | [user/mine-data]" in ModelCard.load("user/mine-ppo_init").text
     text = HUB.files("user/mine-data", "dataset")["README.md"].decode()
-    assert "No licence is stated" in text and "what PPO started from: pretraining text" in text
+    assert "No licence is stated" in text and "the model that PPO started from: pretraining text" in text
     exec(usage(text), {})
 
 

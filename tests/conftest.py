@@ -32,7 +32,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_finish():
-    """Hide the modules from the garbage collector, which Trainer runs at each start: it took a third of all time."""
+    """Hide all modules from the garbage collector, which Trainer runs at each start: it took a third of the time."""
     gc.collect()
     gc.freeze()
 

@@ -278,12 +278,8 @@ def old_code_is_replaced(folder: Path, pushed: str) -> None:
     code = {path.name: path.read_bytes() for path in Path(char_gpt.__file__).parent.glob("*_char_gpt.py")}
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys()
-<<<<<<< HEAD
     assert {"modeling_char_gpt.py", "value_model/modeling_char_gpt.py"} <= changed
     assert changed == {name for name in before if name.endswith(".py") and before[name] != code[Path(name).name]}
-=======
-    assert changed == {f"{where}{name}" for name in code for where in ("", "value_model/")}
->>>>>>> tests
     assert all(after[name] == code[Path(name).name] for name in after if name.endswith(".py"))
     assert main(["push", "user/old", "--code-only"]) == 0  # says that there is nothing to do
     assert main(["push", "user/old", "--code-only", "--private"]) == main(["push", pushed, "--code-only"]) == 2

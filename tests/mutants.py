@@ -1322,7 +1322,7 @@ MUTANTS = [
         "41f",
         "the template gets no tools and no options of a row",
         "hf_instructgpt/text.py",
-        'return {"tools": _without_none(tools) or None, **options}',
+        'return {"tools": without_none(tools) or None, **options}',
         'return {"tools": None}',
         f"{CASES}[text/template_columns]",
     ),

@@ -190,16 +190,10 @@ def test_a_readme_of_a_run_that_logged_nothing(tmp_path):
     assert "validation" not in text and "too few prompts to tell" in text
 
 
-<<<<<<< HEAD
-def test_plots_are_written_and_show_something(tmp_path, recwarn):
+def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
     reward = [{"step": 1, "accuracy": 0.5}, {"step": 1, "eval_accuracy": 0.6}]
     ppo = [{"step": i, "score": 0.1 * i, "kl": 0.2 * i} for i in range(3)]
     draw_run({"sft": [{"step": 1, "loss": 2.0}], "reward": reward, "ppo": ppo}, tmp_path)
-=======
-def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
-    histories = {"reward": [{"epoch": 1.0, "accuracy": 0.5}, {"epoch": 1.0, "eval_accuracy": 0.6}]}
-    draw_plots(metrics_with(), histories, tmp_path)
->>>>>>> tests
     for name in ("sft_loss.png", "reward_model.png", "ppo.png"):
         image = imread(tmp_path / name)
         assert image.shape[0] > 300 and image.std() > 0.05

@@ -151,6 +151,7 @@ class PPOTrainer(PPOLogs, PPOState):
         optimizers: tuple = (None, None),
         peft_config: "PeftConfig | None" = None,
     ):
+        # Options and data.
         args = args or PPOConfig(output_dir="ppo")
         check_kinds(args, processing_class)
         check_processes(args)
@@ -161,9 +162,10 @@ class PPOTrainer(PPOLogs, PPOState):
         datasets = {"train_dataset": train_dataset, **eval_datasets}
         check_signatures(reward_funcs, datasets.values())
 
+        # The models: policy, rewards, reference, critic.
         set_seed(args.seed)  # a new value head, a new adapter and a reward model's missing head are drawn at random
         model, processing_class = load_policy_and_tokenizer(model, processing_class, args)
-        has_engine = not (generator is None and args.generator is None and not args.use_vllm)
+        has_engine = generator is not None or args.generator is not None or args.use_vllm
         check_policy(model, processing_class, args, has_engine=has_engine)
         self._load_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
         longest = check_prompts(datasets, model, processing_class, args)
@@ -209,6 +211,8 @@ class PPOTrainer(PPOLogs, PPOState):
             accelerator=self.accelerator,
             is_sharded=self._is_sharded,
         )
+
+        # What samples, rewards, checks and logs.
         self.generation_config = generation_config_for(actor_critic, processing_class, args)
         self.generator = make_generator(
             generator,
@@ -490,14 +494,14 @@ class PPOTrainer(PPOLogs, PPOState):
         args, actor_critic = self.args, self._actor_critic
         with without_configured_dropout(actor_critic):
             loss = super().training_step(model, inputs, num_items_in_batch)
-        update, open_micro_batches = divmod(self._micro_step, args.gradient_accumulation_steps)
-        if open_micro_batches == 0:
+        if self._micro_step % args.gradient_accumulation_steps == 0:
+            update = (self._micro_step - 1) // args.gradient_accumulation_steps
             if self.state.global_step < args.critic_warmup_steps:
                 actor_critic.policy.zero_grad()
             accepted = self.guard.accepts(
                 actor_critic,
                 num_tokens=int(self._micro_batches[0].num_tokens),
-                is_first=(update - 1) % (args.num_ppo_epochs * args.num_mini_batches) == 0,
+                is_first=update % (args.num_ppo_epochs * args.num_mini_batches) == 0,
                 has_text=self.ptx is not None,
             )
             if not accepted:

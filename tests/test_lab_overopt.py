@@ -480,7 +480,7 @@ def nested(stage, **options):
         ({"seeds": [1]}, "`seeds` needs 2 or more different values: intervals are over seeds"),
         ({"seeds": [1, 1, 2]}, "`seeds` needs 2 or more different values"),
         ({"seeds": [-1, 2]}, "`seeds` must be 0 or more"),
-        ({"seeds": [1, 2**32]}, "`seed` must be 0 or more, at most 4294967295"),
+        ({"seeds": [1, 2**32]}, "`seed` must be at most 4294967295"),
         (nested("ppo", ptx_coef=1.0), "PPO-ptx needs both"),
         ({"num_rankings": []}, "`num_rankings` needs 1 or more"),
         ({"num_rankings": [0]}, "`num_rankings` must be 1 or more"),

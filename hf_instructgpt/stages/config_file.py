@@ -1,25 +1,26 @@
-"""YAML files of options: read strictly, with paths and Python files that may stand beside the file."""
+"""YAML files of options: read strictly; paths and Python files are looked for beside the file first."""
 
 import difflib
 import re
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, Self, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ..data import SAMPLE_DATASETS
 from ..errors import InputError
 
-# Options whose values are paths (or Hub ids): looked for beside the config file first, then from the current folder.
+# Options whose values are paths or Hub ids. A path is looked for beside the config file, then in the current folder.
 PATHS = (
     *("dataset_name", "model_name_or_path", "value_model", "reward_funcs", "calibration_dataset_name"),
     *("pretraining_dataset_name", "ptx_dataset_name", "selection_reward_model"),
 )
 # Options that name functions.
 CODE = ("reward_funcs", "judge")
-# Names with a meaning of their own.
+# Values that are neither a path nor a function.
 KEYWORDS = {*SAMPLE_DATASETS, "shared", "reward"}
-# More values than any config has; aliases of aliases can stand for millions.
+# More values than any config has: aliases of aliases can expand to millions.
 MAX_VALUES = 10_000
 
 
@@ -53,11 +54,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: str | Path) -> dict:
-    """A YAML file's mapping, its relative paths resolved.
-
-    Raises:
-        InputError: The file is missing, broken, or no mapping; or it gives a key twice.
-    """
+    """The mapping in a YAML file, with its relative paths resolved; `InputError` if it is missing or broken."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"the config file {path} does not exist.")
@@ -78,37 +75,32 @@ def _check_size(content: dict, path: Path) -> None:
     while left:
         value, count = left.pop(), count + 1
         if count > MAX_VALUES:
-            raise InputError(f"{path} stands for more than {MAX_VALUES} values: its aliases contain each other.")
+            raise InputError(f"{path} expands to more than {MAX_VALUES} values: its aliases refer to each other.")
         left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _resolved(content: dict, folder: Path) -> dict:
-    """The mapping with each path that exists beside the config file spelled from there."""
-
-    def resolved(key: str, value: Any) -> Any:
-        if isinstance(value, list):
-            return [resolved(key, item) for item in value]
-        if not isinstance(value, str) or not value or value in KEYWORDS:
-            return value
-        if key in PATHS and (folder / value).exists():
-            return str(folder / value)
-        return locate_function(value, folder) if key in CODE else value
-
+    """The mapping with the paths and functions that exist in `folder` spelled from there."""
     return {
         key: _resolved(value, folder)
         if isinstance(value, dict)
-        else resolved(key, value)
-        if key in (*PATHS, *CODE)
-        else value
+        else [_located(key, item, folder) for item in value]
+        if isinstance(value, list)
+        else _located(key, value, folder)
         for key, value in content.items()
     }
 
 
-def locate_function(name: str, folder: str | Path) -> str:
-    """A function's name, `FILE.py:FUNCTION` or a dotted path, with its file in `folder` spelled out.
+def _located(key: str, value: Any, folder: Path) -> Any:
+    if not isinstance(value, str) or not value or value in KEYWORDS:
+        return value
+    if key in PATHS and (folder / value).exists():
+        return str(folder / value)
+    return locate_function(value, folder) if key in CODE else value
 
-    A dotted path without such a file stays as it is: it is one of an installed package.
-    """
+
+def locate_function(name: str, folder: str | Path) -> str:
+    """`FILE.py:FUNCTION`, or a dotted path, with its file in `folder` spelled out; other names as they are."""
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
         return f"{Path(folder, Path(path).expanduser())}:{function}"
@@ -119,6 +111,44 @@ def locate_function(name: str, folder: str | Path) -> str:
             if file.is_file():
                 return f"{file}:{function}"
     return name
+
+
+class ConfigFile(BaseModel):
+    """Base of the files that have keys of their own: unknown keys, wrong types and missing keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    # By mapping: keys that the run sets itself.
+    taken: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    @classmethod
+    def parse(cls, config: dict, *, source: str) -> Self:
+        """Check a mapping; an `InputError` names `source`, the key and the way out."""
+        try:
+            return cls.model_validate(config)
+        except ValidationError as error:
+            found = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+            raise InputError(f"{source}: {cls._message(**found)}") from error
+
+    @classmethod
+    def _message(cls, *, type: str, loc: tuple, msg: str, input: Any, **_: Any) -> str:
+        key = ".".join(map(str, loc))
+        if type == "extra_forbidden":
+            close = difflib.get_close_matches(key, cls.model_fields, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "is this a config for `hf-instructgpt sft|reward|ppo`?"
+            return f"unknown key `{key}`; {hint} The file may have {', '.join(cls.model_fields)}."
+        if type == "missing":
+            return f"`{key}` is missing."
+        if type == "value_error":  # of a validator of ours
+            return msg.removeprefix("Value error, ")
+        return f"`{key}`: {msg[0].lower()}{msg[1:]}, not {input!r}."
+
+    @model_validator(mode="after")
+    def _leaves_to_the_run(self) -> Self:
+        for mapping, keys in self.taken.items():
+            for key in keys:
+                if key in (getattr(self, mapping) or {}):
+                    raise ValueError(f"`{mapping}.{key}` is set by the run itself; leave it out.")
+        return self
 
 
 def check_keys(config: dict, types: dict[str, type], *, source: str) -> None:

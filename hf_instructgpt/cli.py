@@ -113,8 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         verb = parser.parse_args(argv[:1] or ["--help"]).verb
         name = f"hf-instructgpt {verb}"
-        verbs = {"run": run, "overopt": lab, "arena": lab, "data": data, "generate": generate, "evaluate": evaluate}
-        verbs |= {"rank": rank, "compare": compare, "merge": merge, "report": report, "push": push}
+        verbs = {"run": run, "overopt": run_experiment, "arena": run_experiment, "data": data, "generate": generate}
+        verbs |= {"evaluate": evaluate, "rank": rank, "compare": compare, "merge": merge, "report": report}
+        verbs |= {"push": push}
         with _quiet(verb in LOUD and "--quiet" in argv):
             verbs.get(verb, stage)(verb, [arg for arg in argv[1:] if verb not in LOUD or arg != "--quiet"])
     except InputError as error:
@@ -183,8 +184,8 @@ def run(verb: str, argv: list[str]) -> None:
         print_summary(metrics, pipeline.output_dir)
 
 
-def lab(verb: str, argv: list[str]) -> None:
-    """`hf-instructgpt overopt|arena`: many runs into one folder, and a table of them."""
+def run_experiment(verb: str, argv: list[str]) -> None:
+    """`hf-instructgpt overopt|arena`: an experiment of many training runs."""
     parser = Parser(verb, description=VERBS[verb])
     parser.add_argument("--config", type=Path, help=f"a file as the recipe {verb}, the default")
     parser.add_argument("--output_dir", help="where the run goes; default: the config's")
@@ -192,12 +193,13 @@ def lab(verb: str, argv: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="keep what is done and go on with the rest")
     args = parser.parse_args(argv)
 
-    from .experiments import arena, overopt
+    from .experiments.arena import Arena
+    from .experiments.overopt import OverOpt
     from .files import resource
 
-    module, make = {"overopt": (overopt, overopt.OverOptLab), "arena": (arena, arena.Arena)}[verb]
-    run = make(args.config or resource("recipes", verb, "lab.yaml"), output_dir=args.output_dir)
-    module.print_summary(run.run(overwrite=args.overwrite_output_dir, resume=args.resume), run.output_dir)
+    config = args.config or resource("recipes", verb, "experiment.yaml")
+    experiment = {"overopt": OverOpt, "arena": Arena}[verb](config, output_dir=args.output_dir)
+    experiment.print_summary(experiment.run(overwrite=args.overwrite_output_dir, resume=args.resume))
 
 
 def stage(verb: str, argv: list[str]) -> None:

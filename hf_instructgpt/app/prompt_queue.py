@@ -1,4 +1,4 @@
-"""What is put before an annotator: a prompt and answers sampled from a model, the same ones to everybody."""
+"""What an annotator ranks next: a prompt, and answers sampled from a model, the same for everybody."""
 
 import hashlib
 import random
@@ -14,9 +14,9 @@ from ..scoring.reward_models import score_responses
 from ..stages.samples import answers_to, seeded
 from .ranking_store import prompt_key
 
-# Of so many prompts, the one whose answers two reward models order most differently.
+# Of this many prompts, the one comes next whose answers two reward models order most differently.
 CANDIDATES = 8
-# Samples for each answer that is wanted, before fewer different ones are shown.
+# Samples per answer that is wanted; if too few of them differ, fewer are shown.
 TRIES = 4
 
 
@@ -40,11 +40,11 @@ class Items:
 
     Args:
         policy, tokenizer: Who answers.
-        prompts (`list`): Texts or message lists, no two the same.
-        num_responses (`int`): K, answers to a prompt; fewer where the policy gives fewer different ones.
-        max_new_tokens (`int`): Most tokens of an answer.
+        prompts (`list`): Texts or message lists, all different.
+        num_responses (`int`): Answers per prompt; fewer if the policy gives fewer different ones.
+        max_new_tokens (`int`): Maximum number of tokens per answer.
         reward_models (`list` of pairs of model and tokenizer): None, or two that choose the prompt.
-        seed (`int`): Of the answers, which follow from it and the prompt alone, and of the choice.
+        seed (`int`): Seed of the choice and of the answers, which follow from it and the prompt alone.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Items:
         self.lock = Lock()  # one model, many annotators
 
     def next(self, done: set[str]) -> Item | None:
-        """An item of a prompt that is not `done`; None where there is none left."""
+        """An item whose prompt is not `done`, or None if there is none left."""
         with self.lock:
             left = [key for key in self.prompts if key not in done]
             self.random.shuffle(left)
@@ -84,7 +84,7 @@ class Items:
             return Item(self.prompts[key], responses, self.random.sample(range(len(responses)), len(responses)))
 
     def _answers(self, key: str) -> list[str]:
-        """Different answers with something in them, sampled once."""
+        """Different answers that are not empty, sampled once."""
         if key not in self.answers:
             seed = int.from_bytes(hashlib.sha256(f"{self.seed} {key}".encode()).digest()[:8])
             with seeded(seed, self.policy.device):
@@ -99,7 +99,7 @@ class Items:
         return self.answers[key]
 
     def _disagreement(self, key: str) -> float:
-        """Share of pairs of answers that the two reward models order differently."""
+        """The share of the pairs of answers that the two reward models order differently."""
         prompt, texts = self.prompts[key], self._answers(key)
         is_text = isinstance(prompt, str)
         completions = texts if is_text else [[{"role": "assistant", "content": text}] for text in texts]
@@ -120,7 +120,7 @@ class Items:
 
 
 def shown_prompt(prompt: str | list[dict]) -> str:
-    """A prompt as text for a person: of messages each with who says it, of a single one what it asks."""
+    """A prompt as text for a person: one message as it is, several with their roles."""
     if isinstance(prompt, str) or len(prompt) == 1:
         return question(prompt)
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -39,12 +40,6 @@ def check_template_kwargs(options: dict[str, Any]) -> None:
     """Raise an `InputError` for `chat_template_kwargs` that are arguments of what renders the template."""
     if taken := sorted(options.keys() & RENDERING):
         raise InputError(f"`chat_template_kwargs`: {taken[0]!r} is set by what reads the rows; leave it out.")
-
-
-def template_rows(columns: dict[str, list], count: int) -> list[dict[str, Any]]:
-    """[`template_options`] of `count` rows that are given by column."""
-    columns = {name: columns[name] for name in TEMPLATE_COLUMNS if name in columns}
-    return [template_options({name: column[i] for name, column in columns.items()}) for i in range(count)]
 
 
 def _without_none(value: Any) -> Any:
@@ -132,6 +127,11 @@ def whole_text(prompt: Text, response: Text) -> Text:
     return prompt + response
 
 
+def question(prompt: Text) -> str:
+    """What a prompt asks: its text, or the content of its last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
 def as_completion(prompt: Text, text: str) -> Text:
     """A sampled text in the form of its prompt: text, or one message of the assistant."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
@@ -139,46 +139,39 @@ def as_completion(prompt: Text, text: str) -> Text:
 
 def scored_rows(
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Text],
+    rows: Sequence[dict],
     prompt_ids: Sequence[list[int]],
     completion_ids: Sequence[list[int]],
-    *,
-    options: Sequence[dict[str, Any]] | None = None,
 ) -> list[list[int]]:
-    """Prompt and response of each row as ids, as a reward model of the policy's vocabulary is trained on them.
+    """Ids of prompt and response of each row, as a reward model of the policy's vocabulary is trained on them.
 
     Many chat templates write something behind the token that ends a turn (ChatML a newline), and a reward model is
     trained, and read, at the last token of the whole conversation. A policy stops at the token that ends its turn, so
-    that what the template writes behind it is added here. A response that ends otherwise stays as it is.
+    what the template writes behind it is added here. A response that ends otherwise stays as it is.
 
-    Some templates (Qwen3's) write something before the assistant's last content that the opened turn does not have,
-    such as an empty block of thoughts. Where a response does not begin with it, the text goes through the template.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The policy's.
-        prompts (`Sequence`): Texts or message lists.
-        prompt_ids, completion_ids (`Sequence[list[int]]`): Their ids and those of the responses.
-        options (`Sequence[dict]`, *optional*): What the template gets for each row, see [`template_options`].
+    Some templates (Qwen3's) write something before the assistant's last content that the prompt does not have, such as
+    an empty block of thoughts. If a response does not begin with it, the text is rendered with the template again.
     """
     turns: dict[str, tuple[str | None, int | None, list[int]]] = {}
-    rows = []
-    for i, (prompt, ids, response) in enumerate(zip(prompts, prompt_ids, completion_ids, strict=True)):
-        row = ids + response
+    result = []
+    for row, ids, response in zip(rows, prompt_ids, completion_ids, strict=True):
+        prompt = row["prompt"]
+        whole = ids + response
         if not isinstance(prompt, str) and response:
-            row_options = options[i] if options else {}
-            key = json.dumps([prompt[-1].get("role"), row_options], sort_keys=True, default=str)
+            options = template_options(row)
+            key = json.dumps([prompt[-1].get("role"), options], sort_keys=True, default=str)
             if key not in turns:
-                turns[key] = _turn(tokenizer, prompt, row_options)
+                turns[key] = _turn(tokenizer, prompt, options)
             before, end, behind = turns[key]
             if response[-1] == end:
                 text = "" if before == "" else tokenizer.decode(response, skip_special_tokens=True)
                 if before is not None and text.startswith(before):
-                    row = row + behind
+                    whole = whole + behind
                 else:
-                    whole = whole_text(prompt, break_special_tokens(tokenizer, text))
-                    row = encode_text(tokenizer, whole, ended=True, **row_options)
-        rows.append(row)
-    return rows
+                    text = whole_text(prompt, break_special_tokens(tokenizer, text))
+                    whole = encode_text(tokenizer, text, ended=True, **options)
+        result.append(whole)
+    return result
 
 
 def _turn(
@@ -238,43 +231,33 @@ def pad_rows(
     rows: Sequence[Sequence[int]], *, pad_token_id: int, side: str, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids as one `(B, L)` tensor and its boolean mask, padded on `side` ("left" or "right")."""
-    length = max(map(len, rows))
-    ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        where = slice(length - len(row), None) if side == "left" else slice(0, len(row))
-        ids[i, where], mask[i, where] = torch.tensor(row, dtype=torch.long), True
-    return ids.to(device), mask.to(device)
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    real = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    ids = pad_sequence(tensors, batch_first=True, padding_value=pad_token_id, padding_side=side)
+    return ids.to(device), pad_sequence(real, batch_first=True, padding_side=side).to(device)
 
 
 def decode_responses(
     tokenizer: PreTrainedTokenizerBase, response_ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[list[str], list[list[int]]]:
-    """Texts (special tokens left out) and ids of the real tokens of each response."""
+    """Texts, without special tokens, and ids of the real tokens of each response."""
     ids = [row[row_mask].tolist() for row, row_mask in zip(response_ids, mask, strict=True)]
     return [tokenizer.decode(row, skip_special_tokens=True) for row in ids], ids
 
 
-# A batch of rows of like length is a quarter padding at most.
+# The shortest row of a batch has at least this share of the longest one's tokens.
 LIKE_LENGTH = 0.75
 
 
 def batches_by_length(lengths: Sequence[int], *, max_tokens: float = float("inf")) -> list[list[int]]:
-    """Rows of like length together, longest first, so that little of a padded batch is padding.
+    """Indices of rows in batches of similar length, longest first, of at most `max_tokens` (padding included).
 
-    Args:
-        lengths (`Sequence[int]`): Tokens of each row.
-        max_tokens (`float`): Most tokens of a batch, padding included; a longer row is a batch by itself.
-
-    Returns:
-        `list[list[int]]`: Numbers of the rows of each batch, in which the shortest row has at least
-        `LIKE_LENGTH` times the tokens of the longest one.
+    A longer row is a batch by itself.
     """
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[batches[-1][0]] if batches else 0
-        fits = batches and lengths[row] >= LIKE_LENGTH * longest and (len(batches[-1]) + 1) * longest <= max_tokens
-        if fits:
+        if batches and lengths[row] >= LIKE_LENGTH * longest and (len(batches[-1]) + 1) * longest <= max_tokens:
             batches[-1].append(row)
         else:
             batches.append([row])

@@ -91,7 +91,7 @@ def test_what_cannot_be_answered(page, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("hf_instructgpt.app.compare_page.generate_responses", fail)
+    monkeypatch.setattr("hf_instructgpt.app.compare_page.sample", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         list(page.answer(QUESTION, True, True))
 

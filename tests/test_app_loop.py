@@ -11,8 +11,8 @@ import torch
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
+from hf_instructgpt.sampling.generate import sample
 from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
-from hf_instructgpt.stages.samples import answers_to
 
 ROOT = Path(__file__).parents[1]
 NUM_RANKED = 30
@@ -76,7 +76,5 @@ def answer_lengths(folder, prompts):
     torch.manual_seed(0)
     return [
         len(text)
-        for text in answers_to(
-            policy, tokenizer, [{"prompt": prompt} for prompt in prompts], max_new_tokens=26, do_sample=True
-        )
+        for text in sample(policy, tokenizer, [{"prompt": prompt} for prompt in prompts], max_new_tokens=26).texts
     ]

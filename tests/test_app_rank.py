@@ -158,15 +158,15 @@ def test_answers_are_different_and_the_same_to_everybody(document_run):
 
 
 def test_the_prompt_on_which_two_models_disagree_comes_first(document_run, monkeypatch):
-    some = items(document_run, reward_models=[(None, None), (None, None)])
+    some = items(document_run, reward_models=[(0, None), (1, None)])
     scores = {"什么是 AI？": [[1, 1], [2, 2], [3, 3]], "1+1 等于几？": [[1, 3], [2, 2], [3, 1]]}
     scores |= {"写一句问候语": [[1, 1], [2, 3], [3, 2]], "如何保护环境？": [[1, 1], [1, 2], [1, 3]]}
 
-    def score(models, prompts, completions, **kwargs):
-        assert len(prompts) == len(completions) == 3
-        return torch.tensor(scores[prompts[0][0]["content"]], dtype=torch.float), None
+    def score(model, tokenizer, rows, completions):
+        assert len(rows) == len(completions) == 3
+        return torch.tensor(scores[rows[0]["prompt"][0]["content"]], dtype=torch.float)[:, model]
 
-    monkeypatch.setattr("hf_instructgpt.app.prompt_queue.score_responses", score)
+    monkeypatch.setattr("hf_instructgpt.app.prompt_queue.score_texts", score)
     assert some._disagreement(ranking_store.prompt_key(PROMPTS[2])) == pytest.approx(1 / 3)
     assert (
         some.next(set()).prompt == PROMPTS[1]

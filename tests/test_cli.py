@@ -47,7 +47,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(argv, message, capfd, 
     ("error", "code", "message"),
     [
         (InputError("`x` is\nwrong"), 2, "hf-instructgpt sft: `x` is wrong\n"),
-        (KeyboardInterrupt(), 130, "hf-instructgpt sft: interrupted. What is finished is whole; --resume goes on"),
+        (KeyboardInterrupt(), 130, "hf-instructgpt sft: interrupted. Finished stages are kept; --resume continues"),
         (ValueError("ours"), 1, "ValueError: ours"),
         (FloatingPointError("after step 3: loss is NaN"), 1, "hf-instructgpt sft: after step 3: loss is NaN\n"),
     ],
@@ -56,7 +56,7 @@ def test_exit_codes(monkeypatch, capsys, error, code, message):
     def fail(verb, argv):
         raise error
 
-    monkeypatch.setattr(cli, "stage", fail)
+    monkeypatch.setattr(cli, "run_stage", fail)
     assert cli.main(["sft"]) == code
     err = capsys.readouterr().err
     assert message in err and ("Traceback" in err) == (type(error) is ValueError)

@@ -1,5 +1,6 @@
 """The sample data sets: sizes, splits, limits, noise, and that files and cards are what the generator gives."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,13 +13,24 @@ import yaml
 
 from hf_instructgpt.data import SAMPLE_DATASETS, gold_reward, judge, load_sample_dataset
 from hf_instructgpt.data.facts import FAMILIES, prompt_facts
-from hf_instructgpt.data.lab import DEMONSTRATIONS, RANDOM_GRADE_RATE, RANKED, ranks_of
 from hf_instructgpt.data.loading import SAMPLES_DIR
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.files import resource
 
 LAB = SAMPLES_DIR / "lab"
 SPLITS = ("train", "validation", "test")
 STORED = ("sft", "ranking", "prompts")
+GENERATOR = resource("recipes", "char_gpt", "make_data.py")
+
+
+def load_generator():
+    spec = importlib.util.spec_from_file_location("make_data", GENERATOR)
+    module = sys.modules["make_data"] = importlib.util.module_from_spec(spec)  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+make_data = load_generator()
 
 
 def stored(config, split):
@@ -44,7 +56,7 @@ def clean_grade(prompt, response):
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_generator_gives_the_stored_bytes_whatever_the_hash_seed(tmp_path, hash_seed):
     subprocess.run(
-        [sys.executable, "-m", "hf_instructgpt.data.lab", "--output_dir", str(tmp_path)],
+        [sys.executable, str(GENERATOR), "--output_dir", str(tmp_path)],
         check=True,
         env=os.environ | {"PYTHONHASHSEED": hash_seed},
     )
@@ -53,7 +65,7 @@ def test_generator_gives_the_stored_bytes_whatever_the_hash_seed(tmp_path, hash_
 
 
 def test_ranks_by_hand():
-    assert ranks_of([0.2, 1.0, 0.2, -0.4]) == [2, 1, 2, 3]
+    assert make_data.ranks_of([0.2, 1.0, 0.2, -0.4]) == [2, 1, 2, 3]
 
 
 # --- loading -----------------------------------------------------------------------------------------------------
@@ -215,11 +227,11 @@ def test_demonstrations_follow_the_mixture(rows):
         "rambling": rate("length", -1),
     }
     for name, value in measured.items():
-        assert value == pytest.approx(getattr(DEMONSTRATIONS, name), abs=0.03), name
+        assert value == pytest.approx(getattr(make_data.DEMONSTRATIONS, name), abs=0.03), name
     assert rate("content", -1) == 0
     shown = " | ".join(f"{100 * value:.1f} %" for value in measured.values())
     assert f"measured on `train` | {shown} |" in card_text("lab")
-    for name, mixture in (("demonstrations", DEMONSTRATIONS), ("ranked responses", RANKED)):
+    for name, mixture in (("demonstrations", make_data.DEMONSTRATIONS), ("ranked responses", make_data.RANKED)):
         stated = " | ".join(f"{100 * value:.0f} %" for value in vars(mixture).values())
         assert f"| {name} | {stated} |" in card_text("lab")
 
@@ -267,7 +279,7 @@ def test_training_noise_is_as_the_card_says(rows):
     assert pairs == SIZES["lab", "preference"]["train"]
     assert 0.095 <= flipped / clean <= 0.105
     card = card_text("lab")
-    assert f"and {100 * RANDOM_GRADE_RATE:.1f} % of the responses got a random grade" in card
+    assert f"and {100 * make_data.RANDOM_GRADE_RATE:.1f} % of the responses got a random grade" in card
     assert f"{100 * flipped / clean:.1f} % are flipped and {100 * lost / clean:.1f} % became ties" in card
     assert f"of all pairs {100 * (1 - pairs / total):.1f} % are tied" in card
     assert f"{100 * made / pairs:.1f} % of the `preference` pairs" in card

@@ -19,10 +19,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from hf_instructgpt.cli import main
 from hf_instructgpt.functional import in_float64
 from hf_instructgpt.reward.calibration import calibrate
+from hf_instructgpt.sampling.generate import seeded
 from hf_instructgpt.sampling.policy_sampler import draw_tokens
 from hf_instructgpt.scoring.reward_models import reward_model_scores
 from hf_instructgpt.stages import generate
-from hf_instructgpt.stages.samples import seeded
 
 DEVICE = fake_device.DEVICE
 # What is trained, evaluated, saved, resumed and answered in these files is so on a device too.
@@ -178,8 +178,8 @@ def models(llama, tmp_path):
 
 
 def test_generate_answers_on_it(device, models, monkeypatch, capsys):
-    spy = MagicMock(wraps=generate.answers_to)
-    monkeypatch.setattr(generate, "answers_to", spy)
+    spy = MagicMock(wraps=generate.sample)
+    monkeypatch.setattr(generate, "sample", spy)
     assert main(["generate", models[0], "--prompt", "a", "--max_new_tokens", "4"]) == 0
     assert spy.call_args.args[0].device == DEVICE and capsys.readouterr().out.strip()
 

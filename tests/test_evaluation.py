@@ -1,6 +1,5 @@
 """The numbers of the comparison, worked by hand."""
 
-import math
 from itertools import product
 
 import numpy
@@ -16,8 +15,10 @@ from hf_instructgpt.char_gpt import (
 from hf_instructgpt.data import judge
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.evaluation import intervals
-from hf_instructgpt.evaluation.comparison import Answers, answer_prompts, compare, question
-from hf_instructgpt.evaluation.intervals import T_QUANTILES, bootstrap_ci, bootstrap_ratio_ci, seed_interval
+from hf_instructgpt.evaluation.comparison import Answers, answer_prompts, compare
+from hf_instructgpt.evaluation.intervals import bootstrap_ci, bootstrap_ratio_ci, seed_interval
+from hf_instructgpt.sampling.generate import Samples
+from hf_instructgpt.text import question
 
 
 def test_an_interval_of_equal_values_is_that_value():
@@ -77,26 +78,25 @@ def test_the_draws_do_not_depend_on_how_many_fit_into_memory(monkeypatch):
 
 def test_an_interval_over_seeds_by_hand():
     """1, 2, 6: mean 3, variance (4 + 1 + 9) / 2 = 7, t = 4.303 for two degrees of freedom."""
-    half = 4.303 * (7 / 3) ** 0.5
-    assert seed_interval([1.0, 2.0, 6.0]) == pytest.approx([3 - half, 3 + half])
-    assert seed_interval([0.0, 1.0]) == pytest.approx([0.5 - 12.706 / 2, 0.5 + 12.706 / 2])
-    low, high = seed_interval([0.0, 1.0] * 50)  # beyond the table: its last quantile, 2.042
-    assert high - low == pytest.approx(2 * 2.042 * (25 / 99) ** 0.5 / 10)
+    half = 4.30265 * (7 / 3) ** 0.5
+    assert seed_interval([1.0, 2.0, 6.0]) == pytest.approx([3 - half, 3 + half], abs=1e-4)
+    assert seed_interval([0.0, 1.0]) == pytest.approx([0.5 - 12.7062 / 2, 0.5 + 12.7062 / 2], abs=1e-4)
+    low, high = seed_interval([0.0, 1.0] * 50)  # 99 degrees of freedom: t = 1.98422
+    assert high - low == pytest.approx(2 * 1.98422 * (25 / 99) ** 0.5 / 10, abs=1e-5)
+    assert seed_interval([2.0, 2.0, 2.0]) == [2.0, 2.0]
 
 
-@pytest.mark.parametrize("df", range(1, 31))
-def test_the_quantiles_cut_off_a_fortieth(df):
-    """The density of Student's t integrated from 0 by the midpoint rule, as exact as three decimals can be."""
-    constant = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
-    t, steps = T_QUANTILES[df - 1], 20_000
-    x = (torch.arange(steps, dtype=torch.float64) + 0.5) * t / steps
-    density = constant * (1 + torch.cat([x, x.new_tensor([t])]) ** 2 / df) ** (-(df + 1) / 2)
-    below = 0.5 + density[:-1].sum().item() * t / steps
-    assert below == pytest.approx(0.975, abs=0.00051 * density[-1].item())
+def samples(texts, ids=None, ended=None):
+    count = len(texts)
+    return Samples([{"prompt": "p"}] * count, [[0]] * count, ids or [[1]] * count, texts, ended or [True] * count)
 
 
 def answers(gold, scores, correct, kl=None):
-    return Answers(texts=["x"] * len(scores), scores=scores, gold=gold, correct=correct, kl=kl)
+    return Answers(samples(["x"] * len(scores)), scores=scores, gold=gold, correct=correct, kl=kl)
+
+
+# What four answers "x" of one token have in common.
+BESIDE = {"length": 1.0, "ended": 1.0, "distinct": 0.25}
 
 
 def test_compare_by_hand_on_four_prompts():
@@ -123,6 +123,7 @@ def test_compare_by_hand_on_four_prompts():
         "not_judged": 0,
         "gold_win_rate": 0.625,
         "kl": 3.0,
+        **{f"{name}_{who}": x for who in ("sft", "ppo") for name, x in BESIDE.items()},
     }
     assert 0 <= low < 0.625 < high <= 1
 
@@ -146,8 +147,8 @@ def test_compare_leaves_out_what_has_no_score():
 
 
 def test_compare_by_hand_beside_the_scores():
-    sft = Answers(["a", "a", "b"], [0.0] * 3, None, None, None, ids=[[1], [1], [1, 2]], ended=[True, False, False])
-    ppo = Answers(["a", "b", "c"], [0.0] * 3, None, None, None, ids=[[1, 2, 3]] * 3, ended=[True] * 3)
+    sft = Answers(samples(["a", "a", "b"], [[1], [1], [1, 2]], [True, False, False]), [0.0] * 3, None, None, None)
+    ppo = Answers(samples(["a", "b", "c"], [[1, 2, 3]] * 3), [0.0] * 3, None, None, None)
     sft.terms, ppo.terms = {"x": [1.0, 2.0, None], "y": [0.0] * 3}, {"x": [None] * 3, "y": [1.0] * 3}
     result = compare(sft, ppo, None)
     assert [result[f"{name}_sft"] for name in ("length", "ended", "distinct")] == pytest.approx([4 / 3, 1 / 3, 2 / 3])
@@ -192,7 +193,7 @@ def models():
 def test_answers_are_side_by_side_and_follow_from_their_seed(models, chat):
     policy, reference, reward_model = models
     prompts = ["天", "天地天地"]
-    prompts = [[{"role": "user", "content": text}] for text in prompts] if chat else prompts
+    prompts = [{"prompt": [{"role": "user", "content": text}] if chat else text} for text in prompts]
     options = {"reward_model": reward_model, "max_completion_length": 5, "do_sample": True, "num_samples": 3}
     asked = []
 
@@ -202,17 +203,23 @@ def test_answers_are_side_by_side_and_follow_from_their_seed(models, chat):
 
     first = answer_prompts(policy, TOKENIZER, prompts, judge=length, reference=reference, **options, batch_size=4)
     assert asked == ["天"] * 3 + ["天地天地"] * 3
-    assert len(first.texts) == len(first.scores) == len(first.gold) == len(first.kl) == 6 and all(first.correct)
-    assert len(set(first.texts)) > 2
-    assert [TOKENIZER.decode(ids, skip_special_tokens=True) for ids in first.ids] == first.texts
-    assert all(len(ids) == 5 or ids[-1] == TOKENIZER.eos_token_id for ids in first.ids)
+    assert len(first.samples.texts) == len(first.scores) == len(first.gold) == len(first.kl) == 6 and all(
+        first.correct
+    )
+    assert len(set(first.samples.texts)) > 2
+    assert [
+        TOKENIZER.decode(ids, skip_special_tokens=True) for ids in first.samples.completion_ids
+    ] == first.samples.texts
+    assert all(len(ids) == 5 or ids[-1] == TOKENIZER.eos_token_id for ids in first.samples.completion_ids)
     again = answer_prompts(policy, TOKENIZER, prompts, judge=length, reference=reference, **options, batch_size=4)
     assert again == first
     other = answer_prompts(policy, TOKENIZER, prompts, judge=None, **options, seed=1)
-    assert other.texts != first.texts and other.gold is other.correct is other.kl is None
+    assert other.samples.texts != first.samples.texts and other.gold is other.correct is other.kl is None
 
 
 def test_the_kl_to_oneself_is_zero(models):
     options = {"reward_model": models[2], "judge": None, "max_completion_length": 5, "do_sample": True}
-    result = answer_prompts(models[0], TOKENIZER, ["天", "天地天地"], reference=models[0], **options)
+    result = answer_prompts(
+        models[0], TOKENIZER, [{"prompt": "天"}, {"prompt": "天地天地"}], reference=models[0], **options
+    )
     assert result.kl == pytest.approx([0, 0], abs=1e-6)

@@ -156,14 +156,16 @@ def test_ppo_s_critic_starts_from_the_reward_model(options, setting, planted, tm
 def test_scores_and_tokens_by_hand_and_as_ppo_has_them(setting, tmp_path, planted):
     cell = Contest(setting, seed=0)
     prompts = ROWS["train"]["prompt"][:4]
-    _, ids, scores = cell.sample(prompts)
+    rows = [{"prompt": prompt} for prompt in prompts]
+    samples, scores = cell.sample(rows)
+    ids = samples.completion_ids
     assert ids == RESPONSES
     # `指令：`, the text, ` 回答：`: nothing here ends with an end-of-text token.
     texts = [f"指令：{prompt[0]['content']} 回答：" for prompt in prompts]
-    rows = [TOKENIZER(text)["input_ids"] for text in texts]
+    asked = [TOKENIZER(text)["input_ids"] for text in texts]
     assert (cell.reward.num_tokens, cell.reward.num_tokens_before) == (10, 0)
-    assert cell.reward.num_prompt_tokens == sum(map(len, rows))
-    alone = [cell.reward_model(torch.tensor([row + mine])).logits.item() for row, mine in zip(rows, ids, strict=True)]
+    assert cell.reward.num_prompt_tokens == sum(map(len, asked))
+    alone = [cell.reward_model(torch.tensor([row + mine])).logits.item() for row, mine in zip(asked, ids, strict=True)]
     assert scores == pytest.approx([*alone[:3], alone[3] - 1.0], abs=1e-5)
     trainer = PPOTrainer(
         cell.policy,
@@ -173,9 +175,9 @@ def test_scores_and_tokens_by_hand_and_as_ppo_has_them(setting, tmp_path, plante
         processing_class=cell.tokenizer,
     )
     planted.clear()
-    rollout = trainer._roll_out([{"prompt": prompt} for prompt in prompts], num_generations=1)
+    rollout = trainer._roll_out(rows, num_generations=1)
     assert rollout.scores.tolist() == pytest.approx(scores, abs=1e-5)
-    cell.sample(prompts[:3])
+    cell.sample(rows[:3])
     assert (cell.reward.num_tokens, cell.reward.num_tokens_before) == (19, 10)  # 2, 3 and 4 more
 
 
@@ -191,6 +193,9 @@ class Table(torch.nn.Module):
     def __init__(self, *scores):
         super().__init__()
         self.scores = torch.tensor(scores)
+
+    def get_input_embeddings(self):
+        return SimpleNamespace(num_embeddings=len(TOKENIZER))
 
     def forward(self, input_ids, attention_mask, use_cache):
         return SimpleNamespace(logits=self.scores[(input_ids == UNK).sum(-1)].unsqueeze(-1))
@@ -350,7 +355,7 @@ RESULTS = {
 def test_the_numbers_of_a_row_by_hand():
     rows = {(row["method"], row["learning_rate"]): row for row in analyse(JOBS)}
     ppo = rows["ppo", 1e-3]["numbers"]
-    half = 4.303 * math.sqrt(0.07 / 3)
+    half = 4.302653 * math.sqrt(0.07 / 3)
     assert ppo["judge"]["values"] == pytest.approx([0.3, 0.4, 0.8]) and ppo["judge"]["mean"] == pytest.approx(0.5)
     assert ppo["judge"]["interval"] == pytest.approx([0.5 - half, 0.5 + half])
     # Against 0 and 0.2: win and tie, win and loss, two wins.
@@ -377,7 +382,7 @@ def test_the_table_in_words():
     }
     chosen = table["| PPO", "**0.001**"]
     assert (
-        chosen["judge"] == "0.50 ± 0.66" and chosen["wins over SFT"] == "75% ± 62%" and chosen["KL"] == "3.00 ± 2.48"
+        chosen["judge"] == "0.50 ± 0.66" and chosen["wins over SFT"] == "75 % ± 62 %" and chosen["KL"] == "3.00 ± 2.48"
     )
     assert chosen["tokens sampled"] == "101" and chosen["reward model, choice"] == "2.00 ± 2.48"
     assert any("on the prompts of the split `dev`" in line for line in lines)

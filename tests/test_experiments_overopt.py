@@ -86,7 +86,7 @@ def test_a_judge_that_turns():
     """Each seed's fall is from where the others are best: point 1 for seeds 0 and 2, whose own best is 1 and 2."""
     found = turn([[0.0, 1.0, 0.9, 0.1], [0.0, 1.2, 0.8, 0.0], [0.0, 0.9, 1.0, 0.1]])
     assert found["fall"] == pytest.approx(fmean([1.0 - 0.1, 1.2 - 0.0, 0.9 - 0.1]))
-    half = 4.303 * math.sqrt(((0.9 - 29 / 30) ** 2 + (1.2 - 29 / 30) ** 2 + (0.8 - 29 / 30) ** 2) / 2) / math.sqrt(3)
+    half = 4.302653 * math.sqrt(((0.9 - 29 / 30) ** 2 + (1.2 - 29 / 30) ** 2 + (0.8 - 29 / 30) ** 2) / 2) / math.sqrt(3)
     assert found["fall_ci95"] == pytest.approx([29 / 30 - half, 29 / 30 + half])
     assert found["turns"]
 
@@ -122,7 +122,7 @@ def test_a_curve_by_hand():
     }
     last = found["points"][1]
     assert (last["step"], last["kl"], last["sqrt_kl"], last["proxy"], last["judge"]) == (8, 4.0, 2.0, 3.0, 1.5)
-    assert last["judge_ci95"] == pytest.approx([1.5 - 12.706 / 2, 1.5 + 12.706 / 2])
+    assert last["judge_ci95"] == pytest.approx([1.5 - 12.706205 / 2, 1.5 + 12.706205 / 2])
 
 
 def made_up(judge_at_end, policies=None):
@@ -168,7 +168,7 @@ def test_what_is_found_is_said_the_warning_first():
     assert "KL coefficient 0.1 and 4 optimizer steps" in last and "optimistic" in last
     text = OverOpt.report(found)
     assert "Best-of-n, 2 rankings: the judge's score does not turn in this run (its last point is the high" in text
-    assert "agree with the judge on 75.0%" in text
+    assert "agree with the judge on 75.0 %" in text
     assert "do not tell it from the SFT model" not in text
     found["suggested"]["judge_ci95"] = [-0.1, 4.1]
     last = findings(OverOpt.report(found))[-1]

@@ -20,8 +20,8 @@ from hf_instructgpt.models.forward import model_inputs, response_logits
 from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ValueModel
-from hf_instructgpt.text import pad_rows
 from hf_instructgpt.ppo.trainer import PPOTrainer
+from hf_instructgpt.text import pad_rows
 
 STOP, VOCAB, LENGTH = 0, 4, 3
 TEMPERATURE, KL_COEF, PENALTY = 0.8, 0.3, 0.5

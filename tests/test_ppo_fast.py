@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM, functional
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.functional import token_logprobs
-from hf_instructgpt.ppo import onednn
+from hf_instructgpt.ppo import onednn, speed
 from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.rollout import Rollout
 from hf_instructgpt.ppo.speed import fuse_activations
@@ -163,7 +163,7 @@ def test_the_processor_decides(tmp_path, monkeypatch):
 
 def test_a_frozen_head_over_a_large_vocabulary_multiplies_at_once(monkeypatch):
     """Else PyTorch copies its weight for every row; seen in the operators of a forward."""
-    monkeypatch.setattr(policy_sampler, "LARGE_VOCABULARY", 40)
+    monkeypatch.setattr(speed, "LARGE_VOCABULARY", 40)
     model = LlamaForCausalLM(LLAMA).eval().requires_grad_(False)
     ids = torch.randint(40, (3, 7))
 
@@ -174,13 +174,13 @@ def test_a_frozen_head_over_a_large_vocabulary_multiplies_at_once(monkeypatch):
         return logits, len(head)
 
     before, products = operators()
-    policy_sampler.keep_head_whole(model)
+    speed.keep_head_whole(model)
     after, fewer = operators()
     torch.testing.assert_close(after, before)
     assert products - fewer == 1
-    monkeypatch.setattr(policy_sampler, "LARGE_VOCABULARY", 41)
+    monkeypatch.setattr(speed, "LARGE_VOCABULARY", 41)
     other = LlamaForCausalLM(LLAMA)
-    policy_sampler.keep_head_whole(other)
+    speed.keep_head_whole(other)
     assert not other.lm_head._forward_pre_hooks
 
 
@@ -358,14 +358,14 @@ def test_a_run_with_the_fast_sampler_learns_and_its_ratio_is_1(tmp_path):
 
 
 def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(policy_sampler, "mkl_is_slow", lambda: False)  # on a processor of AMD it chooses more
+    monkeypatch.setattr(speed, "mkl_is_slow", lambda: False)  # on a processor of AMD it chooses more
     trainer = make(tmp_path, preset="recommended", max_steps=2)
     chosen = "value_model='shared', fast_sampling=True, fuse_activations=True, batch_by_length=True"
     assert f"preset='recommended' chose {chosen}." in caplog.text
     assert trainer.model.value_model.backbone is None and trainer.args.frozen_dtype is None and not trainer.args.bf16
     trainer.train()
-    monkeypatch.setattr(policy_sampler, "WIDE", 1)
-    monkeypatch.setattr(policy_sampler, "computes_in_bfloat16", lambda device: True)
+    monkeypatch.setattr(speed, "WIDE", 1)
+    monkeypatch.setattr(speed, "computes_in_bfloat16", lambda device: True)
     trainer = make(tmp_path, preset="recommended", max_steps=2)
     assert trainer.args.bf16 and trainer.args.frozen_dtype == trainer.args.sampling_dtype == "bfloat16"
     assert trainer.args.batch_by_length is None and trainer.args.linear_backend is None
@@ -374,7 +374,7 @@ def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog,
     assert trainer.generator.model.dtype == torch.bfloat16 and trainer.accelerator.mixed_precision == "bf16"
     assert logged(trainer, "ratio")[0] == 1
     by_hand = {"fast_sampling": False, "frozen_dtype": "float32"}
-    monkeypatch.setattr(policy_sampler, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(speed, "mkl_is_slow", lambda: True)
     trainer = make(tmp_path, preset="recommended", value_model=policy().model, **by_hand)
     assert trainer.generator is None and trainer.model.value_model.backbone is not None
     assert trainer.ref_model.dtype == torch.float32 and trainer.args.sampling_dtype is None
@@ -382,7 +382,7 @@ def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog,
 
 
 def test_the_preset_multiplies_through_onednn_where_mkl_is_slow(tmp_path, monkeypatch):
-    monkeypatch.setattr(policy_sampler, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(speed, "mkl_is_slow", lambda: True)
 
     def weights():
         trainer = make(tmp_path, gpt2(), [reward_model()], preset="recommended", max_steps=4)
@@ -394,11 +394,11 @@ def test_the_preset_multiplies_through_onednn_where_mkl_is_slow(tmp_path, monkey
 
     ours, kinds = weights()
     assert {onednn.OneDNNLinear, onednn.OneDNNConv1D} <= kinds and not {nn.Linear, Conv1D} & kinds
-    monkeypatch.setattr(policy_sampler, "mkl_is_slow", lambda: False)
+    monkeypatch.setattr(speed, "mkl_is_slow", lambda: False)
     plain, kinds = weights()
     assert not {onednn.OneDNNLinear, onednn.OneDNNConv1D} & kinds
     torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-3)
-    monkeypatch.setattr(policy_sampler, "is_available", lambda: False)
+    monkeypatch.setattr(speed, "is_available", lambda: False)
     with pytest.raises(InputError, match="without oneDNN's linear operator"):
         make(tmp_path, linear_backend="onednn")
 

@@ -50,7 +50,7 @@ class Engine:
     ],
 )
 def test_a_setting_that_bends_the_distribution_is_refused_with_the_reason(tmp_path, name, value):
-    with pytest.raises(ValueError, match=f"`{name}` = .* is refused.*another distribution"):
+    with pytest.raises(ValueError, match=f"`{name}` = .* is not supported.*another distribution"):
         PPOConfig(output_dir=str(tmp_path), generation_kwargs={name: value})
 
 
@@ -59,7 +59,7 @@ def test_a_setting_that_bends_the_distribution_is_refused_with_the_reason(tmp_pa
     [("temperature", "temperature"), ("max_new_tokens", "max_completion_length"), ("eos_token_id", "stop_token_ids")],
 )
 def test_a_setting_that_ppo_has_an_option_for_names_it(tmp_path, name, option):
-    with pytest.raises(ValueError, match=f"set `{name}` by PPO's own option `{option}`"):
+    with pytest.raises(ValueError, match=f"set `{name}` with PPO's own option `{option}`"):
         PPOConfig(output_dir=str(tmp_path), generation_kwargs={name: 1})
 
 
@@ -71,7 +71,7 @@ def test_harmless_and_neutral_settings_reach_the_sampler(tmp_path):
     assert logged(trainer, "kl")[0] == 0.0
     as_json = PPOConfig(output_dir=str(tmp_path), generation_kwargs='{"use_cache": false}')
     assert as_json.generation_kwargs == {"use_cache": False}
-    with pytest.raises(ValueError, match="`top_k` = 5 is refused"):
+    with pytest.raises(ValueError, match="`top_k` = 5 is not supported"):
         PPOConfig(output_dir=str(tmp_path), generation_kwargs='{"top_k": 5}')
 
 
@@ -139,13 +139,13 @@ def test_an_engine_that_keeps_the_stop_tokens_to_itself_is_told_so(tmp_path, mon
     for answer in ([5, 5, 5, 5, 5, 5], [5, EOS], [5, 5]):
         assert told == []
         make(tmp_path, generator=Engine(lambda prompt, answer=answer: answer), max_steps=1).train()
-    assert "no response that is shorter than 6 tokens ends with a stop token" in told[0]
+    assert "no response shorter than 6 tokens ends with a stop token" in told[0]
 
 
 def test_an_engine_that_loses_a_prompt_is_named(tmp_path):
     engine = Engine()
     engine.generate = lambda prompt_ids, **_: [[5, EOS]]
-    with pytest.raises(InputError, match="Engine gave 1 responses for 4 prompts"):
+    with pytest.raises(InputError, match="Engine returned 1 responses for 4 prompts"):
         make(tmp_path, generator=engine, max_steps=1).train()
 
 
@@ -225,9 +225,9 @@ def test_vllm_gets_the_policy_and_ppo_s_sampling_options(tmp_path, fake_vllm):
     assert trainer._rollout.response_ids.tolist() == [[9, EOS]] * 4
     with pytest.raises(InputError, match=r"`vllm_kwargs`: .*gpu_memory"):
         make(tmp_path, use_vllm=True, vllm_kwargs={"mode": "server", "gpu_memory": 1})
-    with pytest.raises(ValueError, match=r"`vllm_kwargs`: `top_p` = 0\.5 is refused"):
+    with pytest.raises(ValueError, match=r"`vllm_kwargs`: `top_p` = 0\.5 is not supported"):
         make(tmp_path, use_vllm=True, vllm_kwargs={"top_p": 0.5})
-    with pytest.raises(ValueError, match="`vllm_kwargs`: set `temperature` by PPO's own option"):
+    with pytest.raises(ValueError, match="`vllm_kwargs`: set `temperature` with PPO's own option"):
         make(tmp_path, use_vllm=True, vllm_kwargs={"temperature": 0.5})
     with pytest.raises(InputError, match="choose one engine"):
         make(tmp_path, use_vllm=True, generator=Engine())

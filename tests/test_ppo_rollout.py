@@ -22,7 +22,7 @@ from hf_instructgpt.functional import combine_scores
 from hf_instructgpt.models.forward import model_inputs, response_logprobs
 from hf_instructgpt.models.surgery import disable_dropout, independent_copy
 from hf_instructgpt.ppo.critic import ValueModel
-from hf_instructgpt.sampling.generate import generate_responses, sampling_config
+from hf_instructgpt.sampling.generate import Samples, generate_responses, sampling_config
 from hf_instructgpt.scoring.reward_models import reward_model_scores, score_responses
 from hf_instructgpt.text import decode_responses, pad_rows
 
@@ -284,17 +284,10 @@ def test_reward_model_scores_are_those_of_each_row_alone(cls, config):
 
 
 def score(*funcs, weights=None, **columns):
-    terms, given = score_responses(
-        funcs,
-        tokenizers=[None] * len(funcs),
-        prompts=["a", "b"],
-        columns=columns,
-        prompt_rows=[[1], [2]],
-        completions=["x", "yy"],
-        completion_ids=[[3], [4, 5]],
-        ended=[True, False],
-        batch_size=2,
-    )
+    rows = [{"prompt": "a"}, {"prompt": "b"}]
+    rows = [{**row, **{name: column[i] for name, column in columns.items()}} for i, row in enumerate(rows)]
+    samples = Samples(rows, [[1], [2]], [[3], [4, 5]], ["x", "yy"], [True, False])
+    terms, given = score_responses(funcs, [None] * len(funcs), samples, policy_tokenizer=None, batch_size=2)
     scores = combine_scores(terms, given=given, weights=torch.tensor(weights or [1.0] * len(funcs)))
     return [score.item() if any(row) else None for score, row in zip(scores, given, strict=True)]
 

@@ -11,7 +11,8 @@ from hf_instructgpt.evaluation.comparison import Answers
 from hf_instructgpt.hub.model_card import Made
 from hf_instructgpt.report import plots
 from hf_instructgpt.report.plots import draw_plots
-from hf_instructgpt.report.run_summary import findings, run_card, samples_markdown
+from hf_instructgpt.report.run_summary import findings, run_readme, samples_markdown
+from hf_instructgpt.sampling.generate import Samples
 
 COMPARISON = {
     "num_prompts": 4,
@@ -61,9 +62,9 @@ def metrics_with(**changes):
     ("changes", "what"),
     [
         ({}, None),
-        ({"gold_ppo": 0.0}, "the judge's mean falls"),
-        ({"correct_ppo": 0.4}, "correctness falls"),
-        ({"gold_ppo": 0.0, "correct_ppo": 0.4}, "the judge's mean and correctness falls"),
+        ({"gold_ppo": 0.0}, "the judge's mean falls from +0.10 to +0.00."),
+        ({"correct_ppo": 0.4}, "exactly correct answers fall from 50.0 % to 40.0 %."),
+        ({"gold_ppo": 0.0, "correct_ppo": 0.4}, "+0.00 and exactly correct answers fall from 50.0 % to 40.0 %."),
         ({"gold_ppo": 0.0, "score_ppo": 0.9}, None),
         ({"gold_ppo": 0.1, "correct_ppo": 0.5}, None),
         (NOT_JUDGED, None),
@@ -75,12 +76,21 @@ def test_the_report_warns_when_the_reward_rises_while_the_judge_falls_and_only_t
     assert len(lines) == 2 + 2 * (what is not None)
     assert [line.startswith("WARNING") for line in lines] == [True, True, False, False][-len(lines) :]
     if what:
-        assert all(f"the reward rises while {what}" in line for line in lines[:2])
+        for line, how in zip(lines, ("sampled", "greedy"), strict=False):
+            assert line.startswith(f"WARNING: possible reward hacking ({how}): the score rises by 1.00, but ")
+            assert what in line
 
 
 def test_findings_say_the_numbers():
     line = findings(metrics_with())[0]
-    for number in ("from 1.00 to 2.00", "+2.00 standard deviations", "75%", "50% to 100%", "+0.10 to +0.30", "+0.20"):
+    for number in (
+        "from 1.00 to 2.00",
+        "+2.00 standard deviations",
+        "75 %",
+        "50 % to 100 %",
+        "+0.10 to +0.30",
+        "+0.20",
+    ):
         assert number in line
     *lines, last = findings(metrics_with(**NOT_JUDGED))
     assert "judge" not in "".join(lines) and last.startswith("No judge: ")
@@ -89,9 +99,9 @@ def test_findings_say_the_numbers():
 
 def test_a_rise_is_in_standard_deviations_only_where_they_are_a_unit():
     for std, words in (
-        (0.5, "(+1.00 [+0.80, +1.20], +2.00 standard deviations of SFT's scores)"),
-        (0.05, "(+1.00 [+0.80, +1.20]; the scores of SFT's answers hardly differ: standard deviation 0.05)"),
-        (0.0, "(+1.00 [+0.80, +1.20]; the scores of SFT's answers hardly differ: standard deviation 0)"),
+        (0.5, "(+1.00, 95 % CI +0.80 to +1.20; +2.00 standard deviations of SFT's scores)"),
+        (0.05, "(+1.00, 95 % CI +0.80 to +1.20; SFT's scores hardly differ: standard deviation 0.05)"),
+        (0.0, "(+1.00, 95 % CI +0.80 to +1.20; SFT's scores hardly differ: standard deviation 0)"),
     ):
         assert words in findings(metrics_with(score_sft_std=std, score_rise_ci95=[0.8, 1.2]))[0]
     assert "to 1.00 (+0.00)" in findings(metrics_with(score_ppo=1.0, score_sft_std=0.0))[0]
@@ -101,24 +111,30 @@ def test_what_was_optimised_is_named_with_its_terms():
     terms = {"terms_sft": {"reward": 1.0, "length": None}, "terms_ppo": {"reward": 0.5, "length": 3.0}}
     metrics = metrics_with(**terms) | {"optimised": {"reward": 1.0, "length": 0.5}}
     line = findings(metrics)[0]
-    assert line.startswith("sampled: the mean of what PPO optimised (`reward` + 0.5 `length`) goes from 1.00 to 2.00")
+    assert line.startswith("sampled: the mean of what PPO optimises (`reward` + 0.5 `length`) goes from 1.00 to 2.00")
     assert ", `reward` from 1.00 to 0.50, `length` from none to 3.00" in line
 
 
-def test_findings_begin_with_a_reward_model_that_does_not_beat_the_rule_of_length():
+def test_findings_begin_with_a_reward_model_that_does_not_beat_the_length_baseline():
     metrics = metrics_with(gold_ppo=0.0)
     metrics["reward"] |= {"beats_baselines": False, "better_baseline_accuracy": 0.895, "gain": 0.005}
     metrics["reward"]["gain_ci95"] = [-0.02, 0.03]
     first, *others = findings(metrics)
-    assert others == findings(metrics_with(gold_ppo=0.0)) and "-2.0% to +3.0%" in first
+    assert others == findings(metrics_with(gold_ppo=0.0)) and "-2.0 % to +3.0 %" in first
     assert first.startswith(
-        'WARNING: the reward model does not beat the rule "the longer response wins": it gets 90.0%'
+        'WARNING: the reward model does not beat the length baseline "the longer response wins": pair accuracy 90.0 %'
     )
+
+
+def samples(texts):
+    return Samples([{"prompt": "p"}] * len(texts), [[0]] * len(texts), [[1]] * len(texts), texts, [True] * len(texts))
 
 
 def test_samples_cannot_break_the_table():
     texts = ["a|b", "<b>c\nd & e", "\\|"]
-    answers = Answers(texts=[t for t in texts for _ in range(2)], scores=[1.0] * 6, gold=None, correct=None, kl=None)
+    answers = Answers(
+        samples([t for t in texts for _ in range(2)]), scores=[1.0] * 6, gold=None, correct=None, kl=None
+    )
     text = samples_markdown(["p|", [{"role": "user", "content": "<q>"}], "r\r\nr"], answers, answers, step=2)
     rows = text.splitlines()[6:]
     assert rows[0] == "| `p`&#124; | `a`&#124;`b` (score 1.00) | `a`&#124;`b` (score 1.00) |"
@@ -130,7 +146,7 @@ def test_samples_cannot_break_the_table():
 @pytest.mark.parametrize("num_prompts", [1, 16, 17, 31, 500])
 def test_samples_are_spread_over_the_prompts(num_prompts):
     answers = Answers(
-        texts=["x"] * num_prompts, scores=[1.0] * num_prompts, gold=[0.5] * num_prompts, correct=[], kl=[]
+        samples(["x"] * num_prompts), scores=[1.0] * num_prompts, gold=[0.5] * num_prompts, correct=[], kl=[]
     )
     rows = samples_markdown([f"p{i}" for i in range(num_prompts)], answers, answers, step=1).splitlines()[6:]
     assert min(num_prompts, 8) <= len(rows) <= 16 and "judge +0.50" in rows[0]
@@ -141,8 +157,8 @@ CONFIG = {"sft": {"dataset_name": "lab"}, "reward": {"dataset_name": "own.jsonl"
 
 
 @pytest.mark.parametrize("changes", [{}, NOT_JUDGED])
-def test_the_card_renders_and_parses(tmp_path, changes):
-    run_card(metrics_with(**changes), CONFIG, name="my-run", notes=["Mind the gap."], ppo="out/ppo", made=MADE).save(
+def test_the_readme_renders_and_parses(tmp_path, changes):
+    run_readme(metrics_with(**changes), CONFIG, name="my-run", notes=["Mind the gap."], ppo="out/ppo", made=MADE).save(
         tmp_path / "README.md"
     )
     card = ModelCard.load(tmp_path / "README.md")
@@ -152,25 +168,26 @@ def test_the_card_renders_and_parses(tmp_path, changes):
         "seed 5",
         "- Mind the gap.",
         "own.jsonl",
-        "share of pairs right | 0.900 [0.850, 0.925] |",
+        "pair accuracy | 90.0 % (95 % CI 85.0 % to 92.5 %) |",
         "2.0, 1.0",
     ):
         assert text in card.text
     assert (
-        '| the rule "the longer response wins" | 0.600 |' in card.text and "calibration error | 0.050 |" in card.text
+        '| length baseline "the longer response wins" | 60.0 % |' in card.text
+        and "calibration error | 0.050 |" in card.text
     )
-    assert "content alone differs" not in card.text and "{{" not in card.text and "{%" not in card.text
+    assert "only the content differs" not in card.text and "{{" not in card.text and "{%" not in card.text
     assert "\n- sampled: " in card.text and "\n- greedy: " in card.text
     [code] = [block.split("```")[0] for block in card.text.split("```python\n")[1:]]
     ast.parse(code)
 
 
-def test_a_card_of_a_run_that_logged_nothing(tmp_path):
+def test_a_readme_of_a_run_that_logged_nothing(tmp_path):
     metrics = metrics_with() | {"sft": {"train_loss": [], "eval_loss": []}, "ppo": {"score": [], "kl": []}}
     nothing = dict.fromkeys(STRONG) | {"better_baseline": "longer_wins", "beats_baselines": False}
     metrics["reward"] |= nothing
-    text = run_card(metrics, CONFIG, name="my-run", notes=[], ppo="ppo", made=MADE).text
-    assert "not measured" in text and "too few prompts to tell" in text
+    text = run_readme(metrics, CONFIG, name="my-run", notes=[], ppo="ppo", made=MADE).text
+    assert "validation" not in text and "too few prompts to tell" in text
 
 
 def test_plots_are_written_and_show_something(tmp_path, recwarn):

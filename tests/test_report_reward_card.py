@@ -8,9 +8,9 @@ from matplotlib.image import imread
 
 from hf_instructgpt.evaluation.preference import ScoredRanking
 from hf_instructgpt.evaluation.reward_report import measure_rewards
-from hf_instructgpt.report import plots, reward_markdown
-from hf_instructgpt.report.plots import draw_reward_card
-from hf_instructgpt.report.reward_markdown import main_figures, reward_card_markdown, reward_findings, weakness
+from hf_instructgpt.report import plots, reward_summary
+from hf_instructgpt.report.plots import draw_reward_report
+from hf_instructgpt.report.reward_summary import main_figures, reward_findings, reward_report_markdown, weakness
 
 MEASURED_ON = {
     "model": "reward",
@@ -60,52 +60,72 @@ def warnings(card):
         ({"calibrated_on": "lab"}, "demonstrations of `lab` score 0 on average, however the model is loaded."),
         (
             {"calibrated_on": "lab", "config_score_bias": -1.5},
-            "The shift, -1.500, stands in `config.score_bias` and is added wherever `hf_instructgpt` scores; stock",
+            "The shift,\n-1.500, is in `config.score_bias` and is added wherever `hf_instructgpt` scores;\nwith",
         ),
     ],
 )
 def test_the_zero_of_the_scores_is_explained(changes, sentence):
-    assert sentence in reward_card_markdown(card_of(rankings(good), **changes))
+    assert sentence in reward_report_markdown(card_of(rankings(good), **changes))
 
 
 def test_a_good_model_is_not_warned_of():
     card = card_of(rankings(good, judge=lambda i: 1.0), judged_by="my.judge")
     assert warnings(card) == [] and weakness(main_figures(card)) is None
     text = " ".join(reward_findings(card))
-    for number in ("90.0% (95 % interval", "of 60 pairs right", "gets 50.0%", "the labels in 100.0%", "error 0.000"):
+    for number in ("90.0 % (95 % CI", "on 60 pairs", "gets 50.0 %", "the labels in 100.0 %", "error 0.000"):
         assert number in text
 
 
 @pytest.mark.parametrize(
     ("score", "options", "changes", "expected"),
     [
-        (lambda i, b, text: 0.4 * len(text), {}, {}, ["does not beat the rule", "not clearly better than a coin"]),
-        (lambda i, b, text: -0.4 * len(text), {}, {}, ["likes length less than the labels do"]),
-        (lambda i, b, text: 0.4 * len(text), {}, {}, ["likes length more than the labels do: it prefers the longer"]),
-        (lambda i, b, text: 60 * (b is (i % 5 != 0)), {}, {}, ["worse than a coin's", "over-confident: it claims"]),
-        (lambda i, b, text: good(i, b, text) / 9, {}, {}, ["under-confident: it claims"]),
-        (good, {"num_prompts": 40}, {}, ["with 40 prompts the intervals are rough"]),
-        (good, {"num_prompts": 1}, {}, ["too few prompts to tell whether the reward model beats the rule"]),
-        (good, {"better": ("aaa", "bbbbb")}, {}, ["does not beat", "likes length less"]),
-        (good, {"judge": lambda i: i % 2 - 0.5}, {"judged_by": "x.y"}, ["agrees with the judge not clearly more"]),
+        (
+            lambda i, b, text: 0.4 * len(text),
+            {},
+            {},
+            ["does not beat the length baseline", "not clearly better than chance"],
+        ),
+        (lambda i, b, text: -0.4 * len(text), {}, {}, ["favours shorter responses more than the labels do"]),
+        (
+            lambda i, b, text: 0.4 * len(text),
+            {},
+            {},
+            ["favours longer responses more than the labels do: it prefers the longer"],
+        ),
+        (
+            lambda i, b, text: 60 * (b is (i % 5 != 0)),
+            {},
+            {},
+            ["worse than a coin's", "over-confident: mean confidence"],
+        ),
+        (lambda i, b, text: good(i, b, text) / 9, {}, {}, ["under-confident: mean confidence"]),
+        (good, {"num_prompts": 40}, {}, ["only 40 prompts, so the intervals are rough"]),
+        (good, {"num_prompts": 1}, {}, ["too few prompts to tell whether the reward model beats the length baseline"]),
+        (good, {"better": ("aaa", "bbbbb")}, {}, ["does not beat", "favours shorter"]),
+        (
+            good,
+            {"judge": lambda i: i % 2 - 0.5},
+            {"judged_by": "x.y"},
+            ["agrees with the judge no more often than chance"],
+        ),
         (good, {}, {"trained_on": True}, ["was trained on the split `test`"]),
         (good, {}, {"num_cut": 7}, ["7 of 120 texts did not fit into the model's context"]),
-        (good, {"better": ("c", "d"), "worse": ("c", "d")}, {}, ["there is nothing to measure on"]),
+        (good, {"better": ("c", "d"), "worse": ("c", "d")}, {}, ["nothing to measure: no two responses"]),
     ],
 )
 def test_what_is_warned_of_in_this_order(score, options, changes, expected):
     found = warnings(card_of(rankings(score, **options), **changes))
     places = [next(i for i, line in enumerate(found) if part in line) for part in expected]
     assert places == sorted(places)
-    if expected[0].startswith(("was trained", "does not beat", "there is nothing")):
+    if expected[0].startswith(("was trained", "does not beat", "nothing to measure")):
         assert places[0] == 0
 
 
-def test_a_liking_for_length_that_may_be_chance_is_not_warned_of():
+def test_a_bias_towards_length_that_may_be_chance_is_not_warned_of():
     """Wrong on two of 20 prompts, both times for the shorter response: 10 % less, but 0 is in the interval."""
     card = card_of(rankings(lambda i, is_better, text: 2.2 * (is_better is (i % 10 != 0)), num_prompts=20))
     assert card["length"]["excess"]["value"] == pytest.approx(-0.1)
-    assert [line for line in warnings(card) if "length" in line] == []
+    assert [line for line in warnings(card) if "favours" in line] == []
 
 
 def test_a_blind_spot_is_named():
@@ -114,16 +134,16 @@ def test_a_blind_spot_is_named():
     for i in range(60):
         rows.append(ScoredRanking(f"x{i}", ["a", "b", "c"], [1, 1, 2], [i % 2, i % 2, 0.5]))
     [found] = [line for line in warnings(card_of(rows)) if "rankings" in line]
-    assert found.startswith("it is not clearly better than a coin on rankings of 3: 50.0%")
-    assert "It is weakest on rankings of 3: 50.0%" in " ".join(reward_findings(card_of(rows)))
+    assert found.startswith("it is not clearly better than chance on rankings of 3: pair accuracy 50.0 %")
+    assert "It is weakest on rankings of 3: pair accuracy 50.0 %" in " ".join(reward_findings(card_of(rows)))
 
 
 def test_the_weakness_says_the_numbers_or_that_there_are_none():
     figures = {"beats_baselines": False, "better_baseline": "shorter_wins", "eval_accuracy": 0.61}
     figures |= {"better_baseline_accuracy": 0.6, "gain": 0.01, "gain_ci95": [-0.02, 0.04]}
     assert weakness(figures) == (
-        'the reward model does not beat the rule "the shorter response wins": it gets 61.0% of the pairs right, the '
-        "rule 60.0% (difference +1.0%, 95 % interval -2.0% to +4.0%)"
+        'the reward model does not beat the length baseline "the shorter response wins": pair accuracy 61.0 %, '
+        "baseline 60.0 % (difference +1.0 %, 95 % CI -2.0 % to +4.0 %)"
     )
     assert "too few prompts" in weakness({**figures, "gain_ci95": None})
 
@@ -131,24 +151,24 @@ def test_the_weakness_says_the_numbers_or_that_there_are_none():
 @pytest.mark.parametrize("judge", [None, lambda i: 1.0])
 @pytest.mark.parametrize("num_prompts", [1, 60])
 def test_the_page_has_whole_tables_and_no_none(judge, num_prompts):
-    page = reward_card_markdown(card_of(rankings(good, num_prompts=num_prompts, judge=judge), judged_by="my.judge"))
-    assert page.startswith("# Report card of a reward model\n\n`reward` on the data set `own.jsonl`, split `test`: ")
+    page = reward_report_markdown(card_of(rankings(good, num_prompts=num_prompts, judge=judge), judged_by="my.judge"))
+    assert page.startswith("# Reward model report\n\n`reward` on the data set `own.jsonl`, split `test`:\n")
     assert "None" not in page and "nan" not in page and ("## Judge" in page) is (judge is not None)
     for line in page.splitlines():
         assert line.count("|") == 6 or not line.startswith("|")
     assert page.count("](plots/report_card_") == 3
-    assert '| rule "the longer response wins" | ' in page and "clear to the judge" not in page
+    assert '| length baseline "the longer response wins" | ' in page and "clear to the judge" not in page
 
 
 def test_a_page_of_rows_without_a_pair():
     rows = [ScoredRanking("a", ["x", "y"], [1, 1], [0.0, 1.0])]
-    page = reward_card_markdown(card_of(rows))
+    page = reward_report_markdown(card_of(rows))
     assert "WARNING" in page and "None" not in page and "0 pairs of different rank" in page
 
 
 def test_plots_are_written_and_show_something(tmp_path, recwarn):
     rows = rankings(good)
-    draw_reward_card(card_of(rows), rows, tmp_path)
+    draw_reward_report(card_of(rows), rows, tmp_path)
     names = {f"report_card_{what}.png" for what in ("accuracy", "calibration", "length")}
     assert {path.name for path in tmp_path.iterdir()} == names
     for name in names:
@@ -156,7 +176,7 @@ def test_plots_are_written_and_show_something(tmp_path, recwarn):
         assert image.shape[0] > 300 and image.std() > 0.05
     long = rankings(good, worse=("c" * 999, "d"))
     for some in (long, rankings(good, num_prompts=1), [ScoredRanking("a", ["x", "y"], [1, 1], [0.0, 1.0])]):
-        draw_reward_card(card_of(some), some, tmp_path)
+        draw_reward_report(card_of(some), some, tmp_path)
     assert not recwarn.list
 
 
@@ -171,9 +191,9 @@ def test_many_responses_are_drawn_in_part(monkeypatch, tmp_path):
     monkeypatch.setattr(plots.Axes, "scatter", count)
     monkeypatch.setattr(plots, "MAX_POINTS", 50)
     rows = rankings(good)
-    draw_reward_card(card_of(rows), rows, tmp_path)
+    draw_reward_report(card_of(rows), rows, tmp_path)
     assert drawn == [40]  # every third of 120
 
 
 def test_words_are_ascii():
-    assert Path(reward_markdown.__file__).read_text(encoding="utf-8").isascii()
+    assert Path(reward_summary.__file__).read_text(encoding="utf-8").isascii()

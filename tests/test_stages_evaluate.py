@@ -104,7 +104,7 @@ def test_a_report_card_by_default(here, capsys):
     assert card["accuracy"]["num"] == 18 and card["judge"] is card["judged_by"] is None and not card["trained_on"]
     assert card["length"]["longer_wins"]["value"] == pytest.approx((1 + 1 + 0.5) / 3)
     page = (here / "reward" / "report_card.md").read_text()
-    assert "`reward` on the data set `data`, split `validation`" in page and "## Judge" not in page
+    assert "`reward` on the data set `data`, split `validation`:" in page and "## Judge" not in page
 
 
 def test_other_data_messages_a_judge_of_the_current_folder_and_another_place(here):
@@ -255,7 +255,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(here, capfd, argv, message
 
 def test_a_failure_while_drawing_leaves_the_folder_as_it_was(here, monkeypatch):
     before = {path: path.is_dir() or path.read_bytes() for path in here.rglob("*")}
-    monkeypatch.setattr(evaluate, "draw_reward_card", lambda *args: 1 / 0)
+    monkeypatch.setattr(evaluate, "draw_reward_report", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate_reward("reward")
     assert {path: path.is_dir() or path.read_bytes() for path in here.rglob("*")} == before
@@ -290,7 +290,7 @@ def test_ppo_looks_at_the_report_cards(here, warned):
     assert warned("reward", on_weak_reward="raise") == []
     edit(here / "reward", beats_baselines=False)
     [line] = warned("reward")
-    assert line.startswith('reward: the reward model does not beat the rule "the longer response wins": it gets ')
+    assert line.startswith('reward: the reward model does not beat the length baseline "the longer response wins": ')
     assert line.endswith("see reward/report_card.md.") and "\n" not in line
     weights = load_file("reward/model.safetensors")
     save_file({name: 2 * tensor for name, tensor in weights.items()}, "reward/model.safetensors")
@@ -310,7 +310,7 @@ def test_ppo_stops_where_it_must(here, capfd):
     evaluate_reward("reward")
     edit(here / "reward", beats_baselines=False)
     assert main([*argv, "--on_weak_reward", "raise"]) == 2
-    assert "`on_weak_reward`: reward: the reward model does not beat the rule" in capfd.readouterr().err
+    assert "`on_weak_reward`: reward: the reward model does not beat the length baseline" in capfd.readouterr().err
     assert not (here / "ppo").exists()
     assert main([*argv, "--on_weak_reward", "never"]) == 2
     assert "`on_weak_reward`: invalid choice: 'never'" in capfd.readouterr().err

@@ -197,8 +197,8 @@ def test_a_run_broken_before_the_report_card_goes_on_and_says_that_the_model_is_
     logging.enable_propagation()
     assert main(["run", "--config", config, "--resume"]) == 0
     logging.disable_propagation()
-    assert "does not beat the rule" in caplog.text and "report_card.md" in caplog.text
-    assert "WARNING: the reward model does not beat the rule" in capsys.readouterr().out
+    assert "does not beat the length baseline" in caplog.text and "report_card.md" in caplog.text
+    assert "WARNING: the reward model does not beat the length baseline" in capsys.readouterr().out
     assert json.loads((here / "out/reward/report_card.json").read_text())["trained_on"] is True
 
 
@@ -206,7 +206,7 @@ def test_a_run_that_must_not_go_on_with_a_weak_reward_model_stops_before_ppo(her
     config = weak_data(here)
     config["ppo"]["on_weak_reward"] = "raise"
     assert main(["run", "--config", write(here, config)]) == 2
-    assert "out/reward: the reward model does not beat the rule" in capfd.readouterr().err
+    assert "out/reward: the reward model does not beat the length baseline" in capfd.readouterr().err
     assert {path.name for path in (here / "out").iterdir()} == {"sft", "reward", "run.json"}
     # Another reward model that has no card is found before anything is trained.
     (here / "out" / "reward").rename(here / "mine")

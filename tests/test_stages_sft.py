@@ -12,7 +12,7 @@ from transformers.utils import logging
 from hf_instructgpt import CharGPTConfig, CharGPTForSequenceClassification, CharGPTTokenizer
 from hf_instructgpt.cli import main
 from hf_instructgpt.evaluation.comparison import answer_prompts
-from hf_instructgpt.ppo import rollout
+from hf_instructgpt.scoring import reward_models
 from hf_instructgpt.stages import sft
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.sft_trainer import SelectingSFTTrainer
@@ -160,14 +160,13 @@ def test_the_score_is_the_mean_over_sampled_answers(here, form):
     answers = answer_prompts(
         policy,
         trainer.processing_class,
-        [row["prompt"] for row in trainer.rows],
+        trainer.rows,
         reward_model=AutoModelForSequenceClassification.from_pretrained("rm"),
-        judge=None,
         max_completion_length=5,
         do_sample=True,
         seed=7,
     )
-    assert len(set(answers.texts)) > 1 and len(set(answers.scores)) > 1
+    assert len(set(answers.samples.texts)) > 1 and len(set(answers.scores)) > 1
     assert score == pytest.approx(sum(answers.scores) / len(QUESTIONS), abs=1e-6)
     trainer.args.per_device_eval_batch_size = 4
     assert trainer.evaluate()["eval_score"] != score  # other answers: two batches draw other numbers
@@ -228,13 +227,13 @@ def test_an_answer_ends_where_the_context_does(here):
 def test_a_reward_model_with_another_tokenizer_reads_the_text(here, form, monkeypatch):
     _, tokenizer = make_reward_model(here / "rm", [*QUESTIONS, *QUESTIONS.values(), "abcxyz"])
     trainer, read = selecting_trainer(here, form, "--selection_max_new_tokens", "5"), []
-    score = rollout.reward_model_scores
+    score = reward_models.reward_model_scores
 
     def spy(reward_model, rows, **kwargs):
         read.extend(rows)
         return score(reward_model, rows, **kwargs)
 
-    monkeypatch.setattr(rollout, "reward_model_scores", spy)
+    monkeypatch.setattr(reward_models, "reward_model_scores", spy)
     assert math.isfinite(trainer.evaluate()["eval_score"])
     for prompt, ids in zip([row["prompt"] for row in trainer.rows], read, strict=True):
         begin = encode_prompt(tokenizer, prompt)

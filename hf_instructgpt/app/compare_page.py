@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorS
 from ..evaluation.intervals import wilson_interval
 from ..hub.model_card import Made
 from ..models.forward import response_logprobs
-from ..sampling.generate import generate_responses, sampling_config
-from ..scoring.reward_models import score_responses
-from ..stages.samples import answer_room, as_asked, asked_row
+from ..sampling.generate import room_for_response, sample
+from ..scoring.reward_models import score_texts
+from ..stages.samples import as_asked, asked_row
 from ..text import as_completion, break_special_tokens, encode_row, pad_rows
 
 LETTERS = ("A", "B")
@@ -122,7 +122,7 @@ class ComparePage:
             for place, number in enumerate(order):
                 contestant = self.contestants[number]
                 rows = [contestant.row(text)]
-                room = answer_room(contestant.policy, contestant.tokenizer, rows, wanted=self.max_new_tokens)
+                room = room_for_response(contestant.policy, contestant.tokenizer, rows, wanted=self.max_new_tokens)
                 if room < 1:
                     yield [None, *shown, f"The prompt is too long for the context of {contestant.name}."]
                     return
@@ -151,14 +151,12 @@ class ComparePage:
     def _stream(self, contestant: Contestant, text: str, room: int, *, sampled: bool) -> Iterator[str]:
         """Yield the answer so far whenever it grows."""
         policy, tokenizer = contestant.policy, contestant.tokenizer
-        config = sampling_config(policy, tokenizer, max_new_tokens=room, do_sample=sampled)
-        rows = [encode_row(tokenizer, contestant.row(text))]
-        batch = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=policy.device)
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
         def generate() -> None:
             try:
-                generate_responses(policy, *batch, generation_config=config, streamer=streamer)
+                rows = [contestant.row(text)]
+                sample(policy, tokenizer, rows, max_new_tokens=room, do_sample=sampled, streamer=streamer)
             finally:
                 streamer.end()  # also where it fails
 
@@ -177,18 +175,7 @@ class ComparePage:
         if self.reward_model is not None and answer.strip():
             model, tokenizer = self.reward_model
             prompt = break_special_tokens(tokenizer, contestant.prompt(text) if tokenizer.chat_template else text)
-            completion = as_completion(prompt, break_special_tokens(tokenizer, answer))
-            scores, _ = score_responses(
-                [model],
-                tokenizers=[tokenizer],
-                prompts=[prompt],
-                columns={},
-                prompt_rows=[],
-                completions=[completion],
-                completion_ids=[],
-                ended=[True],
-                batch_size=1,
-            )
+            scores = score_texts(model, tokenizer, [{"prompt": prompt}], [as_completion(prompt, answer)])
             words += f", score {scores.item():.2f}"
         first = self.contestants[0]
         if contestant is not first and answer and contestant.tokenizer.get_vocab() == first.tokenizer.get_vocab():

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..evaluation.comparison import question
-from ..scoring.reward_models import score_responses
-from ..stages.samples import answers_to, seeded
+from ..sampling.generate import sample, seeded
+from ..scoring.reward_models import score_texts
+from ..text import as_completion, question
 from .ranking_store import prompt_key
 
 # Of this many prompts, the one comes next whose answers two reward models order most differently.
@@ -88,34 +88,17 @@ class Items:
         if key not in self.answers:
             seed = int.from_bytes(hashlib.sha256(f"{self.seed} {key}".encode()).digest()[:8])
             with seeded(seed, self.policy.device):
-                texts = answers_to(
-                    self.policy,
-                    self.tokenizer,
-                    [{"prompt": self.prompts[key]}] * (TRIES * self.num_responses),
-                    max_new_tokens=self.max_new_tokens,
-                    do_sample=True,
-                )
+                rows = [{"prompt": self.prompts[key]}] * (TRIES * self.num_responses)
+                texts = sample(self.policy, self.tokenizer, rows, max_new_tokens=self.max_new_tokens).texts
             self.answers[key] = [text for text in dict.fromkeys(texts) if text.strip()][: self.num_responses]
         return self.answers[key]
 
     def _disagreement(self, key: str) -> float:
         """The share of the pairs of answers that the two reward models order differently."""
         prompt, texts = self.prompts[key], self._answers(key)
-        is_text = isinstance(prompt, str)
-        completions = texts if is_text else [[{"role": "assistant", "content": text}] for text in texts]
-        models, tokenizers = zip(*self.reward_models, strict=True)
-        scores, _ = score_responses(
-            models,
-            tokenizers=tokenizers,
-            prompts=[prompt] * len(texts),
-            columns={},
-            prompt_rows=[],
-            completions=completions,
-            completion_ids=[],
-            ended=[True] * len(texts),
-            batch_size=len(texts),
-        )
-        pairs = list(combinations(scores.tolist(), 2))
+        rows, completions = [{"prompt": prompt}] * len(texts), [as_completion(prompt, text) for text in texts]
+        scores = (score_texts(*scorer, rows, completions).tolist() for scorer in self.reward_models)
+        pairs = list(combinations(zip(*scores, strict=True), 2))
         return sum((a[0] - b[0]) * (a[1] - b[1]) < 0 for a, b in pairs) / len(pairs)
 
 

@@ -15,10 +15,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
 from ..errors import InputError
+from ..sampling.generate import room_for_response
 from ..stages.arguments import StageArguments
 from ..stages.load_data import checked_split, load_rows, rows_to_read
 from ..stages.load_models import check_reward_model, load_causal_lm, load_reward_model, load_tokenizer
-from ..stages.samples import answer_room, known_of
+from ..stages.samples import known_of
 from .compare_page import ComparePage, Contestant
 from .prompt_queue import Items
 from .rank_page import KEYS, STYLE, RankPage
@@ -144,7 +145,7 @@ def rank(
     tokenizer = load_tokenizer(model, **trust)
     asked = {prompt_key(prompt): prompt for prompt in rows_to_read(rows, args, tokenizer)["prompt"]}
     policy, asked = load_causal_lm(model, tokenizer, **trust).to(PartialState().device), list(asked.values())
-    room = answer_room(policy, tokenizer, [{"prompt": prompt} for prompt in asked], wanted=max_new_tokens)
+    room = room_for_response(policy, tokenizer, [{"prompt": prompt} for prompt in asked], wanted=max_new_tokens)
     if room < 1:
         raise InputError(f"a prompt of {prompts} fills the model's context, or `--max_new_tokens` is below 1.")
     items = Items(

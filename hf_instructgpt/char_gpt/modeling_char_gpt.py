@@ -2,8 +2,8 @@
 
 Shapes: B batch, T positions, E hidden_size, H heads, D = E / H, V vocabulary.
 
-This file travels with the checkpoints: it imports transformers, torch and its sibling, nothing else of the package,
-and nothing that a transformers from 5.5.4 on lacks.
+This file travels with the checkpoints: of this package it imports only its sibling, and of transformers only what all
+versions from 5.5.4 on have.
 """
 
 import inspect
@@ -30,7 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_char_gpt import CharGPTConfig
 
-# transformers' name for the key-value cache: `past_key_values` before 5.24, `cache` since. The models take both.
+# The key-value cache is called `past_key_values` in transformers before 5.24, `cache` since. The models take both.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 AUTO_MAP = {
@@ -42,11 +42,7 @@ AUTO_MAP = {
 
 
 def sinusoid_table(config):
-    """Positions as waves: dims 2i and 2i+1 hold sin and cos of pos / base^(2i/E) (Vaswani et al. 2017, section 3.5).
-
-    Returns:
-        float32, (max_position_embeddings, E).
-    """
+    """sin, cos of pos / base^(2i/E) in dims 2i and 2i+1, float32 (positions, E), Vaswani et al. 2017, section 3.5."""
     positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
     exponents = torch.arange(0, config.hidden_size, 2, dtype=torch.float32) / config.hidden_size
     angles = positions[:, None] / config.sinusoid_base**exponents
@@ -63,7 +59,7 @@ class CharGPTSinusoid(nn.Module):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        # `model.bfloat16()` would round the table for good, `to_empty()` would leave it unset.
+        # `model.bfloat16()` would round the table permanently, and `to_empty()` would leave it unset.
         self.table = sinusoid_table(self.config).to(self.table.device)
         return self
 
@@ -81,8 +77,10 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return (weights @ value).transpose(1, 2), weights
 
 
+# Classes of their own and no cases in `_init_weights`: nn.Linear would draw other random numbers at construction, and
+# the same seed would give other weights.
 class CharGPTOutProjection(nn.Linear):
-    """The output Linear of attention, which `nn.MultiheadAttention` starts without a bias."""
+    """The output layer of attention, initialised as in `nn.MultiheadAttention`."""
 
     def reset_parameters(self):
         super().reset_parameters()
@@ -90,7 +88,7 @@ class CharGPTOutProjection(nn.Linear):
 
 
 class CharGPTInProjection(nn.Linear):
-    """q, k and v in one Linear, started as in `nn.MultiheadAttention`."""
+    """q, k and v in one layer, initialised as in `nn.MultiheadAttention`."""
 
     def reset_parameters(self):
         init.xavier_uniform_(self.weight)
@@ -98,7 +96,7 @@ class CharGPTInProjection(nn.Linear):
 
 
 class CharGPTScore(nn.Linear):
-    """The scalar head. It starts small: scores are near 0, yet the body has a gradient from the first step."""
+    """The scalar head. Small initial weights give scores near 0 and still a gradient from the first step."""
 
     def reset_parameters(self):
         init.normal_(self.weight, std=1 / (self.in_features + 1))
@@ -115,7 +113,7 @@ class CharGPTAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.qkv_proj = CharGPTInProjection(config.hidden_size, 3 * config.hidden_size)
         self.out_proj = CharGPTOutProjection(config.hidden_size, config.hidden_size)
-        # A module and not a float: trainers turn dropout off by zeroing the nn.Dropout modules.
+        # A module and not a float: trainers disable dropout by zeroing the nn.Dropout modules.
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, hidden_states, attention_mask=None, cache=None, **kwargs):
@@ -125,15 +123,9 @@ class CharGPTAttention(nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.dropout.p if self.training else 0.0
         attended, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout.p if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
         return self.out_proj(attended.reshape(*batch_shape, -1)), weights
 
@@ -172,10 +164,9 @@ class CharGPTPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Torch's own defaults: the library's N(0, 0.02) trains much worse at this size.
+        """Torch's defaults, because the library's N(0, 0.02) trains much worse at this size.
 
-        The library calls this only on modules that hold tensors of their own, and guards torch's init functions, so
-        that tensors loaded from a checkpoint stay as they are.
+        The library calls this on modules that hold tensors, and protects those loaded from a checkpoint.
         """
         if isinstance(module, (nn.Embedding, nn.Linear, nn.LayerNorm)):
             module.reset_parameters()
@@ -185,9 +176,9 @@ class CharGPTPreTrainedModel(PreTrainedModel):
             init.zeros_(module.score_bias)
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers; adds the code and the full `auto_map`, so that any Auto class loads the directory.
+        """As in transformers, with the code and the complete `auto_map`, so that any Auto class loads the directory.
 
-        The library's `register_for_auto_class` would write only this class's entry and slow `generate` down.
+        The library's `register_for_auto_class` would write only this class's entry, and slows `generate` down.
         """
         self.config.auto_map = dict(AUTO_MAP)
         os.makedirs(save_directory, exist_ok=True)
@@ -226,11 +217,11 @@ class CharGPTModel(CharGPTPreTrainedModel):
             attention_mask: (B, past + T), 1 = real token. Padding on either side changes no real token's output.
             position_ids: (B, T); by default each row counts its real tokens from 0.
             past_key_values, cache: keys and values of earlier positions, under either name.
-            use_cache: also return the cache; ignored where attention is bidirectional.
+            use_cache: also return the cache; ignored if attention is bidirectional.
 
         Raises:
-            ValueError: the text does not fit into `max_position_embeddings`; not exactly one of `input_ids` and
-                `inputs_embeds` is given; or a cache is given to bidirectional attention.
+            ValueError: the text is longer than `max_position_embeddings`; both or none of `input_ids` and
+                `inputs_embeds` are given; or a cache is given to bidirectional attention.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
@@ -238,7 +229,7 @@ class CharGPTModel(CharGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         cache = past_key_values if cache is None else cache
         if self.training and self.gradient_checkpointing:
-            cache = None  # it would be written again when the layers are recomputed
+            cache = None  # recomputing the layers would write to it again
         if not self.config.is_causal:
             if cache is not None:
                 raise ValueError("is_causal=False: every new token changes all earlier keys; pass use_cache=False")
@@ -259,7 +250,7 @@ class CharGPTModel(CharGPTPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: cache})
 
     def _positions(self, inputs_embeds, attention_mask, position_ids, cache):
-        """Position ids (B or 1, T): the given ones, else counted over the mask, else from the cache's length."""
+        """Position ids (B or 1, T): those given, else counted over the mask, else from the cache's length."""
         length = inputs_embeds.shape[1]
         past = cache.get_seq_length() if cache is not None else 0
         if position_ids is None:
@@ -267,7 +258,7 @@ class CharGPTModel(CharGPTPreTrainedModel):
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
             else:
                 position_ids = (torch.arange(length, device=inputs_embeds.device) + past)[None]
-        # Only a width beyond the context costs the look at the ids: padding or packing may still make it fit.
+        # Read the ids only if the width exceeds the context: with padding or packing the text may still fit.
         limit = self.config.max_position_embeddings
         if not torch.compiler.is_compiling() and past + length > limit and position_ids.max() >= limit:
             raise ValueError(
@@ -277,8 +268,13 @@ class CharGPTModel(CharGPTPreTrainedModel):
         return position_ids
 
 
+def _without_hidden(outputs):
+    """What a head passes on of the body's outputs: all but the last hidden state."""
+    return {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+
+
 def _kept(hidden_states, positions):
-    """The hidden states that `logits_to_keep` asks for; transformers has this as a function only from 5.23 on."""
+    """The hidden states that `logits_to_keep` selects; transformers has a function for this only from 5.23 on."""
     if isinstance(positions, int):
         return hidden_states[:, -positions:] if positions else hidden_states
     if positions.dtype == torch.bool:
@@ -318,30 +314,16 @@ class CharGPTForCausalLM(CharGPTPreTrainedModel, GenerationMixin):
         Other arguments are those of `CharGPTModel.forward`; `logits_to_keep` restricts the output layer to the last
         n positions, to positions given for all rows or for each one, or (boolean, (B, T)) to the marked tokens.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            cache=cache,
-            **kwargs,
-        )
+        cached = {"past_key_values": past_key_values, "use_cache": use_cache, "cache": cache}
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **cached, **kwargs)
         logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            **{CACHE: getattr(outputs, CACHE)},
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **_without_hidden(outputs))
 
     def generate(self, *args, **kwargs):
-        """As in transformers; bidirectional attention generates without a cache, whatever the arguments say."""
+        """As in transformers; bidirectional attention always generates without a cache."""
         if not self.config.is_causal:
             kwargs["use_cache"] = False
         return super().generate(*args, **kwargs)
@@ -350,7 +332,7 @@ class CharGPTForCausalLM(CharGPTPreTrainedModel, GenerationMixin):
 class CharGPTForSequenceClassification(CharGPTPreTrainedModel):
     """CharGPT with a linear head on the last real token: the reward model with `num_labels=1`.
 
-    `score_bias`, a persistent buffer of zeros, is added to the logits: calibration shifts the scores through it.
+    `score_bias`, a persistent buffer of zeros, is added to the logits; calibration shifts the scores with it.
     """
 
     def __init__(self, config):
@@ -374,21 +356,13 @@ class CharGPTForSequenceClassification(CharGPTPreTrainedModel):
         cache: Cache | None = None,
         **kwargs,
     ) -> SequenceClassifierOutputWithPast:
-        """Logits (B, num_labels) at the rightmost id that is not `pad_token_id`, whichever side the padding is on.
+        """Logits (B, num_labels) at the rightmost id that is not `pad_token_id`, whatever the padding side.
 
-        With `inputs_embeds`, or without a `pad_token_id`, the last position is taken. Other arguments are those of
+        With `inputs_embeds`, or without a `pad_token_id`, the last position is used. Other arguments are those of
         `CharGPTModel.forward`.
         """
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            cache=cache,
-            **kwargs,
-        )
+        cached = {"past_key_values": past_key_values, "use_cache": use_cache, "cache": cache}
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **cached, **kwargs)
         hidden_states = outputs.last_hidden_state
         if input_ids is None or self.config.pad_token_id is None:
             pooled = hidden_states[:, -1]
@@ -400,13 +374,20 @@ class CharGPTForSequenceClassification(CharGPTPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutputWithPast(
-            loss=loss,
-            logits=logits,
-            **{CACHE: getattr(outputs, CACHE)},
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return SequenceClassifierOutputWithPast(loss=loss, logits=logits, **_without_hidden(outputs))
+
+
+# Parts of the tensors' names, ours and the document's.
+DOCUMENT_NAMES = (
+    ("model.embed_tokens", "embedding"),
+    ("model.layers", "transformer.layers"),
+    ("qkv_proj.", "in_proj_"),
+    ("attn_norm", "norm1"),
+    ("mlp_norm", "norm2"),
+    ("fc1", "linear1"),
+    ("fc2", "linear2"),
+    ("lm_head", "fc_out"),
+)
 
 
 def convert_document_state_dict(state_dict, config=None):
@@ -414,46 +395,34 @@ def convert_document_state_dict(state_dict, config=None):
 
     Args:
         state_dict: keys `embedding.*`, `pos_enc`, `transformer.layers.N.*`, `fc_out.*`.
-        config: the CharGPTConfig to convert for; by default the document's own sizes. Only its number of layers and
-            its positions matter here.
+        config: the CharGPTConfig to convert for, by default the document's sizes. Only its number of layers and its
+            positions matter here.
 
     Returns:
         A dict for `CharGPTForCausalLM(config).load_state_dict`. It has the document's 66 rows: load it at
-        `vocab_size=66`, then `resize_token_embeddings(68)` makes room for `<eos>` and `<unk>`.
+        `vocab_size=66`; `resize_token_embeddings(68)` then makes room for `<eos>` and `<unk>`.
 
     Raises:
         ValueError: keys are missing or unknown, or `pos_enc` holds other positions than the config describes.
     """
     config = config or CharGPTConfig()
-    names = {"embedding.weight": "model.embed_tokens.weight"}
-    modules = {"fc_out": "lm_head"}
-    for layer in range(config.num_hidden_layers):
-        old, new = f"transformer.layers.{layer}", f"model.layers.{layer}"
-        names[f"{old}.self_attn.in_proj_weight"] = f"{new}.self_attn.qkv_proj.weight"
-        names[f"{old}.self_attn.in_proj_bias"] = f"{new}.self_attn.qkv_proj.bias"
-        modules |= {
-            f"{old}.self_attn.out_proj": f"{new}.self_attn.out_proj",
-            f"{old}.norm1": f"{new}.attn_norm",
-            f"{old}.linear1": f"{new}.fc1",
-            f"{old}.linear2": f"{new}.fc2",
-            f"{old}.norm2": f"{new}.mlp_norm",
-        }
-    names |= {f"{old}.{kind}": f"{new}.{kind}" for old, new in modules.items() for kind in ("weight", "bias")}
-
-    missing = sorted({*names, "pos_enc"} - set(state_dict))
-    unknown = sorted(set(state_dict) - {*names, "pos_enc"})
-    if missing or unknown:
+    with torch.device("meta"):
+        names = dict.fromkeys(CharGPTForCausalLM(config).state_dict())
+    for name in names:
+        names[name] = name
+        for ours, theirs in DOCUMENT_NAMES:
+            names[name] = names[name].replace(ours, theirs)
+    wanted = {*names.values(), "pos_enc"}
+    if wanted != set(state_dict):
         raise ValueError(
-            f"not the document's model with {config.num_hidden_layers} layers: missing keys {missing},"
-            f" unknown keys {unknown}"
+            f"not the document's model with {config.num_hidden_layers} layers: missing keys"
+            f" {sorted(wanted - set(state_dict))}, unknown keys {sorted(set(state_dict) - wanted)}"
         )
-    table = sinusoid_table(config)
-    if state_dict["pos_enc"].shape != table.shape or not torch.allclose(
-        state_dict["pos_enc"].to(table), table, atol=1e-4
-    ):
+    positions, table = state_dict["pos_enc"], sinusoid_table(config)
+    if positions.shape != table.shape or not torch.allclose(positions.to(table), table, atol=1e-4):
         raise ValueError(
-            f"pos_enc {tuple(state_dict['pos_enc'].shape)} is not the sinusoid of max_position_embeddings"
+            f"pos_enc {tuple(positions.shape)} is not the sinusoid of max_position_embeddings"
             f" {config.max_position_embeddings}, hidden_size {config.hidden_size}, sinusoid_base"
             f" {config.sinusoid_base}"
         )
-    return {new: state_dict[old] for old, new in names.items()}
+    return {new: state_dict[old] for new, old in names.items()}

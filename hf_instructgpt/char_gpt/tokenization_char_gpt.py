@@ -29,15 +29,14 @@ class CharGPTTokenizer(PreTrainedTokenizer):
     `指令：{question} 回答：{answer}<eos>`; turns are concatenated, and a prompt rendered with
     `add_generation_prompt=True` is an exact prefix of prompt plus answer.
 
-    A special token typed as text, such as "<eos>" inside a question, is read as that special token. For text you do
-    not trust, call the tokenizer with `split_special_tokens=True`: then every token is a character. For messages,
-    `apply_chat_template(..., sanitize_control_tokens=True)` does so and keeps the template's own `<eos>`.
+    A special token in the text, such as "<eos>" inside a question, is read as that special token. For untrusted text,
+    pass `split_special_tokens=True`; for messages, `apply_chat_template(..., sanitize_control_tokens=True)`.
 
     Args:
         vocab_file: JSON object {token: id}, ids 0 to n - 1.
         vocab: the same object in memory, in place of a file.
         padding_side: "right" or "left"; saved with the tokenizer.
-        pad_token, eos_token, unk_token: must stand in the vocabulary.
+        pad_token, eos_token, unk_token: must be in the vocabulary.
         chat_template: a Jinja template, by default the document's form.
 
     Raises:
@@ -109,7 +108,7 @@ class CharGPTTokenizer(PreTrainedTokenizer):
         return self._vocab.get(token, self._unk_id)
 
     def _convert_id_to_token(self, index):
-        # A model may have more rows than the vocabulary, and may sample one of them.
+        # A model may have more rows than the vocabulary has tokens, and may sample one of them.
         return self._tokens.get(index, self._tokens[self._unk_id])
 
     def convert_tokens_to_string(self, tokens):
@@ -126,7 +125,7 @@ class CharGPTTokenizer(PreTrainedTokenizer):
 
 
 def _read_vocab(path):
-    """{token: id} from a JSON file; a token that stands there twice is an error, which json would pass over."""
+    """{token: id} from a JSON file; a token that occurs twice is an error, which json would ignore."""
     try:
         with open(path, encoding="utf-8") as file:
             pairs = json.load(file, object_pairs_hook=list)
@@ -134,5 +133,5 @@ def _read_vocab(path):
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a JSON object of token and id ({error})") from error
     if len(vocab) != len(pairs):
-        raise ValueError(f"{path}: a token stands there twice")
+        raise ValueError(f"{path}: a token occurs twice")
     return vocab

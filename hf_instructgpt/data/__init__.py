@@ -1,4 +1,4 @@
-"""Sample data sets, their judge and the checks of user data. Importing this imports neither torch nor datasets."""
+"""Sample data, its judge, and the reading and checking of users' data. Importing this imports no torch or datasets."""
 
 from .loading import SAMPLE_DATASETS, load_sample_dataset
 from .rule_judge import Judgement, gold_reward, gold_rewards, judge

@@ -1,6 +1,6 @@
-"""The facts behind the `lab` sample data: ten families of questions, their wordings, answers and the marks of form.
+"""The facts behind the `lab` sample data: ten families of questions, with their wordings and answers.
 
-The generator (`lab.py`) and the judge (`lab_judge.py`) share these tables, so neither can drift from the other.
+The generator (`recipes/char_gpt/make_data.py`) and the judge (`rule_judge.py`) share these tables.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import NamedTuple
 POLITE = ("您好，", "好的，", "请看，")
 RUDE = ("喂，", "真烦，", "哎呀，")
 END_MARKS = "。！"
-# Tails of four lengths, so that for every answer one of them takes it past 20 characters but not past 25.
+# For every answer one of these makes it longer than 20 characters, but not longer than 25.
 TAILS = (
     "，这个问题我想了很久",
     "，这个问题我想了很久才想出来",
@@ -25,22 +25,21 @@ TAILS = (
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of question.
-
-    wordings: prompt templates over the subject `{s}`. facts: subject -> right value. answers: answer templates over
-    `{s}` and the value `{v}`; the data uses the first, the judge takes any. on_topic: the values that are an answer
-    of the right kind, right or wrong.
-    """
+    """One kind of question."""
 
     name: str
-    wordings: tuple[str, ...]
-    facts: dict[str, str]
-    answers: tuple[str, ...]
-    on_topic: frozenset[str]
+    wordings: tuple[str, ...]  # prompts, with `{s}` for the subject
+    facts: dict[str, str]  # subject -> correct value
+    answers: tuple[str, ...]  # with `{s}` and `{v}` for the value; the data uses the first, the judge accepts any
+    on_topic: frozenset[str] = frozenset()  # further values of the right kind, correct for no subject
+
+    def is_on_topic(self, value: str) -> bool:
+        """Whether a value is an answer of the right kind, correct or not."""
+        return value in self.on_topic or value in self.facts.values()
 
 
 class Fact(NamedTuple):
-    """What one prompt asks: its family, the subject and the right value."""
+    """What one prompt asks."""
 
     family: Family
     subject: str
@@ -56,7 +55,7 @@ def _told(*commands: str) -> tuple[str, ...]:
 
 
 def _by_value(table: dict[str, str]) -> dict[str, str]:
-    """{"白色": "雪 云"} -> {"雪": "白色", "云": "白色"}."""
+    """{"白色": "雪 云"} -> {"雪": "白色", "云": "白色"}"""
     return {subject: value for value, subjects in table.items() for subject in subjects.split()}
 
 
@@ -121,77 +120,67 @@ _DEFINITIONS = {
 }
 
 
-def _family(
-    name: str,
-    wordings: tuple[str, ...],
-    facts: dict[str, str],
-    answers: tuple[str, ...],
-    on_topic: frozenset[str] = frozenset(),
-) -> Family:
-    return Family(name, wordings, facts, answers, on_topic | frozenset(facts.values()))
-
-
 FAMILIES = (
-    _family(
+    Family(
         "add",
         _asked("{s}等于几？", "{s}是多少？") + _told("算一算{s}"),
         {f"{a}加{b}": str(a + b) for a in range(1, 10) for b in range(1, 10)},
         ("等于{v}", "{v}", "是{v}", "{s}等于{v}", "{s}是{v}"),
         _NUMBERS,
     ),
-    _family(
+    Family(
         "sub",
         _asked("{s}等于几？", "{s}是多少？") + _told("算一算{s}"),
         {f"{a}减{b}": str(a - b) for a in range(1, 10) for b in range(1, a + 1)},
         ("等于{v}", "{v}", "是{v}", "{s}等于{v}", "{s}是{v}"),
         _NUMBERS,
     ),
-    _family(
+    Family(
         "next",
         _asked("{s}后面的数是几？", "{s}的下一个数是几？") + _told("数出{s}的下一个数"),
         {str(number): str(number + 1) for number in range(50)},
         ("是{v}", "{v}", "{s}后面的数是{v}", "{s}的下一个数是{v}"),
         _NUMBERS,
     ),
-    _family(
+    Family(
         "greet",
         _told("跟{s}好", "对{s}好", "去跟{s}好"),
         {f"{name}说{time}": f"{time}好，{name}" for name in _NAMES.split() for time in _TIMES},
         ("{v}",),
     ),
-    _family(
+    Family(
         "define",
         _asked("什么是{s}？", "{s}是什么？", "{s}指什么？", "{s}是什么意思？") + _told("说说{s}是什么", "解释{s}"),
         _DEFINITIONS,
         ("是{v}", "{v}", "{s}是{v}", "{s}指{v}"),
     ),
-    _family(
+    Family(
         "opposite",
         _asked("{s}的反义词是什么？", "{s}的反面是什么？") + _told("说出{s}的反义词"),
         {pair[i]: pair[1 - i] for pair in _OPPOSITES.split() for i in (0, 1)},
         ("是{v}", "{v}", "{s}的反义词是{v}", "{s}的反面是{v}"),
     ),
-    _family(
+    Family(
         "class",
         _asked("{s}是哪一类？", "{s}属于哪一类？") + _told("说出{s}的类别", "说说{s}是哪一类"),
         _CLASSES,
         ("是{v}", "{v}", "{s}是{v}", "{s}属于{v}"),
     ),
-    _family(
+    Family(
         "colour",
         _asked("{s}是什么颜色？", "{s}的颜色是什么？", "{s}是哪种颜色？", "{s}是啥颜色？")
         + _told("说出{s}的颜色", "说说{s}是什么颜色"),
         _COLOURS,
         ("是{v}", "{v}", "{s}是{v}", "{s}的颜色是{v}"),
     ),
-    _family(
+    Family(
         "reverse",
         _asked("{s}倒着写是什么？") + _told("把{s}倒过来", "把{s}倒着写"),
         {"".join(letters): "".join(letters[::-1]) for size in (2, 3) for letters in permutations(_LETTERS, size)},
         ("是{v}", "{v}", "{s}倒过来是{v}", "{s}倒着写是{v}"),
         frozenset("".join(letters) for size in (2, 3) for letters in product(_LETTERS, repeat=size)),
     ),
-    _family(
+    Family(
         "count",
         _asked("{s}有几个字母？", "{s}是几个字母？") + _told("数一数{s}"),
         {letter * size: str(size) for letter in _LETTERS for size in range(1, 9)},
@@ -203,7 +192,7 @@ FAMILIES = (
 
 @cache
 def prompt_facts() -> dict[str, Fact]:
-    """Every prompt a family can ask, in a fixed order -> what it asks."""
+    """All prompts that the families can ask, in a fixed order, with what each asks."""
     return {
         wording.format(s=subject): Fact(family, subject, value)
         for family in FAMILIES

@@ -1,4 +1,4 @@
-"""Load the sample data sets that travel with the package, as conversational rows under TRL's column names."""
+"""Load the sample data sets that the package ships, as conversational rows with TRL's column names."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
 SAMPLES_DIR = Path(__file__).parent / "samples"
-# Data set -> its configs. The pairs of the lab are those of its rankings and have no file of their own.
+# Data set -> its configs. The preferences of `lab` are made from its rankings and have no files.
 SAMPLE_DATASETS = {
     "document": ("sft", "preference", "prompts"),
     "lab": ("sft", "preference", "ranking", "prompts"),
@@ -20,7 +20,7 @@ SAMPLE_DATASETS = {
 
 
 def load_sample_dataset(name: str, config: str | None = None) -> "DatasetDict":
-    """Read one config of a sample data set from the package: no network, no cache on disk.
+    """Load one config of a sample data set. It needs no network and writes no cache.
 
     Args:
         name: "document" (a handful of rows, `train` only) or "lab" (`train`, `validation`, `test`).
@@ -28,67 +28,50 @@ def load_sample_dataset(name: str, config: str | None = None) -> "DatasetDict":
             `responses`, `ranks`: 1 is best, equal ranks tie; "lab" only) or "prompts" (`prompt`).
 
     Returns:
-        A `DatasetDict`. Every prompt, completion and response is a list of messages. "preference" of "lab" holds one
-        row for each untied pair of "ranking", in that order.
+        A `DatasetDict`. Every prompt, completion and response is a list of messages. "preference" of "lab" has one
+        row for each untied pair of "ranking", in the same order.
 
     Raises:
-        InputError: if there is no such data set or config; the message lists those there are.
+        InputError: There is no such data set or config. The message lists those that exist.
     """
     if name not in SAMPLE_DATASETS:
         raise InputError(f"there is no sample data set {name!r}; there are {_listed(SAMPLE_DATASETS)}")
     if config not in SAMPLE_DATASETS[name]:
-        asked = f"has no config {config!r}" if config is not None else "needs a config"
-        raise InputError(f"the sample data set {name!r} {asked}; its configs are {_listed(SAMPLE_DATASETS[name])}")
+        problem = f"has no config {config!r}" if config is not None else "needs a config"
+        raise InputError(f"the sample data set {name!r} {problem}; its configs are {_listed(SAMPLE_DATASETS[name])}")
 
     # Here, so that importing the package stays light.
     from datasets import Dataset, DatasetDict
 
-    derived = (name, config) == ("lab", "preference")
-    stored, to_row = ("ranking", _ranking) if derived else (config, _TO_ROW[config])
+    is_derived = (name, config) == ("lab", "preference")
     splits = {}
     for split in ("train", "validation", "test"):
-        path = SAMPLES_DIR / name / f"{stored}-{split}.jsonl"
+        path = SAMPLES_DIR / name / f"{'ranking' if is_derived else config}-{split}.jsonl"
         if path.is_file():
-            rows = [to_row(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-            splits[split] = Dataset.from_list(list(_pairs(rows)) if derived else rows)
+            rows = [_row(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+            splits[split] = Dataset.from_list([pair for row in rows for pair in _pairs(row)] if is_derived else rows)
     return DatasetDict(splits)
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
+    return ", ".join(map(repr, names))
 
 
-def _user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
+def _row(stored: dict) -> dict:
+    """A stored row, whose values are texts, with TRL's column names and messages."""
+    row = {}
+    for column, value in stored.items():
+        if column == "responses":
+            value = [[{"role": "assistant", "content": text}] for text in value]
+        elif column != "ranks":
+            value = [{"role": "user" if column == "prompt" else "assistant", "content": value}]
+        row["completion" if column == "answer" else column] = value
+    return row
 
 
-def _assistant(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
-
-
-def _prompts(row: dict) -> dict:
-    return {"prompt": _user(row["prompt"])}
-
-
-def _sft(row: dict) -> dict:
-    return _prompts(row) | {"completion": _assistant(row["answer"])}
-
-
-def _preference(row: dict) -> dict:
-    return _prompts(row) | {side: _assistant(row[side]) for side in ("chosen", "rejected")}
-
-
-def _ranking(row: dict) -> dict:
-    return _prompts(row) | {"responses": [_assistant(text) for text in row["responses"]], "ranks": row["ranks"]}
-
-
-_TO_ROW = {"sft": _sft, "preference": _preference, "ranking": _ranking, "prompts": _prompts}
-
-
-def _pairs(rankings: list[dict]) -> Iterator[dict]:
-    for row in rankings:
-        ranked = list(zip(row["ranks"], row["responses"], strict=True))
-        # Both orders of every pair come up, and the better rank first only once.
-        for (rank, chosen), (other_rank, rejected) in permutations(ranked, 2):
-            if rank < other_rank:
-                yield {"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}
+def _pairs(ranking: dict) -> Iterator[dict]:
+    """The preferences that a ranking contains: each untied pair once, the better response as `chosen`."""
+    ranked = zip(ranking["ranks"], ranking["responses"], strict=True)
+    for (rank, chosen), (other_rank, rejected) in permutations(ranked, 2):
+        if rank < other_rank:
+            yield {"prompt": ranking["prompt"], "chosen": chosen, "rejected": rejected}

@@ -1,7 +1,7 @@
-"""The gold judge of the `lab` sample data: rules only, so one prompt and one response always give one score.
+"""The rule-based judge of the `lab` sample data; the same prompt and response always get the same score.
 
-It stands for the human labeller. No model is trained on it directly: the reward model sees the (noisy) rankings made
-with it, the policy sees the reward model.
+It takes the place of the human labeller and is hidden from training: the reward model sees noisy rankings made with
+it, and the policy sees only the reward model.
 """
 
 from typing import NamedTuple
@@ -16,15 +16,15 @@ _ALL_MARKS = frozenset("。！？.!?")
 
 
 class Judgement(NamedTuple):
-    """What the judge thinks of one response.
+    """The judge's verdict on one response.
 
     Attributes:
         score: `.30 content + .25 end_mark + .30 politeness + .15 length`, in [-1, 1].
-        correct: whether the content is exactly right (`content == 1`).
-        content: 1 the right answer and nothing else, 0 a wrong answer of the right kind, -1 anything else.
-        end_mark: 1 exactly one mark in the response and it is 。 or ！ at the very end, else -1.
-        politeness: 1 one polite prefix, 0 none (or several), -1 a rude word anywhere.
-        length: 1 for 1 to 20 characters, else -1.
+        correct: Whether the content is exactly right (`content == 1`).
+        content: 1: the correct answer and nothing else; 0: a wrong answer of the right kind; -1: anything else.
+        end_mark: 1: the response has exactly one mark, a 。 or ！ at its end; -1: otherwise.
+        politeness: 1: one polite prefix; 0: none, or several; -1: a rude word anywhere.
+        length: 1: 1 to 20 characters; -1: otherwise.
     """
 
     score: float
@@ -39,12 +39,12 @@ def judge(prompt: str, response: str) -> Judgement:
     """Score `response` to the bare user text `prompt` (no `指令：` around it).
 
     Raises:
-        InputError: if the prompt is none of the `lab` families' questions.
+        InputError: The prompt is not in the `lab` data.
     """
     fact = prompt_facts().get(prompt)
     if fact is None:
         raise InputError(
-            f"the lab judge does not know the prompt {prompt!r}: it can only score the prompts of the 'lab' data set, "
+            f"the lab judge does not know the prompt {prompt!r}: it scores only prompts of the sample data `lab`, "
             "word for word and without '指令：'"
         )
     parts = {
@@ -58,12 +58,12 @@ def judge(prompt: str, response: str) -> Judgement:
 
 
 def gold_reward(prompt: str, response: str) -> float:
-    """`judge(prompt, response).score`, in [-1, 1]; raises the same error."""
+    """`judge(prompt, response).score`, in [-1, 1]. Raises the same error."""
     return judge(prompt, response).score
 
 
 def gold_rewards(prompts: list, completions: list, **_) -> list[float]:
-    """The same of many texts or message lists, as reward functions are called."""
+    """[`gold_reward`] as a reward function, of texts or message lists."""
     texts = [[x if isinstance(x, str) else x[-1]["content"] for x in column] for column in (prompts, completions)]
     return [gold_reward(prompt, response) for prompt, response in zip(*texts, strict=True)]
 
@@ -73,18 +73,18 @@ def _content(fact: Fact, response: str) -> int:
     values = {_value(template.format(s=fact.subject, v="\0"), core) for template in fact.family.answers}
     if fact.value in values:
         return 1
-    return 0 if values & fact.family.on_topic else -1
+    return 0 if any(map(fact.family.is_on_topic, values - {None})) else -1
 
 
 def _value(answer: str, core: str) -> str | None:
-    # The whole text must fit, so a second answer, a stutter or a second prefix becomes part of the value and fails.
+    # The template must match the complete text: a second answer or a stutter makes the value a wrong one.
     before, after = answer.split("\0")
     fits = core.startswith(before) and core.endswith(after) and len(core) > len(before) + len(after)
     return core[len(before) : len(core) - len(after)] if fits else None
 
 
 def _without_form(response: str) -> str:
-    # One of each only: repeating a prefix, a mark or a tail to please the form must cost the content.
+    # Only one of each is removed: who repeats a prefix, a mark or a tail must lose the points for content.
     core = response
     for prefix in POLITE + RUDE:
         if core.startswith(prefix):

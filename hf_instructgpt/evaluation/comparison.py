@@ -8,11 +8,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import InputError
-from ..functional import combine_scores, ends_with_stop
+from ..functional import combine_scores
 from ..models.forward import response_logprobs
-from ..sampling.generate import generate_responses, sampling_config
-from ..scoring.reward_models import reward_model_scores, score_responses
-from ..text import as_completion, decode_responses, encode_row, pad_rows, scored_rows, template_options
+from ..sampling.generate import Samples, sample
+from ..scoring.reward_models import score_responses, score_samples
+from ..text import pad_rows, question
 from .intervals import bootstrap_ci
 
 
@@ -20,13 +20,11 @@ from .intervals import bootstrap_ci
 class Answers:
     """What a policy answered to N prompts (each given `num_samples` times), and what it was found worth."""
 
-    texts: list[str]
+    samples: Samples
     scores: list[float | None]  # by the reward model, or by all that PPO optimises
     gold: list[float | None] | None  # by the judge
     correct: list[bool] | None  # by the judge
     kl: list[float] | None  # summed log-ratio to the reference, nats
-    ids: list[list[int]] | None = None  # the texts' tokens, end-of-text tokens included
-    ended: list[bool] | None = None  # whether they ended by themselves
     terms: dict[str, list[float | None]] | None = None  # each reward function's own score
 
 
@@ -45,30 +43,24 @@ class Rewards:
     weights: Sequence[float]
 
     def score(
-        self, answers: Answers, tokenizer: PreTrainedTokenizerBase, rows: list[dict], *, batch_size: int = 64
+        self, samples: Samples, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 64
     ) -> tuple[list[float | None], dict[str, list[float | None]]]:
-        """Weighted sums, and each function's own scores, of a policy's answers to the prompts of `rows`, one each.
+        """Weighted sums and each function's own scores of a policy's samples; None where there is no score.
 
-        None where there is no score. `tokenizer` is the policy's.
+        `tokenizer` is the policy's.
         """
         sums: list[float | None] = []
         columns: list[list[float | None]] = [[] for _ in self.funcs]
-        for start in range(0, len(rows), batch_size):
-            some, end = rows[start : start + batch_size], start + batch_size
+        weights = torch.tensor(self.weights, dtype=torch.float32)
+        for start in range(0, len(samples.rows), batch_size):
             terms, given = score_responses(
                 list(self.funcs.values()),
+                self.tokenizers,
+                samples[start : start + batch_size],
                 policy_tokenizer=tokenizer,
-                tokenizers=self.tokenizers,
-                prompts=[row["prompt"] for row in some],
-                columns={name: [row[name] for row in some] for name in some[0] if name != "prompt"},
-                prompt_rows=[encode_row(tokenizer, row) for row in some],
-                completions=list(map(as_completion, (row["prompt"] for row in some), answers.texts[start:end])),
-                completion_ids=answers.ids[start:end],
-                ended=answers.ended[start:end],
                 batch_size=batch_size,
             )
             given &= terms.isfinite()
-            weights = torch.tensor(self.weights, dtype=torch.float32)
             sums += _or_none(combine_scores(terms, given=given, weights=weights), given.any(-1))
             for i, column in enumerate(columns):
                 column += _or_none(terms[:, i], given[:, i])
@@ -83,69 +75,60 @@ def _or_none(scores: torch.Tensor, given: torch.Tensor) -> list[float | None]:
 def answer_prompts(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list,
+    rows: Sequence[dict],
     *,
-    reward_model: PreTrainedModel | None = None,
-    judge: Callable | None,
     max_completion_length: int,
     do_sample: bool,
     num_samples: int = 1,
+    judge: Callable | None = None,
+    reward_model: PreTrainedModel | None = None,
     reference: PreTrainedModel | None = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> Answers:
-    """Answer prompts and score the answers.
+    """Answer the prompt of each row `num_samples` times, side by side in the result, and score the answers.
 
-    Args:
-        policy, tokenizer: Who answers. Models are put into evaluation mode.
-        prompts (`list`): Texts or message lists, or rows with a column `prompt` and what the chat template takes.
-        reward_model (`PreTrainedModel`, *optional*): Scores prompt and answer; it shares the policy's vocabulary.
-        judge (`Callable`, *optional*): `judge(prompt_text, answer_text)` with `score` and `correct`.
-        max_completion_length (`int`): Most tokens of an answer.
-        do_sample (`bool`): Sample at temperature 1, else greedy.
-        num_samples (`int`): Answers a prompt, side by side in the result.
-        reference (`PreTrainedModel`, *optional*): What the KL is measured from; None: not measured.
-        seed (`int`): Seed of the sampling.
-        batch_size (`int`): Prompts at a time.
+    `judge(prompt_text, answer_text)` gives `score` and `correct`. The reward model shares the policy's vocabulary. The
+    KL is measured from `reference`. Models are put into evaluation mode.
     """
     set_seed(seed)
     for model in filter(None, (policy, reward_model, reference)):
         model.eval()
-    asked = [row if isinstance(row, dict) else {"prompt": row} for row in prompts for _ in range(num_samples)]
-    prompts = [row["prompt"] for row in asked]
-    config = sampling_config(policy, tokenizer, max_new_tokens=max_completion_length, do_sample=do_sample)
-    texts, scores, kl, all_ids, ended = [], [], [], [], []
-    for start in range(0, len(prompts), batch_size):
-        some = asked[start : start + batch_size]
-        rows = [encode_row(tokenizer, row) for row in some]
-        prompt_ids, prompt_mask = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=policy.device)
-        response_ids, mask = generate_responses(policy, prompt_ids, prompt_mask, generation_config=config)
-        some_texts, ids = decode_responses(tokenizer, response_ids, mask)
-        texts, all_ids = texts + some_texts, all_ids + ids
-        ended += ends_with_stop(response_ids, mask=mask, stop_token_ids=config.eos_token_id).tolist()
-        if reward_model is not None:
-            options = [template_options(row) for row in some]
-            full = scored_rows(tokenizer, [row["prompt"] for row in some], rows, ids, options=options)
-            scores += reward_model_scores(reward_model, full, batch_size=batch_size).tolist()
-        if reference is not None:
-            sequences = prompt_ids, prompt_mask, response_ids, mask
-            ratio = response_logprobs(policy, *sequences) - response_logprobs(reference, *sequences)
-            kl += ratio.sum(-1).tolist()
-    verdicts = [judge(question(p), text) for p, text in zip(prompts, texts, strict=True)] if judge else None
+    rows = [row for row in rows for _ in range(num_samples)]
+    samples = sample(
+        policy, tokenizer, rows, max_new_tokens=max_completion_length, do_sample=do_sample, batch_size=batch_size
+    )
+    scores, kl = [], None
+    if reward_model is not None:
+        scores = score_samples(reward_model, tokenizer, samples, batch_size=batch_size).tolist()
+    if reference is not None:
+        kl = log_ratios(policy, reference, samples, batch_size=batch_size)
+    pairs = zip(samples.prompts, samples.texts, strict=True)
+    verdicts = [judge(question(prompt), text) for prompt, text in pairs] if judge else None
     return Answers(
-        texts=texts,
+        samples=samples,
         scores=scores,
         gold=[verdict.score for verdict in verdicts] if verdicts else None,
         correct=[verdict.correct for verdict in verdicts] if verdicts else None,
-        kl=kl or None,
-        ids=all_ids,
-        ended=ended,
+        kl=kl,
     )
 
 
-def question(prompt: str | list[dict]) -> str:
-    """What a prompt asks: its text, or that of its last message."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+@torch.no_grad()
+def log_ratios(
+    policy: PreTrainedModel, reference: PreTrainedModel, samples: Samples, *, batch_size: int = 64
+) -> list[float]:
+    """Log-ratio of each sample under the policy and the reference, summed over its tokens: its KL estimate, nats."""
+    ratios, padding = [], {"pad_token_id": 0, "device": policy.device}
+    for start in range(0, len(samples.rows), batch_size):
+        part = samples[start : start + batch_size]
+        sequences = (
+            *pad_rows(part.prompt_ids, side="left", **padding),
+            *pad_rows(part.completion_ids, side="right", **padding),
+        )
+        ratio = response_logprobs(policy, *sequences) - response_logprobs(reference, *sequences)
+        ratios += ratio.sum(-1).tolist()
+    return ratios
 
 
 def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples: int = 1) -> dict:
@@ -165,7 +148,7 @@ def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples
     if all(score is None for score in sft.scores) or all(score is None for score in ppo.scores):
         raise InputError("the comparison: no reward function gave any answer a score.")
     result = {
-        "num_prompts": len(sft.texts) // num_samples,
+        "num_prompts": len(sft.scores) // num_samples,
         "score_sft": _mean(sft.scores),
         "score_sft_std": pstdev(score for score in sft.scores if score is not None),
         "score_ppo": _mean(ppo.scores),
@@ -195,10 +178,10 @@ def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples
             "gold_win_rate_ci95": interval,
         }
     for name, answers in (("sft", sft), ("ppo", ppo)):
-        if answers.ids is not None:
-            result[f"length_{name}"] = fmean(map(len, answers.ids))
-            result[f"ended_{name}"] = fmean(answers.ended)
-            result[f"distinct_{name}"] = len(set(answers.texts)) / len(answers.texts)
+        samples = answers.samples
+        result[f"length_{name}"] = fmean(map(len, samples.completion_ids))
+        result[f"ended_{name}"] = fmean(samples.ended)
+        result[f"distinct_{name}"] = len(set(samples.texts)) / len(samples.texts)
         if answers.terms is not None and len(answers.terms) > 1:
             result[f"terms_{name}"] = {term: _mean(scores) for term, scores in answers.terms.items()}
     if ppo.kl is not None:

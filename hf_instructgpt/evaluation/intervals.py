@@ -1,21 +1,17 @@
-"""Intervals: around means and shares of few rows, and over the few seeds of a lab."""
+"""Intervals around means and shares of few rows, and over the few seeds of an experiment."""
 
-import math
-from statistics import fmean, stdev
+from statistics import fmean
 
-import torch
+import numpy as np
+from scipy import stats
 
-MAX_DRAWS = 2**22  # at a time: what bounds the memory
+MAX_DRAWS = 2**22  # drawn at a time, which bounds the memory
 
 
 def bootstrap_ci(
     values: list[float], *, num_resamples: int = 2000, confidence: float = 0.95, seed: int = 0
 ) -> list[float]:
-    """Percentile bootstrap interval of a mean; see [`bootstrap_ratio_ci`], of which it is the case of equal weights.
-
-    Args:
-        values (`list[float]`): One number a row (a prompt).
-    """
+    """Percentile bootstrap interval of a mean, as `[low, high]`; see [`bootstrap_ratio_ci`]."""
     options = {"num_resamples": num_resamples, "confidence": confidence, "seed": seed}
     return bootstrap_ratio_ci(values, [1.0] * len(values), **options)
 
@@ -28,65 +24,38 @@ def bootstrap_ratio_ci(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[float]:
-    """Percentile bootstrap interval (Efron 1979) of `sum(numerators) / sum(denominators)`.
+    """Percentile bootstrap interval (Efron 1979) of `sum(numerators) / sum(denominators)`, as `[low, high]`.
 
-    Rows are drawn with replacement, as many as there are; the interval lies between quantiles of the drawn ratios. A
-    row is what is independent, a prompt: its pairs stay together. Few rows give an interval that is too narrow, and
-    rows that are all alike one of width 0.
-
-    Args:
-        numerators, denominators (`list[float]`): One number a row each, such as a prompt's pairs that are right and
-            its pairs; denominators are above 0.
-        num_resamples (`int`): Resamples drawn.
-        confidence (`float`): Share of the resampled ratios inside the interval.
-        seed (`int`): Seed of the draws.
-
-    Returns:
-        `list[float]`: lower and upper end.
+    One number per independent row, such as the correct pairs of a prompt: the pairs of a prompt stay together.
+    Few rows give an interval that is too narrow, and identical rows one of width 0.
     """
-    over, under = (torch.tensor(column, dtype=torch.float64) for column in (numerators, denominators))
-    generator = torch.Generator().manual_seed(seed)
-    ratios, chunk = [], max(1, MAX_DRAWS // len(over))
-    for start in range(0, num_resamples, chunk):
-        size = (min(chunk, num_resamples - start), len(over))
-        draws = torch.randint(len(over), size, generator=generator)
-        ratios.append(over[draws].sum(-1) / under[draws].sum(-1))
-    tail = (1 - confidence) / 2
-    return torch.cat(ratios).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+
+    def ratio(over: np.ndarray, under: np.ndarray, axis: int) -> np.ndarray:
+        return over.sum(axis) / under.sum(axis)
+
+    if len(numerators) == 1:  # scipy wants two rows
+        return [numerators[0] / denominators[0]] * 2
+    result = stats.bootstrap(
+        (numerators, denominators),
+        ratio,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=num_resamples,
+        confidence_level=confidence,
+        batch=max(1, MAX_DRAWS // len(numerators)),
+        rng=seed,
+    )
+    return [float(end) for end in result.confidence_interval]
 
 
 def wilson_interval(count: int, total: int) -> list[float]:
-    """95 % score interval of a share (Wilson 1927), which holds for few votes too.
-
-    `(p + z^2 / 2n ± z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)` with `z` = 1.96.
-
-    Args:
-        count, total (`int`): Successes, of how many; one or more.
-
-    Returns:
-        `list[float]`: lower and upper end.
-    """
-    z, share = 1.959964, count / total
-    middle, half = share + z**2 / (2 * total), z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    return [max(0.0, (middle - half) / (1 + z**2 / total)), min(1.0, (middle + half) / (1 + z**2 / total))]
-
-
-# 0.975 quantiles of Student's t for 1, 2, ... 30 degrees of freedom.
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
+    """95 % score interval (Wilson 1927) of the share `count / total`, as `[low, high]`; it holds for small `total`."""
+    return [float(end) for end in stats.binomtest(count, total).proportion_ci(method="wilson")]
 
 
 def seed_interval(values: list[float]) -> list[float]:
-    """95 % interval of a mean over few seeds (Student 1908): `mean ± t s / sqrt(n)`, t of n - 1 degrees of freedom.
-
-    Args:
-        values (`list[float]`): One number a seed, two or more; of more than 31 the interval is a little too wide.
-
-    Returns:
-        `list[float]`: lower and upper end.
-    """
-    half = T_QUANTILES[min(len(values) - 1, len(T_QUANTILES)) - 1] * stdev(values) / math.sqrt(len(values))
+    """95 % interval (Student 1908) of the mean of two or more values, one per seed, as `[low, high]`."""
+    # `t.interval` gives NaN where all values are equal.
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return [fmean(values) - half, fmean(values) + half]

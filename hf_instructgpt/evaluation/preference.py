@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Judgement, judge
 from ..data.columns import as_ranking
 from ..errors import InputError
-from ..scoring.reward_models import reward_model_scores, score_responses
-from ..text import encode_row, encode_text, template_options, whole_text
-from .comparison import question
+from ..models.forward import context_length
+from ..scoring.reward_functions import call_reward_functions
+from ..scoring.reward_models import reward_model_scores
+from ..text import encode_row, encode_text, question, template_options, whole_text
 
 
 @dataclass
@@ -64,8 +66,7 @@ def score_rankings(
         for row, (prompt, responses, _) in zip(dataset, rankings, strict=True)
         for response in responses
     ]
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = min(filter(None, (context, max_length)), default=None)
+    longest = min(filter(None, (context_length(model), max_length)), default=None)
     kept = ids if longest is None else [row[-longest:] for row in ids]
     scores = reward_model_scores(model, kept, batch_size=batch_size).cpu()
     if not scores.isfinite().all():
@@ -97,30 +98,23 @@ def response_text(response: str | list[dict]) -> str:
 def _gold(func, tokenizer, dataset: Dataset, rankings: list, ids: list[list[int]], batch_size: int) -> list:
     """The judge's score of each response, None where it gave none."""
     names = set(dataset.column_names) - {"prompt", "responses", "ranks", "chosen", "rejected"}
-    rows = [
-        (prompt, response, {name: row[name] for name in names})
-        for row, (prompt, responses, _) in zip(dataset, rankings, strict=True)
-        for response in responses
-    ]
+    rows, completions = [], []
+    for row, (prompt, responses, _) in zip(dataset, rankings, strict=True):
+        rows += [{name: row[name] for name in names} | {"prompt": prompt}] * len(responses)
+        completions += responses
     gold = []
     for start in range(0, len(rows), batch_size):
-        prompts, completions, others = zip(*rows[start : start + batch_size], strict=True)
-        prompt_rows = [encode_row(tokenizer, {**other, "prompt": p}) for p, other in zip(prompts, others, strict=True)]
-        pairs = zip(prompt_rows, ids[start : start + batch_size], strict=True)
+        part = slice(start, start + batch_size)
+        pairs = zip(rows[part], ids[part], strict=True)
         try:
-            terms, given = score_responses(
+            (scores,) = call_reward_functions(
                 [func],
-                tokenizers=[None],
-                prompts=list(prompts),
-                columns={name: [other[name] for other in others] for name in names},
-                prompt_rows=prompt_rows,
-                completions=list(completions),
-                completion_ids=[row[len(prompt) :] for prompt, row in pairs],
-                ended=[True] * len(prompts),
-                batch_size=batch_size,
+                prompts=[row["prompt"] for row in rows[part]],
+                completions=completions[part],
+                completion_ids=[whole[len(encode_row(tokenizer, row)) :] for row, whole in pairs],
+                **{name: [row[name] for row in rows[part]] for name in names},
             )
         except ValueError as error:
             raise InputError(f"the judge: {error}") from error
-        given &= terms.isfinite()
-        gold += [score if ok else None for score, ok in zip(terms[:, 0].tolist(), given[:, 0].tolist(), strict=True)]
+        gold += [score if score is not None and isfinite(score) else None for score in scores]
     return gold

@@ -1,48 +1,42 @@
-"""What held-out rankings say about a reward model: the figures of its report card.
+"""The figures of a reward model's report, measured on held-out rankings.
 
-A pair is two different responses to one prompt whose ranks differ. A pair to which the model gives equal scores counts
-half, and so do equal lengths. Pairs of one prompt are not independent: every interval draws whole prompts.
+A pair is two different responses to one prompt whose ranks differ. Equal scores count half, and so do equal lengths.
+The pairs of one prompt are not independent, so every interval resamples prompts.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import combinations
-from statistics import StatisticsError, correlation, fmean, pstdev
+from statistics import fmean, pstdev
 
-import torch
-from torch.nn.functional import softplus
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from scipy.stats import rankdata, spearmanr
 
 from ..data import Judgement
 from ..reward.ranking_trainer import ranked_pairs
 from .intervals import bootstrap_ratio_ci
 from .preference import ScoredRanking
 
-# The lab judge's scores step by .05; from here on a pair differs in more than one small thing.
+# Scores of the lab's judge are multiples of .05; from here on the two differ in more than one small thing.
 CLEAR_GAP = 0.39
 NUM_BINS = 10
-# Of fewer prompts no interval: even six out of six is what a coin gets in 1 of 64.
+# No interval for fewer prompts: even six out of six is what a coin gets in 1 of 64.
 MIN_PROMPTS = 6
+# One row per pair: the prompt's number; 1 / the row's number of pairs; its number of responses; steps between the two
+# among the row's different ranks; score, and characters, of the better response minus the worse one's; whether the
+# scores of the lab's judge differ by `CLEAR_GAP` or more; whether, to that judge, the two differ in content alone.
+PAIR_COLUMNS = {"prompt": int, "row_weight": float, "num_responses": int, "rank_gap": int, "margin": float}
+PAIR_COLUMNS |= {"length_gap": int, "clear": bool, "content": bool}
 
 
 def measure_rewards(rankings: list[ScoredRanking]) -> dict:
-    """The figures of a report card, for JSON: plain numbers, None for what cannot be measured.
+    """Compute the figures of a report on one or more rows, as plain numbers for JSON; None where undefined.
 
-    Each share is a `dict` as [`share`] returns it.
-
-    Args:
-        rankings (`list[ScoredRanking]`): The held-out rows, at least one.
-
-    Returns:
-        `dict`: `accuracy` over all pairs; `accuracy_by_row`, each row with the same weight, as in the training loss;
-        `accuracy_clear` and `accuracy_content` over two kinds of pairs that the lab's judge tells apart; lists by
-        number of responses, by steps of rank and by the model's own margin (quartiles); [`calibration`]; `length` and
-        `judge`, see [`length_bias`] and [`judge_agreement`]; `beats_baselines`, whether the model is better than the
-        rule of length that fits these labels better; mean and standard deviation of the scores.
+    `accuracy_by_row` gives each row the same weight, as the training loss does; `by_margin` splits the pairs into
+    quarters by the model's own margin; `beats_baselines` compares the model with the better length baseline.
     """
-    pairs = Pairs.of(rankings)
-    prompts, hits = pairs.prompt, wins(pairs.margin)
-    clear, content = pairs.clear, pairs.content
+    pairs = pair_table(rankings)
     scores = [score for ranking in rankings for score in ranking.scores]
     length = length_bias(rankings, pairs)
     interval = length["gain"]["ci95"]
@@ -50,16 +44,14 @@ def measure_rewards(rankings: list[ScoredRanking]) -> dict:
         "num_rows": len(rankings),
         "num_prompts": len({ranking.prompt for ranking in rankings}),
         "num_responses": len(scores),
-        "accuracy": share(prompts, hits),
-        "accuracy_by_row": share(prompts, hits, weights=pairs.row_weight),
-        "accuracy_clear": share(prompts[clear], hits[clear]),
-        "accuracy_content": share(prompts[content], hits[content]),
-        "by_num_responses": [
-            {"num_responses": k, **share(prompts[mask], hits[mask])} for k, mask in _by_value(pairs.num_responses)
-        ],
-        "by_rank_gap": [{"rank_gap": k, **share(prompts[mask], hits[mask])} for k, mask in _by_value(pairs.rank_gap)],
-        "by_margin": by_margin(prompts, pairs.margin),
-        "calibration": calibration(prompts, pairs.margin),
+        "accuracy": accuracy(pairs),
+        "accuracy_by_row": share(pairs["prompt"], wins(pairs["margin"]), weights=pairs["row_weight"]),
+        "accuracy_clear": accuracy(pairs[pairs["clear"]]),
+        "accuracy_content": accuracy(pairs[pairs["content"]]),
+        "by_num_responses": by_kind(pairs, "num_responses"),
+        "by_rank_gap": by_kind(pairs, "rank_gap"),
+        "by_margin": by_margin(pairs),
+        "calibration": calibration(pairs),
         "length": length,
         "beats_baselines": interval is not None and interval[0] > 0,
         "judge": judge_agreement(rankings),
@@ -68,140 +60,109 @@ def measure_rewards(rankings: list[ScoredRanking]) -> dict:
     }
 
 
-@dataclass
-class Pairs:
-    """M pairs of a better and a worse response, `(M,)` each."""
+def pair_table(rankings: list[ScoredRanking]) -> pd.DataFrame:
+    """All pairs of the rows, with the columns `PAIR_COLUMNS`."""
+    rows = []
+    for number, r in zip(prompt_numbers(rankings), rankings, strict=True):
+        step, mine = rankdata(r.ranks, method="dense"), ranked_pairs(r.responses, r.ranks)
+        for a, b in mine:
+            gaps = step[b] - step[a], r.scores[a] - r.scores[b], len(r.responses[a]) - len(r.responses[b])
+            kinds = (False, False) if r.judgements is None else _kinds(r.judgements[a], r.judgements[b])
+            rows.append((number, 1 / len(mine), len(r.ranks), *gaps, *kinds))
+    return pd.DataFrame(rows, columns=list(PAIR_COLUMNS)).astype(PAIR_COLUMNS)
 
-    prompt: torch.Tensor  # number of the prompt, the same for all rows with it
-    row_weight: torch.Tensor  # 1 over the row's number of pairs
-    num_responses: torch.Tensor  # of the row
-    rank_gap: torch.Tensor  # steps between the two among the row's different ranks
-    margin: torch.Tensor  # score of the better less score of the worse
-    length_gap: torch.Tensor  # characters of the better less those of the worse
-    clear: torch.Tensor  # boolean: the lab judge's scores differ by `CLEAR_GAP` or more
-    content: torch.Tensor  # boolean: to the lab's judge they differ in content alone
 
-    @classmethod
-    def of(cls, rankings: list[ScoredRanking]) -> "Pairs":
-        """All pairs of the rows."""
-        numbers, rows = prompt_numbers(rankings), []
-        for number, r in zip(numbers, rankings, strict=True):
-            step = {rank: i for i, rank in enumerate(sorted(set(r.ranks)))}
-            mine = ranked_pairs(r.responses, r.ranks)
-            for a, b in mine:
-                gaps = (
-                    step[r.ranks[b]] - step[r.ranks[a]],
-                    r.scores[a] - r.scores[b],
-                    len(r.responses[a]) - len(r.responses[b]),
-                )
-                kinds = (False, False) if r.judgements is None else _kinds(r.judgements[a], r.judgements[b])
-                rows.append((number, 1 / len(mine), len(r.ranks), *gaps, *kinds))
-        table = torch.tensor(rows, dtype=torch.float64).reshape(-1, 8)
-        prompt, row_weight, num_responses, rank_gap, margin, length_gap, clear, content = table.unbind(-1)
-        return cls(
-            prompt=prompt.long(),
-            row_weight=row_weight,
-            num_responses=num_responses.long(),
-            rank_gap=rank_gap.long(),
-            margin=margin,
-            length_gap=length_gap,
-            clear=clear.bool(),
-            content=content.bool(),
-        )
+def _kinds(a: Judgement, b: Judgement) -> tuple[bool, bool]:
+    """Whether the lab's judge finds a pair clear, and whether it differs in content alone."""
+    same_form = all(getattr(a, part) == getattr(b, part) for part in ("end_mark", "politeness", "length"))
+    return a.score - b.score >= CLEAR_GAP, same_form
 
 
 def prompt_numbers(rankings: list[ScoredRanking]) -> list[int]:
-    """For each row the number of its prompt, counted from 0; rows with one prompt share it."""
-    known: dict[str, int] = {}
-    return [known.setdefault(ranking.prompt, len(known)) for ranking in rankings]
+    """The number of each row's prompt, counted from 0; rows with the same prompt share it."""
+    return pd.factorize(np.array([ranking.prompt for ranking in rankings], dtype=object))[0].tolist()
 
 
-def wins(margins: torch.Tensor) -> torch.Tensor:
-    """1 where a margin is above 0, 0 where it is below, a half where it is 0; float64."""
-    return (margins.double().sign() + 1) / 2
+def wins(margins: np.ndarray) -> np.ndarray:
+    """1 where a margin is positive, 0 where it is negative, 1/2 where it is 0."""
+    return (np.sign(margins) + 1) / 2
 
 
-def share(prompts: torch.Tensor, values: torch.Tensor, *, weights: torch.Tensor | None = None) -> dict:
-    """`sum(weights * values) / sum(weights)` with its interval, whole prompts drawn.
+def share(prompts: Sequence[int], values: Sequence[float], *, weights: Sequence[float] | None = None) -> dict:
+    """`sum(weights * values) / sum(weights)` as `value`, and `ci95`, None for fewer than `MIN_PROMPTS` prompts.
 
-    Args:
-        prompts (`torch.Tensor`): Number of the prompt that each value belongs to, `(M,)`.
-        values (`torch.Tensor`): One a pair, or a row, `(M,)`.
-        weights (`torch.Tensor`, *optional*): `(M,)`, above 0; 1 by default.
-
-    Returns:
-        `dict`: `value`; `ci95`, None with fewer than `MIN_PROMPTS` prompts; `num` of the values; `num_prompts`.
+    `prompts`, `values` and `weights` (default 1) have shape (M,): one per pair or row, with its prompt's number.
     """
-    weights = torch.ones(len(values), dtype=torch.float64) if weights is None else weights
-    known, index = prompts.unique(return_inverse=True)
-    zeros = torch.zeros(len(known), dtype=torch.float64)
-    over, under = (zeros.index_add(0, index, column) for column in (weights * values, weights))
+    values = np.asarray(values, dtype=float)
+    weights = np.ones(len(values)) if weights is None else weights
+    known, index = np.unique(prompts, return_inverse=True)
+    over, under = np.bincount(index, weights * values), np.bincount(index, weights)
     return {
-        "value": (over.sum() / under.sum()).item() if len(values) else None,
-        "ci95": bootstrap_ratio_ci(over.tolist(), under.tolist()) if len(known) >= MIN_PROMPTS else None,
+        "value": float(over.sum() / under.sum()) if len(values) else None,
+        "ci95": bootstrap_ratio_ci(over, under) if len(known) >= MIN_PROMPTS else None,
         "num": len(values),
         "num_prompts": len(known),
     }
 
 
-def by_margin(prompts: torch.Tensor, margin: torch.Tensor) -> list[dict]:
-    """Accuracy in the quarters of the pairs by `|margin|`, from the closest calls up; equal margins stay together."""
-    size = margin.abs()
-    edges = size.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)) if len(size) else size
-    quarter = torch.bucketize(size, edges)
+def accuracy(pairs: pd.DataFrame) -> dict:
+    """The share of pairs in which the better response has the higher score."""
+    return share(pairs["prompt"], wins(pairs["margin"]))
+
+
+def by_kind(pairs: pd.DataFrame, column: str) -> list[dict]:
+    """The accuracy for each value of a column, ascending."""
+    return [{column: int(kind), **accuracy(some)} for kind, some in pairs.groupby(column)]
+
+
+def by_margin(pairs: pd.DataFrame) -> list[dict]:
+    """The accuracy in quarters by `|margin|`, from the closest calls up; equal margins stay together."""
+    size = pairs["margin"].abs()
+    quarter = np.searchsorted(size.quantile([0.25, 0.5, 0.75]), size)
     return [
-        {
-            "from": size[mask].min().item(),
-            "to": size[mask].max().item(),
-            **share(prompts[mask], wins(margin[mask])),
-        }
-        for _, mask in _by_value(quarter)
+        {"from": float(size[some.index].min()), "to": float(size[some.index].max()), **accuracy(some)}
+        for _, some in pairs.groupby(quarter)
     ]
 
 
-def calibration(prompts: torch.Tensor, margin: torch.Tensor) -> dict:
-    """Whether a reward model is right as often as it claims: `p = sigmoid(r_better - r_worse)` against what is so.
+def calibration(pairs: pd.DataFrame) -> dict:
+    """Compare what the model claims, `p = sigmoid(margin)`, with how often it is right.
 
-    With the confidence `max(p, 1 - p)` in 10 bins of equal width from .5 to 1, the expected calibration error is
-    `sum over bins of pairs in it / pairs * |accuracy - mean confidence|` (Guo et al. 2017, eq. 3). The log-loss is the
-    mean of `-log p`, nats, log 2 for a coin; the Brier score that of `(1 - p)^2`, a quarter for a coin.
-
-    Args:
-        prompts (`torch.Tensor`): Number of the prompt of each pair, `(M,)`.
-        margin (`torch.Tensor`): Score of the better response less that of the worse, `(M,)`.
+    The confidence `max(p, 1 - p)` falls into `NUM_BINS` bins of equal width from 1/2 to 1. The expected calibration
+    error is the mean of `|accuracy - mean confidence|` over the bins, weighted by their pairs (Guo et al. 2017,
+    eq. 3). The log-loss is the mean of `-log p` in nats (a coin: log 2), the Brier score that of `(1 - p)^2` (a coin:
+    1/4).
     """
-    confidence, hits, bins = margin.abs().sigmoid(), wins(margin), []
-    place = ((confidence - 0.5) * 2 * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-    for i, mask in _by_value(place):
+    # scikit-learn's versions know no half hits, clip p before the logarithm, and report no counts of the bins.
+    margin = pairs["margin"].to_numpy()
+    confidence, bins = expit(np.abs(margin)), []
+    place = np.minimum((confidence - 0.5) * 2 * NUM_BINS, NUM_BINS - 1).astype(int)
+    for i, some in pairs.groupby(place):
         edges = {"from": 0.5 + i / (2 * NUM_BINS), "to": 0.5 + (i + 1) / (2 * NUM_BINS)}
-        bins.append({**edges, "confidence": confidence[mask].mean().item(), **share(prompts[mask], hits[mask])})
+        bins.append({**edges, "confidence": float(confidence[place == i].mean()), **accuracy(some)})
     errors = [some["num"] * abs(some["value"] - some["confidence"]) for some in bins]
     means = {
         "mean_confidence": confidence,
-        "log_loss": softplus(-margin),
-        "brier_score": (-margin).sigmoid().square(),
+        "log_loss": np.logaddexp(0, -margin),
+        "brier_score": expit(-margin) ** 2,
     }
     return {
         "bins": bins,
         "expected_calibration_error": sum(errors) / len(margin) if len(margin) else None,
-        **{name: values.mean().item() if len(margin) else None for name, values in means.items()},
+        **{name: float(values.mean()) if len(margin) else None for name, values in means.items()},
     }
 
 
-def length_bias(rankings: list[ScoredRanking], pairs: Pairs) -> dict:
-    """What length, in characters, has to do with the scores, beside what it has to do with the labels.
+def length_bias(rankings: list[ScoredRanking], pairs: pd.DataFrame) -> dict:
+    """How length in characters relates to the scores, and to the labels.
 
-    Returns:
-        `dict`: of the pairs of unequal length, the shares in which the model and the label prefer the longer response,
-        and `excess`, the difference; `spearman` of score and length within a row, mean over the rows in which it is
-        defined; the accuracies of the rules `longer_wins` and `shorter_wins`; `better_baseline`, the name of the
-        better one, and `gain`, the model's accuracy less its. The better rule is chosen on the same pairs, which can
-        only flatter the rule: the gain is on the safe side.
+    `better_baseline` names the better of the length baselines `longer_wins` and `shorter_wins`, and `gain` is the
+    model's accuracy minus the baseline's. The better one is chosen on the same pairs, which can only favour the
+    baseline.
     """
-    prompts, hits, longer = pairs.prompt, wins(pairs.margin), wins(pairs.length_gap)
-    unequal = pairs.length_gap != 0
-    by_model = torch.where(pairs.length_gap > 0, hits, 1 - hits)[unequal]
-    by_label = longer[unequal]
+    prompts, hits, longer = pairs["prompt"], wins(pairs["margin"]), wins(pairs["length_gap"])
+    unequal = pairs["length_gap"] != 0
+    by_model, by_label = np.where(longer == 1, hits, 1 - hits)[unequal], longer[unequal]
     rules = {"longer_wins": longer, "shorter_wins": 1 - longer}
     shares = {name: share(prompts, values) for name, values in rules.items()}
     better = max(rules, key=lambda name: shares[name]["value"] or 0)
@@ -218,12 +179,10 @@ def length_bias(rankings: list[ScoredRanking], pairs: Pairs) -> dict:
 
 
 def judge_agreement(rankings: list[ScoredRanking]) -> dict | None:
-    """How often reward model and judge, and labels and judge, prefer the same response; None without a judge.
+    """How often the model, and the labels, prefer what a judge prefers; None without a judge.
 
-    Returns:
-        `dict`: `model` over all pairs of different responses to which the judge gives different scores; `labels` over
-        those of them that the labels do not tie, which is what the labels are worth; `spearman` of the two scores
-        within a row, mean over the rows in which it is defined.
+    `model` is over the pairs of different responses that the judge scores differently, `labels` over those of them
+    that the labels do not tie.
     """
     judged = [ranking for ranking in rankings if ranking.gold is not None]
     if not judged:
@@ -235,46 +194,28 @@ def judge_agreement(rankings: list[ScoredRanking]) -> dict | None:
             if None not in gold and gold[0] != gold[1] and r.responses[a] != r.responses[b]:
                 sign = 1 if gold[0] > gold[1] else -1
                 rows.append((number, sign * (r.scores[a] - r.scores[b]), sign * (r.ranks[b] - r.ranks[a])))
-    prompts, by_model, by_label = torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).unbind(-1)
-    untied = by_label != 0
+    pairs = pd.DataFrame(rows, columns=["prompt", "by_model", "by_label"], dtype=float)
+    untied = pairs[pairs["by_label"] != 0]
     known = [[i for i, gold in enumerate(r.gold) if gold is not None] for r in judged]
-    columns = (
-        [[values[i] for i in some] for values, some in zip(column, known, strict=True)]
-        for column in ([r.scores for r in judged], [r.gold for r in judged])
-    )
+    scores = [[r.scores[i] for i in some] for r, some in zip(judged, known, strict=True)]
+    golds = [[r.gold[i] for i in some] for r, some in zip(judged, known, strict=True)]
     return {
-        "model": share(prompts, wins(by_model)),
-        "labels": share(prompts[untied], wins(by_label[untied])),
-        "spearman": _mean_spearman(judged, *columns),
+        "model": share(pairs["prompt"], wins(pairs["by_model"])),
+        "labels": share(untied["prompt"], wins(untied["by_label"])),
+        "spearman": _mean_spearman(judged, scores, golds),
     }
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, ties at their mean rank; None where it is not defined: a side is constant."""
-    try:
-        return correlation(_mean_ranks(x), _mean_ranks(y))
-    except StatisticsError:
-        return None
+    """Spearman's rank correlation; None where a side is constant."""
+    is_defined = min(len(set(x)), len(set(y))) > 1
+    return float(spearmanr(x, y).statistic) if is_defined else None
 
 
-def _mean_ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    return [(bisect_left(ordered, value) + bisect_right(ordered, value) + 1) / 2 for value in values]
-
-
-def _mean_spearman(rankings: list[ScoredRanking], xs: list[list[float]], ys: list[list[float]]) -> dict:
-    values = [spearman(x, y) for x, y in zip(xs, ys, strict=True)]
+def _mean_spearman(
+    rankings: list[ScoredRanking], xs: Iterable[Sequence[float]], ys: Iterable[Sequence[float]]
+) -> dict:
+    """The mean of the correlations within a row, over the rows in which it is defined."""
+    values = (spearman(x, y) for x, y in zip(xs, ys, strict=True))
     defined = [pair for pair in zip(prompt_numbers(rankings), values, strict=True) if pair[1] is not None]
-    prompts, values = torch.tensor(defined, dtype=torch.float64).reshape(-1, 2).unbind(-1)
-    return share(prompts, values)
-
-
-def _by_value(values: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
-    """Each value there is, ascending, and where it stands."""
-    return [(value, values == value) for value in values.unique().tolist()]
-
-
-def _kinds(a: Judgement, b: Judgement) -> tuple[bool, bool]:
-    """Whether a pair is clear to the lab's judge, and whether it differs in content alone."""
-    same_form = all(getattr(a, part) == getattr(b, part) for part in ("end_mark", "politeness", "length"))
-    return a.score - b.score >= CLEAR_GAP, same_form
+    return share([number for number, _ in defined], [value for _, value in defined])

@@ -28,16 +28,16 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOO
 from ..data import judge as lab_judge
 from ..errors import InputError
 from ..evaluation.best_of_n import best_of_n_kl
-from ..evaluation.comparison import Answers, answer_prompts, question
+from ..evaluation.comparison import Answers, answer_prompts
 from ..models.loading import load_reward_func as load_reward_model
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
-from ..sampling.generate import generate_responses, sampling_config
-from ..scoring.reward_models import reward_model_scores
+from ..sampling.generate import Samples, sample, sampling_config
+from ..scoring.reward_models import reward_model_scores, score_samples
 from ..stages.arguments import StageArguments, parse_options
 from ..stages.load_data import checked_split, load_rows
 from ..stages.load_models import load_causal_lm, load_tokenizer
-from ..text import decode_responses, encode_prompt, pad_rows, scored_rows
+from ..text import encode_prompt, encode_row, question, scored_rows
 from .judge import judge_scores, load_judge
 
 # Rows that are sampled or scored at a time.
@@ -183,11 +183,12 @@ class CountingReward:
         self.num_tokens = self.num_tokens_before = self.num_prompt_tokens = 0
 
     def __call__(self, prompts: list, completion_ids: list[list[int]], **_) -> list[float]:
-        prompt_rows = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        rows = [{"prompt": prompt} for prompt in prompts]
+        prompt_ids = [encode_row(self.tokenizer, row) for row in rows]
         self.num_tokens_before = self.num_tokens
         self.num_tokens += sum(map(len, completion_ids))
-        self.num_prompt_tokens += sum(map(len, prompt_rows))
-        rows = scored_rows(self.tokenizer, prompts, prompt_rows, completion_ids)
+        self.num_prompt_tokens += sum(map(len, prompt_ids))
+        rows = scored_rows(self.tokenizer, rows, prompt_ids, completion_ids)
         scores = reward_model_scores(self.model, rows, batch_size=BATCH_SIZE).tolist()
         return [score - self.penalty([ids]) for score, ids in zip(scores, completion_ids, strict=True)]
 
@@ -246,18 +247,11 @@ class Contest:
 
     # ---- Sampling from the SFT model -------------------------------------------------------------------------------
 
-    def sample(self, prompts: list) -> tuple[list[str], list[list[int]], list[float]]:
-        """Sample a response to each prompt at temperature 1, within the budget: texts, ids, and scores."""
-        texts, ids, scores = [], [], []
-        for start in range(0, len(prompts), BATCH_SIZE):
-            some = prompts[start : start + BATCH_SIZE]
-            rows = [encode_prompt(self.tokenizer, prompt) for prompt in some]
-            batch = pad_rows(rows, pad_token_id=self.sampling.pad_token_id, side="left", device=self.policy.device)
-            responses = generate_responses(self.policy, *batch, generation_config=self.sampling)
-            some_texts, some_ids = decode_responses(self.tokenizer, *responses)
-            texts, ids = texts + some_texts, ids + some_ids
-            scores += self.reward(prompts=some, completion_ids=some_ids)
-        return texts, ids, scores
+    def sample(self, rows: list[dict]) -> tuple[Samples, list[float]]:
+        """Sample a response to each row's prompt at temperature 1, within the budget, and score it."""
+        length = self.setting.max_completion_length
+        samples = sample(self.policy, self.tokenizer, rows, max_new_tokens=length, batch_size=BATCH_SIZE)
+        return samples, self.reward(prompts=samples.prompts, completion_ids=samples.completion_ids)
 
     def sample_pairs(self, num_generations: int) -> list[dict]:
         """Make pairs for DPO until the budget is used: a prompt's best response against its worst, unless they tie.
@@ -268,7 +262,8 @@ class Contest:
         prompts, pairs = self._training_prompts(), []
         while self.reward.num_tokens < self.setting.budget_tokens:
             some = [next(prompts) for _ in range(max(1, BATCH_SIZE // num_generations))]
-            _, ids, scores = self.sample([prompt for prompt in some for _ in range(num_generations)])
+            samples, scores = self.sample([{"prompt": prompt} for prompt in some for _ in range(num_generations)])
+            ids = samples.completion_ids
             for i, prompt in enumerate(some):
                 mine = range(i * num_generations, (i + 1) * num_generations)
                 best, worst = max(mine, key=scores.__getitem__), min(mine, key=scores.__getitem__)
@@ -282,19 +277,15 @@ class Contest:
         while True:
             yield from random.sample(prompts, len(prompts))
 
-    def choose_best(self) -> tuple[int, list[str], list[list[int]]]:
-        """Choose the best of n answers to each test prompt by the reward, with the n closest to the budget.
-
-        Returns n, texts and ids.
-        """
+    def choose_best(self) -> tuple[int, Samples]:
+        """Choose the best of n samples per test prompt by the reward, with the n closest to the budget."""
         set_seed(self.seed)
-        prompts = list(self.prompts["test"]["prompt"])
-        passes = [self.sample(prompts)]
+        rows = list(self.prompts["test"])
+        passes = [self.sample(rows)]
         n = max(1, round(self.setting.budget_tokens / self.reward.num_tokens))
-        passes += [self.sample(prompts) for _ in range(n - 1)]
-        best = [max(range(n), key=[one[2][i] for one in passes].__getitem__) for i in range(len(prompts))]
-        texts, ids = ([passes[k][part][i] for i, k in enumerate(best)] for part in range(2))
-        return n, texts, ids
+        passes += [self.sample(rows) for _ in range(n - 1)]
+        best = [max(range(n), key=[scores[i] for _, scores in passes].__getitem__) for i in range(len(rows))]
+        return n, Samples.join([passes[k][0][i : i + 1] for i, k in enumerate(best)])
 
     # ---- Training ------------------------------------------------------------------------------------------------
 
@@ -350,27 +341,23 @@ class Contest:
         """
         validation = self._answers("validation", do_sample=True)
         return {
-            "validation_score": fmean(validation.scores) - self.reward.penalty(validation.ids),
+            "validation_score": fmean(validation.scores) - self.reward.penalty(validation.samples.completion_ids),
             "sampled": self._summarize(self._answers("test", do_sample=True, reference=self.reference)),
             "greedy": self._summarize(self._answers("test", do_sample=False)),
         }
 
-    def measure_chosen(self, n: int, texts: list[str], ids: list[list[int]]) -> dict:
+    def measure_chosen(self, n: int, samples: Samples) -> dict:
         """Measure best-of-n's answers; the KL is its bound, see [`best_of_n_kl`]."""
-        prompts = self.prompts["test"]["prompt"]
-        prompt_rows = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        rows = scored_rows(self.tokenizer, prompts, prompt_rows, ids)
-        scores = reward_model_scores(self.reward_model, rows, batch_size=BATCH_SIZE).tolist()
-        summary = self._summarize(Answers(texts=texts, scores=scores, gold=None, correct=None, kl=None, ids=ids))
+        scores = score_samples(self.reward_model, self.tokenizer, samples, batch_size=BATCH_SIZE).tolist()
+        summary = self._summarize(Answers(samples, scores, gold=None, correct=None, kl=None))
         return {"n": n, "sampled": {**summary, "kl": best_of_n_kl(n)}}
 
     def _answers(self, split: str, *, do_sample: bool, reference: PreTrainedModel | None = None) -> Answers:
         return answer_prompts(
             self.policy,
             self.tokenizer,
-            list(self.prompts[split]["prompt"]),
+            list(self.prompts[split]),
             reward_model=self.reward_model,
-            judge=None,
             max_completion_length=self.setting.max_completion_length,
             do_sample=do_sample,
             reference=reference,
@@ -381,12 +368,12 @@ class Contest:
     def _summarize(self, answers: Answers) -> dict:
         rows, correct = self.prompts["test"], None
         if self.setting.prompts["dataset_name"] == "lab":
-            pairs = zip(rows["prompt"], answers.texts, strict=True)
+            pairs = zip(rows["prompt"], answers.samples.texts, strict=True)
             correct = fmean(lab_judge(question(prompt), text).correct for prompt, text in pairs)
         return {
             "score": fmean(answers.scores),
-            "gold": judge_scores(self.judge, list(rows), answers.texts, answers.ids),
+            "gold": judge_scores(self.judge, answers.samples),
             "correct": correct,
             "kl": answers.kl and fmean(answers.kl),
-            "length": fmean(map(len, answers.ids)),
+            "length": fmean(map(len, answers.samples.completion_ids)),
         }

@@ -17,14 +17,14 @@ from ..evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
 from ..models.loading import load_reward_func as load_reward_model
 from ..ppo.config import PPOConfig
 from ..reward.ranking_trainer import ranked_pairs
-from ..sampling.generate import generate_responses, sampling_config
+from ..sampling.generate import sample
 from ..scoring.reward_models import reward_model_scores
 from ..stages.arguments import StageArguments, parse_options
 from ..stages.load_data import checked_split, load_rows, load_stage_datasets
 from ..stages.load_models import load_causal_lm, load_options, load_tokenizer
 from ..stages.ppo import run_ppo
 from ..stages.reward import run_reward
-from ..text import as_completion, decode_responses, encode_row, pad_rows, scored_rows, template_options
+from ..text import scored_rows
 from .judge import judge_scores, load_judge
 
 RANKINGS_FILE, HELD_OUT_FILE = "rankings.jsonl", "held_out.jsonl"
@@ -87,39 +87,23 @@ def _sample(
     num_samples: int,
     config: PPOConfig,
 ) -> list[dict]:
-    """Each prompt with `num_samples` responses, as PPO samples them, their ids and the judge's scores."""
-    generation_config = sampling_config(
+    """Sample responses as PPO does: prompts with `responses`, the judge's `scores`, and the `ids` a proxy reads."""
+    repeated = [row for row in rows for _ in range(num_samples)]
+    samples = sample(
         policy,
         tokenizer,
+        repeated,
         max_new_tokens=config.max_completion_length,
         temperature=config.temperature,
         stop_token_ids=config.stop_token_ids or (),
+        batch_size=config.per_device_eval_batch_size,
     )
-    repeated = [row for row in rows for _ in range(num_samples)]
-    responses = []
-    for start in range(0, len(repeated), config.per_device_eval_batch_size):
-        some = repeated[start : start + config.per_device_eval_batch_size]
-        prompt_rows = [encode_row(tokenizer, row) for row in some]
-        batch = pad_rows(prompt_rows, pad_token_id=generation_config.pad_token_id, side="left", device=policy.device)
-        texts, ids = decode_responses(
-            tokenizer, *generate_responses(policy, *batch, generation_config=generation_config)
-        )
-        responses += zip(texts, ids, judge_scores(judge, some, texts, ids), strict=True)
-    samples = []
+    ids = scored_rows(tokenizer, repeated, samples.prompt_ids, samples.completion_ids)
+    columns, judged = (samples.completions, judge_scores(judge, samples), ids), []
     for i, row in enumerate(rows):
-        texts, ids, scores = zip(*responses[i * num_samples : (i + 1) * num_samples], strict=True)
-        count, options = len(ids), template_options(row)
-        prompts = [row["prompt"]] * count
-        whole = scored_rows(tokenizer, prompts, [encode_row(tokenizer, row)] * count, ids, options=[options] * count)
-        samples.append(
-            {
-                "prompt": row["prompt"],
-                "responses": [as_completion(row["prompt"], text) for text in texts],
-                "scores": scores,
-                "ids": whole,
-            }
-        )
-    return samples
+        responses, scores, ids = (column[i * num_samples : (i + 1) * num_samples] for column in columns)
+        judged.append({"prompt": row["prompt"], "responses": responses, "scores": scores, "ids": ids})
+    return judged
 
 
 def _ranking(sample: dict) -> dict:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ..functional import token_logprobs
@@ -31,9 +31,10 @@ def model_inputs(
     return inputs
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """How many tokens a model can read, where its configuration says so (XLNet's says -1)."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def context_length(model: PreTrainedModel | PreTrainedConfig) -> int | None:
+    """Maximum number of tokens that a model reads; None if its configuration does not say (XLNet's says -1)."""
+    config = getattr(model, "config", model).get_text_config()
+    context = getattr(config, "max_position_embeddings", None)
     return context if context is not None and context > 0 else None
 
 

@@ -75,14 +75,14 @@ from ..models.loading import add_lora, load_policy, load_reward_func, loading_op
 from ..models.surgery import disable_dropout, has_adapter, independent_copy, load_weights, without_configured_dropout
 from ..resuming.checkpoint import RANK_STATE_FILE
 from ..resuming.resumable import ResumableTrainer, settle_output_dir
-from ..sampling.generate import Generator, engine_responses, generate_responses, sampling_config
+from ..sampling.generate import Generator, Samples, engine_responses, generate_responses, sampling_config
 from ..sampling.policy_sampler import PolicySampler, can_sample
 from ..sampling.server import ServerGenerator
 from ..sampling.vllm import VLLMGenerator
 from ..scoring.checks import check_reward_funcs, foreign_tokenizers
 from ..scoring.reward_functions import check_signatures, reward_name, reward_names
 from ..scoring.reward_models import score_responses
-from ..text import as_completion, batches_by_length, decode_responses, encode_row, pad_rows
+from ..text import batches_by_length, decode_responses, encode_row, pad_rows
 from .checks import (
     check_adapter,
     check_context,
@@ -613,22 +613,17 @@ class PPOTrainer(CardMixin, ResumableTrainer):
         self, rows: list[dict], prompt_rows: list[list[int]], response_ids: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Scores `(B,)` (weighted sum less the penalty for a missing end), terms `(B, F)`, and whom to drop `(B,)`."""
-        texts, completion_ids = decode_responses(self.processing_class, response_ids, mask)
-        prompts = [row["prompt"] for row in rows]
-        ended = ends_with_stop(response_ids, mask=mask, stop_token_ids=self.generation_config.eos_token_id)
+        stop = self.generation_config.eos_token_id
+        samples = Samples.decode(self.processing_class, rows, prompt_rows, response_ids, mask, stop_token_ids=stop)
         terms, given = score_responses(
             self.reward_funcs,
+            self.reward_tokenizers,
+            samples,
             policy_tokenizer=self.processing_class,
-            tokenizers=self.reward_tokenizers,
-            prompts=prompts,
-            columns={name: [row[name] for row in rows] for name in rows[0] if name != "prompt"},
-            prompt_rows=prompt_rows,
-            completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
-            completion_ids=completion_ids,
-            ended=ended.tolist(),
             batch_size=self.args.per_device_train_batch_size,
             by_length=self._by_length,
         )
+        ended = torch.tensor(samples.ended, device=mask.device)
         bad = given & ~terms.isfinite()
         self._report_rows({f"scores of {name}": bad[:, i] for i, name in enumerate(self.reward_names)})
         scores = combine_scores(terms, given=given, weights=torch.tensor(self.reward_weights, dtype=torch.float32))

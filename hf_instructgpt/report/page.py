@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from importlib.resources import files
 from typing import Any
 
@@ -65,9 +66,12 @@ def by_prompt(rows: list[dict]) -> list[dict]:
 
 def thinned(rows: list[dict]) -> list[dict]:
     """Rows of as many steps, spread evenly, the first and the last among them, as `MAX_TOKENS` allows."""
-    steps = sorted({row["step"] for row in rows})
+    tokens = Counter()
+    for row in rows:
+        tokens[row["step"]] += len(row["tokens"])
+    steps = sorted(tokens)
     count = len(steps)
-    while count > 2 and sum(len(row["tokens"]) for row in rows if row["step"] in _spread(steps, count)) > MAX_TOKENS:
+    while count > 2 and sum(tokens[step] for step in _spread(steps, count)) > MAX_TOKENS:
         count -= 1 + count // 20
     kept = _spread(steps, max(count, min(2, len(steps))))
     return [row for row in rows if row["step"] in kept]

@@ -1,4 +1,4 @@
-"""The curves of the three stages as PNG files, labelled in English so that no font lacks a glyph."""
+"""PNG plots of a training, a run and a reward model's report; labelled in English so that no font lacks a glyph."""
 
 from pathlib import Path
 from statistics import median
@@ -7,88 +7,135 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..evaluation.preference import ScoredRanking
-from .curves import draw_panels
 
 MAX_POINTS = 5000
+# Per stage: the panels, and in each the lines by the names under which Trainer logs them.
+PANELS = {
+    "sft": {
+        "loss": {"loss": "training", "eval_loss": "validation"},
+        "mean score": {"eval_score": "answers to validation prompts"},
+    },
+    "reward": {
+        "loss": {"loss": "training", "eval_loss": "validation"},
+        "pair accuracy": {"accuracy": "training", "eval_accuracy": "validation"},
+    },
+    "ppo": {
+        "score": {"score": "sampled responses", "eval_score": "validation prompts"},
+        "KL to the reference, nats per response": {"kl": "sampled responses", "eval_kl": "validation prompts"},
+        "tokens per response": {
+            "completion_length": "sampled responses",
+            "eval_completion_length": "validation prompts",
+        },
+    },
+}
+# A panel: its y label, and its lines of points by their labels.
+Panel = tuple[str, dict[str, list[tuple[float, float]]]]
+
+
+def draw_training(log_history: list[dict], stage: str, path: Path) -> None:
+    """Draw the curves of a stage ("sft", "reward" or "ppo") from Trainer's `log_history`, if it has any."""
+    panels = training_panels(log_history, stage)
+    if panels:
+        draw_panels(path, "Training", "optimizer step", panels)
+
+
+def training_panels(log_history: list[dict], stage: str) -> list[Panel]:
+    """A stage's panels over the optimizer steps; those without points are skipped."""
+    panels = []
+    for ylabel, names in PANELS[stage].items():
+        lines = {label: points(log_history, "step", key) for key, label in names.items()}
+        if any(lines.values()):
+            panels.append((ylabel, lines))
+    return panels
+
+
+def points(log_history: list[dict], x: str, y: str) -> list[tuple[float, float]]:
+    """The entries of a log that have a `y`, as points."""
+    return [(entry[x], entry[y]) for entry in log_history if y in entry]
+
+
+def draw_panels(path: Path, title: str, xlabel: str, panels: list[Panel]) -> None:
+    """Draw panels side by side."""
+    figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
+    figure.suptitle(title)
+    for axes, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for label, line in lines.items():
+            if line:
+                axes.plot(*zip(*line, strict=True), marker="o", markersize=3, label=label)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        axes.grid(alpha=0.3)
+        if any(lines.values()):
+            axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def draw_plots(metrics: dict, histories: dict[str, list[dict]], folder: Path) -> None:
-    """Write `sft_loss.png`, `reward_model.png` and `ppo.png`; with a stage `ppo_init`, `ppo_init_loss.png` too.
-
-    Args:
-        metrics (`dict`): The run's `metrics.json`.
-        histories (`dict`): Trainer's `log_history` of each stage.
-        folder (`Path`): Where the files go; it exists.
-    """
-    titles = {"sft": "Supervised fine-tuning", "ppo_init": "Supervised fine-tuning of what PPO starts from"}
+    """Draw a run's stages from its metrics and each `log_history`: `STAGE_loss.png`, `reward_model.png`, `ppo.png`."""
+    titles = {"sft": "Supervised fine-tuning", "ppo_init": "Supervised fine-tuning of the model that PPO starts from"}
     for stage in titles.keys() & metrics.keys():
         panels, scores = [("loss", _losses(metrics[stage]))], metrics[stage].get("eval_score", [])
         if scores:
-            panels.append(("mean score", {"answers to validation prompts": list(enumerate(scores, start=1))}))
+            panels.append(("mean score", {"answers to validation prompts": _counted(scores)}))
         draw_panels(folder / f"{stage}_loss.png", titles[stage], "epoch", panels)
-    accuracy = [(x["epoch"], x["accuracy"]) for x in histories["reward"] if "accuracy" in x]
-    held_out = [(x["epoch"], x["eval_accuracy"]) for x in histories["reward"] if "eval_accuracy" in x]
-    panels = [("loss", _losses(metrics["reward"])), ("pair accuracy", {"training": accuracy, "validation": held_out})]
+    log = histories["reward"]
+    accuracy = {"training": points(log, "epoch", "accuracy"), "validation": points(log, "epoch", "eval_accuracy")}
+    panels = [("loss", _losses(metrics["reward"])), ("pair accuracy", accuracy)]
     draw_panels(folder / "reward_model.png", "Reward model", "epoch", panels)
-    kl = f"KL to {'ppo_init' if 'ppo_init' in metrics else 'SFT'}, nats a response"
+    kl = f"KL to {'ppo_init' if 'ppo_init' in metrics else 'SFT'}, nats per response"
     panels = [
-        (label, {"sampled responses": list(enumerate(metrics["ppo"][name], start=1))})
-        for label, name in (("score", "score"), (kl, "kl"))
+        ("score", {"sampled responses": _counted(metrics["ppo"]["score"])}),
+        (kl, {"sampled responses": _counted(metrics["ppo"]["kl"])}),
     ]
     draw_panels(folder / "ppo.png", "PPO", "rollout", panels)
 
 
 def _losses(stage: dict) -> dict[str, list[tuple[float, float]]]:
-    return {
-        "training": list(enumerate(stage["train_loss"], start=1)),
-        "validation": list(enumerate(stage.get("eval_loss", []), start=1)),
-    }
+    return {"training": _counted(stage["train_loss"]), "validation": _counted(stage.get("eval_loss", []))}
 
 
-# ---- The report card of a reward model -----------------------------------------------------------------------------
+def _counted(values: list[float]) -> list[tuple[int, float]]:
+    return list(enumerate(values, start=1))
 
 
-def draw_reward_card(card: dict, rankings: list[ScoredRanking], folder: Path) -> None:
-    """Write `report_card_accuracy.png`, `report_card_calibration.png` and `report_card_length.png`.
+# ---- A reward model's report ---------------------------------------------------------------------------------------
 
-    Args:
-        card (`dict`): A report card, see [`measure_rewards`].
-        rankings (`list[ScoredRanking]`): The rows it was measured on.
-        folder (`Path`): Where the files go; it exists.
-    """
-    _draw_accuracies(card, folder / "report_card_accuracy.png")
-    _draw_calibration(card["calibration"]["bins"], folder / "report_card_calibration.png")
+
+def draw_reward_report(report: dict, rankings: list[ScoredRanking], folder: Path) -> None:
+    """Draw accuracy, calibration and length of the report that was measured on `rankings`, as `report_card_*.png`."""
+    _draw_accuracies(report, folder / "report_card_accuracy.png")
+    _draw_calibration(report["calibration"]["bins"], folder / "report_card_calibration.png")
     _draw_length(rankings, folder / "report_card_length.png")
 
 
-def _draw_accuracies(card: dict, path: Path) -> None:
-    margins = [(f"{some['from']:.2f}\nto {some['to']:.2f}", some) for some in card["by_margin"]]
+def _draw_accuracies(report: dict, path: Path) -> None:
     panels = {
-        "responses in the ranking": [(str(some["num_responses"]), some) for some in card["by_num_responses"]],
-        "steps of rank between the two": [(str(some["rank_gap"]), some) for some in card["by_rank_gap"]],
-        "difference of the two scores": margins,
+        "responses in the ranking": [(some["num_responses"], some) for some in report["by_num_responses"]],
+        "steps of rank between the two": [(some["rank_gap"], some) for some in report["by_rank_gap"]],
+        "difference of the two scores": [
+            (f"{some['from']:.2f}\nto {some['to']:.2f}", some) for some in report["by_margin"]
+        ],
     }
     figure = Figure(figsize=(12, 4.2), layout="constrained")
-    figure.suptitle("Share of pairs right, with 95 % intervals (none of fewer than six prompts) and numbers of pairs")
-    rule = card["length"][card["length"]["better_baseline"]]["value"]
+    figure.suptitle("Pair accuracy with 95 % CI (none for fewer than six prompts) and number of pairs")
+    baseline = report["length"][report["length"]["better_baseline"]]["value"]
     for axes, (xlabel, bars) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
-        if rule is not None:
-            axes.axhline(rule, color="tab:red", linestyle="--", linewidth=1, label="better rule of length")
+        if baseline is not None:
+            axes.axhline(baseline, color="tab:red", linestyle="--", linewidth=1, label="better length baseline")
         for x, (_, some) in enumerate(bars):
-            _point(axes, x, some)
+            _draw_share(axes, x, some)
             axes.annotate(some["num"], (x, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
-        axes.set_xticks(range(len(bars)), [name for name, _ in bars])
+        axes.set_xticks(range(len(bars)), [str(name) for name, _ in bars])
         axes.set_xlabel(xlabel)
         axes.set_ylim(0, 1.05)
         axes.grid(alpha=0.3, axis="y")
-        axes.axhline(0.5, color="grey", linestyle=":", linewidth=1, label="coin")
-    figure.axes[0].set_ylabel("share right")
+        axes.axhline(0.5, color="grey", linestyle=":", linewidth=1, label="chance")
+    figure.axes[0].set_ylabel("pair accuracy")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
-def _point(axes: Axes, x: float, some: dict) -> None:
-    """A share and its interval."""
+def _draw_share(axes: Axes, x: float, some: dict) -> None:
     low, high = some["ci95"] or (some["value"], some["value"])
     axes.plot([x, x], [low, high], color="tab:blue")
     axes.plot(x, some["value"], "o", color="tab:blue", markersize=5)
@@ -100,13 +147,13 @@ def _draw_calibration(bins: list[dict], path: Path) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0.5, 1], [0.5, 1], color="grey", linestyle=":", label="calibrated")
     for some in bins:
-        _point(upper, some["confidence"], some)
-    upper.set_ylabel("share right")
+        _draw_share(upper, some["confidence"], some)
+    upper.set_ylabel("pair accuracy")
     upper.grid(alpha=0.3)
     upper.legend()
     widths = [some["to"] - some["from"] for some in bins]
     lower.bar([some["from"] for some in bins], [some["num"] for some in bins], widths, align="edge", edgecolor="white")
-    lower.set_xlabel("probability claimed for the preferred response")
+    lower.set_xlabel("confidence")
     lower.set_ylabel("pairs")
     figure.savefig(path, dpi=120)
 
@@ -122,11 +169,11 @@ def _draw_length(rankings: list[ScoredRanking], path: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     figure.suptitle("Score against length")
     axes = figure.subplots()
-    points = axes.scatter(lengths, scores, c=ranks, cmap="viridis_r", s=10, alpha=0.6, linewidths=0)
-    figure.colorbar(points, label="rank in its row: 0 best, 1 worst").ax.invert_yaxis()
+    scatter = axes.scatter(lengths, scores, c=ranks, cmap="viridis_r", s=10, alpha=0.6, linewidths=0)
+    figure.colorbar(scatter, label="rank in its row: 0 best, 1 worst").ax.invert_yaxis()
     if max(lengths) > 10 * median(lengths):
         axes.set_xscale("log")
-    axes.set_xlabel("characters of the response")
+    axes.set_xlabel("characters per response")
     axes.set_ylabel("score")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -8,13 +8,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..models.forward import context_length
+from ..sampling.generate import Samples
 from ..text import (
+    Text,
     batches_by_length,
     encode_text,
     pad_rows,
     scored_rows,
     special_token_breaker,
-    template_rows,
+    template_options,
     whole_text,
 )
 from .reward_functions import call_reward_functions, reward_name
@@ -24,13 +26,11 @@ from .reward_functions import call_reward_functions, reward_name
 def reward_model_scores(
     model: PreTrainedModel, rows: Sequence[Sequence[int]], *, batch_size: int, by_length: bool = False
 ) -> torch.Tensor:
-    """Scores of whole texts (prompt and response as ids) by a sequence-classification model with one label, `(B,)`.
+    """Scores `(B,)` of texts (ids of prompt and response) by a sequence-classification model with one label.
 
-    The rows are padded on the right with the model's own padding id; which token is scored is the model's rule, the
-    one it was trained with. `config.score_bias`, where there is one, is added (see `reward/calibration.py`).
-
-    In batches of `batch_size` rows in turn, or (`by_length`) of rows of like length, with as many tokens as that many
-    of the longest have.
+    Rows are padded on the right with the model's own padding id, and the model decides which token it reads the score
+    at. `config.score_bias` is added where there is one (see `reward/calibration.py`). With `by_length`, batches hold
+    rows of similar length, and as many tokens as `batch_size` of the longest rows.
     """
     pad_token_id = model.config.get_text_config().pad_token_id
     lengths = [len(row) for row in rows]
@@ -56,58 +56,82 @@ def reward_model_scores(
     return torch.cat(scores)[place.to(model.device)] + getattr(model.config, "score_bias", 0.0)
 
 
+@torch.no_grad()
+def score_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict],
+    completions: Sequence[Text],
+    *,
+    ended: Sequence[bool] | None = None,
+    batch_size: int = 64,
+    by_length: bool = False,
+) -> torch.Tensor:
+    """Scores `(B,)` of completions by a reward model that reads the text with its own tokenizer.
+
+    Messages go through its chat template; other texts get its end-of-text token if they `ended` (default: all did).
+    Special tokens that somebody typed are read as text.
+    """
+    broken = special_token_breaker(tokenizer)
+    ids = []
+    for row, completion, end in zip(rows, completions, ended or [True] * len(rows), strict=True):
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else broken(row["prompt"])
+        text = whole_text(prompt, broken(completion))
+        ids.append(encode_text(tokenizer, text, ended=end, **template_options(row)))
+    return reward_model_scores(model, ids, batch_size=batch_size, by_length=by_length)
+
+
+def score_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Samples,
+    *,
+    batch_size: int = 64,
+    by_length: bool = False,
+) -> torch.Tensor:
+    """Scores `(B,)` of samples by a reward model that reads the policy's token ids; `tokenizer` is the policy's.
+
+    Ids for which the reward model has no embedding are left out: a policy with more embeddings than its tokenizer has
+    tokens can sample them, and they stand for no text.
+    """
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    ids = scored_rows(tokenizer, samples.rows, samples.prompt_ids, samples.completion_ids)
+    ids = [[i for i in row if i < num_embeddings] for row in ids]
+    return reward_model_scores(model, ids, batch_size=batch_size, by_length=by_length)
+
+
 def score_responses(
     reward_funcs: Sequence[PreTrainedModel | Callable],
-    *,
-    policy_tokenizer: PreTrainedTokenizerBase | None = None,
     tokenizers: Sequence[PreTrainedTokenizerBase | None],
-    prompts: list,
-    columns: dict[str, list],
-    prompt_rows: list[list[int]],
-    completions: list,
-    completion_ids: list[list[int]],
-    ended: list[bool],
-    batch_size: int,
+    samples: Samples,
+    *,
+    policy_tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 64,
     by_length: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Score of each response by each of F reward functions.
+    """Scores of B samples by each of F reward functions and, boolean, where there is one: `(B, F)` each, on the CPU.
 
-    A model without a tokenizer of its own here reads the ids themselves, prompt and response in one row as
-    [`scored_rows`] makes it with `policy_tokenizer`, without ids for which it has no embedding: a policy whose
-    embeddings are padded further can sample them, and they stand for no text. One with a tokenizer reads the text,
-    through its own chat template for messages, else with its end-of-text token behind a response that `ended` by
-    itself. Special tokens that a policy wrote as text, or that stand in messages, are text to it.
-
-    A function is called as `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]` and
-    may be async: those run at the same time. None leaves its term out.
-
-    Returns:
-        `tuple` of two `torch.Tensor` of shape `(B, F)` on the CPU: scores and, boolean, where there is one.
-
-    Raises:
-        InputError: A text is longer than a model reads, or a function failed or returned anything but a number or None
-            for each completion.
+    A reward model with a tokenizer reads the text ([`score_texts`]), one without the policy's ids ([`score_samples`]).
     """
     functions = [func for func in reward_funcs if not isinstance(func, nn.Module)]
-    arguments = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
-    scores = iter(call_reward_functions(functions, **arguments))
-    terms, given = [], []
-    options = template_rows(columns, len(prompts))
+    numbers = iter(call_reward_functions(functions, **reward_arguments(samples)))
+    terms, given, batching = [], [], {"batch_size": batch_size, "by_length": by_length}
     for func, tokenizer in zip(reward_funcs, tokenizers, strict=True):
-        if isinstance(func, nn.Module):
-            if tokenizer is None:
-                known = func.get_input_embeddings().num_embeddings
-                rows = scored_rows(policy_tokenizer, prompts, prompt_rows, completion_ids, options=options)
-                rows = [[i for i in row if i < known] for row in rows]
-            else:
-                broken = special_token_breaker(tokenizer)
-                asked = [prompt if isinstance(prompt, str) else broken(prompt) for prompt in prompts]
-                texts = zip(map(whole_text, asked, map(broken, completions)), ended, options, strict=True)
-                rows = [encode_text(tokenizer, text, ended=end, **more) for text, end, more in texts]
-            terms.append(reward_model_scores(func, rows, batch_size=batch_size, by_length=by_length).cpu())
-            given.append(torch.ones(len(rows), dtype=torch.bool))
+        if not isinstance(func, nn.Module):
+            scores = next(numbers)
+            given.append(torch.tensor([score is not None for score in scores]))
+            terms.append(torch.tensor([score or 0.0 for score in scores], dtype=torch.float32))
             continue
-        numbers = next(scores)
-        given.append(torch.tensor([number is not None for number in numbers]))
-        terms.append(torch.tensor([0.0 if number is None else number for number in numbers], dtype=torch.float32))
+        if tokenizer is None:
+            scores = score_samples(func, policy_tokenizer, samples, **batching)
+        else:
+            scores = score_texts(func, tokenizer, samples.rows, samples.completions, ended=samples.ended, **batching)
+        terms.append(scores.cpu())
+        given.append(torch.ones(len(scores), dtype=torch.bool))
     return torch.stack(terms, dim=1), torch.stack(given, dim=1)
+
+
+def reward_arguments(samples: Samples) -> dict[str, list]:
+    """Keyword arguments of a reward function: `prompts`, `completions`, `completion_ids`, and the other columns."""
+    arguments = {"prompts": samples.prompts, "completions": samples.completions}
+    return {**arguments, "completion_ids": samples.completion_ids, **samples.columns()}

@@ -1,13 +1,17 @@
-"""Arguments of the stage commands: a YAML file and flags, through TRL's parser, with errors a user can act on."""
+"""Arguments of the stages: a YAML file and flags, parsed by TRL's parser, with errors that say what to change.
 
-import argparse
+TRL's own `--config` would take a key that is given twice, read `1e-6` in a mapping as text, and not check the types of
+a file's values. Files are therefore read by [`read_yaml`], and their single values go through argparse as flags do.
+"""
+
 import difflib
 import json
 import re
 import warnings
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments, get_scheduler
@@ -19,69 +23,64 @@ from ..ppo.config import PPOConfig, check_ranges
 from ..text import check_template_kwargs
 from .config_file import PATHS, locate_function, read_yaml
 
-# What `selection_reward_model` asks for; what is set by hand wins.
+TrainerConfig = SFTConfig | RewardConfig | PPOConfig
+
+# What `selection_reward_model` needs of Trainer; options that are set explicitly take precedence.
 SELECTION_OPTIONS = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
-    "save_total_limit": 1,  # the best one; until the end, the last one too
+    "save_total_limit": 1,  # the best checkpoint; until the end, the last one too
     "load_best_model_at_end": True,
     "metric_for_best_model": "score",
     "greater_is_better": True,
 }
-# Options by the names that they had, or have elsewhere.
+# Options by their older names, or by the names they have elsewhere.
 RENAMED = {"torch_dtype": "dtype", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A dataclass field with its help; `options_help.py` reads these calls without importing them."""
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass
 class StageArguments:
-    """Arguments that every stage has beside its trainer's and the model's."""
+    """Arguments that all stages share, beside those of the trainer and the model."""
 
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "A Hub id, a folder, a file, or the sample data `document` or `lab`."},
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Which configuration of the data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "The rows to train on."})
-    dataset_test_split: str = field(default="test", metadata={"help": "The rows to evaluate on while training."})
-    dataset_test_fraction: float | None = field(
-        default=None,
-        metadata={
-            "help": "Hold out this share of the prompts as `dataset_test_split`, where the data has no such split. "
-            "All rows of a prompt go together; which prompts follows from them alone, in every stage and run."
-        },
+    dataset_name: str | None = option(None, "Hub id, folder, file, or the sample data `document` or `lab`.")
+    dataset_config: str | None = option(None, "Configuration of the data set.")
+    dataset_train_split: str = option("train", "Split to train on.")
+    dataset_test_split: str = option("test", "Split to evaluate on during training.")
+    dataset_test_fraction: float | None = option(
+        None,
+        "Hold out this share of the prompts as `dataset_test_split` if the data has no such split. All rows of a "
+        "prompt stay together. The choice depends only on the prompts: it is the same in every stage and run.",
     )
     column_map: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Names for the columns of the data set, as `question=prompt,reply=completion` or, in a file, as a "
-            "mapping of its names to ours. The verb `data` shows what a data set is read as."
+            "help": "New names for columns: `question=prompt,reply=completion`, or a mapping in a file. "
+            "`hf-instructgpt data` shows how a data set is read."
         },
     )
-    max_rows: int | None = field(
-        default=None, metadata={"help": "Read the first so many rows of each split, as a stream, and no others."}
-    )
+    max_rows: int | None = option(None, "Read only the first N rows of each split, as a stream.")
     chat_template_kwargs: dict | str | None = field(
         default=None,
         metadata={
-            "help": "What the chat template gets beside the messages of each row, as a mapping or as JSON, such as "
+            "help": "Arguments of the chat template for all rows, as a mapping or as JSON, such as "
             "`{enable_thinking: false}`. Rows may have a column of this name instead."
         },
     )
-    allow_special_tokens: bool = field(
-        default=False,
-        metadata={
-            "help": "Read a special token that stands in a message's text, such as `<|im_end|>`, as that token. By "
-            "default it is text: a space is put behind its first letter."
-        },
+    allow_special_tokens: bool = option(
+        False,
+        "Read special tokens in messages, such as `<|im_end|>`, as tokens. By default they are text: a space is "
+        "inserted after their first letter.",
     )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace an earlier result in `output_dir`. Without it, that is an error."}
+    overwrite_output_dir: bool = option(
+        False, "Replace an earlier result in `output_dir`. Without it, an earlier result is an error."
     )
-    resume: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave a finished `output_dir` as it is, and go on from the last checkpoint of a broken one."
-        },
+    resume: bool = option(
+        False, "Continue an interrupted run from its last checkpoint. A finished result is left as it is."
     )
 
     def __post_init__(self):
@@ -103,23 +102,20 @@ class StageArguments:
 
 @dataclass
 class PromptArguments(StageArguments):
-    """Arguments of the stages whose rows hold prompts to be answered."""
+    """Arguments of the stages whose rows hold prompts."""
 
-    max_prompt_length: int | None = field(
-        default=None,
-        metadata={"help": "Skip rows whose prompts have more tokens. Default: a prompt that does not fit is refused."},
+    max_prompt_length: int | None = option(
+        None, "Skip rows whose prompts have more tokens. Default: a prompt that does not fit is an error."
     )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read the data set as a stream, and of each split only as many rows as `max_steps` needs, or "
-            "`max_rows`. The rows are kept in memory, so that a resumed run reads the same ones."
-        },
+    streaming: bool = option(
+        False,
+        "Read the data set as a stream: of each split only `max_rows` rows, or as many as `max_steps` needs. The rows "
+        "are kept in memory, so that a resumed run reads the same ones.",
     )
 
 
 def parse_column_map(value: dict | str | None) -> dict[str, str] | None:
-    """A `column_map` as a mapping. Raises `InputError` if it is none."""
+    """A `column_map` as a mapping; `InputError` if it is malformed."""
     given = value
     if isinstance(value, str):
         try:
@@ -138,33 +134,27 @@ def parse_column_map(value: dict | str | None) -> dict[str, str] | None:
 
 @dataclass
 class SFTArguments(PromptArguments):
-    """Arguments of `hf-instructgpt sft`. Without `model_name_or_path` a new CharGPT is made."""
+    """Arguments of `hf-instructgpt sft`. Without `model_name_or_path` it trains a new CharGPT."""
 
-    selection_reward_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "A reward model's Hub id or folder: at each evaluation the model answers evaluation prompts, the "
-            "answers' mean score is reported as `eval_score`, and the model with the best one is kept. The data needs "
-            "`prompt`; the options of Trainer that do the keeping follow from this one unless set."
-        },
+    selection_reward_model: str | None = option(
+        None,
+        "Keep the checkpoint whose answers this reward model (Hub id or folder) scores best. At each evaluation the "
+        "model answers evaluation prompts, and the mean score is logged as `eval_score`. The data needs `prompt`. "
+        "Evaluation and saving are set to match, unless they are set explicitly.",
     )
-    selection_max_new_tokens: int = field(
-        default=64, metadata={"help": "Most tokens of an answer that is scored; fewer where the context ends."}
+    selection_max_new_tokens: int = option(
+        64, "Maximum number of tokens per scored answer; fewer if the model's context ends before."
     )
-    pretraining_dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pretraining text to mix into the demonstrations, as a Hub id, a folder, a JSON Lines file or "
-            "sample data; its split `dataset_train_split`, with `text`, `messages`, or `prompt` and `completion`. The "
-            "loss counts every token of it."
-        },
+    pretraining_dataset_name: str | None = option(
+        None,
+        "Pretraining text to mix into the demonstrations: Hub id, folder, JSON Lines file or sample data. Its split "
+        "`dataset_train_split` is read, with `text`, `messages`, or `prompt` and `completion`. Every token of it "
+        "counts in the loss.",
     )
-    pretraining_fraction: float = field(
-        default=0.1,
-        metadata={
-            "help": "Share of the training rows that are pretraining text. 0: none is mixed in, but the vocabulary of "
-            "a new CharGPT knows its characters."
-        },
+    pretraining_fraction: float = option(
+        0.1,
+        "Share of the training rows that are pretraining text. With 0 nothing is mixed in, but the vocabulary of a "
+        "new CharGPT covers its characters.",
     )
 
 
@@ -172,12 +162,10 @@ class SFTArguments(PromptArguments):
 class RewardArguments(StageArguments):
     """Arguments of `hf-instructgpt reward`."""
 
-    calibration_dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Demonstrations (data as for `sft`, its split `dataset_train_split`): after training the scores "
-            "are shifted so that these score 0 on average. None: no shift."
-        },
+    calibration_dataset_name: str | None = option(
+        None,
+        "Demonstrations (data as for `sft`, split `dataset_train_split`) that score 0 on average after training: the "
+        "scores are shifted by a constant. Default: no shift.",
     )
 
 
@@ -188,38 +176,31 @@ class PPOArguments(PromptArguments):
     reward_funcs: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length` or dotted, "
-            "`my_rewards.length`; the file lies beside the config file that names it, else in the current folder, or "
-            "is an installed package's), added up with `reward_weights`."
+            "help": "Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length`, or dotted: "
+            "`my_rewards.length`), summed with `reward_weights`. A function's file is looked for beside the config "
+            "file that names it, else in the current folder, else among the installed packages."
         },
     )
-    value_model: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the critic starts from: a model's Hub id or folder, or `shared` for a head on the policy's "
-            "own trunk. None: the first reward model of the policy's family, else the policy."
-        },
+    value_model: str | None = option(
+        None,
+        "What the critic starts from: Hub id or folder of a model, or `shared` for a head on the policy's backbone. "
+        "Default: the first reward model of the policy's family, else the policy.",
     )
-    on_weak_reward: str = field(
-        default="warn",
-        metadata={
-            "help": "What it does if a reward model's report card says that it does not beat the better rule of "
-            "length (`the longer response wins`, `the shorter ...`), or if there is no card of its weights: `warn` "
-            "says so in a line, `raise` stops before anything is trained. Cards are made by `hf-instructgpt evaluate "
-            "reward DIR`; a model by its Hub id and a Python function need none.",
-            "choices": ["warn", "raise"],
-        },
+    on_weak_reward: str = option(
+        "warn",
+        "What to do if a reward model does no better than a length baseline, or has no report card: `warn` or "
+        "`raise`. `hf-instructgpt evaluate reward DIR` makes report cards. Models on the Hub and Python functions are "
+        "not checked.",
+        choices=["warn", "raise"],
     )
-    ptx_dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "PPO-ptx: pretraining text, as a Hub id, a folder, a JSON Lines file or sample data; its split "
-            "`dataset_train_split`, with `text`, `messages`, or `prompt` and `completion`. Goes with `ptx_coef`."
-        },
+    ptx_dataset_name: str | None = option(
+        None,
+        "Pretraining text for PPO-ptx: Hub id, folder, JSON Lines file or sample data. Its split "
+        "`dataset_train_split` is read, with `text`, `messages`, or `prompt` and `completion`. Needs `ptx_coef`.",
     )
 
 
-# What each reads: demonstrations, preferences or rankings, prompts.
+# What each stage reads: demonstrations, preferences or rankings, prompts.
 DATA_KINDS = {"sft": "sft", "reward": "reward", "ppo": "prompts"}
 STAGES = {
     "sft": (SFTArguments, SFTConfig, ModelConfig),
@@ -235,31 +216,28 @@ class StageParser(TrlParser):
         raise InputError(re.sub(r"^argument --(\w+)\S*:", r"`\1`:", message))
 
 
-def parse_stage(
-    stage: str, argv: list[str]
-) -> tuple[StageArguments, SFTConfig | RewardConfig | PPOConfig, ModelConfig]:
-    """Arguments of a stage, its trainer and its model, from flags and `--config FILE`; flags win over the file."""
-    config, argv = _ConfigParser(add_help=False, allow_abbrev=False).parse_known_args(argv)
-    options = read_yaml(config.config) if config.config is not None else {}
-    return parse_options(stage, options, source=config.config or "", argv=argv)
+def parse_stage(stage: str, argv: list[str]) -> tuple[StageArguments, TrainerConfig, ModelConfig]:
+    """Parse the flags of a stage, and the file that `--config FILE` names; flags take precedence."""
+    parser = StageParser([], add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    given, argv = parser.parse_known_args(argv)
+    options = {} if given.config is None else read_yaml(given.config)
+    return parse_options(stage, options, source=given.config or "", argv=argv)
 
 
 def parse_options(
     stage: str, options: dict, *, source: str, argv: list[str] = (), classes: tuple[type, ...] | None = None
-):
-    """Arguments of a stage from a mapping (`source` names it in errors) and flags, which win.
+) -> tuple:
+    """Parse a mapping and flags, which take precedence, into the stage's dataclasses, or into `classes`.
 
-    `classes` are the dataclasses that hold them, where the stage is none of `STAGES`.
-
-    Raises:
-        InputError: An unknown key or flag, a value of the wrong type, or options that contradict each other.
+    Unknown options, wrong types and contradictions are `InputError`s; those of the mapping name its `source`.
     """
     classes = classes or STAGES[stage]
     parser = StageParser(
         classes,
         prog=f"hf-instructgpt {stage}",
         usage=f"hf-instructgpt {stage} [--config FILE] [--field value ...]",
-        description="FILE is a YAML file of the fields below; flags win over it.",
+        description="FILE is a YAML file of the fields below; flags take precedence.",
         allow_abbrev=False,
     )
     if not torch.accelerator.is_available():
@@ -272,114 +250,88 @@ def parse_options(
         for key, value in options.items():
             if key not in known:
                 raise InputError(f"unknown key `{key}`. {_suggest(stage, str(key), known)}")
-            if value is None or (isinstance(value, list) and _takes(list, hints[key])):
-                defaults[key] = value
-            flags += _as_flags(key, value, hints[key])
+            if as_flags := _as_flags(key, value, hints[key]):
+                flags += as_flags
+            else:
+                defaults[key] = deepcopy(value)  # trainers change theirs
         parser.set_defaults(**defaults)
         parser.parse_known_args(flags)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    known_args, unknown = parser.parse_known_args([*flags, *argv])
-    if getattr(known_args, "selection_reward_model", None) is not None:
-        parser.set_defaults(**{**SELECTION_OPTIONS, **defaults})
+    given, unknown = parser.parse_known_args([*flags, *argv])
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise InputError(f"unknown argument `{unknown[0]}`. {_suggest(stage, name, known)}")
+    if getattr(given, "selection_reward_model", None) is not None:
+        parser.set_defaults(**{**SELECTION_OPTIONS, **defaults})
     try:
         with warnings.catch_warnings():
             # The name that every transformers knows; TRL's own defaults use it too.
             warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)
             parsed = parser.parse_args_and_config([*flags, *argv])
-        _settle(parsed, options)
+        _finish(parsed, options)
     except (ValueError, TypeError, ImportError) as error:
         where = " and ".join(filter(None, (source, "flags" if argv else "")))
         raise InputError(f"{where or stage}: {error}") from error
     return parsed
 
 
-class _ConfigParser(argparse.ArgumentParser):
-    """Takes `--config FILE` or `--config=FILE` out of the flags."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.add_argument("--config")
-
-    def error(self, message: str):
-        raise InputError("`--config` needs a file.")
-
-
-def _takes(kind: type, hint) -> bool:
-    """Whether a field's type, such as `list[str] | str | None`, allows a value of this kind."""
-    return any(kind in (option, get_origin(option)) for option in (hint, *get_args(hint)))
-
-
-def _as_flags(key: str, value, hint) -> list[str]:
-    """A YAML value as the flag that argparse will check; none for what argparse cannot take (None, lists)."""
-    if value is None and not _takes(type(None), hint):
+def _as_flags(key: str, value: Any, hint: Any) -> list[str]:
+    """The flags from which argparse reads and checks a file's value; none for a value that it cannot read."""
+    kinds = {get_origin(kind) or kind for kind in (hint, *get_args(hint))}
+    if value is None and type(None) not in kinds:
         raise InputError(f"`{key}` needs a value: it cannot be null.")
     for kind, name in ((list, "a list"), (dict, "a mapping")):
-        if isinstance(value, kind) and not _takes(kind, hint):
+        if isinstance(value, kind) and kind not in kinds:
             raise InputError(f"`{key}` takes one value, not {name}.")
-    if value is None:
+    if isinstance(value, list) and str not in kinds:
+        return [f"--{key}", *map(str, value)]
+    if value is None or isinstance(value, list | dict):
         return []
-    if isinstance(value, list):
-        return [f"--{key}", *map(str, value)] if get_origin(hint) is list or not _takes(str, hint) else []
-    if isinstance(value, dict):
-        value = json.dumps(value)
-    if value is False and not _takes(bool, hint):
-        value = "no"  # as it stood in the file
-    return [f"--{key}={str(value).lower() if isinstance(value, bool) else value}"]
+    if isinstance(value, bool):
+        value = "no" if value is False and bool not in kinds else str(value).lower()  # `eval_strategy: no`
+    return [f"--{key}={value}"]
 
 
-def _settle(parsed: tuple, options: dict) -> None:
-    """Work out what follows from parsed options, and check them."""
-    if isinstance(parsed[0], StageArguments):
-        _set_max_rows(*parsed[:2])
+def _finish(parsed: tuple, options: dict) -> None:
+    """Set what follows from the parsed options, and refuse values that would fail late, or be ignored."""
+    if getattr(parsed[0], "streaming", False) and parsed[0].max_rows is None:
+        parsed[0].max_rows = _streamed_rows(parsed[1])
     for part in parsed:
-        _spell_out(part, options)
-        _check_values(part)
+        _expand_paths(part, options)
+        if isinstance(part, TrainingArguments):
+            _check_training_arguments(part)
+        if isinstance(part, ModelConfig) and (part.load_in_8bit or part.load_in_4bit):
+            raise InputError("`load_in_8bit` and `load_in_4bit` are not supported.")
 
 
-def _set_max_rows(args: object, training_args: SFTConfig | PPOConfig) -> None:
-    """A stream's rows are as many as the steps read, unless `max_rows` says how many."""
-    if not getattr(args, "streaming", False) or args.max_rows is not None:
-        return
+def _streamed_rows(training_args: TrainerConfig) -> int:
+    """The number of a stream's rows that the steps read."""
     if training_args.max_steps < 1:
-        raise InputError("`streaming` needs `max_steps`, or `max_rows`: a stream has no end that is known.")
+        raise InputError("`streaming` needs `max_steps` or `max_rows`: a stream has no known end.")
     if isinstance(training_args, PPOConfig):
-        args.max_rows = training_args.num_prompts
-        return
+        return training_args.num_prompts
     if training_args.packing:
-        raise InputError("`streaming` with `packing` needs `max_rows`: how many texts a row holds is not known.")
-    args.max_rows = training_args.max_steps * training_args.train_batch_size * training_args.world_size
-    args.max_rows *= training_args.gradient_accumulation_steps
+        raise InputError("`streaming` with `packing` needs `max_rows`: the number of texts per row is not known.")
+    rows_per_step = training_args.train_batch_size * training_args.gradient_accumulation_steps
+    return training_args.max_steps * rows_per_step * training_args.world_size
 
 
-def _spell_out(args: object, options: dict) -> None:
-    """Expand a leading `~` of a path, which a shell leaves as it is behind `=` and in a file.
-
-    A function that the file's `options` do not name is looked for in the current folder.
-    """
+def _expand_paths(args: object, options: dict) -> None:
+    """Expand a leading `~`; look for functions that the file's `options` do not name in the current folder."""
     for name in PATHS:
         value = getattr(args, name, None)
-        expanded = [str(Path(v).expanduser()) if v.startswith("~") else v for v in _as_list(value)]
-        if expanded:
-            setattr(args, name, expanded if isinstance(value, list) else expanded[0])
+        if isinstance(value, str):
+            setattr(args, name, _expanded(value))
+        elif value:
+            setattr(args, name, [_expanded(item) for item in value])
     if isinstance(args, PPOArguments):
-        known = _as_list(options.get("reward_funcs"))
+        known = options.get("reward_funcs") or []
         args.reward_funcs = [func if func in known else locate_function(func, "") for func in args.reward_funcs]
 
 
-def _as_list(value: str | list[str] | None) -> list[str]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _check_values(args: object) -> None:
-    """Raise an `InputError` for a value that would only fail, or be passed over, later."""
-    if isinstance(args, ModelConfig) and (args.load_in_8bit or args.load_in_4bit):
-        raise InputError("`load_in_8bit` and `load_in_4bit` are not supported.")
-    if isinstance(args, TrainingArguments):
-        _check_training_arguments(args)
+def _expanded(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def _check_training_arguments(training_args: TrainingArguments) -> None:
@@ -392,24 +344,24 @@ def _check_training_arguments(training_args: TrainingArguments) -> None:
     backend = training_args.torch_compile_backend
     if backend is not None and backend not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
-        raise InputError(f"`torch_compile_backend`: there is no {backend!r}; there are {known}.")
+        raise InputError(f"`torch_compile_backend`: {backend!r} is not one of {known}.")
     missing = set(training_args.report_to) - set(get_available_reporting_integrations())
     if missing:
         raise InputError(f"`report_to`: {', '.join(sorted(missing))} is unknown or not installed.")
     if training_args.hub_token is not None:
-        raise InputError("`hub_token` is not used here, so that no file holds it: log in with `hf auth login`.")
+        raise InputError("`hub_token` would be written to files: log in with `hf auth login` instead.")
     if any("token" in name for name in training_args.model_init_kwargs or {}):
         raise InputError(
-            "`model_init_kwargs` may not hold a token, so that no file holds it: log in with `hf auth login`."
+            "a token in `model_init_kwargs` would be written to files: log in with `hf auth login` instead."
         )
     if training_args.resume_from_checkpoint is not None:
-        raise InputError("`resume_from_checkpoint` is not used here: pass --resume.")
+        raise InputError("`resume_from_checkpoint` is not supported: pass --resume.")
     if Path(training_args.output_dir).name in ("", ".."):
         raise InputError(f"`output_dir` must name a folder, not {training_args.output_dir!r}.")
 
 
 def _check_scheduler(args: TrainingArguments) -> None:
-    """Raise an `InputError` for `lr_scheduler_kwargs` that the scheduler does not take."""
+    """Refuse `lr_scheduler_kwargs` that the scheduler does not take."""
     if not args.lr_scheduler_kwargs:
         return
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)

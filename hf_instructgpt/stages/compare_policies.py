@@ -115,7 +115,6 @@ def compare_policies(
         `tuple`: what [`compare`] says, by the name in `metrics.json`; and the greedy answers of all three.
     """
     rows = list(rows)
-    asked = [row for row in rows for _ in range(num_samples)]
     results = {}
     for name, do_sample in HOWS.items():
         answers = []
@@ -131,10 +130,10 @@ def compare_policies(
                 reference=reference if policy is policies[1] and do_sample else None,
                 seed=seed,
             )
-            made.scores, made.terms = rewards.score(made, tokenizer, asked)
+            made.scores, made.terms = rewards.score(made.samples, tokenizer)
             if judge is not None:
                 with as_judge():
-                    made.gold, _ = Rewards({"judge": judge}, [None], [1.0]).score(made, tokenizer, asked)
+                    made.gold, _ = Rewards({"judge": judge}, [None], [1.0]).score(made.samples, tokenizer)
             answers.append(made)
         results[name] = compare(*answers, num_samples=num_samples)
     return results, answers

@@ -13,8 +13,8 @@ from ..evaluation.preference import ScoredRanking, score_rankings
 from ..evaluation.reward_report import measure_rewards
 from ..files import make_directory, read_json, to_json
 from ..hub.model_card import Made
-from ..report.plots import draw_reward_card
-from ..report.reward_markdown import reward_card_markdown, reward_findings
+from ..report.plots import draw_reward_report
+from ..report.reward_summary import reward_findings, reward_report_markdown
 from .arguments import RewardArguments
 from .config_file import locate_function
 from .load_data import check_fits, checked_split, is_same_data, load_rows, rows_to_read
@@ -124,14 +124,14 @@ def _write(card: dict, rankings: list[ScoredRanking], output_dir: Path) -> None:
     make_directory(aside / "plots")
     try:
         (aside / REPORT_CARD_FILE).write_text(to_json(card), encoding="utf-8")
-        (aside / "report_card.md").write_text(reward_card_markdown(card), encoding="utf-8")
-        draw_reward_card(card, rankings, aside / "plots")
+        (aside / "report_card.md").write_text(reward_report_markdown(card), encoding="utf-8")
+        draw_reward_report(card, rankings, aside / "plots")
         add_files(aside, output_dir)
     finally:
         shutil.rmtree(aside)
 
 
-def print_reward_card(card: dict, folder: Path) -> None:
+def print_reward_report(card: dict, folder: Path) -> None:
     """Tell the person at the terminal what came out."""
     for line in reward_findings(card):
         print(line)

@@ -6,10 +6,12 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ..errors import InputError
+from ..models.forward import context_length
+from ..sampling.generate import sample
 from ..text import break_special_tokens, encode_row
 from .load_data import findings
 from .load_models import load_causal_lm, load_config, load_tokenizer
-from .samples import MAX_NEW_TOKENS, answers_to, as_asked, asked_row, known_of
+from .samples import MAX_NEW_TOKENS, as_asked, asked_row, known_of
 
 logger = logging.get_logger(__name__)
 
@@ -45,11 +47,11 @@ def answer(
     row = asked_row(prompt, made)
     length = len(encode_row(tokenizer, row))
     config = load_config(model, trust_remote_code=trust_remote_code)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(config)
     if context is not None and length >= context:
         raise InputError(f"`--prompt` has {length} tokens; the model's context is {context}. Shorten it.")
     policy = load_causal_lm(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device).eval()
     wanted = max_new_tokens or (made and made.max_new_tokens) or policy.generation_config.max_new_tokens
     max_new_tokens = min(wanted or MAX_NEW_TOKENS, context - length if context else float("inf"))
     set_seed(seed)
-    return answers_to(policy, tokenizer, [row], max_new_tokens=max_new_tokens, do_sample=do_sample)[0]
+    return sample(policy, tokenizer, [row], max_new_tokens=max_new_tokens, do_sample=do_sample).texts[0]

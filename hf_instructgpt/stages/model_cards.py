@@ -10,8 +10,8 @@ from transformers import Trainer
 from ..data import SAMPLE_DATASETS
 from ..files import fields_of, read_json
 from ..hub.model_card import PLOT_FILE, Made, Source, make_card, write_card
-from ..report.curves import draw_training
-from ..report.reward_markdown import reward_findings
+from ..report.plots import draw_training
+from ..report.reward_summary import reward_findings
 from ..report.run_summary import findings
 from ..resuming.resumable import STATE_FILE
 from .arguments import StageArguments

@@ -1,7 +1,4 @@
-"""The help of a stage's own options, read from the source of their classes: importing them takes seconds.
-
-What an option means stands in its field's metadata alone (`arguments.py`, `../ppo/config.py`).
-"""
+"""The help of a stage's own options, read from the source of their classes, since importing them takes seconds."""
 
 import argparse
 import ast
@@ -11,26 +8,28 @@ from textwrap import fill
 from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
-# Of each stage: its classes of `arguments.STAGES` that are ours, and the file of each.
-_ARGUMENTS = {
-    "sft": ("StageArguments", "PromptArguments", "SFTArguments"),
-    "reward": ("StageArguments", "RewardArguments"),
-    "ppo": ("StageArguments", "PromptArguments", "PPOArguments"),
+ARGUMENTS = "stages/arguments.py"
+# By stage: our classes in `arguments.STAGES`, and their files.
+OWN_CLASSES = {
+    "sft": [(ARGUMENTS, name) for name in ("StageArguments", "PromptArguments", "SFTArguments")],
+    "reward": [(ARGUMENTS, name) for name in ("StageArguments", "RewardArguments")],
+    "ppo": [
+        *((ARGUMENTS, name) for name in ("StageArguments", "PromptArguments", "PPOArguments")),
+        ("ppo/config.py", "PPOConfig"),
+    ],
 }
-OWN_CLASSES = {stage: [("stages/arguments.py", name) for name in names] for stage, names in _ARGUMENTS.items()}
-OWN_CLASSES["ppo"].append(("ppo/config.py", "PPOConfig"))
-# Ones that hardly anybody leaves as they are; inherited, unless the stage's own class redefines them.
+# Inherited options that almost everybody sets; some stages' classes redefine them.
 COMMON = (
     *("model_name_or_path", "output_dir", "learning_rate", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed", "report_to", "push_to_hub"),
 )
-# The groups of the help: the option that a group begins with, in the order of the source, and its title.
+# Titles of the help's groups, by the option with which a group begins in the source.
 GROUPS = {
     "dataset_name": "data",
     "overwrite_output_dir": "result",
     "selection_reward_model": "choosing the model",
     "pretraining_dataset_name": "pretraining text",
-    "calibration_dataset_name": "zero of the scores",
+    "calibration_dataset_name": "calibration",
     "reward_funcs": "rewards",
     "value_model": "critic",
     "on_weak_reward": "checks",
@@ -74,30 +73,32 @@ def own_options(stage: str) -> list[Option]:
 
 
 def _option(statement: ast.stmt) -> Option | None:
-    """An option from `name: type = field(default=..., metadata={...})`; None from any other statement."""
+    """An option from `name: type = option(default, help)` or `field(default=..., metadata={"help": ...})`."""
     if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.value, ast.Call):
         return None
-    arguments = {keyword.arg: keyword.value for keyword in statement.value.keywords}
-    metadata = ast.literal_eval(arguments["metadata"])
-    default = ast.literal_eval(arguments["default"]) if "default" in arguments else []  # of default_factory=list
-    type_ = ast.unparse(statement.annotation)
-    return Option(statement.target.id, type_, default, metadata["help"], metadata.get("choices"))
+    settings = {"default": ast.Constant([])}  # of `default_factory=list`
+    settings |= dict(zip(("default", "help"), statement.value.args, strict=False))
+    settings |= {keyword.arg: keyword.value for keyword in statement.value.keywords}
+    settings = {name: ast.literal_eval(value) for name, value in settings.items() if name != "default_factory"}
+    settings |= settings.pop("metadata", {})
+    name, hint = statement.target.id, ast.unparse(statement.annotation)
+    return Option(name, hint, settings["default"], settings["help"], settings.get("choices"))
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the lines of the examples."""
+    """Show defaults, and keep the lines of the examples."""
 
 
 def help_parser(stage: str, examples: str = "") -> argparse.ArgumentParser:
-    """What prints `hf-instructgpt STAGE --help`; the options themselves are parsed elsewhere."""
+    """What prints `hf-instructgpt STAGE --help`; `arguments.py` parses the options."""
     options = own_options(stage)
     inherited = [name for name in COMMON if name not in {option.name for option in options}]
-    ending = f"Inherited from the trainer and the model's options, among others: {', '.join(inherited)}. "
-    ending += "`--help_all` lists and explains them all."
+    ending = f"Inherited options of the trainer and the model, among others: {', '.join(inherited)}. "
+    ending += "`--help_all` lists all of them."
     parser = argparse.ArgumentParser(
         prog=f"hf-instructgpt {stage}",
         usage=f"hf-instructgpt {stage} [--config FILE] [--field value ...]",
-        description="FILE is a YAML file of the fields below and of inherited ones; flags win over it.",
+        description="FILE is a YAML file of the fields below and of inherited ones; flags take precedence.",
         epilog=f"{examples}\n{fill(ending)}",
         formatter_class=_Formatter,
     )

@@ -19,8 +19,8 @@ from ..files import absolute_folder, fields_of, is_same_value, make_directory, r
 from ..hub.model_card import Made
 from ..ppo.config import PPOConfig
 from ..report.plots import draw_plots
-from ..report.reward_markdown import main_figures
-from ..report.run_summary import run_card, samples_markdown
+from ..report.reward_summary import main_figures
+from ..report.run_summary import run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in
 from ..scoring.reward_functions import as_judge, check_signatures
 from .adapters import check_same_adapter
@@ -439,7 +439,7 @@ class Pipeline:
         draw_plots(metrics, histories, aside / "plots")
         sft, ppo, _ = greedy
         (aside / "samples.md").write_text(samples_markdown(prompts, sft, ppo, step=self.num_samples), encoding="utf-8")
-        run_card(
+        run_readme(
             metrics,
             self.config,
             name=self.output_dir.resolve().name,

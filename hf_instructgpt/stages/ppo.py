@@ -11,7 +11,7 @@ from ..files import fields_of, read_json
 from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
-from ..report.reward_markdown import main_figures, weakness
+from ..report.reward_summary import main_figures, weakness
 from ..scoring.reward_functions import check_signatures
 from .adapters import new_adapter
 from .arguments import PPOArguments

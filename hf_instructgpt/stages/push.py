@@ -21,7 +21,7 @@ from ..hub.model_card import README_FILE, Made, Source, base_on_hub, is_edited
 from ..hub.upload import create_repo, hub_errors, push_code, push_folder, pushed_files
 from ..ppo.critic import CRITIC_BASE_FOLDER
 from ..report.markdown import table_cell
-from ..report.reward_markdown import reward_card_markdown
+from ..report.reward_summary import reward_report_markdown
 from ..resuming.resumable import STATE_FILE
 from .arguments import DATA_KINDS, StageArguments
 from .load_data import data_form, load_rows
@@ -103,7 +103,7 @@ def push_stage(
     if report_card is not None:
         places = {key: report_card.get(key) for key in ("dataset_name", "calibrated_on", "judged_by")}
         report_card |= {"model": repo_id, **{key: Path(place).name for key, place in places.items() if place}}
-        replaced |= {REPORT_CARD_FILE: to_json(report_card), "report_card.md": reward_card_markdown(report_card)}
+        replaced |= {REPORT_CARD_FILE: to_json(report_card), "report_card.md": reward_report_markdown(report_card)}
     state = read_json(folder / STATE_FILE) if STATE_FILE in names else None
     if state is not None and state.get("best_model_checkpoint"):
         replaced[STATE_FILE] = to_json({**state, "best_model_checkpoint": Path(state["best_model_checkpoint"]).name})

@@ -1,57 +1,20 @@
 """A few rows of a stage's data as its card shows them: answered before and after, or scored."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 
-from ..evaluation.comparison import question
 from ..evaluation.preference import response_text, score_rankings
 from ..hub.model_card import CARD_FILE, Made
-from ..sampling.generate import generate_responses, sampling_config
-from ..text import TEMPLATE_COLUMNS, decode_responses, encode_row, pad_rows
+from ..sampling.generate import room_for_response, sample
+from ..text import TEMPLATE_COLUMNS, question
 
 NUM_SAMPLES = 4
 MAX_NEW_TOKENS = 64
 TEXT_PROMPT = 24  # characters of a text without a prompt, from which it is to be continued
-
-
-def answers_to(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[dict],
-    *,
-    max_new_tokens: int,
-    do_sample: bool = False,
-) -> list[str]:
-    """A policy's answers to the prompts of rows, greedy or sampled at temperature 1."""
-    config = sampling_config(policy, tokenizer, max_new_tokens=max_new_tokens, do_sample=do_sample)
-    batch = pad_rows(
-        [encode_row(tokenizer, row) for row in rows],
-        pad_token_id=config.pad_token_id,
-        side="left",
-        device=policy.device,
-    )
-    return decode_responses(tokenizer, *generate_responses(policy, *batch, generation_config=config))[0]
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers, also a device's, that follow from the seed alone; those that are drawn outside stay the same."""
-    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
-        torch.manual_seed(seed)
-        yield
-
-
-def answer_room(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict], *, wanted: int) -> int:
-    """Tokens that an answer may have behind the longest prompt: as wanted, or what the context leaves, 0 or less."""
-    context = getattr(policy.config.get_text_config(), "max_position_embeddings", None) or float("inf")
-    return min(wanted, context - max(len(encode_row(tokenizer, row)) for row in rows))
 
 
 def known_of(model: str) -> Made | None:
@@ -99,7 +62,7 @@ class AnsweredSamples:
         self.rows = [_prompt_row(row) for row in rows.take(min(NUM_SAMPLES, len(rows)))]
         wanted = getattr(trainer.args, "max_completion_length", MAX_NEW_TOKENS)
         policy, tokenizer = trainer.card_model(), trainer.processing_class
-        self.max_new_tokens = answer_room(policy, tokenizer, self.rows, wanted=wanted)
+        self.max_new_tokens = room_for_response(policy, tokenizer, self.rows, wanted=wanted)
         self.before = self._answers()
 
     def _answers(self) -> list[str | None]:
@@ -110,7 +73,8 @@ class AnsweredSamples:
         policy = trainer.card_model()
         was_training = policy.training
         policy.eval()
-        answers = answers_to(policy, trainer.processing_class, self.rows, max_new_tokens=self.max_new_tokens)
+        length = self.max_new_tokens
+        answers = sample(policy, trainer.processing_class, self.rows, max_new_tokens=length, do_sample=False).texts
         policy.train(was_training)
         return answers
 

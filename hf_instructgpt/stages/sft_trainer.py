@@ -6,13 +6,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 from trl.models import unwrap_model_for_generation
 
-from ..functional import ends_with_stop
 from ..hub.model_card import CardMixin
 from ..resuming.resumable import ResumableTrainer
-from ..sampling.generate import generate_responses, sampling_config
+from ..sampling.generate import sample, seeded
 from ..scoring.reward_models import score_responses
-from ..text import as_completion, decode_responses, encode_row, pad_rows
-from .samples import seeded
 
 
 class CardSFTTrainer(CardMixin, ResumableTrainer, SFTTrainer):
@@ -75,23 +72,8 @@ class SelectingSFTTrainer(CardSFTTrainer):
 
     def _scores(self, model: PreTrainedModel, some: list[dict]) -> torch.Tensor:
         """Score of one sampled answer to each row's prompt, `(B,)`."""
-        tokenizer, prompts = self.processing_class, [row["prompt"] for row in some]
-        config = sampling_config(model, tokenizer, max_new_tokens=self.max_new_tokens)
-        rows = [encode_row(tokenizer, row) for row in some]
-        batch = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=self.accelerator.device)
         with self.accelerator.autocast():
-            response_ids, mask = generate_responses(model, *batch, generation_config=config)
-        texts, completion_ids = decode_responses(tokenizer, response_ids, mask)
-        terms, _ = score_responses(
-            [self.reward_model],
-            policy_tokenizer=tokenizer,
-            tokenizers=[self.reward_tokenizer],
-            prompts=prompts,
-            columns={name: [row[name] for row in some] for name in some[0]},
-            prompt_rows=rows,
-            completions=[as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)],
-            completion_ids=completion_ids,
-            ended=ends_with_stop(response_ids, mask=mask, stop_token_ids=config.eos_token_id).tolist(),
-            batch_size=len(some),
-        )
+            samples = sample(model, self.processing_class, some, max_new_tokens=self.max_new_tokens)
+        tokenizers = [self.reward_tokenizer]
+        terms, _ = score_responses([self.reward_model], tokenizers, samples, policy_tokenizer=self.processing_class)
         return terms[:, 0]

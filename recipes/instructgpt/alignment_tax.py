@@ -82,7 +82,7 @@ def train_and_measure(*, folder: Path, run: str, options: dict, text: str) -> di
         policy = run_ppo(*parse_options("ppo", config, source=run))
     model, reference = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (policy, start))
     tokenizer = AutoTokenizer.from_pretrained(start)
-    prompts = list(load_sample_dataset("lab", "prompts")["test"]["prompt"])
+    prompts = list(load_sample_dataset("lab", "prompts")["test"])
     sampled, greedy = (
         answer_prompts(
             model,

@@ -10,14 +10,12 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from hf_instructgpt.evaluation.comparison import log_ratios
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
-from hf_instructgpt.models.forward import response_logprobs
-from hf_instructgpt.sampling.generate import generate_responses, sampling_config
-from hf_instructgpt.text import decode_responses, encode_prompt, pad_rows
+from hf_instructgpt.sampling.generate import sample
 
 from .rewards import sentiment
 
@@ -64,18 +62,11 @@ def main() -> None:
         print(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
 
 
-@torch.no_grad()
 def continue_prompts(model, tokenizer, prompts: list[str], *, reference, max_new_tokens: int, batch_size: int = 64):
     """One sampled response a prompt, and the summed log-ratio to `reference` of each, nats."""
-    config = sampling_config(model, tokenizer, max_new_tokens=max_new_tokens)
-    texts, kl = [], []
-    for i in range(0, len(prompts), batch_size):
-        rows = [encode_prompt(tokenizer, prompt) for prompt in prompts[i : i + batch_size]]
-        batch = pad_rows(rows, pad_token_id=config.pad_token_id, side="left", device=model.device)
-        batch += generate_responses(model, *batch, generation_config=config)
-        texts += decode_responses(tokenizer, *batch[2:])[0]
-        kl += (response_logprobs(model, *batch) - response_logprobs(reference, *batch)).sum(-1).tolist()
-    return texts, kl
+    rows = [{"prompt": prompt} for prompt in prompts]
+    samples = sample(model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return samples.texts, log_ratios(model, reference, samples, batch_size=batch_size)
 
 
 def with_interval(values: list[float], num_samples: int) -> str:

@@ -1,6 +1,6 @@
 """`generate` cuts the answer of any model at 26 tokens; right is what its card or its generation settings say."""
 
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 from product import assert_done, command, policy, saved, tokenizer
 
@@ -10,9 +10,9 @@ from hf_instructgpt.stages import generate
 
 def length(folder, *flags):
     """The maximum number of tokens that an answer is given."""
-    with patch.object(generate, "answers_to", return_value=["abc"]) as answers_to:
+    with patch.object(generate, "sample", return_value=Mock(texts=["abc"])) as sample:
         assert_done(command("generate", folder, "--prompt", "abc", *flags))
-    return answers_to.call_args.kwargs["max_new_tokens"]
+    return sample.call_args.kwargs["max_new_tokens"]
 
 
 def check(folder):

@@ -4,7 +4,7 @@ import torch
 from product import QUICK, assert_done, command, policy, saved, tokenizer, write_rows
 
 from hf_instructgpt.models.loading import load_reward_func
-from hf_instructgpt.ppo.rollout import reward_name
+from hf_instructgpt.scoring.reward_functions import reward_name
 from hf_instructgpt.stages.load_models import load_causal_lm, load_new_reward_model, load_reward_model, load_tokenizer
 
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--learning_rate", "1e-2"]

@@ -13,7 +13,7 @@ def nothing(completions, **columns):
 def check(folder):
     (folder / "silent.py").write_text(JUDGE)
     result = command("run", "--config", pipeline_file(folder, judge="silent.nothing"))
-    said = "WARNING: the judge `silent.py:nothing` judged none of 6 pairs of answers"
+    said = "WARNING: the judge `silent.py:nothing` scored none of 6 pairs of answers"
     assert_done(result, said)
     card = (folder / "out" / "README.md").read_text()
     assert said in card and "No judge" not in card + result.out

@@ -47,7 +47,7 @@ def check(folder: Path) -> None:
         ],
         "evaluation/preference": ["evaluate", "reward", scorer, "--dataset_name", files["pairs"], "--split", "train"],
         "stages/data_report": ["data", files["pairs"], "--model", model],
-        "ppo/ptx": [
+        "data/pretraining_text": [
             "sft",
             *start,
             files["clean"],
@@ -57,7 +57,7 @@ def check(folder: Path) -> None:
             "--pretraining_fraction",
             "0.5",
         ],
-        "ppo/ptx ": [
+        "data/pretraining_text ": [
             *("ppo", *start, files["prompts"], "--reward_funcs", scorer, *QUICK["ppo"]),
             *("--ptx_coef", "1", "--ptx_dataset_name", files["typed"]),
         ],
@@ -76,21 +76,11 @@ def check(folder: Path) -> None:
 
 
 def _foreign(noted, read: list[str]) -> None:
-    from hf_instructgpt.scoring.reward_models import score_responses
+    from hf_instructgpt.scoring.reward_models import score_texts
 
     tok = tokenizer("chatml")
     with patch("hf_instructgpt.scoring.reward_models.encode_text", noted):
-        score_responses(
-            [reward_model(tok)],
-            tokenizers=[tok],
-            prompts=[[user(TYPED)]],
-            columns={},
-            prompt_rows=[[1]],
-            completions=[[assistant("d")]],
-            completion_ids=[[1]],
-            ended=[True],
-            batch_size=1,
-        )
+        score_texts(reward_model(tok), tok, [{"prompt": [user(TYPED)]}], [[assistant("d")]])
     assert read == ["user:ab< eos>user:c<eos>\nassistant:d<eos>\n"], read
 
 

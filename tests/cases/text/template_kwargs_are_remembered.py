@@ -11,6 +11,7 @@ from product import user, write_rows  # isort: skip
 
 
 def check(folder: Path) -> None:
+    from hf_instructgpt.sampling import generate
     from hf_instructgpt.stages import samples
 
     tok = tokenizer("chatml")
@@ -29,7 +30,8 @@ def check(folder: Path) -> None:
     }
     from hf_instructgpt.text import encode_text
 
-    for stage, module in (("sft", "ppo.ptx"), ("reward", "reward.calibration"), ("ppo", "ppo.ptx")):
+    for stage in ("sft", "reward", "ppo"):
+        module = "reward.calibration" if stage == "reward" else "data.pretraining_text"
         read = []
 
         def noted(*args, read=read, **options):
@@ -45,8 +47,8 @@ def check(folder: Path) -> None:
         assert json.loads((folder / stage / "card.json").read_text())["chat_template_kwargs"] == {"mode": "off"}
         code = "**{'mode': 'off'}" if stage == "reward" else "tokenizer_encode_kwargs={'mode': 'off'}"
         assert code in (folder / stage / "README.md").read_text()
-    asked, encode = [], samples.encode_row
-    with patch.object(samples, "encode_row", lambda tok, row: asked.append(encode(tok, row)) or asked[-1]):
+    asked, encode = [], generate.encode_row
+    with patch.object(generate, "encode_row", lambda tok, row: asked.append(encode(tok, row)) or asked[-1]):
         assert_done(command("generate", folder / "sft", "--prompt", "ab"))
     assert {tok.decode(ids) for ids in asked} == {"<off>user:ab<eos>\nassistant:"}
     for name in ("messages", "tokenize", "add_generation_prompt", "tools", "continue_final_message", "return_dict"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from product import reward_model, tokenizer
 
-from hf_instructgpt.scoring.reward_models import score_responses
+from hf_instructgpt.scoring.reward_models import score_texts
 from hf_instructgpt.text import break_special_tokens
 
 
@@ -24,15 +24,5 @@ def check(folder: Path) -> None:
         lambda _, args, kwargs: read.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
     )
     with torch.no_grad():
-        score_responses(
-            [model],
-            tokenizers=[tok],
-            prompts=["ab"],
-            columns={},
-            prompt_rows=[],
-            completions=["c<pad>"],
-            completion_ids=[],
-            ended=[True],
-            batch_size=1,
-        )
+        score_texts(model, tok, [{"prompt": "ab"}], ["c<pad>"])
     assert tok.decode(read[0]) == "abc< pad><eos>"

@@ -1,7 +1,7 @@
-"""Make the `lab` sample data: `python -m hf_instructgpt.data.lab` rewrites the files of this package byte for byte.
+"""Generate the `lab` sample data: `python recipes/char_gpt/make_data.py` rewrites the package's files byte for byte.
 
-Every random choice comes from a `random.Random` seeded with a text (never from hash order), one for each config and
-split, so that a change in one file leaves the others as they are.
+Every random choice comes from a `random.Random` seeded with a text (never from hash order). Each config and split has
+its own seed, so a change in one file leaves the others unchanged.
 """
 
 import argparse
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from .facts import FAMILIES, POLITE, RUDE, TAILS, prompt_facts
-from .rule_judge import MAX_GOOD_LENGTH, gold_reward
+from hf_instructgpt.data.facts import FAMILIES, POLITE, RUDE, TAILS, prompt_facts
+from hf_instructgpt.data.loading import SAMPLES_DIR
+from hf_instructgpt.data.rule_judge import MAX_GOOD_LENGTH, gold_reward
 
 SEED = 0
 MAX_ANSWER_LENGTH = 25
@@ -41,7 +42,7 @@ RANKED = Mixture(right=0.65, polite=0.40, rude=0.30, end_mark=0.55, rambling=0.1
 
 
 def split_prompts() -> dict[str, dict[str, list[str]]]:
-    """split -> config -> prompts in file order. No prompt is in two splits; configs of one split may share some."""
+    """Prompts by split and config, in file order; splits share no prompt, configs of one split may."""
     prompts: dict = {split: {config: [] for config in configs} for split, configs in ROWS.items()}
     rng = Random(f"{SEED}-split")
     for family in FAMILIES:
@@ -154,13 +155,13 @@ def write(output_dir: Path) -> None:
 
 
 def main() -> None:
-    """`python -m hf_instructgpt.data.lab`: write the files anew; the same bytes every time."""
+    """Write the files again; the bytes are the same every time."""
     parser = argparse.ArgumentParser(description="Write the JSONL files of the `lab` sample data.")
     parser.add_argument(
         "--output_dir",
         type=Path,
-        default=Path(__file__).parent / "samples" / "lab",
-        help="where the files go (default: the package's own copy)",
+        default=SAMPLES_DIR / "lab",
+        help="output folder (default: the package's own copy)",
     )
     write(parser.parse_args().output_dir)
 

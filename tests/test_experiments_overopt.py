@@ -19,7 +19,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
-from hf_instructgpt.experiments import jobs, overopt, overopt_jobs
+from hf_instructgpt.experiments import jobs, overopt_jobs
 from hf_instructgpt.experiments.experiment import findings
 from hf_instructgpt.experiments.overopt import OverOpt, OverOptOptions
 from hf_instructgpt.experiments.overopt_jobs import _ranking, sample_and_judge, train_policy
@@ -86,7 +86,8 @@ def test_a_judge_that_turns():
     """Each seed's fall is from where the others are best: point 1 for seeds 0 and 2, whose own best is 1 and 2."""
     found = turn([[0.0, 1.0, 0.9, 0.1], [0.0, 1.2, 0.8, 0.0], [0.0, 0.9, 1.0, 0.1]])
     assert found["fall"] == pytest.approx(fmean([1.0 - 0.1, 1.2 - 0.0, 0.9 - 0.1]))
-    half = 4.302653 * math.sqrt(((0.9 - 29 / 30) ** 2 + (1.2 - 29 / 30) ** 2 + (0.8 - 29 / 30) ** 2) / 2) / math.sqrt(3)
+    variance = ((0.9 - 29 / 30) ** 2 + (1.2 - 29 / 30) ** 2 + (0.8 - 29 / 30) ** 2) / 2
+    half = 4.302653 * math.sqrt(variance / 3)
     assert found["fall_ci95"] == pytest.approx([29 / 30 - half, 29 / 30 + half])
     assert found["turns"]
 
@@ -309,7 +310,7 @@ def done(tmp_path_factory):
         patch.chdir(folder)
         config = write(folder)
         with patch.context() as broken:
-            broken.setattr(overopt, "draw_plot", lambda *args: 1 / 0)
+            broken.setattr(OverOpt, "draw_plot", lambda *args: 1 / 0)
             assert main(["overopt", "--config", config]) == 1
         assert not (folder / "out" / "overopt.json").exists()
         cells_run = list(Inline.done)

@@ -9,13 +9,13 @@ from threading import Lock
 import gradio as gr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
 
+from ..evaluation.comparison import log_ratios
 from ..evaluation.intervals import wilson_interval
 from ..hub.model_card import Made
-from ..models.forward import response_logprobs
-from ..sampling.generate import room_for_response, sample
+from ..sampling.generate import Samples, room_for_response, sample
 from ..scoring.reward_models import score_texts
 from ..stages.samples import as_asked, asked_row
-from ..text import as_completion, break_special_tokens, encode_row, pad_rows
+from ..text import as_completion, break_special_tokens, encode_row
 
 LETTERS = ("A", "B")
 PROMPT_LENGTH = 20_000  # characters
@@ -183,13 +183,8 @@ class ComparePage:
         return f"{words}."
 
     def _kl(self, contestant: Contestant, text: str, answer: str) -> float:
-        """The summed log-ratio of an answer's tokens to the first model, in nats."""
-        tokenizer, first = contestant.tokenizer, self.contestants[0]
-        prompt = encode_row(tokenizer, contestant.row(text))
-        response = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        device = contestant.policy.device
-        sequences = [
-            x for rows in ([prompt], [response]) for x in pad_rows(rows, pad_token_id=0, side="right", device=device)
-        ]
-        ratio = response_logprobs(contestant.policy, *sequences) - response_logprobs(first.policy, *sequences)
-        return ratio.sum().item()
+        """The log-ratio of an answer to the first model, summed over its tokens, in nats."""
+        tokenizer, row = contestant.tokenizer, contestant.row(text)
+        prompt, ids = encode_row(tokenizer, row), tokenizer(answer, add_special_tokens=False)["input_ids"]
+        samples = Samples([row], [prompt], [ids], [answer], [True])
+        return log_ratios(contestant.policy, self.contestants[0].policy, samples)[0]

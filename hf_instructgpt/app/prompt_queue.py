@@ -36,15 +36,10 @@ class Item:
 
 
 class Items:
-    """Chooses prompts and samples answers.
+    """Chooses prompts, all different, and samples up to `num_responses` different answers to each from the policy.
 
-    Args:
-        policy, tokenizer: Who answers.
-        prompts (`list`): Texts or message lists, all different.
-        num_responses (`int`): Answers per prompt; fewer if the policy gives fewer different ones.
-        max_new_tokens (`int`): Maximum number of tokens per answer.
-        reward_models (`list` of pairs of model and tokenizer): None, or two that choose the prompt.
-        seed (`int`): Seed of the choice and of the answers, which follow from it and the prompt alone.
+    The answers follow from the seed and the prompt alone. Two reward models (with their tokenizers) may choose the
+    prompt.
     """
 
     def __init__(

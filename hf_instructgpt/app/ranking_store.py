@@ -46,14 +46,7 @@ class Ranked(Skipped):
 
 
 class RankingFile:
-    """Rankings on disk, for any number of annotators and processes at once.
-
-    Args:
-        path (`str` or `Path`): A JSONL file; created, or appended to if it exists.
-
-    Raises:
-        InputError: The file cannot be written, or holds other rows.
-    """
+    """Rankings in a JSONL file, created or appended to, by any number of annotators and processes at once."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

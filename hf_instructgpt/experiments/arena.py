@@ -78,7 +78,7 @@ class Arena(Experiment):
 
     name, folders = "arena", ("sft", "reward", "cells")
     options: ArenaOptions
-    Options = ArenaOptions
+    Options, draw_plot = ArenaOptions, staticmethod(draw_plot)
 
     def check(self) -> None:
         """Check options, models, prompts and judge."""
@@ -168,7 +168,3 @@ class Arena(Experiment):
     def report(cls, results: dict) -> str:
         """arena.md."""
         return render("arena.md", **results, names=NAMES)
-
-    def draw_plot(self, results: dict, path: Path) -> None:
-        """Draw arena.png."""
-        draw_plot(results, path)

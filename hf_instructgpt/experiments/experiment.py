@@ -6,7 +6,7 @@ folder with that file holds a finished run.
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -57,21 +57,18 @@ class ExperimentOptions(ConfigFile):
 
 
 class Experiment:
-    """One run of an experiment in one folder.
+    """One run of an experiment in one folder; making it checks all that can be checked before anything is trained.
 
-    `resume` compares the file's options, not what is in the models, the data or the judge that they name.
-
-    Args:
-        config_path (`str` or `Path`): A YAML file with the keys of `Options`.
-        output_dir (`str`, *optional*): Default: the file's.
-
-    Raises:
-        InputError: An option, a data set, a model or the judge does not fit. Nothing has been written then.
+    A subclass says what it checks (`check`), which jobs it runs and what they give (`run_grid`), and how that is drawn
+    (`draw_plot`). Its report is the template NAME.md.
     """
 
     name: ClassVar[str]
-    Options: ClassVar[type[ExperimentOptions]]
+    Options: ClassVar[type[ExperimentOptions]]  # keys of the YAML file
     folders: ClassVar[tuple[str, ...]]  # that the jobs write
+    check: Callable[[], None]
+    run_grid: Callable[[], dict]
+    draw_plot: ClassVar[Callable[[dict, Path], None]]
 
     def __init__(self, config_path: str | Path, *, output_dir: str | None = None):
         self.source = str(config_path)
@@ -81,32 +78,13 @@ class Experiment:
         self.trained_on: dict[str, Dataset] = {}  # by the words that name them in an error
         self.check()
 
-    def check(self) -> None:
-        """Check what can be checked before anything is trained."""
-        raise NotImplementedError
-
-    def run_grid(self) -> dict:
-        """Run the jobs that are not done yet and return the content of NAME.json."""
-        raise NotImplementedError
-
-    def draw_plot(self, results: dict, path: Path) -> None:
-        """Draw the report's figure."""
-        raise NotImplementedError
-
     # ---- Running -------------------------------------------------------------------------------------------------
 
     def run(self, *, overwrite: bool = False, resume: bool = False) -> dict:
-        """Run the jobs that are not done yet and write the report.
+        """Run the jobs that are not done yet, write the report, and return the content of NAME.json.
 
-        Args:
-            overwrite (`bool`): Delete another run in `output_dir` first.
-            resume (`bool`): Keep the jobs that are done.
-
-        Returns:
-            `dict`: the content of NAME.json.
-
-        Raises:
-            InputError: `output_dir` holds something else, or a run with other options; or a job cannot be run.
+        `overwrite` replaces another run in the folder. `resume` keeps what is done of the same run, as told by the
+        file's options: not by what is in the models, the data or the judge that they name.
         """
         out, files = self.output_dir, (f"{self.name}.json", f"{self.name}.png", f"{self.name}.md")
         options = self.options.model_dump(exclude={"output_dir"})
@@ -168,7 +146,7 @@ class Experiment:
         return policy
 
     def check_rows(self, stage: str, kind: str, rows: Iterable, policy: Policy, args: Any, training_args: Any) -> None:
-        """Check that a stage's rows fit the policy. The first ones are those that it is trained on."""
+        """Check that a stage's rows fit the policy; the first ones are its training rows."""
         self.trained_on[f"`{stage}`"] = rows[0]
         for some in filter(None, rows):
             check_fits(some, kind, *policy, training_args, source=f"{self.source}, {stage}: {args.dataset_name}")

@@ -6,7 +6,6 @@ and Hilton 2022, arXiv 2210.10760).
 """
 
 import shutil
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
@@ -58,7 +57,7 @@ class OverOpt(Experiment):
 
     name, folders = "overopt", ("sft", "samples", "proxies", "ppo")
     options: OverOptOptions
-    Options = OverOptOptions
+    Options, draw_plot = OverOptOptions, staticmethod(draw_plot)
 
     def check(self) -> None:
         """Check options, models, data and judge."""
@@ -125,7 +124,3 @@ class OverOpt(Experiment):
         for path in (self.output_dir / "ppo").glob("*/checkpoint-*"):
             if path != self.output_dir / best["policy"]:
                 shutil.rmtree(path)
-
-    def draw_plot(self, results: dict, path: Path) -> None:
-        """Draw overopt.png."""
-        draw_plot(results, path)

@@ -183,7 +183,7 @@ def test_the_alignment_tax_is_measured(tiny_run, tmp_path, monkeypatch, capsys):
     alignment_tax.main()
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2 + len(alignment_tax.MEASURES) and out[-1].startswith(
-        "| KL to the start, nats a response | 0.00"
+        "| KL to the start, nats per response | 0.00"
     )
     used = [json.loads(path.read_text())["options"] for path in tmp_path.glob("*/policy/stage.json")]
     assert sorted((x["ptx_coef"], x["ptx_ratio"]) for x in used) == [(0.0, 8.0), (0.5, 4.0)]
@@ -251,7 +251,7 @@ def test_the_stories_are_compared(llama, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", str(llama), str(llama), "--num_samples", "1"])
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert "| rise | | 0.000 [0.000, 0.000] |" in lines and "| KL, nats a response | 0 | 0.0 |" in lines
+    assert "| rise | | 0.000 [0.000, 0.000] |" in lines and "| KL, nats per response | 0 | 0.0 |" in lines
     assert len(lines[lines.index("| opening | start model | after PPO |") :]) == 2 + 10
 
 

@@ -339,7 +339,7 @@ def failures_leave_the_run_whole(folder: Path, document_run: str) -> None:
     assert all(HUB.is_private(f"user/doc-{stage}") for stage in STAGES) and HUB.is_private("user/doc-data", "dataset")
     HUB.delete("user/doc-sft")
     push(run, namespace="user")
-    with pytest.raises(InputError, match="user/doc-sft is there already and is public"):
+    with pytest.raises(InputError, match="user/doc-sft already exists and is public"):
         push(run, namespace="user", private=True)
     check_secrets(folder)
 

@@ -38,7 +38,7 @@ def test_a_failed_push_leaves_the_run_whole_says_why_and_can_be_repeated(documen
 
 def test_stages_push_by_themselves(tmp_path):
     output = scenario("stages_push_by_themselves", tmp_path)
-    assert "small is whole, but could not be pushed to user/small: the Hub answered 503" in output
+    assert "small is complete, but could not be pushed to user/small: the Hub answered 503" in output
     assert "the Hub answered 403" in output and "`hub_token` is not used here" in output
 
 

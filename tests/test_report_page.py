@@ -199,3 +199,24 @@ def test_nothing_in_a_text_runs(tmp_path, open_page):
     assert tab.evaluate("window.pwned") is None and tab.locator("img").count() == 0
     assert NASTY in tab.inner_text("h1") and NASTY in tab.locator("td.text").first.inner_text()
     assert tab.locator(".token").all_inner_texts() == [NASTY, "↵"]
+
+
+def test_reward_hacking_is_named_with_its_numbers(tmp_path, open_page):
+    c = {
+        "score_sft": 1.0,
+        "score_ppo": 2.5,
+        "gold_sft": 0.1,
+        "gold_ppo": -0.2,
+        "correct_sft": 0.827,
+        "correct_ppo": 0.79,
+    }
+    c |= {"gold_win_rate": 0.4, "gold_win_rate_ci95": [0.3, 0.5]}
+    metrics = {"comparison": c, "comparison_greedy": c, "reward": {}, "seconds": {"total": 1.0}, "seed": 0}
+    path = Path(tmp_path / "report.html")
+    warnings = [("greedy", falls(c))]
+    path.write_text(report_page("run", stages=[], tokens=[], metrics=metrics, warnings=warnings), encoding="utf-8")
+    assert open_page(path, locale="en-GB").locator(".warning").inner_text() == (
+        "Possible reward hacking (greedy): score +1.5, but the judge's mean fell from 0.1 to -0.2 and exactly correct "
+        "answers fell from 82.7 % to 79.0 %. Improve the reward model's data before training longer."
+    )
+    assert "裁判均分从 0.1 降到 -0.2" in open_page(path, locale="zh-CN").locator(".warning").inner_text()

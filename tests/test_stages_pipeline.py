@@ -1,6 +1,7 @@
 """All three stages in one go: what a run leaves, how it is refused, broken off, gone on with and repeated."""
 
 import json
+from collections import Counter
 
 import datasets
 import pytest
@@ -13,7 +14,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.trainer import PPOTrainer
-from hf_instructgpt.stages import compare_policies, load_data, pipeline, sft
+from hf_instructgpt.stages import compare_policies, load_data, pipeline, sft, stage_data
 
 COMMON = {
     "dataset_name": "lab",
@@ -80,11 +81,28 @@ def metrics_of(folder):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """One whole run on the lab's data, and what it said."""
+def calls():
+    """How often the run of `done` called a function."""
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, calls):
+    """One complete run on the lab's data."""
+
+    def counted(function):
+        def call(*args, **kwargs):
+            calls[function.__name__] += 1
+            return function(*args, **kwargs)
+
+        return call
+
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(pipeline, "parse_options", counted(pipeline.parse_options))
+        for name in ("load_stage_datasets", "check_fits"):
+            patch.setattr(stage_data, name, counted(getattr(stage_data, name)))
         assert main(["run", "--config", write(folder)]) == 0
     return folder / "out"
 
@@ -102,6 +120,12 @@ def test_what_a_run_leaves(done):
     assert AutoModelForSequenceClassification.from_pretrained(done / "reward").config.num_labels == 1
     assert (done / "ppo" / "tokens.jsonl").stat().st_size > 0
     assert {path.name for path in (done / "plots").iterdir()} == {"sft_loss.png", "reward_model.png", "ppo.png"}
+
+
+def test_options_are_parsed_for_the_checks_and_the_training_and_rows_are_read_once(done, calls):
+    assert calls["parse_options"] == 3 + 3 + 1  # the control trains `sft` on
+    assert calls["load_stage_datasets"] == 3
+    assert calls["check_fits"] == 3 + 2  # training rows of all stages, evaluation rows of SFT and PPO
 
 
 def test_metrics_have_exactly_these_keys(done):
@@ -350,15 +374,15 @@ def nested(stage, **options):
     [
         ({"sead": 1}, "unknown key `sead`; did you mean `seed`?"),
         ({"dataset_name": "lab"}, "unknown key `dataset_name`; is this a config for `hf-instructgpt sft|reward|ppo`?"),
-        ({"seed": "one"}, "`seed` must be of type int, not 'one'"),
-        ({"seed": True}, "`seed` must be of type int, not True"),
-        ({"seed": -1}, "`seed` must be 0 or more"),
-        ({"samples_per_prompt": 0}, "`samples_per_prompt` must be 1 or more"),
-        ({"sft": 5}, "`sft` must be of type dict"),
-        ({"sft": None}, "`sft` must be of type dict"),
-        (nested("sft", output_dir="x"), "`sft.output_dir` follows from the run itself"),
-        (nested("ppo", model_name_or_path="x"), "`ppo.model_name_or_path` follows from the run itself"),
-        (nested("ppo", logging_steps=3), "`ppo.logging_steps` follows from the run itself"),
+        ({"seed": "one"}, "`seed`: input should be a valid integer, not 'one'"),
+        ({"seed": True}, "`seed`: input should be a valid integer, not True"),
+        ({"seed": -1}, "`seed`: input should be greater than or equal to 0, not -1"),
+        ({"samples_per_prompt": 0}, "`samples_per_prompt`: input should be greater than or equal to 1, not 0"),
+        ({"sft": 5}, "`sft`: input should be a valid dictionary"),
+        ({"sft": None}, "`sft`: input should be a valid dictionary"),
+        (nested("sft", output_dir="x"), "`sft.output_dir` is set by the run itself"),
+        (nested("ppo", model_name_or_path="x"), "`ppo.model_name_or_path` is set by the run itself"),
+        (nested("ppo", logging_steps=3), "`ppo.logging_steps` is set by the run itself"),
         (nested("sft", use_peft=True), "`use_peft` needs `model_name_or_path`"),
         ({"judge": "none_such.f"}, "`judge`: none_such.f cannot be imported"),
         (
@@ -393,14 +417,14 @@ def test_a_bad_pipeline_file_is_refused_before_anything_is_written(here, capfd, 
 
 def test_a_reward_model_from_elsewhere_shares_the_tokens_however_its_embeddings_are_padded(here):
     run = pipeline.Pipeline(write(here))
-    tokenizer, config = run._policy_fits({"sft": run._checked_rows("sft")[0]})["sft"]
+    tokenizer, config = run._check_vocabularies()["sft"]
     config.vocab_size += 8
     AutoModelForCausalLM.from_config(config).save_pretrained(here / "mine")
     tokenizer.save_pretrained(here / "mine")
     mine = nested("reward", model_name_or_path="./mine")
     assert pipeline.Pipeline(write(here, **mine)).stages == ("sft", "reward", "ppo")
     CharGPTTokenizer.from_texts(["ab"]).save_pretrained(here / "mine")
-    with pytest.raises(InputError, match=r"reward: the vocabulary of .*/mine is another than the policy's"):
+    with pytest.raises(InputError, match=r"reward: the vocabulary of .*/mine differs from the policy's"):
         pipeline.Pipeline(write(here, **mine))
 
 
@@ -408,7 +432,7 @@ def test_a_missing_stage_a_taken_folder_and_a_broken_mark(here, capsys):
     config = write(here)
     (here / "short.yaml").write_text("output_dir: out\n")
     assert main(["run", "--config", "short.yaml"]) == 2
-    assert "the mapping `sft` is missing" in capsys.readouterr().err
+    assert "short.yaml: `sft` is missing" in capsys.readouterr().err
     for place in ("pipeline.yaml", "pipeline.yaml/out", "."):
         assert main(["run", "--config", config, "--output_dir", place]) == 2
     (here / "out").mkdir()
@@ -500,9 +524,9 @@ def test_the_reward_model_comes_before_what_it_chooses(here):
 def test_both_models_start_from_the_same_weights(here):
     run, weights = pipeline.Pipeline(write(here, with_init(here, selected=None))), []
     for stage in ("sft", "ppo_init"):
-        args, training_args, model_args = run._parse(stage)
+        args, training_args, model_args = run.arguments[stage]
         set_seed(training_args.seed)
-        weights.append(sft._make_trainer(args, training_args, model_args).model.state_dict())
+        weights.append(sft._make_trainer(args, training_args, model_args, run.data[stage]).model.state_dict())
     assert weights[0].keys() == weights[1].keys()
     assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
 
@@ -510,10 +534,10 @@ def test_both_models_start_from_the_same_weights(here):
 def test_a_run_with_a_start_of_its_own_goes_on_and_ends_the_same(done_with_init, here, monkeypatch):
     config, run_sft = write(here, with_init(here)), pipeline.STAGES["sft"]
 
-    def interrupted(args, training_args, model_args):
+    def interrupted(args, training_args, *others):
         if training_args.output_dir == "out/sft":
             raise KeyboardInterrupt
-        return run_sft(args, training_args, model_args)
+        return run_sft(args, training_args, *others)
 
     with monkeypatch.context() as patch:
         patch.setitem(pipeline.STAGES, "sft", interrupted)
@@ -540,15 +564,15 @@ def test_with_and_without_a_start_of_its_own_are_different_runs(here, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ppo_init": 5}, "`ppo_init` must be of type dict"),
-        ({"ppo_init": {**INIT, "seed": 1}}, "`ppo_init.seed` follows from the run itself"),
+        ({"ppo_init": 5}, "`ppo_init`: input should be a valid dictionary"),
+        ({"ppo_init": {**INIT, "seed": 1}}, "`ppo_init.seed` is set by the run itself"),
         ({"ppo_init": {**INIT, "learning_rat": 1}}, "pipeline.yaml, ppo_init: unknown key `learning_rat`."),
         ({"ppo_init": {**INIT, "kl_coef": 1}}, "It is an option of `hf-instructgpt ppo`"),
         ({"ppo_init": {**INIT, "pretraining_dataset_name": "none.jsonl"}}, "none.jsonl does not exist"),
         ({"ppo_init": {**INIT, "pretraining_fraction": 2}}, "pipeline.yaml, ppo_init: `pretraining_fraction` must be"),
         (
             {"ppo_init": {**INIT, "dataset_name": "own.jsonl", "dataset_test_split": "train"}},
-            "ppo_init: its vocabulary is another than `sft`'s",
+            "ppo_init: its vocabulary differs from `sft`'s",
         ),
         (
             {"ppo_init": {**INIT, "save_strategy": "epoch", "selection_reward_model": "./none"}},
@@ -558,7 +582,7 @@ def test_with_and_without_a_start_of_its_own_are_different_runs(here, monkeypatc
             {"ppo_init": {**INIT, "save_strategy": "epoch", "selection_reward_model": "reward"}},
             "`sft` and `ppo_init` cannot both have `selection_reward_model: reward`",
         ),
-        ({"ppo_init": None}, "`ppo_init` must be of type dict"),
+        ({"ppo_init": None}, "`ppo_init`: input should be a valid dictionary"),
     ],
 )
 def test_a_bad_start_is_refused_before_anything_is_written(here, capfd, changes, message):

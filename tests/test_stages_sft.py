@@ -16,6 +16,7 @@ from hf_instructgpt.scoring import reward_models
 from hf_instructgpt.stages import sft
 from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.sft_trainer import SelectingSFTTrainer
+from hf_instructgpt.stages.stage_data import StageData
 from hf_instructgpt.text import encode_prompt, encode_text
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -89,7 +90,7 @@ def logged(folder, key):
 def make_trainer(here, *argv):
     args, training_args, model_args = parse_stage("sft", [*NEW, "--output_dir", str(here / "trainer"), *argv])
     torch.manual_seed(0)
-    return sft._make_trainer(args, training_args, model_args)
+    return sft._make_trainer(args, training_args, model_args, StageData(args, "sft", training_args))
 
 
 @pytest.mark.parametrize("as_flags", [False, True])

@@ -1,14 +1,13 @@
-"""Rows in the shapes of public data sets, turned into the columns that a stage reads.
+"""Convert rows in the shapes of public data sets into the columns that a stage reads.
 
-Which shape it is follows from the names of the columns, and is said. Columns of other names are mapped by the option
-`column_map`.
+The shape follows from the names of the columns and is logged. The option `column_map` maps columns of other names.
 """
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from itertools import takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from transformers.utils import logging
@@ -20,111 +19,110 @@ from .reading import dataset_of
 
 logger = logging.get_logger(__name__)
 
-# Other spellings of the roles, such as ShareGPT's; roles that are not here stay as they are.
+# Other names of the roles, such as ShareGPT's. A role that is not here is not changed.
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "observation": "tool"}
 ROLES |= {role: role for role in ("system", "user", "assistant", "tool")}
 QUESTIONS, INPUTS = ("instruction", "question", "query"), ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 ANSWERS = ("completion", "output", "response", "answer")
 LISTS, SCORES = ("responses", "answers", "completions", "candidates"), ("score", "rating", "overall_score", "reward")
-# What names the best one of some answers, whose columns end in these: `response_1`, `response_2`, `answer_a`.
+# Columns that name the best of several answers, whose columns are called `response_1`, `response_2` or `answer_a`.
 VERDICTS = ("better_response_id", "better", "preferred", "preference", "choice", "winner", "label", "labels")
 STEMS = ("response", "answer", "output", "completion", "summary", "conversation", "human_ref")
 ENDS = ([str(number) for number in range(100)], "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+# What a prompt is made of. A comparison has one column `prompt` instead.
+PROMPT_PARTS = (*QUESTIONS, *INPUTS, *SYSTEMS, "conversations", "history")
+# Columns that hold messages, or text that may be messages written as JSON.
+MESSAGES = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
+MESSAGES += ("conversation_a", "conversation_b")
+OPENAI = {"input", "preferred_output", "non_preferred_output"}
 # Where the assistant's last turn begins in a dialogue that is text, as in Anthropic/hh-rlhf.
 ASSISTANT = "\n\nAssistant:"
 
 Row = dict[str, Any]
 
 
+class Shape(NamedTuple):
+    """What rows are read as, for the log (None: the columns of this package), and the conversion of a row."""
+
+    name: str | None
+    convert: Callable[[Row], Row]
+
+
 def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
-    """Rows with the columns that `kind` reads; unknown shapes are left as they are, for [`check_columns`] to refuse.
+    """Rows with the columns that `kind` ("sft", "reward" or "prompts") reads; an unknown shape is left unchanged.
 
-    Args:
-        dataset ([`~datasets.Dataset`]): Rows as they came.
-        kind (`str`): "sft", "reward" or "prompts".
-        source (`str`): The data set's name, for messages.
-
-    Raises:
-        InputError: A row has the columns of a shape, but not its values. It names `source`, the row and the column.
+    A row with the columns of a shape, but not its values, is an `InputError` that names `source`, row and column.
     """
-    name, turn = _recognised(dataset, kind)
-    if turn is None:
+    shape = _recognise(dataset, kind)
+    if shape is None:
         return dataset
-    if name:
-        logger.warning_once(f"{source}: read as {name}.")
+    if shape.name:
+        logger.warning_once(f"{source}: read as {shape.name}.")
     if kind == "sft":
         dataset = _approved(dataset, source)
     unread = set()
 
-    def turned(numbered: tuple[int, Row]) -> Row:
-        number, row = numbered
+    def converted(number: int, row: Row) -> Row:
         try:
             row = _tidy(row)
-            made = _with_system(row, _tidy(turn(row)))
+            made = _with_system(row, _tidy(shape.convert(row)))
         except InputError as error:
             raise InputError(f"{source}, row {number}, {error}") from error
         unread.update(_unread(row, made, kind))
         return _trained(made) if kind == "sft" else made
 
-    if name or not all(_is_same(turned(numbered), numbered[1]) for numbered in enumerate(dataset, start=1)):
-        rows = list(map(turned, enumerate(dataset, start=1)))
-        if rows and "value" in rows[0] and "value" not in dataset.column_names:
-            rows = _grouped(rows, source)
-        dataset = dataset_of(rows)
+    if shape.name or not all(_is_same(converted(i, row), row) for i, row in enumerate(dataset, start=1)):
+        columns = dataset.column_names
+        dataset = dataset_of(converted(i, row) for i, row in enumerate(dataset, start=1))
+        if "value" in dataset.column_names and "value" not in columns:
+            dataset = _grouped(dataset, source)
     if unread:
-        logger.warning_once(
-            f"{source}: {_quoted(sorted(unread))}: not read, since prompts are taken as they are. Write it into them."
-        )
+        names = _quoted(sorted(unread))
+        logger.warning_once(f"{source}: {names}: not read, because prompts are used unchanged. Write it into them.")
     return dataset
 
 
 def shape_of(dataset: Dataset, kind: str) -> str | None:
-    """What the rows are read as for `kind`; None if they cannot be."""
-    name, turn = _recognised(dataset, kind)
-    return name or (turn and "the columns of this package")
+    """What the rows are read as for `kind`; None if they cannot be read."""
+    shape = _recognise(dataset, kind)
+    return shape and (shape.name or "the columns of this package")
 
 
-def _recognised(dataset: Dataset, kind: str) -> tuple[str | None, Callable[[Row], Row] | None]:
-    """What to say of a shape, if it is not ours, and the function of its rows."""
-    columns = set(dataset.column_names)
-    return {"sft": _demonstrations, "reward": _comparisons, "prompts": _prompts}[kind](columns, dataset)
+def _recognise(dataset: Dataset, kind: str) -> Shape | None:
+    recognise = {"sft": _demonstrations, "reward": _comparisons, "prompts": _prompts}[kind]
+    return recognise(set(dataset.column_names), dataset)
 
 
-def _demonstrations(columns: set[str], dataset: Dataset):
+def _demonstrations(columns: set[str], dataset: Dataset) -> Shape | None:
     if {"message_id", "parent_id", "text", "role"} <= columns:
         raise InputError(
-            "`dataset_name`: each row is one message of a tree (`parent_id`), not a demonstration. Make a row of each "
+            "`dataset_name`: each row is one message of a tree (`parent_id`), not a demonstration. Make one row per "
             "conversation, with a column `messages`."
         )
     form = form_of(columns, "sft")
     if form == ("prompt", "completion"):
-        repeated, said = _repeated(dataset, "completion")
-        return said and f"demonstrations; {said}", lambda row: _answered(row, repeated)
+        repeated, note = _repeated(dataset, "completion")
+        return Shape(note and f"demonstrations; {note}", lambda row: _answered(row, repeated))
     if form:
-        return None, lambda row: row
+        return Shape(None, dict)
     if "conversations" in columns:
-        return "ShareGPT: `conversations` are the messages", lambda row: {
-            **_others(row, "conversations"),
-            "messages": row["conversations"],
-        }
-    question, answer = _first(QUESTIONS, columns), _first(ANSWERS, columns)
-    if question and answer:
-        used = [name for name in (question, *INPUTS, answer) if name in columns]
-        return (
-            f"Alpaca: a turn of the user ({_quoted(used[:-1])}) and one of the assistant (`{answer}`)",
-            lambda row: {
-                **_others(row, *used, "history"),
-                "prompt": _asked(row),
-                "completion": [_message("assistant", row[answer])],
-            },
+        return Shape(
+            "ShareGPT: `conversations` are the messages", lambda row: {**row, "messages": row["conversations"]}
         )
-    return None, None
+    question, answer = _first(QUESTIONS, columns), _first(ANSWERS, columns)
+    if not (question and answer):
+        return None
+    asked = _quoted(name for name in (question, *INPUTS) if name in columns)
+    return Shape(
+        f"Alpaca: a turn of the user ({asked}) and one of the assistant (`{answer}`)",
+        lambda row: {**row, "prompt": _asked(row), "completion": [_message("assistant", row[answer])]},
+    )
 
 
 def _answered(row: Row, repeated: bool) -> Row:
-    """A prompt and its completion, both messages if one of them is."""
+    """A prompt and its completion; both are messages if one of them is."""
     prompt, completion = row["prompt"], row["completion"]
     if isinstance(prompt, list) and isinstance(completion, str):
         completion = [_message("assistant", completion)]
@@ -133,145 +131,84 @@ def _answered(row: Row, repeated: bool) -> Row:
     return {**row, "prompt": prompt, "completion": _without(prompt, completion, repeated)}
 
 
-def _comparisons(columns: set[str], dataset: Dataset):
-    answers = _first(LISTS, columns)
-    if {"input", "preferred_output", "non_preferred_output"} <= columns:
-        return "OpenAI's preferences: `preferred_output` and `non_preferred_output` to `input`", lambda row: {
-            "prompt": row["input"]["messages"],
-            "chosen": row["preferred_output"],
-            "rejected": row["non_preferred_output"],
-            "tools": _without_none(row["input"].get("tools")),
-        }
-    if {"chosen", "rejected"} <= columns:
-        return _preferences(columns, dataset)
-    if not _has_prompt(columns) and not {"conversation_a", "conversation_b"} <= columns:
-        return None, None
-    if answers and {"ranks", "scores"} & columns:
-        by = "ranks" if "ranks" in columns else "scores"
-        name = None if (by, answers) == ("ranks", "responses") else f"rankings of `{answers}` by `{by}`"
-        name = f"{name}, the higher the better" if by == "scores" else name
-        repeated, said = _repeated(dataset, answers)
-        odd = _num_odd(dataset) if by == "ranks" else 0
-        strange = odd and (
-            f"the lowest of `ranks` is best, but it is neither 0 nor 1 in {odd} of {len(dataset)} rows: if they are "
-            "scores, name the column `scores`"
-        )
-        name = "; ".join(filter(None, (name or ((said or odd) and "rankings"), strange, said))) or None
-        return name, lambda row: _ranking(row, row[answers], by, row[by], repeated=repeated)
-    if answers and _is_list_of_mappings(dataset, answers):
-        return f"rankings: each of `{answers}` has a text, and a `rank` or a score", lambda row: _listed(row, answers)
-    several = _several_answers(columns)
-    if several:
-        return several
-    answer, value = _first((*ANSWERS, "text"), columns), _first(("label", *SCORES), columns)
-    if answer and value:
-        return f"single answers (`{answer}`), compared by `{value}` with the others to their prompt", lambda row: {
-            "prompt": _asked(row),
-            "response": row[answer],
-            "value": _number(value, row[value]),
-            **{name: row[name] for name in ("tools", "chat_template_kwargs") if name in row},
-        }
-    return None, None
-
-
-def _preferences(columns: set[str], dataset: Dataset):
-    repeated, said = _repeated(dataset, "chosen", "rejected")
-    name = None
-    if said:
-        name = f"preferences; {said}"
-    elif not _has_prompt(columns):
-        name = "preferences with the prompt inside: what `chosen` and `rejected` begin with alike"
-    elif "prompt" not in columns:
-        name = "preferences whose prompt is a turn of the user"
-    return name, lambda row: _pair(row, repeated)
-
-
-def _prompts(columns: set[str], dataset: Dataset):
+def _prompts(columns: set[str], dataset: Dataset) -> Shape | None:
     if "prompt" in columns:
-        return None, lambda row: row
-    if _has_prompt(columns):
-        return "prompts: a turn of the user, or the turns before the answer", lambda row: {
-            **row,
-            "prompt": _asked(row),
-        }
-    if "messages" in columns:
-        return "prompts: the `messages` before the last answer", lambda row: {
-            **row,
-            "prompt": _before_answer(row["messages"]),
-        }
-    if {"chosen", "rejected"} <= columns:
-        return "prompts: what `chosen` and `rejected` begin with alike", lambda row: {
-            **row,
-            "prompt": _pair(row, False, needs_mark=True)["prompt"],
-        }
-    name, turn = _comparisons(columns, dataset)
+        return Shape(None, dict)
+    if _has_prompt(columns) or "messages" in columns:
+        name = "prompts: a turn of the user, or the turns before the answer"
+        return Shape(name, lambda row: {**row, "prompt": _asked(row)})
+    shape = _comparisons(columns, dataset, needs_mark=True)
+    if shape is None:
+        return None
 
-    def asked(row: Row) -> Row:
-        made = turn(row)
+    def convert(row: Row) -> Row:
+        made = shape.convert(row)
         return {**row, **{name: made[name] for name in ("prompt", *TEMPLATE_COLUMNS) if name in made}}
 
-    return (f"prompts of {name}", asked) if turn else (None, None)
+    return Shape(f"prompts of {shape.name}", convert)
 
 
 # ---- Preferences and rankings --------------------------------------------------------------------------------------
 
 
-def _pair(row: Row, repeated: bool, *, needs_mark: bool = False) -> Row:
-    """A preference with a prompt, which its responses no longer hold."""
-    rest, sides = _others(row, "chosen", "rejected", *QUESTIONS, *INPUTS, "conversations", *SYSTEMS, "history"), []
-    prompt = _asked(row) if _has_prompt(row) else None
-    for name in ("chosen", "rejected"):
-        side = row[name]
-        sides.append([side] if isinstance(side, dict) else side)
-    if all(isinstance(side, list) and side for side in sides):
-        inside = sides[0][0].get("role") not in ("assistant", "tool") if isinstance(sides[0][0], dict) else False
-        if prompt is None or (isinstance(prompt, str) and inside):
-            length = _shared(sides)
-            prompt, sides = sides[0][:length], [side[length:] for side in sides]
-        elif isinstance(prompt, str):
-            prompt = [_message("user", prompt)]
-        else:
-            sides = [_without(prompt, side) for side in sides]
-    elif all(isinstance(side, str) for side in sides):
-        if prompt is None:
-            length = _shared_text(*sides, needs_mark=needs_mark)
-            prompt, sides = sides[0][:length], [side[length:] for side in sides]
-        else:
-            sides = [_without(prompt, side, repeated) for side in sides]
-    return {**rest, "prompt": prompt, "chosen": sides[0], "rejected": sides[1]}
+def _comparisons(columns: set[str], dataset: Dataset, needs_mark: bool = False) -> Shape | None:
+    """`needs_mark`: refuse texts whose prompt could only be guessed."""
+    if columns >= OPENAI:
+        return Shape("OpenAI's preferences: `preferred_output` and `non_preferred_output` to `input`", _openai)
+    if {"chosen", "rejected"} <= columns:
+        return _preferences(columns, dataset, needs_mark)
+    if not _has_prompt(columns) and not {"conversation_a", "conversation_b"} <= columns:
+        return None
+    answers = _first(LISTS, columns)
+    if answers and {"ranks", "scores"} & columns:
+        return _rankings(answers, "ranks" if "ranks" in columns else "scores", dataset)
+    if answers and _is_list_of_mappings(dataset, answers):
+        name = f"rankings: each of `{answers}` has a text, and a `rank` or a score"
+        return Shape(name, lambda row: _listed(row, answers))
+    return _several_answers(columns) or _single_answers(columns)
 
 
-def _shared(sides: list[list]) -> int:
-    """How many messages both sides begin with, one at least being left of each."""
-    longest = min(map(len, sides)) - 1
-    return next((i for i in range(longest) if sides[0][i] != sides[1][i]), longest)
+def _openai(row: Row) -> Row:
+    asked, chosen, rejected = row["input"], row["preferred_output"], row["non_preferred_output"]
+    return {"prompt": asked["messages"], "chosen": chosen, "rejected": rejected, "tools": asked.get("tools")}
 
 
-def _shared_text(chosen: str, rejected: str, *, needs_mark: bool) -> int:
-    """Where the responses begin: behind the last mark of the assistant's turn, else behind the last shared word."""
-    shared = "".join(a for a, b in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
-    if ASSISTANT in shared:
-        return shared.rindex(ASSISTANT) + len(ASSISTANT)
-    end = max(shared.rfind(" "), shared.rfind("\n")) + 1
-    if end == 0 or needs_mark:
-        raise InputError(
-            "column 'chosen': it is not clear where its prompt ends. Give the prompt in a column `prompt`, or as "
-            "messages."
+def _preferences(columns: set[str], dataset: Dataset, needs_mark: bool) -> Shape:
+    repeated, note = _repeated(dataset, "chosen", "rejected")
+    name = note and f"preferences; {note}"
+    if not _has_prompt(columns):
+        name = "preferences with the prompt inside: what `chosen` and `rejected` have in common at their beginning"
+    elif "prompt" not in columns:
+        name = "preferences whose prompt is a turn of the user"
+
+    def convert(row: Row) -> Row:
+        sides = [[side] if isinstance(side, dict) else side for side in (row["chosen"], row["rejected"])]
+        prompt, (chosen, rejected) = _apart(_asked(row), sides, repeated=repeated, needs_mark=needs_mark)
+        return {**_others(row, *PROMPT_PARTS), "prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+    return Shape(name, convert)
+
+
+def _rankings(answers: str, by: str, dataset: Dataset) -> Shape:
+    repeated, note = _repeated(dataset, answers)
+    notes = [f"rankings of `{answers}` by `{by}`{', the higher the better' if by == 'scores' else ''}"]
+    if by == "ranks" and (odd := _num_odd(dataset)):
+        notes.append(
+            f"the lowest of `ranks` is best, but it is neither 0 nor 1 in {odd} of {len(dataset)} rows: if they are "
+            "scores, name the column `scores`"
         )
-    return end
+    notes += [note] if note else []
+    is_ours = (answers, by) == ("responses", "ranks") and len(notes) == 1
+    name = None if is_ours else "; ".join(notes)
+    return Shape(name, lambda row: _ranking(row, row[answers], by, row[by], repeated=repeated))
 
 
 def _ranking(row: Row, responses: Any, by: str, values: Any, *, repeated: bool = False) -> Row:
-    prompt = _asked(row) if _has_prompt(row) else row.get("prompt")
-    responses = _parsed(responses)
+    prompt, responses, values = _asked(row), _parsed(responses), _parsed(values)
     if isinstance(responses, list):
-        if repeated or isinstance(prompt, list):
-            responses = [_without(prompt, response, repeated) for response in responses]
-        elif responses and all(isinstance(response, list) for response in responses) and isinstance(prompt, str):
-            prompt = [_message("user", prompt)]
-    ranks = _whole(_parsed(values)) if by == "ranks" else _ranks_of(by, _parsed(values))
-    used = (*LISTS, *QUESTIONS, *INPUTS, "conversations", *SYSTEMS, "history", "scores")
-    return {**_others(row, *used), "prompt": prompt, "responses": responses, "ranks": ranks}
+        prompt, responses = _apart(prompt, responses, repeated=repeated)
+    ranks = _whole(values) if by == "ranks" else _ranks_of(by, values)
+    return {**_others(row, *PROMPT_PARTS, *LISTS, "scores"), "prompt": prompt, "responses": responses, "ranks": ranks}
 
 
 def _listed(row: Row, column: str) -> Row:
@@ -285,8 +222,8 @@ def _listed(row: Row, column: str) -> Row:
     return _ranking(row, [item.get(text) for item in items], by, [item.get(value) for item in items])
 
 
-def _several_answers(columns: set[str]):
-    """Answers in columns of their own, and a column that says which is best, or a score of each."""
+def _several_answers(columns: set[str]) -> Shape | None:
+    """Answers in columns of their own, with a column that names the best one, or with a score each."""
     found = ((stem, [end for end in ends if f"{stem}_{end}" in columns]) for stem in STEMS for ends in ENDS)
     stem, ends = next(((stem, ends) for stem, ends in found if len(ends) > 1), (None, []))
     sides, verdict = [f"{stem}_{end}" for end in ends], _first(VERDICTS, columns)
@@ -294,20 +231,15 @@ def _several_answers(columns: set[str]):
     if not ends or (verdict is None and scores is None):
         return None
 
-    def turn(row: Row) -> Row:
+    def convert(row: Row) -> Row:
         if verdict is None:
             ranks = _ranks_of(scores[0], [_number(score, row[score]) for score in scores])
         else:
             ranks = _verdict(verdict, row[verdict], ends)
-        responses = [row[side] for side in sides]
-        if not _has_prompt(row) and all(isinstance(response, list) and response for response in responses):
-            length = _shared(responses)
-            row = {**row, "prompt": responses[0][:length]}
-            responses = [response[length:] for response in responses]
-        return _ranking(_others(row, *sides, verdict), responses, "ranks", ranks)
+        return _ranking(_others(row, *sides, verdict), [row[side] for side in sides], "ranks", ranks)
 
-    said = f"`{verdict}`" if verdict else f"{_quoted(scores)}, the higher the better"
-    return f"{len(sides)} answers ({_quoted(sides)}), the better one by {said}", turn
+    by = f"`{verdict}`" if verdict else f"{_quoted(scores)}, the higher the better"
+    return Shape(f"{len(sides)} answers ({_quoted(sides)}), the better one by {by}", convert)
 
 
 def _verdict(column: str, value: Any, ends: list[str]) -> list[int]:
@@ -325,8 +257,43 @@ def _verdict(column: str, value: Any, ends: list[str]) -> list[int]:
     return ranks
 
 
+def _single_answers(columns: set[str]) -> Shape | None:
+    answer, value = _first((*ANSWERS, "text"), columns), _first(("label", *SCORES), columns)
+    if not (answer and value):
+        return None
+
+    def convert(row: Row) -> Row:
+        options = {name: row[name] for name in TEMPLATE_COLUMNS if name in row}
+        return {"prompt": _asked(row), "response": row[answer], "value": _number(value, row[value]), **options}
+
+    return Shape(f"single answers (`{answer}`), compared by `{value}` with the others to their prompt", convert)
+
+
+def _grouped(dataset: Dataset, source: str) -> Dataset:
+    """One ranking per prompt of rows with one response each."""
+    groups: dict[str, list[Row]] = {}
+    for row in dataset:
+        groups.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(row)
+    several = [group for group in groups.values() if len({row["value"] for row in group}) > 1]
+    if not several:
+        raise InputError(f"{source}: no prompt has two answers that differ in value, so none can be compared.")
+    if len(several) < len(groups):
+        logger.warning_once(
+            f"{source}: {len(groups) - len(several)} of {len(groups)} prompts are skipped: their answers do not "
+            "differ in value."
+        )
+    return dataset_of(
+        {
+            **_others(group[0], "response", "value"),
+            "responses": [row["response"] for row in group],
+            "ranks": _ranks_of("value", [row["value"] for row in group]),
+        }
+        for group in several
+    )
+
+
 def _ranks_of(column: str, scores: Any) -> list[int]:
-    """Ranks of scores, the highest first; equal ones tie."""
+    """Ranks of scores, the highest first; equal scores tie."""
     if not isinstance(scores, list):
         raise InputError(f"column {column!r}: {scores!r} where a list of numbers should be.")
     numbers = [_number(column, score) for score in scores]
@@ -334,10 +301,8 @@ def _ranks_of(column: str, scores: Any) -> list[int]:
 
 
 def _number(column: str, value: Any) -> float:
-    words = {"true": 1.0, "false": 0.0}
     try:
-        number = words.get(value.casefold()) if isinstance(value, str) else None
-        number = float(value) if number is None else number
+        number = float({"true": 1, "false": 0}.get(str(value).casefold(), value))
     except (TypeError, ValueError):
         number = float("nan")
     if number != number:
@@ -345,84 +310,17 @@ def _number(column: str, value: Any) -> float:
     return number
 
 
-def _grouped(rows: list[Row], source: str) -> list[Row]:
-    """One ranking per prompt of rows that each hold one of its responses."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(json.dumps(row["prompt"], sort_keys=True), []).append(row)
-    several = [group for group in groups.values() if len({row["value"] for row in group}) > 1]
-    if not several:
-        raise InputError(f"{source}: no prompt has two answers that differ in value, and so none can be compared.")
-    if len(several) < len(groups):
-        logger.warning_once(
-            f"{source}: {len(groups) - len(several)} of {len(groups)} prompts are skipped: their answers do not "
-            "differ in value."
-        )
-    return [
-        {
-            **_others(group[0], "response", "value"),
-            "responses": [row["response"] for row in group],
-            "ranks": _ranks_of("value", [row["value"] for row in group]),
-        }
-        for group in several
-    ]
-
-
-def _is_same(row: Row, other: Row) -> bool:
-    """Whether two rows are alike, 1 and 1.0 being different."""
-    return row.keys() == other.keys() and all(repr(row[name]) == repr(other[name]) for name in row)
-
-
-def _repeated(dataset: Dataset, *columns: str) -> tuple[bool, str | None]:
-    """Whether responses that begin with their prompt, a text, repeat it, as most rows then do, and what to say of it.
-
-    In a few rows it may be the answers' own way to begin.
-    """
-    if "prompt" not in dataset.column_names:
-        return False, None
-    count = 0
-    for row in dataset.select_columns(["prompt", *columns]):
-        responses = [row[column] for column in columns]
-        responses = responses[0] if isinstance(responses[0], list) else responses
-        is_asked = isinstance(row["prompt"], str) and row["prompt"].strip() and responses
-        count += bool(is_asked) and all(_without(row["prompt"], text, True) != text for text in responses)
-    taken = 2 * count > len(dataset)
-    done = "it is taken out" if taken else "it stays, since most rows do not"
-    return taken, f"{count} of {len(dataset)} rows repeat the prompt in {_quoted(columns)}: {done}" if count else None
+def _whole(ranks: Any) -> Any:
+    """Ranks as whole numbers, if they are written as text or with a point; other values unchanged."""
+    if not isinstance(ranks, list):
+        return ranks
+    return [int(float(rank)) if re.fullmatch(r"-?\d+(\.0*)?", str(rank)) else rank for rank in ranks]
 
 
 def _num_odd(dataset: Dataset) -> int:
-    """In how many rows the ranks begin neither at 0 nor at 1."""
+    """The number of rows whose lowest rank is neither 0 nor 1."""
     lists = [ranks for ranks in (_whole(_parsed(value)) for value in dataset["ranks"]) if isinstance(ranks, list)]
     return sum(min((rank for rank in ranks if type(rank) is int), default=0) not in (0, 1) for ranks in lists)
-
-
-def _approved(dataset: Dataset, source: str) -> Dataset:
-    """Demonstrations in the columns that are read, without those whose `label` is false, as in KTO's data."""
-    columns = dataset.column_names
-    form = form_of(columns, "sft")
-    if "label" in columns and form != ("text",):
-        dataset = _labelled(dataset, source)
-    read = (*(form or columns), *TEMPLATE_COLUMNS, *SYSTEMS, *INPUTS)
-    return dataset.select_columns([column for column in columns if column in read])
-
-
-def _trained(row: Row) -> Row:
-    """The columns of a demonstration that are trained on; others would be taken for its prompt."""
-    return {name: row[name] for name in (*form_of(row, "sft"), *TEMPLATE_COLUMNS) if name in row}
-
-
-def _labelled(dataset: Dataset, source: str) -> Dataset:
-    labels = [LABELS.get(str(label).casefold()) for label in dataset["label"]]
-    kept = [i for i, label in enumerate(labels) if label]
-    if None in labels or len(kept) == len(labels):
-        return dataset
-    if not kept:
-        raise InputError(f"{source}, column 'label': it is false in all rows, and so none is a demonstration.")
-    logger.warning_once(
-        f"{source}: {len(labels) - len(kept)} of {len(labels)} rows are left out: their `label` is false."
-    )
-    return dataset.select(kept)
 
 
 def _is_list_of_mappings(dataset: Dataset, column: str) -> bool:
@@ -430,45 +328,56 @@ def _is_list_of_mappings(dataset: Dataset, column: str) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" not in value[0]
 
 
-def _whole(ranks: Any) -> Any:
-    """Ranks as whole numbers, where they are written as text or with a point."""
-    if not isinstance(ranks, list):
-        return ranks
-    whole = []
-    for rank in ranks:
-        try:
-            number = None if isinstance(rank, bool) else float(rank)
-        except (TypeError, ValueError):
-            number = None
-        whole.append(rank if number is None or not number.is_integer() else int(number))
-    return whole
+# ---- Demonstrations that are read ----------------------------------------------------------------------------------
+
+
+def _approved(dataset: Dataset, source: str) -> Dataset:
+    """Demonstrations with the columns that are read, without those whose `label` is false, as in KTO's data."""
+    form = form_of(dataset.column_names, "sft")
+    labels = dataset["label"] if "label" in dataset.column_names and form != ("text",) else []
+    labels = [LABELS.get(str(label).casefold()) for label in labels]
+    if False in labels and None not in labels:
+        kept = [i for i, label in enumerate(labels) if label]
+        if not kept:
+            raise InputError(f"{source}, column 'label': it is false in all rows, so none is a demonstration.")
+        num_left_out = len(labels) - len(kept)
+        logger.warning_once(f"{source}: {num_left_out} of {len(labels)} rows are left out: their `label` is false.")
+        dataset = dataset.select(kept)
+    read = (*(form or dataset.column_names), *TEMPLATE_COLUMNS, *SYSTEMS, *INPUTS)
+    return dataset.select_columns([column for column in dataset.column_names if column in read])
+
+
+def _trained(row: Row) -> Row:
+    """The columns of a demonstration that SFT trains on; it would take others for the prompt."""
+    return {name: row[name] for name in (*form_of(row, "sft"), *TEMPLATE_COLUMNS) if name in row}
 
 
 # ---- Prompts and messages ------------------------------------------------------------------------------------------
 
 
 def _asked(row: Row) -> Any:
-    """The prompt of a row: its `prompt`, its `conversations`, or the user's turn that its question makes."""
+    """The prompt of a row: its own, the turns before an answer, or a turn of the user; None if it has none."""
     if "prompt" in row:
         return row["prompt"]
     if "conversations" in row:
         return _before_answer(row["conversations"])
-    question = row[_first(QUESTIONS, row)]
-    if not isinstance(question, str):
-        return question
-    text = "\n\n".join([question, *(row[name] for name in _filled(row, INPUTS))])
+    name = _first(QUESTIONS, row)
+    if name is None:
+        return _before_answer(row.get("messages"))
+    if not isinstance(row[name], str):
+        return row[name]
+    text = "\n\n".join([row[name], *(row[column] for column in _filled(row, INPUTS))])
     turns = []
     for pair in row.get("history") or []:
-        turns += [_message(role, said) for role, said in zip(("user", "assistant"), pair, strict=False)]
+        turns += [_message(role, content) for role, content in zip(("user", "assistant"), pair, strict=False)]
     return [*turns, _message("user", text)]
 
 
 def _has_prompt(columns: Iterable[str]) -> bool:
-    return bool({"prompt", "conversations", *QUESTIONS} & set(columns))
+    return not {"prompt", "conversations", *QUESTIONS}.isdisjoint(columns)
 
 
 def _before_answer(messages: Any) -> Any:
-    """The messages before the assistant's turns at the end."""
     if not isinstance(messages, list):
         return messages
     end = len(messages)
@@ -477,8 +386,74 @@ def _before_answer(messages: Any) -> Any:
     return messages[:end]
 
 
+def _apart(prompt: Any, responses: list, *, repeated: bool, needs_mark: bool = False) -> tuple[Any, list]:
+    """A prompt and the responses to it: taken from the beginning of the responses, or out of those that repeat it."""
+    are_messages = all(isinstance(response, list) and response for response in responses)
+    if are_messages and responses and (prompt is None or isinstance(prompt, str)):
+        first = responses[0][0]
+        is_inside = isinstance(first, dict) and first.get("role") not in ("assistant", "tool")
+        if prompt is None or is_inside:
+            start = _shared(responses)
+            return responses[0][:start], [response[start:] for response in responses]
+        prompt = [_message("user", prompt)]
+    if prompt is None and all(isinstance(response, str) for response in responses):
+        start = _shared_text(*responses[:2], needs_mark=needs_mark)
+        return responses[0][:start], [response[start:] for response in responses]
+    return prompt, [_without(prompt, response, repeated) for response in responses]
+
+
+def _shared(responses: list[list]) -> int:
+    """The number of messages that all responses begin with, at least one of each left."""
+    longest = min(map(len, responses)) - 1
+    return next((i for i in range(longest) if any(x[i] != responses[0][i] for x in responses)), longest)
+
+
+def _shared_text(chosen: str, rejected: str, *, needs_mark: bool) -> int:
+    """Where responses begin: after the last mark of the assistant's turn, else after the last word in common."""
+    lengths = range(1, min(len(chosen), len(rejected)) + 1)
+    shared = chosen[: bisect_left(lengths, True, key=lambda length: chosen[:length] != rejected[:length])]
+    if ASSISTANT in shared:
+        return shared.rindex(ASSISTANT) + len(ASSISTANT)
+    end = max(shared.rfind(" "), shared.rfind("\n")) + 1
+    if end == 0 or needs_mark:
+        raise InputError(
+            "column 'chosen': it is not clear where its prompt ends. Put the prompt into a column `prompt`, or write "
+            "messages."
+        )
+    return end
+
+
+def _repeated(dataset: Dataset, *columns: str) -> tuple[bool, str | None]:
+    """Whether most responses begin with their prompt, a text, and a note about it.
+
+    If only some do, it may be the answers' own way to begin.
+    """
+    if "prompt" not in dataset.column_names:
+        return False, None
+    count = 0
+    for row in dataset.select_columns(["prompt", *columns]):
+        responses = [row[column] for column in columns]
+        responses = responses[0] if isinstance(responses[0], list) else responses
+        is_text = isinstance(row["prompt"], str) and row["prompt"].strip() and responses
+        count += bool(is_text) and all(_without(row["prompt"], text, True) != text for text in responses)
+    is_removed = 2 * count > len(dataset)
+    what = "it is removed" if is_removed else "it is kept, because most rows do not"
+    return (
+        is_removed,
+        f"{count} of {len(dataset)} rows repeat the prompt in {_quoted(columns)}: {what}" if count else None,
+    )
+
+
+def _without(prompt: Any, response: Any, repeated: bool) -> Any:
+    """A response without the prompt before it; from texts it is removed only if they are known to repeat it."""
+    is_alike = isinstance(prompt, list) and isinstance(response, list)
+    is_alike = is_alike or (repeated and isinstance(prompt, str) and isinstance(response, str))
+    is_longer = is_alike and len(response) > len(prompt)
+    return response[len(prompt) :] if is_longer and response[: len(prompt)] == prompt else response
+
+
 def _with_system(row: Row, made: Row) -> Row:
-    """What a row was made into, with the system's turn that a column of the row holds."""
+    """A converted row with the turn of the system that a column of the row holds."""
     column = "prompt" if "prompt" in made else "messages"
     names, messages = _filled(row, SYSTEMS), made.get(column)
     first = messages[0] if isinstance(messages, list) and messages else None
@@ -488,23 +463,14 @@ def _with_system(row: Row, made: Row) -> Row:
 
 
 def _unread(row: Row, made: Row, kind: str) -> list[str]:
-    """Columns of a row that say something, but are not in what it was made into."""
+    """Columns of a row that hold text which the converted row lacks."""
     is_text = isinstance(made.get("prompt", made.get("text")), str)
     inputs = _filled(row, INPUTS) if kind != "prompts" and "prompt" in row and "prompt" in made else []
     return (_filled(row, SYSTEMS) if is_text else []) + inputs
 
 
 def _filled(row: Row, columns: Iterable[str]) -> list[str]:
-    """Those of the columns that hold a text which is not empty."""
     return [name for name in columns if isinstance(row.get(name), str) and row[name].strip()]
-
-
-def _without(prompt: Any, response: Any, repeated: bool = False) -> Any:
-    """A response without the prompt before it; texts only where it is known that they repeat it."""
-    is_alike = isinstance(prompt, list) and isinstance(response, list)
-    is_alike = is_alike or (repeated and isinstance(prompt, str) and isinstance(response, str))
-    is_longer = is_alike and len(response) > len(prompt)
-    return response[len(prompt) :] if is_longer and response[: len(prompt)] == prompt else response
 
 
 def _message(role: str, content: Any) -> dict:
@@ -512,24 +478,22 @@ def _message(role: str, content: Any) -> dict:
 
 
 def _tidy(row: Row) -> Row:
-    """Messages with `role` and `content`, both text, and without fields that Arrow filled with None."""
+    """Messages with `role` and `content`, both text, and without the fields that Arrow filled with None."""
     row = {name: _messages(value) if isinstance(value, (list, dict)) else value for name, value in row.items()}
-    for name in ("messages", "conversations"):
-        if name in row:
-            row[name] = _messages(_parsed(row[name]))
-    for name in ("prompt", "completion", "chosen", "rejected", "conversation_a", "conversation_b"):
-        messages = _messages(_parsed(row.get(name)))
+    for name in MESSAGES:
+        messages = _messages(_parsed(row[name])) if isinstance(row.get(name), str) else None
         if isinstance(messages, list) and messages and all(isinstance(m, dict) and "role" in m for m in messages):
             row[name] = messages
-    if "tools" in row:
-        row["tools"] = _without_none(_parsed(row["tools"]))
+    for name in TEMPLATE_COLUMNS:
+        if name in row:
+            row[name] = _without_none(_parsed(row[name]))
     if "chat_template_kwargs" in row:
-        row["chat_template_kwargs"] = _without_none(_parsed(row["chat_template_kwargs"])) or {}
+        row["chat_template_kwargs"] = row["chat_template_kwargs"] or {}
     return row
 
 
 def _messages(value: Any) -> Any:
-    """Messages as chat templates read them, in lists of any depth; other values as they are."""
+    """Messages as chat templates read them, in lists of any depth; other values unchanged."""
     if isinstance(value, list):
         return [_messages(item) for item in value]
     if not isinstance(value, dict):
@@ -558,13 +522,18 @@ def _without_none(value: Any) -> Any:
 
 
 def _parsed(value: Any) -> Any:
-    """A list or mapping that is written as JSON, as in a CSV file; other values as they are."""
+    """A list or mapping written as JSON, as in a CSV file; other values unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
         return json.loads(value)
     except ValueError:
         return value
+
+
+def _is_same(row: Row, other: Row) -> bool:
+    """Whether two rows are equal, where 1 and 1.0 differ."""
+    return row.keys() == other.keys() and all(repr(row[name]) == repr(other[name]) for name in row)
 
 
 def _first(names: Iterable[str], columns: Iterable[str]) -> str | None:

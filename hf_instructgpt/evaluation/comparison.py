@@ -1,4 +1,4 @@
-"""One policy against another on held-out prompts: answers, scores, the judge's verdict, KL."""
+"""Compare two policies on held-out prompts: answers, scores, the judge's verdicts, KL."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,28 +18,22 @@ from .intervals import bootstrap_ci
 
 @dataclass
 class Answers:
-    """What a policy answered to N prompts (each given `num_samples` times), and what it was found worth."""
+    """A policy's answers to N prompts (`num_samples` per prompt), and their scores."""
 
     samples: Samples
-    scores: list[float | None]  # by the reward model, or by all that PPO optimises
+    scores: list[float | None]  # by the reward model, or by everything that PPO optimises
     gold: list[float | None] | None  # by the judge
     correct: list[bool] | None  # by the judge
-    kl: list[float] | None  # summed log-ratio to the reference, nats
+    kl: list[float] | None  # log-ratio to the reference in nats, summed over the tokens
     terms: dict[str, list[float | None]] | None = None  # each reward function's own score
 
 
 @dataclass
 class Rewards:
-    """What PPO optimises: reward models and functions, as [`score_responses`] calls them.
-
-    Args:
-        funcs (`dict`): By the name that a reader knows each by.
-        tokenizers (`list`): Of each; None where the policy's ids will do.
-        weights (`list[float]`): Of each in the sum.
-    """
+    """What PPO optimises: reward models and functions by name, and their weights; see [`score_responses`]."""
 
     funcs: dict[str, PreTrainedModel | Callable]
-    tokenizers: Sequence[PreTrainedTokenizerBase | None]
+    tokenizers: Sequence[PreTrainedTokenizerBase | None]  # None: reads the policy's ids
     weights: Sequence[float]
 
     def score(
@@ -132,51 +126,35 @@ def log_ratios(
 
 
 def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples: int = 1) -> dict:
-    """PPO against SFT on the same prompts, in numbers.
+    """Compare PPO with SFT on the same prompts, in numbers; None for what needs a judge, if there is none.
 
-    Wins are the judge's, `(wins + ties / 2) / n`, with a 95 % bootstrap interval over prompts; what it gave no score
-    is left out; `not_judged` counts such pairs of answers. Without a judge, what needs one is None.
-
-    Args:
-        sft, ppo ([`Answers`]): Answers to the same prompts.
-        more_sft ([`Answers`], *optional*): The control's answers: SFT trained for as long as PPO was.
-        num_samples (`int`): Answers a prompt; the interval draws prompts.
-
-    Raises:
-        InputError: No answer of SFT or of PPO has a score.
+    `more_sft` are answers of SFT trained for as long as PPO. The win rate is `(wins + ties / 2) / n` over the pairs of
+    answers that the judge scored; `not_judged` counts the others. The 95 % intervals are bootstrapped over prompts,
+    each of which has `num_samples` answers.
     """
     if all(score is None for score in sft.scores) or all(score is None for score in ppo.scores):
         raise InputError("the comparison: no reward function gave any answer a score.")
+    gaps = [] if sft.gold is None else _gaps(sft.gold, ppo.gold)
+    points = [None if gap is None else 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5 for gap in gaps]
+    is_judged = any(point is not None for point in points)
     result = {
         "num_prompts": len(sft.scores) // num_samples,
         "score_sft": _mean(sft.scores),
         "score_sft_std": pstdev(score for score in sft.scores if score is not None),
         "score_ppo": _mean(ppo.scores),
-        "score_rise_ci95": _interval(_by_prompt(_gaps(sft.scores, ppo.scores), num_samples)),
+        "score_rise_ci95": _interval(_gaps(sft.scores, ppo.scores), num_samples),
         "gold_sft": _mean(sft.gold),
         "gold_ppo": _mean(ppo.gold),
         "gold_more_sft": more_sft and _mean(more_sft.gold),
         "correct_sft": _mean(sft.correct),
         "correct_ppo": _mean(ppo.correct),
-        "not_judged": None,
-        "wins": None,
-        "ties": None,
-        "losses": None,
-        "gold_win_rate": None,
-        "gold_win_rate_ci95": None,
+        "not_judged": points.count(None) if points else None,
+        "wins": points.count(1.0) if is_judged else None,
+        "ties": points.count(0.5) if is_judged else None,
+        "losses": points.count(0.0) if is_judged else None,
+        "gold_win_rate": _mean(points),
+        "gold_win_rate_ci95": _interval(points, num_samples),
     }
-    gaps = [] if sft.gold is None else _gaps(sft.gold, ppo.gold)
-    points = [None if gap is None else 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5 for gap in gaps]
-    if points:
-        result["not_judged"] = points.count(None)
-    if (interval := _interval(_by_prompt(points, num_samples))) is not None:
-        result |= {
-            "wins": points.count(1.0),
-            "ties": points.count(0.5),
-            "losses": points.count(0.0),
-            "gold_win_rate": _mean(points),
-            "gold_win_rate_ci95": interval,
-        }
     for name, answers in (("sft", sft), ("ppo", ppo)):
         samples = answers.samples
         result[f"length_{name}"] = fmean(map(len, samples.completion_ids))
@@ -190,20 +168,17 @@ def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples
 
 
 def _mean(values: list | None) -> float | None:
-    """Over those that are not None."""
+    """The mean of those that are not None."""
     known = [value for value in values or () if value is not None]
     return fmean(known) if known else None
 
 
-def _interval(values: list[float]) -> list[float] | None:
-    return bootstrap_ci(values) if values else None
+def _interval(values: list[float | None], num_samples: int) -> list[float] | None:
+    """The interval of the mean over the prompts that have a value."""
+    means = [_mean(values[i : i + num_samples]) for i in range(0, len(values), num_samples)]
+    known = [mean for mean in means if mean is not None]
+    return bootstrap_ci(known) if known else None
 
 
 def _gaps(sft: list, ppo: list) -> list[float | None]:
     return [None if a is None or b is None else b - a for a, b in zip(sft, ppo, strict=True)]
-
-
-def _by_prompt(values: list[float | None], num_samples: int) -> list[float]:
-    """The mean of each prompt that has one."""
-    means = (_mean(values[i : i + num_samples]) for i in range(0, len(values), num_samples))
-    return [mean for mean in means if mean is not None]

@@ -1,4 +1,4 @@
-"""Known rankings and preferences, their responses scored by a reward model and, where there is one, by a judge."""
+"""Held-out rankings and preferences, scored by a reward model and by a judge."""
 
 import json
 from collections.abc import Callable
@@ -19,14 +19,14 @@ from ..text import encode_row, encode_text, question, template_options, whole_te
 
 @dataclass
 class ScoredRanking:
-    """One row: K responses to a prompt, their ranks and what they were found worth."""
+    """One row: K responses to a prompt, their ranks and scores."""
 
     prompt: str  # the same text for the same prompt
     responses: list[str]
-    ranks: list[int]  # 1 is best, equal ranks tie
+    ranks: list[int]  # 1 is best; equal ranks tie
     scores: list[float]  # by the reward model
     gold: list[float | None] | None = None  # by a judge
-    judgements: list[Judgement] | None = None  # by the judge of the sample data `lab`, in its parts
+    judgements: list[Judgement] | None = None  # by the lab's judge, in its parts
 
 
 def score_rankings(
@@ -39,25 +39,10 @@ def score_rankings(
     max_length: int | None = None,
     batch_size: int = 64,
 ) -> tuple[list[ScoredRanking], int]:
-    """Score the responses of held-out rows.
+    """Score held-out rankings or preferences by a reward model, and by a judge that is called as a reward function is.
 
-    Args:
-        model (`PreTrainedModel`): A sequence-classification model with one label.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        dataset ([`~datasets.Dataset`]): Rankings (`prompt`, `responses`, `ranks`) or preferences (`prompt`, `chosen`,
-            `rejected`), text or messages. A text that the model's context cannot hold loses its beginning, as in
-            training.
-        gold_func (`Callable`, *optional*): A judge, called as a reward function is:
-            `f(prompts=..., completions=..., completion_ids=..., **columns) -> list[float | None]`.
-        judged (`bool`): Whether the prompts are of the sample data `lab`, whose judge tells kinds of pairs apart.
-        max_length (`int`, *optional*): Most tokens of a text, where that is fewer than the context.
-        batch_size (`int`): Texts at a time.
-
-    Returns:
-        `tuple[list[ScoredRanking], int]`: the rows, and how many of their texts were cut.
-
-    Raises:
-        InputError: The model's scores are not finite, or the judge returned too few or too many.
+    Texts are truncated on the left, as in training, to the model's context or `max_length` tokens. `judged` rows are
+    of the sample data `lab`. Returns the rows and the number of truncated texts.
     """
     model.eval()
     rankings = [as_ranking(row) for row in dataset]
@@ -91,12 +76,12 @@ def score_rankings(
 
 
 def response_text(response: str | list[dict]) -> str:
-    """What a response says: its text, or that of its messages, one after the other."""
+    """The text of a response, or of its messages, one per line."""
     return response if isinstance(response, str) else "\n".join(message["content"] for message in response)
 
 
 def _gold(func, tokenizer, dataset: Dataset, rankings: list, ids: list[list[int]], batch_size: int) -> list:
-    """The judge's score of each response, None where it gave none."""
+    """The judge's score of each response; None where it gave none."""
     names = set(dataset.column_names) - {"prompt", "responses", "ranks", "chosen", "rejected"}
     rows, completions = [], []
     for row, (prompt, responses, _) in zip(dataset, rankings, strict=True):

@@ -4,8 +4,7 @@ A pair is two different responses to one prompt whose ranks differ. Equal scores
 The pairs of one prompt are not independent, so every interval resamples prompts.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 from statistics import fmean, pstdev
 
 import numpy as np
@@ -171,7 +170,7 @@ def length_bias(rankings: list[ScoredRanking], pairs: pd.DataFrame) -> dict:
         "model_prefers_longer": share(prompts[unequal], by_model),
         "label_prefers_longer": share(prompts[unequal], by_label),
         "excess": share(prompts[unequal], by_model - by_label),
-        "spearman": _mean_spearman(rankings, [ranking.scores for ranking in rankings], lengths),
+        "spearman": mean_spearman(rankings, lengths),
         **shares,
         "better_baseline": better,
         "gain": share(prompts, hits - rules[better]),
@@ -184,38 +183,32 @@ def judge_agreement(rankings: list[ScoredRanking]) -> dict | None:
     `model` is over the pairs of different responses that the judge scores differently, `labels` over those of them
     that the labels do not tie.
     """
-    judged = [ranking for ranking in rankings if ranking.gold is not None]
-    if not judged:
+    by_model, by_label = [], []
+    for r in rankings:
+        if r.gold is not None:  # ranked by the judge; the labels are the scores of `by_label`
+            known = [i for i, gold in enumerate(r.gold) if gold is not None]
+            ranks = rankdata([-r.gold[i] for i in known], method="dense").tolist()
+            responses = [r.responses[i] for i in known]
+            by_model.append(ScoredRanking(r.prompt, responses, ranks, [r.scores[i] for i in known]))
+            by_label.append(ScoredRanking(r.prompt, responses, ranks, [-r.ranks[i] for i in known]))
+    if not by_model:
         return None
-    rows = []
-    for number, r in zip(prompt_numbers(judged), judged, strict=True):
-        for a, b in combinations(range(len(r.ranks)), 2):
-            gold = r.gold[a], r.gold[b]
-            if None not in gold and gold[0] != gold[1] and r.responses[a] != r.responses[b]:
-                sign = 1 if gold[0] > gold[1] else -1
-                rows.append((number, sign * (r.scores[a] - r.scores[b]), sign * (r.ranks[b] - r.ranks[a])))
-    pairs = pd.DataFrame(rows, columns=["prompt", "by_model", "by_label"], dtype=float)
-    untied = pairs[pairs["by_label"] != 0]
-    known = [[i for i, gold in enumerate(r.gold) if gold is not None] for r in judged]
-    scores = [[r.scores[i] for i in some] for r, some in zip(judged, known, strict=True)]
-    golds = [[r.gold[i] for i in some] for r, some in zip(judged, known, strict=True)]
+    pairs = pair_table(by_label)
     return {
-        "model": share(pairs["prompt"], wins(pairs["by_model"])),
-        "labels": share(untied["prompt"], wins(untied["by_label"])),
-        "spearman": _mean_spearman(judged, scores, golds),
+        "model": accuracy(pair_table(by_model)),
+        "labels": accuracy(pairs[pairs["margin"] != 0]),
+        "spearman": mean_spearman(by_model, [[-rank for rank in ranking.ranks] for ranking in by_model]),
     }
+
+
+def mean_spearman(rankings: list[ScoredRanking], others: list[list[float]]) -> dict:
+    """The mean of the rank correlations of scores and `others` within a row, over the rows where it is defined."""
+    values = [spearman(ranking.scores, other) for ranking, other in zip(rankings, others, strict=True)]
+    defined = [pair for pair in zip(prompt_numbers(rankings), values, strict=True) if pair[1] is not None]
+    return share([number for number, _ in defined], [value for _, value in defined])
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Spearman's rank correlation; None where a side is constant."""
     is_defined = min(len(set(x)), len(set(y))) > 1
     return float(spearmanr(x, y).statistic) if is_defined else None
-
-
-def _mean_spearman(
-    rankings: list[ScoredRanking], xs: Iterable[Sequence[float]], ys: Iterable[Sequence[float]]
-) -> dict:
-    """The mean of the correlations within a row, over the rows in which it is defined."""
-    values = (spearman(x, y) for x, y in zip(xs, ys, strict=True))
-    defined = [pair for pair in zip(prompt_numbers(rankings), values, strict=True) if pair[1] is not None]
-    return share([number for number, _ in defined], [value for _, value in defined])

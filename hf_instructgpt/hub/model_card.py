@@ -6,6 +6,7 @@
 import os
 import re
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -156,13 +157,12 @@ def make_card(
     URLs of the run's other parts; `tags` are added to the card's own.
     """
     results = made.evaluated(state) if results is None else results
-    base = made.base_model and made.base_model.hub_id(folder)
-    datasets = {what: source.hub_id(folder) for what, source in made.datasets.items()}
+    datasets = {source.hub_id(folder) for source in made.datasets.values()} - {None}
     title = Path(name).name
     sample = made.samples[0] if made.samples else {}
     data = ModelCardData(
-        base_model=base,
-        datasets=sorted(set(filter(None, datasets.values()))) or None,
+        base_model=made.base_model and made.base_model.hub_id(folder),
+        datasets=sorted(datasets) or None,
         eval_results=results or None,
         model_name=title,
         language=language,
@@ -181,20 +181,9 @@ def make_card(
         card_data=data.to_yaml(),
         title=title,
         name=name,
-        trust=", trust_remote_code=True" if made.custom_code else "",
         made=made,
-        base=made.base_model and _linked(made.base_model, base),
-        datasets={
-            what if what.replace(" ", "").isalnum() else table_cell(what): _linked(source, datasets[what], "datasets/")
-            for what, source in made.datasets.items()
-        },
-        rewards=[_linked(source, source.hub_id(folder)) for source in made.rewards],
-        template=repr(made.chat_template_kwargs) if made.chat_template_kwargs else "",
+        linked=partial(_linked, folder=folder),
         answers=[sample[key] for key in ("best", "worst") if key in sample],
-        options={
-            table_cell(option): value if isinstance(value, int | float) else table_cell(str(value))
-            for option, value in made.hyperparameters.items()
-        },
         results=results,
         findings=list(findings),
         files={path.name for path in Path(folder).iterdir()},
@@ -273,25 +262,20 @@ class CardMixin:
         language: str | None = None,
         license: str | None = None,
         tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        dataset_name: str | None = None,
-        *,
-        folder: Path | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write the card and its plot into `folder`, by default `args.output_dir`.
+        """Trainer's: write the card and its plot into `args.output_dir`.
 
-        Called by `push_to_hub`, and by `save_model` for an adapter. The arguments are those of Trainer's; `model_name`
-        and any others are ignored.
+        Of the other arguments, `dataset_name` and `folder` (another folder) are used.
         """
         if not self.is_world_process_zero():
             return
         from ..report.plots import draw_training  # matplotlib is slow to import
 
-        folder = folder or Path(self.args.output_dir)
+        folder = kwargs.get("folder") or Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         state = {"log_history": self.state.log_history, "best_global_step": self.state.best_global_step}
-        made = self.made(dataset_name)
+        made = self.made(kwargs.get("dataset_name"))
         made.license = license
         draw_training(state["log_history"], self.card_stage, folder / PLOT_FILE)
         tags = [tags] if isinstance(tags, str) else tags or []
@@ -344,11 +328,12 @@ def base_on_hub(base: Source, *, folder: str | Path) -> str:
     return known
 
 
-def _linked(source: Source, hub_id: str | None, kind: str = "") -> str:
+def _linked(source: Source, kind: str = "", *, folder: str | Path) -> str:
     """A source as a link to the Hub; a local one by its name, without its path."""
+    hub_id = source.hub_id(folder)
     is_local = source.path is not None or ".py:" in source.name
-    name = hub_id or (Path(source.name).name if is_local else source.name)
-    words = f"[{name}](https://huggingface.co/{kind}{name})" if hub_id else table_cell(name)
+    name = table_cell(Path(source.name).name if is_local else source.name)
+    words = f"[{hub_id}](https://huggingface.co/{kind}{hub_id})" if hub_id else name
     return words + "".join(f", {table_cell(part)}" for part in (source.config, source.split) if part)
 
 

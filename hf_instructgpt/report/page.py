@@ -1,4 +1,7 @@
-"""A run as one HTML file that needs no server, no network and no account."""
+"""A run as one HTML file that needs no server, no network and no account.
+
+Its charts are drawn by its own script: plotly would add 3.5 MB to each file.
+"""
 
 import json
 import math
@@ -6,9 +9,9 @@ from collections import Counter
 from importlib.resources import files
 from typing import Any
 
-# What the page shows of each token, in this order behind the token itself.
+# What the page shows per token, in this order.
 QUANTITIES = ("logprob", "new_logprob", "ref_logprob", "kl", "reward", "value", "advantage", "clipped")
-# A page must open on a phone: about 100 bytes a token, of 3 MB in all; points of a line.
+# A page must open on a phone: at about 100 bytes per token, 3 MB in all. Points are per line.
 MAX_TOKENS, MAX_POINTS = 20_000, 500
 
 
@@ -21,16 +24,11 @@ def report_page(
     warnings: list[tuple[str, list[str]]] = (),
     weak_reward: bool = False,
 ) -> str:
-    """The page.
+    """The page of a run, stage or trainer called `name`.
 
-    Args:
-        name (`str`): What it is a report of.
-        stages (`list[dict]`): Of each stage its `name`, `panels` (`label`, `xlabel`, and `lines` of `label` and
-            `points`) and `samples`.
-        tokens (`list[dict]`): Rows of `tokens.jsonl`.
-        metrics (`dict`, *optional*): A run's `metrics.json`.
-        warnings (`list`): How it was measured, and what fell there while the reward rose.
-        weak_reward (`bool`): Whether the reward model does not beat a rule of length.
+    A stage has `name`, `panels` (each with `label`, `xlabel`, and `lines` of `label` and `points`) and `samples`;
+    `tokens` are rows of `tokens.jsonl`; `warnings` are pairs of how answers were made and what fell while the reward
+    rose; `weak_reward` says that the reward model does not beat a length baseline.
     """
     kept = thinned(tokens)
     for stage in stages:
@@ -47,14 +45,14 @@ def report_page(
         "thinned": len(kept) < len(tokens),
     }
     text = json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    # Within a script element only `<` can end it or open a comment.
+    # In a script element only `<` can end it or open a comment.
     text = text.replace("<", "\\u003c")
     template = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     return template.replace("{{ data }}", text)
 
 
 def by_prompt(rows: list[dict]) -> list[dict]:
-    """Rows of a token log by their prompt, each with its steps."""
+    """Group the rows of a token log by prompt."""
     prompts: dict[str, list[dict]] = {}
     for row in rows:
         values = [[token["token"], *(token[name] for name in QUANTITIES)] for token in row["tokens"]]
@@ -65,7 +63,7 @@ def by_prompt(rows: list[dict]) -> list[dict]:
 
 
 def thinned(rows: list[dict]) -> list[dict]:
-    """Rows of as many steps, spread evenly, the first and the last among them, as `MAX_TOKENS` allows."""
+    """The rows of as many evenly spread steps as `MAX_TOKENS` allows; the first and the last are kept."""
     tokens = Counter()
     for row in rows:
         tokens[row["step"]] += len(row["tokens"])
@@ -84,7 +82,7 @@ def _spread(steps: list[int], count: int) -> set[int]:
 
 
 def _finite(x: Any) -> Any:
-    """The same for JSON, in which there is no NaN: None in its place."""
+    """Replace NaN and infinities, which JSON lacks, by None."""
     if isinstance(x, float):
         return x if math.isfinite(x) else None
     if isinstance(x, dict):

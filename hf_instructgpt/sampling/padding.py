@@ -1,4 +1,4 @@
-"""Whether a policy reads padded rows as it reads each row alone: PPO's log-probs are of padded rows."""
+"""Check that a model gives padded rows the log-probs of each row alone, because PPO pads its batches."""
 
 import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
@@ -7,7 +7,7 @@ from ..errors import InputError
 from ..models.forward import context_length, model_inputs, response_logits
 from .generate import generate_responses, sampling_config
 
-# Tokens of the row that is read, and of what stands beside it.
+# Number of tokens of the tested row (prompt, response) and of the padding beside it.
 PROMPT, RESPONSE, OTHERS = 4, 3, 8
 
 
@@ -15,16 +15,10 @@ PROMPT, RESPONSE, OTHERS = 4, 3, 8
 def check_padding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, generates: bool, use_cache: bool = True
 ) -> None:
-    """Raise an `InputError` for a model that does not read a padded row as it reads the row alone.
+    """Raise an `InputError` if padding changes a model's log-probs in its forward pass or, if used, in `generate`.
 
-    Alone means without padding and positions, as whoever loads the trained model will call it. Nothing is drawn from
-    the global random generator.
-
-    Args:
-        model (`PreTrainedModel`): The policy, without PEFT's wrapper.
-        tokenizer (`PreTrainedTokenizerBase`): The policy's.
-        generates (`bool`): Whether the policy's own `generate` samples, which need not read what its forward reads.
-        use_cache (`bool`): Whether it does so with its cache.
+    The reference is a row without padding and positions, as users of the trained model will call it. The global random
+    state does not change.
     """
     was_training = model.training
     model.eval()
@@ -37,18 +31,18 @@ def check_padding(
 
 
 def _rows(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random tokens: a row `(1, PROMPT + RESPONSE)`, and others `(1, OTHERS)`, fewer where the model reads no more."""
+    """Random ids: a row `(1, PROMPT + RESPONSE)`, and others `(1, OTHERS)` or as many as the context allows."""
     vocab_size, length = model.get_input_embeddings().num_embeddings, PROMPT + RESPONSE
     ids = torch.randint(vocab_size, (1, length + OTHERS), generator=torch.Generator().manual_seed(0)).to(model.device)
     return ids[:, :length], ids[:, length : context_length(model)]
 
 
 def _check_forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Returns how large a [`difference`] may be, nats."""
+    """Check the forward pass and return the largest accepted [`difference`], nats."""
     name, (row, others) = type(model).__name__, _rows(model)
     alone = plain_logits(model, row)[:, PROMPT - 1 : -1]
-    # In half precision everything else in a batch changes a row's numbers a little, and another kernel may be taken
-    # where something is masked: padding may change as much.
+    # In half precision the rest of a batch changes a row's numbers a little, and a mask may select another kernel:
+    # padding may change as much.
     ids = torch.cat([row, others], dim=1).expand(3, -1)
     mask = torch.ones_like(ids)
     mask[-1, row.shape[1] :] = 0
@@ -61,7 +55,7 @@ def _check_forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         )
     limit = max(tolerance(model), 4 * noise)
 
-    # Padded with the token that is used and, as what is masked must not matter, with any others.
+    # Padded with the padding token and with random tokens, because masked ids must not matter.
     pad_token_id = sampling_config(model, tokenizer, max_new_tokens=1).pad_token_id
     padding = torch.cat([torch.full_like(others, pad_token_id), others])
     mask = torch.zeros_like(padding, dtype=torch.bool)
@@ -82,7 +76,7 @@ def _check_forward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def _check_generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, limit: float, use_cache: bool
 ) -> None:
-    """A padded prompt and a longer one, continued by `generate`, against the forward of what came out."""
+    """Compare the logits that `generate` samples from, of a padded and a longer prompt, with the forward pass."""
     row, others = _rows(model)
     config = sampling_config(model, tokenizer, max_new_tokens=RESPONSE, do_sample=False, use_cache=use_cache)
     config.eos_token_id = []
@@ -94,7 +88,7 @@ def _check_generate(
     keep = LogitsProcessorList([lambda _, scores: seen.append(scores) or scores])
     prompt_mask = torch.nn.functional.pad(mask, (0, PROMPT), value=True)
     responses, _ = generate_responses(model, prompts, prompt_mask, generation_config=config, logits_processor=keep)
-    if not seen:  # a `generate` of the model's own, which does not show what it samples from
+    if not seen:  # the model has its own `generate`, which does not show its logits
         return
     expected = _logits(model, before, mask, torch.cat([prompts[:, -PROMPT:], responses], dim=1))
     off = difference(torch.stack(seen, dim=1), expected)
@@ -107,12 +101,12 @@ def _check_generate(
 
 
 def plain_logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """Logits of rows without padding, of all their tokens."""
+    """Logits `(B, T, V)` of rows without padding."""
     return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
 
 
 def _logits(model: PreTrainedModel, before: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Logits of the responses of rows, which are repeated as often as there is something `before` them."""
+    """Logits of the responses of rows, repeated for each row of `before`, which is put in front of them."""
     rows = rows.expand(len(before), -1)
     prompts = torch.cat([before, rows[:, :PROMPT]], dim=1)
     mask = torch.nn.functional.pad(mask, (0, PROMPT), value=True)
@@ -121,12 +115,12 @@ def _logits(model: PreTrainedModel, before: torch.Tensor, mask: torch.Tensor, ro
 
 
 def tolerance(model: PreTrainedModel) -> float:
-    """The largest [`difference`] that is accepted, nats: what kernels and scans with other rounding come to."""
+    """The largest accepted [`difference`], nats: other kernels and scans round differently."""
     return 0.1 if model.dtype in (torch.bfloat16, torch.float16) else 1e-2
 
 
 def difference(logits: torch.Tensor, others: torch.Tensor) -> float:
-    """Mean over the vocabulary of how far log-probs are apart, nats; that of the token where it is largest."""
-    # Below -100 nats a difference does not matter; a token that is masked out of the vocabulary has minus infinity.
+    """Mean absolute difference of log-probs over the vocabulary, nats, at the token where it is largest."""
+    # Differences below -100 nats do not matter; tokens masked out of the vocabulary have minus infinity.
     logprobs, its = (x.float().log_softmax(-1).clamp(min=-100) for x in (logits, others))
     return (logprobs - its).abs().mean(-1).max().item()

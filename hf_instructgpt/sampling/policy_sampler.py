@@ -1,4 +1,4 @@
-"""Faster ways to the same numbers: activations in one kernel, and a sampling loop that drops what has ended."""
+"""A sampling loop over the policy's own forward pass, faster than `generate` because it drops ended rows."""
 
 import functools
 import inspect
@@ -16,20 +16,17 @@ from .padding import difference, plain_logits, tolerance
 
 logger = logging.get_logger(__name__)
 
-# Layers of a cache that hold keys and values alone (some versions lack the last two). Others hold a state, which the
-# columns of padding that a recurrent layer is shown would change, and from which rows cannot be taken.
+# Cache layers that hold only keys and values (some versions lack the last two). Others hold a recurrent state, which
+# padding would change, and from which rows cannot be taken.
 ATTENTION_LAYERS = ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer")
-# Rows that have ended leave the batch when there are this many: each time costs a copy of the cache.
+# Ended rows leave the batch this many at a time, because each time costs a copy of the cache.
 ROWS_AT_A_TIME = 8
-# On a GPU: the first steps are run one by one, so that libraries are set up; whether all have ended is seldom asked.
+# On a GPU the first steps run one by one, so that libraries are set up; asking whether all rows have ended is slow.
 STEPS_BEFORE_RECORDING, STEPS_BETWEEN_LOOKS = 4, 16
 
 
 def can_sample(model: PreTrainedModel) -> bool:
-    """Whether [`PolicySampler`] can drive a model: attention's cache alone, told positions and which logits to keep.
-
-    It is tried as well: a model may take all that and count positions for itself (GIT).
-    """
+    """Whether [`PolicySampler`] can drive a model, by its signature and its cache, and by trying it."""
     taken = inspect.signature(without_adapter(model).forward).parameters
     needed = {"position_ids", "logits_to_keep", _cache_name(type(without_adapter(model)))}
     if model.config.is_encoder_decoder or not needed <= taken.keys():
@@ -51,19 +48,15 @@ def can_sample(model: PreTrainedModel) -> bool:
 
 @functools.cache  # asked for at every token
 def _cache_name(model_class: type[PreTrainedModel]) -> str:
-    """What a model's `forward` calls its cache: transformers 5.24 has renamed it."""
+    """The name of a `forward`'s cache argument, which transformers 5.24 has renamed."""
     return "cache" if "cache" in inspect.signature(model_class.forward).parameters else "past_key_values"
 
 
 class PolicySampler:
-    """Samples with the policy's own forward, as `generate` does, a token at a time; a [`Generator`].
+    """A [`Generator`] that samples with the policy, or with a copy of it in another `dtype`.
 
-    Rows that have ended are dropped from the batch, and a token is drawn by its place in the cumulative sum of the
-    probabilities, which a large vocabulary makes much faster than a multinomial draw.
-
-    Args:
-        dtype (`torch.dtype`, *optional*): What to sample in. None: the policy itself; else a copy of it, whose weights
-            follow. PPO's log-probs are the policy's own either way.
+    Ended rows leave the batch, and tokens are drawn by inverting the cumulative distribution, which is much faster
+    than `torch.multinomial` for a large vocabulary. PPO's log-probs are the policy's own either way.
     """
 
     def __init__(self, dtype: torch.dtype | None = None):
@@ -72,7 +65,6 @@ class PolicySampler:
 
     @torch.no_grad()
     def sync_weights(self, policy: PreTrainedModel) -> None:
-        """Follow the policy."""
         if self.dtype is None:
             self.model = without_adapter(policy)
             return
@@ -85,7 +77,6 @@ class PolicySampler:
 
     @torch.inference_mode()
     def generate(self, prompt_ids: list[list[int]], *, generation_config: GenerationConfig) -> list[list[int]]:
-        """One response a prompt, as ids, the stop token that ended it included."""
         prompts = pad_rows(
             prompt_ids, pad_token_id=generation_config.pad_token_id, side="left", device=self.model.device
         )
@@ -119,21 +110,15 @@ class PolicySampler:
         return responses
 
     def _decode_in_place(self, ids: torch.Tensor, mask: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
-        """The same on a cache of fixed size: each step is the same work on the same memory, recorded and replayed.
-
-        Where each kernel is small, starting them one by one from Python takes most of the time.
-        """
+        """The same on a static cache: on a GPU a step is recorded as a CUDA graph and replayed."""
         model, stop = self.model, torch.tensor(config.eos_token_id, device=ids.device, dtype=torch.long)
         responses = torch.full((len(ids), config.max_new_tokens), -1, device=ids.device)
-        places, cache = (
-            _places(mask),
-            StaticCache(config=model.config, max_cache_len=mask.shape[1] + config.max_new_tokens),
-        )
-        # What is still to come is hidden by causality.
+        length, places = mask.shape[1] + config.max_new_tokens, _places(mask)
+        cache = StaticCache(config=model.config, max_cache_len=length)
+        # Causality hides the columns that are not filled yet.
         mask = torch.nn.functional.pad(mask.long(), (0, config.max_new_tokens), value=1)
-        token = draw_tokens(_next_logits(model, ids, mask, places, cache), temperature=config.temperature).unsqueeze(
-            -1
-        )
+        logits = _next_logits(model, ids, mask, places, cache)
+        token = draw_tokens(logits, temperature=config.temperature).unsqueeze(-1)
         step, place = torch.zeros(1, device=ids.device, dtype=torch.long), places[:, -1:].clone()
         running = torch.ones(len(ids), 1, device=ids.device, dtype=torch.bool)
         responses[:, :1] = token
@@ -177,27 +162,21 @@ def _next_logits(
 
 
 def _record(advance: Callable[[], None]) -> Callable[[], None]:
-    """A CUDA graph of a step, to be replayed; the step itself where it cannot be recorded."""
+    """A CUDA graph of a step, or the step itself if it cannot be recorded."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             advance()
     except RuntimeError as error:
-        logger.warning_once(f"sampling goes on step by step, since a step cannot be recorded: {error}")
+        logger.warning_once(f"sampling runs without a CUDA graph, because a step cannot be recorded: {error}")
         return advance
     return graph.replay
 
 
 def draw_tokens(logits: torch.Tensor, *, temperature: float) -> torch.Tensor:
-    """A token for each row `(B,)`, drawn from `softmax(logits / temperature)`, logits `(B, V)`.
-
-    The first token whose cumulative probability is above a uniform number.
-    """
-    sums = in_float64((logits.float() / temperature).softmax(-1)).cumsum(-1)  # in float32 rare tokens would vanish
-    # Times the last sum, which rounding leaves a little off 1; a float32 below 1 stays below it.
+    """Draw a token `(B,)` per row from `softmax(logits / temperature)`: the first with cumulative probability > u."""
+    sums = in_float64((logits.float() / temperature).softmax(-1)).cumsum(-1)  # float32 would lose rare tokens
+    # Scaled by the last sum, which is not exactly 1; u < 1 stays below it.
     numbers = torch.rand(len(sums), 1, device=sums.device).double() * sums[:, -1:]
     tokens = torch.searchsorted(sums, numbers, right=True).squeeze(-1)
-    return tokens.clamp(max=sums.shape[-1] - 1).to(logits.device)  # of a row of NaNs too: its log-probs will tell
-
-
-# ---- What is recommended --------------------------------------------------------------------------------------------
+    return tokens.clamp(max=sums.shape[-1] - 1).to(logits.device)  # a row of NaNs is found by its log-probs

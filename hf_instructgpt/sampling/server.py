@@ -1,4 +1,4 @@
-"""An OpenAI-compatible HTTP server, such as vLLM's or SGLang's, that samples in the policy's place."""
+"""Sampling on an OpenAI-compatible HTTP server, such as vLLM's or SGLang's."""
 
 import http.client
 import json
@@ -86,7 +86,7 @@ class ServerGenerator:
     api_key_env: str | None = None
 
     def __post_init__(self):
-        if isinstance(self.url, str) and "@" in self.url:  # it would stand in cards and run files
+        if isinstance(self.url, str) and "@" in self.url:  # it would be written to cards and run files
             raise InputError(
                 "`generator`: `url` must hold no user and no password: name the environment variable of a key as "
                 "`api_key_env`."
@@ -121,14 +121,14 @@ class ServerGenerator:
         if state.is_main_process:
             try:
                 name = self._give_adapter(policy) if self.sync == "adapter" else self._give_folder(policy, weights)
-            except InputError as error:  # the other processes must hear of it, or they wait forever
+            except InputError as error:  # tell the other processes, or they wait forever
                 failure = str(error)
         failure, self._name = broadcast_object_list([failure, name])
         if failure is not None:
             raise InputError(failure)
 
     def _gathered(self, policy: PreTrainedModel, *, keep: bool) -> dict[str, torch.Tensor] | None:
-        """The state of a policy whose weights lie in shards; None where they do not. All processes take part."""
+        """The state dict of a sharded policy, gathered by all processes; None if it is not sharded."""
         params = list(policy.parameters())
         if any(hasattr(p, "ds_id") for p in params):
             raise InputError(
@@ -164,7 +164,7 @@ class ServerGenerator:
             self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
         except _NotFoundError as error:
             raise InputError(NO_SYNC.format(url=self.url)) from error
-        # vLLM keeps what it computed for prompts by the old weights.
+        # vLLM caches what it computed for prompts with the old weights.
         if self._post("/reset_prefix_cache", {}) == {"success": False}:
             raise InputError(f"the server {self.url} is busy: its prefix cache could not be reset after a sync.")
 
@@ -173,7 +173,7 @@ class ServerGenerator:
             raise InputError("`generator`: `sync` = 'adapter' needs a policy with a LoRA adapter.")
         path, old = self._path("adapter"), self._adapter
         policy.save_pretrained(path)
-        # A new name each time: what vLLM computed for prompts by the old adapter is kept under the old one.
+        # A new name each time, because vLLM caches prompts by the adapter's name.
         self._adapter = f"policy-{uuid.uuid4().hex}"
         try:
             self._post("/v1/load_lora_adapter", {"lora_name": self._adapter, "lora_path": path})
@@ -200,7 +200,7 @@ class ServerGenerator:
     # ---- Sampling --------------------------------------------------------------------------------------------------
 
     def generate(self, prompt_ids: list[list[int]], *, generation_config: GenerationConfig) -> list[list[int]]:
-        # From the trainer's own random numbers: a run that is resumed asks with the same seeds.
+        # Seeds come from the trainer's random state, so that a resumed run asks with the same ones.
         seeds = torch.randint(2**31, (len(prompt_ids),)).tolist()
         with ThreadPoolExecutor(self.concurrency) as pool:
             answers = list(pool.map(partial(self._complete, generation_config), prompt_ids, seeds))
@@ -217,7 +217,7 @@ class ServerGenerator:
             "seed": seed,
             "logprobs": 1,
             "return_token_ids": True,
-            # Without these the server takes what the model's own generation settings say.
+            # Otherwise the server uses the model's own generation settings.
             "top_p": 1.0,
             "top_k": -1,
             "min_p": 0.0,
@@ -269,11 +269,11 @@ class ServerGenerator:
 
 
 class _NotFoundError(InputError):
-    """The server does not have a path, or not what was named there."""
+    """The server does not have a path, or what was named there."""
 
 
 def _parsed(text: bytes) -> Any:
-    """JSON, or text where it is none: vLLM answers some requests in a sentence, or by nothing."""
+    """JSON, or text: vLLM answers some requests with a sentence or with nothing."""
     try:
         return json.loads(text)
     except ValueError:

@@ -21,17 +21,9 @@ def foreign_tokenizers(
     policy_tokenizer: PreTrainedTokenizerBase,
     **kwargs,
 ) -> list[PreTrainedTokenizerBase | None]:
-    """For each reward function its tokenizer, or None where the policy's token ids will do.
+    """The tokenizer of each reward function, or None if it is a function or reads the policy's token ids.
 
-    Args:
-        reward_funcs (`list`): Reward models, loaded, and functions.
-        given (`list`): Their tokenizers; None: a model's is loaded by the model's name.
-        names (`list[str]`): Hub ids or paths by which they were loaded; None: a model's configuration names it.
-        policy (`PreTrainedModel`), policy_tokenizer (`PreTrainedTokenizerBase`): Whose ids they may have to read.
-        kwargs: For `from_pretrained` of a tokenizer.
-
-    Raises:
-        InputError: A reward model knows other tokens than its tokenizer, or than the policy and has no tokenizer.
+    `given` are the tokenizers that the user passed, `names` the ids or paths by which models were loaded.
     """
     if len(given) != len(reward_funcs):
         raise InputError(
@@ -52,10 +44,10 @@ def foreign_tokenizers(
 
 
 def _named_tokenizer(name: str, policy_tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a reward model by its Hub id or path; None where there is no name, or a folder without one."""
+    """The tokenizer of a reward model by its Hub id or path; None without a name, or for a folder without one."""
     if not name or (Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file()):
         return None
-    if name == policy_tokenizer.name_or_path:  # whatever was changed in it since, such as its chat template
+    if name == policy_tokenizer.name_or_path:  # with what was changed in it since, such as its chat template
         return policy_tokenizer
     try:
         return AutoTokenizer.from_pretrained(name, **kwargs)
@@ -73,13 +65,11 @@ def _foreign_tokenizer(
     num_rows: int,
     num_policy_rows: int,
 ) -> PreTrainedTokenizerBase | None:
-    """A reward model's tokenizer if it contradicts the policy's, else None.
+    """A reward model's tokenizer, or None if the policy's contains it: all tokens by the same ids, and its template.
 
-    It does not where the policy's has all of its tokens under the same ids, and its chat template if it has one: more
-    tokens, or a template, were then added for both models. Embeddings may be padded differently.
+    The numbers of embeddings may differ, because both may be padded.
     """
     if tokenizer is None:
-        # Nothing else tells whose tokens it was trained on.
         if num_rows != num_policy_rows:
             raise InputError(
                 f"the reward model {name} knows {num_rows} tokens and the policy {num_policy_rows}, and no tokenizer "
@@ -88,7 +78,7 @@ def _foreign_tokenizer(
             )
         return None
     vocab, policy_vocab = tokenizer.get_vocab(), policy_tokenizer.get_vocab()
-    # Ids that stand for text and that the policy can read or write; a vocabulary may have holes.
+    # Ids that stand for text and that the policy can read or write; a vocabulary may have gaps.
     num_needed = min(max(policy_vocab.values()) + 1, num_policy_rows)
     templates = (None, policy_tokenizer.chat_template)
     agrees = vocab.items() <= policy_vocab.items() and tokenizer.chat_template in templates
@@ -105,7 +95,7 @@ def _foreign_tokenizer(
 def check_reward_funcs(
     model: PreTrainedModel, reward_funcs: list[PreTrainedModel | Callable], reward_weights: list[float]
 ) -> None:
-    """Raise an `InputError` for a reward model that cannot score, or for weights of another number."""
+    """Raise an `InputError` for a reward model that cannot score, or for a wrong number of weights."""
     own = {id(p) for p in model.parameters()}
     if len(reward_weights) != len(reward_funcs):
         raise InputError(
@@ -133,7 +123,7 @@ def check_reward_funcs(
 
 @torch.no_grad()
 def _check_padded_score(name: str, func: PreTrainedModel) -> None:
-    """Raise an `InputError` for a reward model, called `name`, whose score depends on padding behind the text."""
+    """Raise an `InputError` if padding behind a text changes its score."""
     pad_token_id, count = func.config.get_text_config().pad_token_id, func.get_input_embeddings().num_embeddings
     ids = [i for i in range(count) if i != pad_token_id][:8]
     was_training = func.training

@@ -1,4 +1,4 @@
-"""Python functions as rewards: their names, whether they fit the data, how they are called, and what they return."""
+"""Python functions as rewards: names, checks against the data, calls (sync or async) and their results."""
 
 import asyncio
 import atexit
@@ -21,7 +21,7 @@ ARGUMENTS = ("prompts", "completions", "completion_ids")
 
 
 def reward_name(func: PreTrainedModel | Callable) -> str:
-    """What a reward function is called in errors: a model by its folder or repository, a function by its name."""
+    """Name of a reward function in errors: a model's folder or repository, or the function's name."""
     if isinstance(func, nn.Module):
         return Path(func.config._name_or_path).name or type(func).__name__
     if isinstance(func, partial) and not hasattr(func, "__name__"):
@@ -30,7 +30,7 @@ def reward_name(func: PreTrainedModel | Callable) -> str:
 
 
 def reward_names(funcs: Sequence[PreTrainedModel | Callable]) -> list[str]:
-    """What reward functions are called in logs; of two with the same name the second gets its number behind it."""
+    """Names of reward functions in logs; a name that occurs twice gets its number appended."""
     names: list[str] = []
     for i, func in enumerate(funcs):
         name = reward_name(func)
@@ -39,7 +39,7 @@ def reward_names(funcs: Sequence[PreTrainedModel | Callable]) -> list[str]:
 
 
 def check_signatures(funcs: Iterable[Any], datasets: Iterable[Any]) -> None:
-    """Raise an `InputError` for a reward function that cannot be called with the columns of a data set."""
+    """Raise an `InputError` for a reward function that cannot be called with the columns of a dataset."""
     tables = [names for dataset in datasets if (names := getattr(dataset, "column_names", None)) is not None]
     for func in funcs:
         if not isinstance(func, str | nn.Module) and not callable(func):
@@ -51,7 +51,7 @@ def check_signatures(funcs: Iterable[Any], datasets: Iterable[Any]) -> None:
 def _check_signature(func: Callable, columns: list[str]) -> None:
     try:
         signature = inspect.signature(func)
-    except (TypeError, ValueError):  # some functions that are written in C do not tell
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return
     try:
         signature.bind(**dict.fromkeys((*ARGUMENTS, *columns)))
@@ -64,9 +64,7 @@ def _check_signature(func: Callable, columns: list[str]) -> None:
 
 
 def call_reward_functions(funcs: Sequence[Callable], **arguments: list) -> list[list[float | None]]:
-    """Scores of each completion by each function; async functions run at the same time.
-
-    The working directory is afterwards what it was before.
+    """Scores of each completion by each function; async functions run concurrently.
 
     Raises:
         InputError: A function failed, or returned anything but a number or None for each completion.
@@ -92,10 +90,7 @@ def call_reward_functions(funcs: Sequence[Callable], **arguments: list) -> list[
 
 @cache
 def _loop(pid: int) -> asyncio.AbstractEventLoop:
-    """The event loop of this process (a fork has its own), in a thread: clients that functions keep belong to it.
-
-    A notebook has a loop running in the main thread.
-    """
+    """The event loop of this process, in a thread, because a notebook has one running in the main thread."""
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -135,7 +130,7 @@ async def _named_result(func: Callable, awaitable) -> Any:
 
 @contextmanager
 def _named(func: Callable) -> Iterator[None]:
-    """What a reward function raises, `sys.exit` included, is an `InputError` that names it and the line."""
+    """Turn what a reward function raises, `sys.exit` included, into an `InputError` with its name and line."""
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -151,7 +146,7 @@ def _named(func: Callable) -> Iterator[None]:
 
 @contextmanager
 def as_judge() -> Iterator[None]:
-    """What is said of a reward function is said of the judge, which is called as one is."""
+    """Say "the judge" in errors instead of "the reward function"."""
     try:
         yield
     except InputError as error:
@@ -159,7 +154,7 @@ def as_judge() -> Iterator[None]:
 
 
 def _as_numbers(scores: Any, name: str, count: int) -> list[float | None]:
-    """Scores that a reward function returned, as a list of `count`."""
+    """The returned scores as a list of `count` numbers or None."""
     try:
         if isinstance(scores, str | bytes | Mapping | Set):
             raise TypeError(f"it returned a {type(scores).__name__}")

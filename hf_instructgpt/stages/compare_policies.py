@@ -1,4 +1,4 @@
-"""SFT against PPO on held-out prompts: scored by what PPO optimised and, where there is one, by a judge."""
+"""SFT against PPO on held-out prompts, scored by what PPO optimised and, if there is one, by a judge."""
 
 import re
 import shutil
@@ -17,11 +17,10 @@ from ..ppo.config import PPOConfig
 from ..scoring.checks import foreign_tokenizers
 from ..scoring.reward_functions import as_judge
 from .arguments import PPOArguments, SFTArguments
-from .load_data import load_stage_datasets, rows_to_read
 from .load_models import load_reward_func
 from .sft import make_sft_trainer
 
-# How answers are made, and what `metrics.json` calls the comparison.
+# Comparisons by their names in `metrics.json`, and whether the answers are sampled.
 HOWS = {"comparison": True, "comparison_greedy": False}
 
 
@@ -31,7 +30,7 @@ def load_rewards(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Rewards:
-    """What a PPO stage was optimised against, on the policy's device; a name that comes twice gets its number."""
+    """What a PPO stage was optimised against, on the policy's device; a repeated name gets its number."""
     trust, funcs = {"trust_remote_code": training_args.trust_remote_code}, {}
     for i, name in enumerate(args.reward_funcs):
         func = load_scorer(load_reward_func(name, **trust), **trust)
@@ -55,33 +54,37 @@ def train_control(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sft: tuple[SFTArguments, SFTConfig, ModelConfig],
-    ppo_config: PPOConfig,
+    rows: Dataset,
     *,
-    num_steps: int,
+    num_passes: float,
     folder: Path,
 ) -> None:
-    """Train the SFT model on, by its stage's options, for as long as PPO was trained in `num_steps` steps.
+    """Train the SFT model on `rows`, by its stage's options, for `num_passes` forward passes (backward: two).
 
-    The budget is counted in forward passes over a text (a backward pass counts as two), so that a repeated run gives
-    the same numbers; `seconds` in `metrics.json` shows both times. A PPO response costs one pass to sample, one each
-    for policy, reference, reward model and critic, and three for each model trained, every epoch; PPO-ptx trains the
-    policy on text besides. `folder` is used meanwhile.
+    Counting passes rather than seconds gives a repeated run the same numbers. `folder` is used meanwhile.
     """
     args, training_args, model_args = sft
     training_args.model_init_kwargs = None  # the model is there already
-    num_rollouts = num_steps / (ppo_config.num_ppo_epochs * ppo_config.num_mini_batches)
-    trained = 2 if ppo_config.advantage_estimator == "gae" else 1
-    num_texts = trained + (ppo_config.ptx_ratio if ppo_config.ptx_coef else 0)
-    passes = num_rollouts * ppo_config.rollout_size * (3 + trained + 3 * num_texts * ppo_config.num_ppo_epochs)
-    rows_a_step = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
-    training_args.max_steps = max(1, round(passes / 3 / rows_a_step))
+    rows_per_step = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+    training_args.max_steps = max(1, round(num_passes / 3 / rows_per_step))
     training_args.output_dir = str(folder)
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         setattr(training_args, name, "no")
     training_args.load_best_model_at_end = False
-    train_dataset = rows_to_read(load_stage_datasets(args, "sft", needs_eval=False)[0], args, tokenizer)
-    make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, None).train()
+    make_sft_trainer(args, training_args, model_args, model, tokenizer, rows, None).train()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def num_passes(ppo_config: PPOConfig, *, num_steps: int) -> float:
+    """Forward passes over a text in `num_steps` steps of PPO, a backward pass counted as two.
+
+    A response costs one pass to sample, one each for policy, reference, reward model and critic, and three in each
+    epoch for each model trained; PPO-ptx also trains the policy on text.
+    """
+    num_rollouts = num_steps / (ppo_config.num_ppo_epochs * ppo_config.num_mini_batches)
+    trained = 2 if ppo_config.advantage_estimator == "gae" else 1
+    num_texts = trained + (ppo_config.ptx_ratio if ppo_config.ptx_coef else 0)
+    return num_rollouts * ppo_config.rollout_size * (3 + trained + 3 * num_texts * ppo_config.num_ppo_epochs)
 
 
 def compare_policies(
@@ -97,22 +100,10 @@ def compare_policies(
     reference: PreTrainedModel,
     seed: int,
 ) -> tuple[dict[str, dict], list[Answers]]:
-    """SFT, PPO and the control on the same prompts, sampled and greedy.
+    """Compare SFT, PPO and the control on the same prompts, sampled and greedy.
 
-    Args:
-        policies (`list[PreTrainedModel]`): SFT, PPO, and SFT trained for as long as PPO.
-        tokenizer (`PreTrainedTokenizerBase`): Theirs.
-        rows ([`~datasets.Dataset`]): PPO's held-out rows.
-        rewards ([`Rewards`]): What PPO optimised.
-        judge (`Callable`, *optional*): A judge, called as a reward function is.
-        is_lab (`bool`): Whether the rows are the sample data `lab`, whose rules judge where no other judge is named.
-        max_completion_length (`int`): Maximum number of tokens per answer.
-        num_samples (`int`): Answers per prompt.
-        reference (`PreTrainedModel`): What PPO's KL is measured from.
-        seed (`int`): Of the sampling.
-
-    Returns:
-        `tuple`: what [`compare`] says, by the name in `metrics.json`; and the greedy answers of all three.
+    `reference` is what PPO's KL is measured from; where `is_lab` and there is no `judge`, the rules of the sample data
+    judge. Returns what [`compare`] found, by its name in `metrics.json`, and the greedy answers of all three.
     """
     rows = list(rows)
     results = {}

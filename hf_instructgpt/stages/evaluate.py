@@ -1,4 +1,4 @@
-"""The report card of a reward model: measured on held-out rows, written beside the model."""
+"""The report of a reward model: measured on held-out rows, written beside the model."""
 
 import shutil
 from dataclasses import fields
@@ -36,30 +36,18 @@ def evaluate_reward(
     trust_remote_code: bool = False,
     output_dir: str | None = None,
 ) -> dict:
-    """Measure a reward model on held-out rows and leave `report_card.json`, `report_card.md` and their plots.
+    """Measure a reward model on held-out rows; write `report_card.json`, `report_card.md` and plots; return the JSON.
 
-    Args:
-        model (`str`): A folder or a Hub id.
-        dataset_name, dataset_config (`str`, *optional*): Default: those the reward stage in `model` was run with, and
-            so with the prompts that it held out.
-        split (`str`, *optional*): Default: `test`, else the `dataset_test_split` of that stage.
-        judge (`str`, *optional*): Dotted path of a function, called as a reward function is. Default: for the sample
-            data `lab` its judge, else none.
-        batch_size (`int`): Texts at a time.
-        trust_remote_code (`bool`): Whether the model may run its own code.
-        output_dir (`str`, *optional*): Default: `model`.
-
-    Returns:
-        `dict`: the content of `report_card.json`.
-
-    Raises:
-        InputError: The model, the data or the options do not fit. Nothing has been written then.
+    `model` is a folder or a Hub id, and a folder is the default `output_dir`. The data are by default those of the
+    model's stage, with the prompts that it held out, and the split `test`, else the stage's `dataset_test_split`.
+    `judge` is the dotted path of a function that is called as a reward function is; the sample data `lab` have one.
+    Nothing is written if the model, the data or the options do not fit.
     """
     if batch_size < 1:
         raise InputError(f"`--batch_size` must be 1 or more, not {batch_size}.")
     check_reward_model(model, option="model", trust_remote_code=trust_remote_code)
     if output_dir is None and not Path(model).is_dir():
-        raise InputError(f"`--output_dir` is missing: {model} is no folder that the report card could go into.")
+        raise InputError(f"`--output_dir` is missing: {model} is no folder that the report could be written to.")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     stage_options = (read_json(Path(model) / STAGE_FILE) or {}).get("options", {})
     args, split, rows, trained_on = _held_out_rows(stage_options, dataset_name, dataset_config, split)
@@ -74,7 +62,7 @@ def evaluate_reward(
     max_length = stage_options.get("max_length")
     rankings, num_cut = score_rankings(reward_model, tokenizer, rows, max_length=max_length, **options)
     folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
-    card = {
+    report = {
         "model": model,
         "weights_sha256": weights_sha256(folder),
         "dataset_name": args.dataset_name,
@@ -87,16 +75,16 @@ def evaluate_reward(
         "config_score_bias": getattr(reward_model.config, "score_bias", None),
         **measure_rewards(rankings),
     }
-    _write(card, rankings, Path(output_dir or model))
+    _write(report, rankings, Path(output_dir or model))
     if output_dir is None and Made.load(model) is not None:
         write_stage_card(Path(model))
-    return card
+    return report
 
 
 def _held_out_rows(
     options: dict, name: str | None, config: str | None, split: str | None
 ) -> tuple[RewardArguments, str, Dataset, bool]:
-    """What names the data set, the split, its rows, and whether the model was trained on them.
+    """The arguments that name the data, the split, its rows, and whether the model was trained on them.
 
     `options` are those of the stage that trained the model.
     """
@@ -118,21 +106,21 @@ def _held_out_rows(
     return args, found, rows, is_trained_on
 
 
-def _write(card: dict, rankings: list[ScoredRanking], output_dir: Path) -> None:
+def _write(report: dict, rankings: list[ScoredRanking], output_dir: Path) -> None:
     aside = partial_directory(output_dir / "report_card")
     shutil.rmtree(aside, ignore_errors=True)
     make_directory(aside / "plots")
     try:
-        (aside / REPORT_CARD_FILE).write_text(to_json(card), encoding="utf-8")
-        (aside / "report_card.md").write_text(reward_report_markdown(card), encoding="utf-8")
-        draw_reward_report(card, rankings, aside / "plots")
+        (aside / REPORT_CARD_FILE).write_text(to_json(report), encoding="utf-8")
+        (aside / "report_card.md").write_text(reward_report_markdown(report), encoding="utf-8")
+        draw_reward_report(report, rankings, aside / "plots")
         add_files(aside, output_dir)
     finally:
         shutil.rmtree(aside)
 
 
-def print_reward_report(card: dict, folder: Path) -> None:
-    """Tell the person at the terminal what came out."""
-    for line in reward_findings(card):
+def print_reward_report(report: dict, folder: Path) -> None:
+    """Print the findings of a reward model's report."""
+    for line in reward_findings(report):
         print(line)
     print(f"\nSee {folder / 'report_card.md'} and {folder / 'plots'}.")

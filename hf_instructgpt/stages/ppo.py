@@ -15,7 +15,7 @@ from ..report.reward_summary import main_figures, weakness
 from ..scoring.reward_functions import check_signatures
 from .adapters import new_adapter
 from .arguments import PPOArguments
-from .load_data import check_fits, load_stage_datasets, load_text, rows_to_read
+from .load_data import load_text
 from .load_models import (
     check_model_path,
     check_sizes,
@@ -29,24 +29,21 @@ from .load_models import (
 )
 from .run_folder import REPORT_CARD_FILE, weights_sha256
 from .run_stage import run_stage
+from .stage_data import StageData
 
 logger = logging.get_logger(__name__)
 
 
-def run_ppo(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> Path:
-    """Train a policy against reward functions; leave policy, critic and `trainer_state.json` in `output_dir`.
-
-    Returns:
-        `Path`: `output_dir`.
-
-    Raises:
-        InputError: Data, models or options do not fit.
-    """
-    return run_stage("prompts", _make_trainer, args, training_args, model_args)
+def run_ppo(
+    args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig, data: StageData | None = None
+) -> Path:
+    """Train a policy against reward functions; leave policy and critic in `output_dir`, which is returned."""
+    check_ppo_options(args, training_args, model_args)
+    return run_stage("prompts", _make_trainer, args, training_args, model_args, data)
 
 
 def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> None:
-    """Raise an `InputError` for options that contradict each other."""
+    """Refuse options that contradict each other."""
     if not args.reward_funcs:
         raise InputError("`reward_funcs` is missing: at least one reward model or Python function.")
     weights = training_args.reward_weights
@@ -57,7 +54,7 @@ def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: 
 
 
 def check_report_cards(args: PPOArguments) -> None:
-    """Warn of reward models that are weak by their report cards or have none, or raise an `InputError`."""
+    """Warn of reward models that are weak by their report cards or have none; with `raise`, refuse them."""
     for name in args.reward_funcs:
         problem = _weakness(name) if Path(name).is_dir() else None
         if problem and args.on_weak_reward == "raise":
@@ -69,25 +66,22 @@ def check_report_cards(args: PPOArguments) -> None:
 def _weakness(name: str) -> str | None:
     card = read_json(Path(name) / REPORT_CARD_FILE) or {}
     if card.get("weights_sha256") != weights_sha256(name):
-        what = "no report card" if not card else "a report card of other weights"
+        what = "a report card of other weights" if card else "no report card"
         return f"{name} has {what}; `hf-instructgpt evaluate reward {name}` makes one."
     with fields_of(Path(name) / REPORT_CARD_FILE):
         problem = weakness(main_figures(card))
     return problem and f"{name}: {problem}; see {Path(name) / 'report_card.md'}."
 
 
-def _make_trainer(args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig) -> PPOTrainer:
+def _make_trainer(
+    args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig, data: StageData
+) -> PPOTrainer:
     check_processes(training_args)  # before models are loaded
-    check_ppo_options(args, training_args, model_args)
-    needs_eval = training_args.eval_strategy != "no"
-    train_dataset, eval_dataset = load_stage_datasets(args, "prompts", needs_eval=needs_eval)
     name, source = model_args.model_name_or_path, model_source(training_args, model_args)
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
     check_sizes(name, config, training_args.model_init_kwargs)
     options = load_options(training_args, model_args)
-    train_dataset, eval_dataset = (rows_to_read(x, args, tokenizer) for x in (train_dataset, eval_dataset))
-    for rows in filter(None, (train_dataset, eval_dataset)):
-        check_fits(rows, "prompts", tokenizer, config, training_args, source=args.dataset_name)
+    train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
     trust = training_args.trust_remote_code
     reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
     check_signatures(reward_funcs, (train_dataset, eval_dataset))

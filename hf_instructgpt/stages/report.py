@@ -30,10 +30,7 @@ LOGGED_BY = {"kl": "ppo", "eval_kl": "ppo", "accuracy": "reward", "eval_accuracy
 def write_report(folder: str | Path) -> Path:
     """Write `report.html` into the folder of a run, of a stage or of a trainer, and return its path.
 
-    A run that is not finished gets a page of the stages that are; a trainer, of its last checkpoint.
-
-    Raises:
-        InputError: The folder holds none of these, or a file in it is broken.
+    The page of an unfinished run has the finished stages; a trainer's is of its last checkpoint.
     """
     folder = Path(folder)
     parts = {name: folder / name for name in STAGE_FOLDERS} if (folder / RUN_FILE).is_file() else {"": folder}
@@ -43,15 +40,13 @@ def write_report(folder: str | Path) -> Path:
             f"{folder} holds neither a run nor what a trainer left: it has no {RUN_FILE}, no {STATE_FILE} and no "
             "checkpoint."
         )
-    metrics = read_metrics(folder)
+    metrics, warnings, weak_reward = read_metrics(folder), [], False
+    if metrics is not None:
+        with fields_of(folder / METRICS_FILE):
+            names = {"sampled": "comparison", "greedy": "comparison_greedy"}
+            warnings = [(how, worse) for how, name in names.items() if (worse := falls(metrics[name]))]
+            weak_reward = weakness(metrics["reward"]) is not None
     tokens = next((part / TOKEN_LOG_FILE for part in parts.values() if (part / TOKEN_LOG_FILE).is_file()), None)
-    with fields_of(folder / METRICS_FILE):
-        warnings = [
-            (how, worse)
-            for how, name in (("sampled", "comparison"), ("greedy", "comparison_greedy"))
-            if metrics is not None and (worse := falls(metrics[name]))
-        ]
-        weak_reward = metrics is not None and weakness(metrics["reward"]) is not None
     page = report_page(
         folder.resolve().name,
         stages=stages,
@@ -66,7 +61,7 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _stage(name: str, folder: Path) -> dict | None:
-    """A stage's curves and samples, None where there is no result."""
+    """A stage's curves and samples; None if there is no result."""
     made, state, source = Made.load(folder), read_state(folder), folder
     if state is None and not name:
         source = next((path for path in checkpoints(folder) if (path / STATE_FILE).is_file()), folder)
@@ -79,33 +74,30 @@ def _stage(name: str, folder: Path) -> dict | None:
         logged = {key for entry in state["log_history"] for key in entry}
         stage = made.stage if made else next((LOGGED_BY[key] for key in LOGGED_BY if key in logged), "sft")
         panels = [
-            {
-                "label": label,
-                "xlabel": "optimizer step",
-                "lines": [
-                    {"label": line, "points": [point for point in points if math.isfinite(point[1])]}
-                    for line, points in lines.items()
-                    if any(math.isfinite(y) for _, y in points)
-                ],
-            }
+            {"label": label, "xlabel": "optimizer step", "lines": _finite_lines(lines)}
             for label, lines in training_panels(state["log_history"], stage)
         ]
     samples = made.samples if made else _completions(folder / COMPLETIONS_FOLDER)
-    return {"name": name or stage, "panels": [p for p in panels if p["lines"]], "samples": samples}
+    return {"name": name or stage, "panels": [panel for panel in panels if panel["lines"]], "samples": samples}
+
+
+def _finite_lines(lines: dict[str, list[tuple[float, float]]]) -> list[dict]:
+    finite = {label: [point for point in points if math.isfinite(point[1])] for label, points in lines.items()}
+    return [{"label": label, "points": points} for label, points in finite.items() if points]
 
 
 def _completions(folder: Path) -> list[dict]:
-    """What a trainer wrote of its last log step: prompts, responses and their scores."""
+    """The prompts, responses and scores that a trainer wrote at its last log step."""
     path = max(folder.glob("completions_*.parquet"), default=None)
     if path is None:
         return []
     with fields_of(path):
-        rows = pd.read_parquet(path)[["prompt", "completion", "score"]].head(NUM_SAMPLES).to_dict("records")
-    return [{"prompt": row["prompt"], "response": row["completion"], "response_score": row["score"]} for row in rows]
+        rows = pd.read_parquet(path)[["prompt", "completion", "score"]].head(NUM_SAMPLES)
+    return rows.rename(columns={"completion": "response", "score": "response_score"}).to_dict("records")
 
 
 def _rows(path: Path) -> list[dict]:
-    """A token log's rows; one that a stopped run has left half is no row."""
+    """The rows of a token log; a last line without an end, left by a stopped run, is skipped."""
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         with fields_of(f"{path}, line {number}"):
@@ -114,5 +106,5 @@ def _rows(path: Path) -> list[dict]:
             (step,) = part["steps"]
             numbers = [step["score"], step["kl"], *(x for _, *values in step["tokens"] for x in values)]
             float(step["step"]) + sum(float(x) for x in numbers if x is not None)
-            "".join([part["prompt"], *(token for token, *_ in step["tokens"])])  # an error for what is no text
+            "".join([part["prompt"], *(token for token, *_ in step["tokens"])])  # fails unless they are texts
     return rows

@@ -7,7 +7,7 @@ from trl import ModelConfig, RewardConfig
 from ..reward.ranking_trainer import RankingRewardTrainer
 from .adapters import new_adapter
 from .arguments import RewardArguments
-from .load_data import check_fits, load_stage_datasets, load_text, rows_to_read
+from .load_data import load_text
 from .load_models import (
     apply_template_options,
     check_sizes,
@@ -19,32 +19,25 @@ from .load_models import (
     peft_errors,
 )
 from .run_stage import run_stage
+from .stage_data import StageData
 
 
-def run_reward(args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig) -> Path:
-    """Train a reward model on preferences or rankings; leave it and `trainer_state.json` in `output_dir`.
-
-    Returns:
-        `Path`: `output_dir`.
-
-    Raises:
-        InputError: Data, model or options do not fit.
-    """
-    return run_stage("reward", _make_trainer, args, training_args, model_args)
+def run_reward(
+    args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig, data: StageData | None = None
+) -> Path:
+    """Train a reward model on preferences or rankings; leave it in `output_dir`, which is returned."""
+    return run_stage("reward", _make_trainer, args, training_args, model_args, data)
 
 
-def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig) -> RankingRewardTrainer:
-    needs_eval = training_args.eval_strategy != "no"
-    train_dataset, eval_dataset = load_stage_datasets(args, "reward", needs_eval=needs_eval)
-    eval_dataset = eval_dataset if needs_eval else None
+def _make_trainer(
+    args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig, data: StageData
+) -> RankingRewardTrainer:
     name, source = model_args.model_name_or_path, model_source(training_args, model_args)
     tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
     check_sizes(name, config, training_args.model_init_kwargs)
     apply_template_options(tokenizer, training_args)
     options = load_options(training_args, model_args)
-    train_dataset, eval_dataset = (rows_to_read(x, args, tokenizer) for x in (train_dataset, eval_dataset))
-    for rows in filter(None, (train_dataset, eval_dataset)):
-        check_fits(rows, "reward", tokenizer, config, training_args, source=args.dataset_name)
+    train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
     calibration_dataset = None
     if args.calibration_dataset_name is not None:
         calibration_dataset = load_text("calibration_dataset_name", args, tokenizer)
@@ -58,7 +51,7 @@ def _make_trainer(args: RewardArguments, training_args: RewardConfig, model_args
             model=model,
             args=training_args,
             train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            eval_dataset=eval_dataset if data.is_evaluated else None,
             processing_class=tokenizer,
             calibration_dataset=calibration_dataset,
             peft_config=new_adapter(model, model_args),

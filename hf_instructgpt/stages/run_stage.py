@@ -7,16 +7,15 @@ from pathlib import Path
 
 from accelerate import PartialState
 from transformers import Trainer, set_seed
-from trl import ModelConfig, RewardConfig, SFTConfig
+from trl import ModelConfig
 
 from ..models.checks import check_finite, check_launch
-from ..ppo.config import PPOConfig
-from .arguments import StageArguments
-from .load_data import load_rows, rows_to_read
+from .arguments import StageArguments, TrainerConfig
 from .model_cards import made_by_stage, write_stage_card
 from .push import push_stage
 from .run_folder import Work, stage_output
 from .samples import AnsweredSamples, scored_samples
+from .stage_data import StageData
 
 # Of these the result does not depend.
 ELSEWHERE = ("overwrite_output_dir", "resume", "output_dir", "push_to_hub", "hub_model_id", "hub_strategy")
@@ -25,10 +24,11 @@ ELSEWHERE += ("hub_private_repo", "hub_always_push", "hub_revision", "hub_token"
 
 def run_stage(
     kind: str,
-    make_trainer: Callable[[StageArguments, SFTConfig | RewardConfig | PPOConfig, ModelConfig], Trainer],
+    make_trainer: Callable[[StageArguments, TrainerConfig, ModelConfig, StageData], Trainer],
     args: StageArguments,
-    training_args: SFTConfig | RewardConfig | PPOConfig,
+    training_args: TrainerConfig,
     model_args: ModelConfig,
+    data: StageData | None = None,
 ) -> Path:
     """Train and leave model, tokenizer, `trainer_state.json` and a card in `output_dir`.
 
@@ -38,6 +38,7 @@ def run_stage(
     Args:
         kind (`str`): Of the data: "sft", "reward" or "prompts".
         make_trainer (`Callable`): Makes the trainer, which has [`CardMixin`].
+        data ([`StageData`], *optional*): Where they are loaded already.
 
     Returns:
         `Path`: `output_dir`.
@@ -57,8 +58,9 @@ def run_stage(
         if work is not None:
             training_args.output_dir, training_args.hub_model_id = str(work.folder), repo
             set_seed(training_args.seed)  # of the weights that are new
-            trainer = make_trainer(args, training_args, model_args)
-            _train(trainer, kind, args, work, output_dir=output_dir)
+            data = data or StageData(args, kind, training_args)
+            trainer = make_trainer(args, training_args, model_args, data)
+            _train(trainer, data, args, work, output_dir=output_dir)
     state = PartialState()
     if training_args.push_to_hub and state.is_main_process:
         push_stage(output_dir, repo, private=training_args.hub_private_repo)
@@ -66,12 +68,10 @@ def run_stage(
     return output_dir
 
 
-def _train(trainer: Trainer, kind: str, args: StageArguments, work: Work, *, output_dir: Path) -> None:
+def _train(trainer: Trainer, data: StageData, args: StageArguments, work: Work, *, output_dir: Path) -> None:
     """Train, save, and describe what came out."""
-    dataset = load_rows(args, kind)
-    rows = dataset[args.dataset_test_split if args.dataset_test_split in dataset else args.dataset_train_split]
-    rows = rows_to_read(rows, args, trainer.processing_class)
-    answered = AnsweredSamples(trainer, rows) if kind != "reward" else None
+    rows = data.samples()
+    answered = AnsweredSamples(trainer, rows) if data.kind != "reward" else None
     work.begin()
     with chdir("."):  # a reward function may leave for another folder
         trainer.train(resume_from_checkpoint=work.checkpoint)

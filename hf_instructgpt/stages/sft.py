@@ -21,7 +21,7 @@ from ..scoring.checks import check_reward_funcs, foreign_tokenizers
 from ..text import TEMPLATE_COLUMNS, encode_row, encode_text, template_options, whole_text
 from .adapters import new_adapter
 from .arguments import SFTArguments
-from .load_data import check_fits, load_stage_datasets, load_text, rows_to_read
+from .load_data import check_fits, load_text
 from .load_models import (
     apply_template_options,
     check_reward_model,
@@ -35,6 +35,7 @@ from .load_models import (
 )
 from .run_stage import run_stage
 from .sft_trainer import CardSFTTrainer, SelectingSFTTrainer
+from .stage_data import StageData
 
 logger = logging.get_logger(__name__)
 
@@ -42,19 +43,15 @@ logger = logging.get_logger(__name__)
 NUM_SELECTION_PROMPTS = 256
 
 
-def run_sft(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> Path:
-    """Train on demonstrations and leave model, tokenizer and `trainer_state.json` in `output_dir`.
+def run_sft(
+    args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, data: StageData | None = None
+) -> Path:
+    """Train on demonstrations; leave the model in `output_dir`, which is returned.
 
     Without `model_name_or_path` the model is a new CharGPT over the characters of the training data, of the sizes in
     `model_init_kwargs`.
-
-    Returns:
-        `Path`: `output_dir`.
-
-    Raises:
-        InputError: Data, model or options do not fit.
     """
-    return run_stage("sft", _make_trainer, args, training_args, model_args)
+    return run_stage("sft", _make_trainer, args, training_args, model_args, data)
 
 
 def check_sft(
@@ -93,14 +90,12 @@ def check_sft(
         check_reward_model(args.selection_reward_model, option="selection_reward_model", trust_remote_code=trust)
 
 
-def _make_trainer(args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig) -> CardSFTTrainer:
-    needs_eval = training_args.eval_strategy != "no"
-    train_dataset, eval_dataset = load_stage_datasets(args, "sft", needs_eval=needs_eval)
-    eval_dataset = eval_dataset if needs_eval else None
-    tokenizer, config = tokenizer_and_config(args, training_args, model_args, train_dataset)
-    train_dataset, eval_dataset = (rows_to_read(x, args, tokenizer) for x in (train_dataset, eval_dataset))
-    for rows in filter(None, (train_dataset, eval_dataset)):
-        check_fits(rows, "sft", tokenizer, config, training_args, source=args.dataset_name)
+def _make_trainer(
+    args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, data: StageData
+) -> CardSFTTrainer:
+    tokenizer, config = tokenizer_and_config(args, training_args, model_args, data.train)
+    train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
+    eval_dataset = eval_dataset if data.is_evaluated else None
     check_sft(args, training_args, eval_dataset, tokenizer, config)
     options = load_options(training_args, model_args)
     if model_args.model_name_or_path is not None:

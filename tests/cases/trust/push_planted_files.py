@@ -26,17 +26,16 @@ def check(folder: Path) -> None:
     (out / "config.json").rename(folder / "config.json")
     os.symlink(folder / "config.json", out / "config.json")  # under a name of the stage's
 
-    def upload(self, *, repo_id, folder_path, ignore_patterns=(), **_):
-        from huggingface_hub.utils import filter_repo_objects
-
-        files = [path for path in Path(folder_path).rglob("*") if path.is_file()]
-        names = {path.relative_to(folder_path).as_posix(): path.read_bytes() for path in files}
-        pushed.update({name: names[name] for name in filter_repo_objects(names, ignore_patterns=ignore_patterns)})
+    def commit(self, repo_id, operations, **_):
+        for operation in operations:
+            with operation.as_file() as file:
+                pushed[operation.path_in_repo] = file.read()
         return type("Commit", (), {"commit_url": ""})
 
     repo = type("Repo", (), {"repo_id": "me/out"})
     with (
-        patch("huggingface_hub.HfApi.upload_folder", upload),
+        patch("huggingface_hub.HfApi.create_commit", commit),
+        patch("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: []),
         patch("huggingface_hub.HfApi.create_repo", lambda *_, **__: repo),
     ):
         result = command("push", out, "--namespace", "me")

@@ -54,7 +54,7 @@ ONLINE = [method for method in METHODS if method != "dpo"]
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """A policy and a reward model of random weights, and 24 of the lab's prompts a split, in files."""
+    """A policy and a reward model of random weights, and 24 prompts of `lab` per split, in files."""
     folder = tmp_path_factory.mktemp("arena")
     ids = {"pad_token_id": PAD, "eos_token_id": EOS}
     torch.manual_seed(0)

@@ -16,7 +16,6 @@ from trl import GRPOConfig, RLOOConfig
 from ..errors import InputError
 from ..report.markdown import render
 from ..stages.config_file import ConfigFile
-from ..stages.load_data import load_stage_datasets
 from ..stages.load_models import load_config
 from .arena_methods import Setting, load_prompts, parse_method, run_method, validation_split
 from .arena_report import NAMES, analyse, draw_plot
@@ -113,10 +112,7 @@ class Arena(Experiment):
                 raise InputError(f"{self.source}: `{key}`: {name} is an adapter: merge it into its model first.")
         policy = self.load_policy(self.setting.sft_model)
         if o.reward is not None:
-            args, training_args, _ = self.parse("reward", model_name_or_path=self.setting.sft_model)
-            rows = load_stage_datasets(args, "reward", needs_eval=training_args.eval_strategy != "no")
-            self.check_rows("reward", "reward", rows, policy, args, training_args)
-            return policy
+            return self.check_stage("reward", policy, model_name_or_path=self.setting.sft_model)
         config = load_config(o.reward_model)
         mine, its = (c.get_text_config().vocab_size for c in (policy[1], config))
         if config.num_labels != 1 or mine != its:

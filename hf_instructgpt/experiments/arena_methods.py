@@ -35,7 +35,7 @@ from ..ppo.trainer import PPOTrainer
 from ..sampling.generate import Samples, sample, sampling_config
 from ..scoring.reward_models import reward_model_scores, score_samples
 from ..stages.arguments import StageArguments, parse_options
-from ..stages.load_data import checked_split, load_rows
+from ..stages.load_data import checked_split, load_rows, load_stage_datasets
 from ..stages.load_models import load_causal_lm, load_tokenizer
 from ..text import encode_prompt, encode_row, question, scored_rows
 from .judge import judge_scores, load_judge
@@ -122,15 +122,10 @@ def validation_split(prompts: dict[str, str]) -> str:
 def load_prompts(prompts: dict[str, str]) -> dict[str, Dataset]:
     """Load prompts to train on (`train`), to choose a learning rate on (`validation`) and to measure on (`test`)."""
     args = StageArguments(**prompts)
+    train, test = load_stage_datasets(args, "prompts", needs_eval=True)
     dataset = load_rows(args, "prompts", "validation")
-    splits = {"train": args.dataset_train_split, "test": args.dataset_test_split}
-    for name, split in splits.items():
-        if split not in dataset:
-            raise InputError(
-                f"`dataset_{name}_split`: {args.dataset_name} has no split `{split}`; it has {', '.join(dataset)}."
-            )
-    splits["validation"] = validation_split(prompts)
-    return {name: checked_split(dataset, split, "prompts", source=args.dataset_name) for name, split in splits.items()}
+    validation = checked_split(dataset, validation_split(prompts), "prompts", source=args.dataset_name)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def run_method(

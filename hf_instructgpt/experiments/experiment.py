@@ -6,7 +6,7 @@ folder with that file holds a finished run.
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -19,13 +19,14 @@ from ..errors import InputError
 from ..files import absolute_folder, make_directory, read_json, to_json
 from ..report.markdown import render
 from ..resuming.checkpoint import alone_in
-from ..stages.arguments import parse_options
+from ..stages.arguments import DATA_KINDS, parse_options
 from ..stages.config_file import ConfigFile, read_yaml
-from ..stages.load_data import check_fits, load_stage_datasets
+from ..stages.load_data import check_fits
 from ..stages.load_models import load_config, load_tokenizer
 from ..stages.pipeline import STAGES
 from ..stages.run_folder import partial_directory
 from ..stages.sft import tokenizer_and_config
+from ..stages.stage_data import StageData
 from .jobs import open_folder, run_cells
 from .judge import load_judge, try_judge
 
@@ -136,20 +137,20 @@ class Experiment:
         return parsed
 
     def load_policy(self, name: str, **kwargs: bool) -> Policy:
-        """Load tokenizer and configuration of the SFT model; if it is trained here, make them, and check its data."""
-        if self.options.sft is None:
-            return load_tokenizer(name, **kwargs), load_config(name, **kwargs)
-        args, training_args, model_args = self.parse("sft")
-        rows = load_stage_datasets(args, "sft", needs_eval=training_args.eval_strategy != "no")
-        policy = tokenizer_and_config(args, training_args, model_args, rows[0])
-        self.check_rows("sft", "sft", rows, policy, args, training_args)
-        return policy
+        """Load tokenizer and configuration of the SFT model; if it is trained here, check its data and make them."""
+        if self.options.sft is not None:
+            return self.check_stage("sft")
+        return load_tokenizer(name, **kwargs), load_config(name, **kwargs)
 
-    def check_rows(self, stage: str, kind: str, rows: Iterable, policy: Policy, args: Any, training_args: Any) -> None:
-        """Check that a stage's rows fit the policy; the first ones are its training rows."""
-        self.trained_on[f"`{stage}`"] = rows[0]
-        for some in filter(None, rows):
-            check_fits(some, kind, *policy, training_args, source=f"{self.source}, {stage}: {args.dataset_name}")
+    def check_stage(self, stage: str, policy: Policy | None = None, **more: Any) -> Policy:
+        """Check that the data of a stage that trains a shared model fits the policy (default: what `sft` makes)."""
+        args, training_args, model_args = self.parse(stage, **more)
+        source = f"{self.source}, {stage}: {args.dataset_name}"
+        data = StageData(args, DATA_KINDS[stage], training_args, source=source)
+        self.trained_on[f"`{stage}`"] = data.train
+        policy = policy or tokenizer_and_config(args, training_args, model_args, data.train)
+        data.read_by(*policy, training_args)
+        return policy
 
     def check_prompts(self, prompts: Dataset, policy: Policy, training_args: Any, *, source: str) -> None:
         """Check that prompts leave room for responses, and that the judge can score these."""

@@ -373,6 +373,18 @@ def test_only_a_cell_that_is_missing_is_run_again(done, ran, monkeypatch):
     assert (folder / "out" / "overopt.json").read_text(encoding="utf-8") == before
 
 
+def test_results_of_another_form_are_refused(done, capsys, monkeypatch):
+    folder, _ = done
+    monkeypatch.chdir(folder)
+    path = folder / "out" / "overopt.json"
+    before = path.read_text(encoding="utf-8")
+    for damaged in ("{}", before.replace('"curves"', '"curve"')):
+        path.write_text(damaged, encoding="utf-8")
+        assert main(["overopt", "--config", "experiment.yaml", "--resume"]) == 2
+        assert "overopt.json is not what this version writes" in capsys.readouterr().err
+    path.write_text(before, encoding="utf-8")
+
+
 def test_another_run_in_the_folder_is_refused(done, capsys, monkeypatch):
     folder, _ = done
     monkeypatch.chdir(folder)

@@ -82,7 +82,9 @@ def save(
     if None in ranks or (own and own_rank is None):
         return "Not saved: rank every answer."
     by_place = dict(zip(item.shown_order, ranks, strict=True))
-    numbers = [by_place[place] for place in range(len(item.responses))] + [own_rank] * bool(own)
+    numbers = [by_place[place] for place in range(len(item.responses))]
+    if own:
+        numbers.append(own_rank)
     file.add(
         {
             "prompt": item.prompt,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from datasets import Dataset
+from jinja2 import TemplateError
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -123,8 +124,13 @@ class Experiment:
 
     def print_summary(self, results: dict) -> None:
         """Print what was found, and where to read more."""
-        print("", *findings(self.report(results)), "", sep="\n")
-        print(f"See {self.output_dir / self.name}.md and {self.output_dir / self.name}.png.")
+        path = self.output_dir / self.name
+        try:
+            report = self.report(results)
+        except (TemplateError, LookupError, TypeError) as error:  # the results are an earlier run's
+            raise InputError(f"{path}.json is not what this version writes: {error}.") from error
+        print("", *findings(report), "", sep="\n")
+        print(f"See {path}.md and {path}.png.")
 
     # ---- Checks --------------------------------------------------------------------------------------------------
 

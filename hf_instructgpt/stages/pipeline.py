@@ -36,16 +36,9 @@ from .arguments import parse_options
 from .compare_policies import compare_policies, load_rewards, num_passes, train_control
 from .config_file import ConfigFile, read_yaml
 from .evaluate import evaluate_reward
+from .functions import load_function
 from .load_data import check_fits, load_text, rows_to_read
-from .load_models import (
-    load_causal_lm,
-    load_config,
-    load_function,
-    load_reward_func,
-    load_tokenizer,
-    lora_config,
-    model_source,
-)
+from .load_models import load_causal_lm, load_config, load_tokenizer, lora_config, model_source, resolve_reward
 from .model_cards import read_metrics, read_state, write_stage_card
 from .ppo import check_ppo_options, check_report_cards, run_ppo
 from .reward import run_reward
@@ -254,7 +247,7 @@ class Pipeline:
         args, training_args, _ = self.arguments["ppo"]
         check_ppo_options(*self.arguments["ppo"])
         others = [name for name in args.reward_funcs if name != str(self.output_dir / "reward")]
-        funcs = [load_reward_func(name, trust_remote_code=training_args.trust_remote_code) for name in others]
+        funcs = [resolve_reward(name, trust_remote_code=training_args.trust_remote_code) for name in others]
         if args.on_weak_reward == "raise":
             check_report_cards(replace(args, reward_funcs=others))
         return funcs

@@ -14,6 +14,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.trainer import PPOTrainer
+from hf_instructgpt.resuming import run_folder
 from hf_instructgpt.stages import compare_policies, load_data, pipeline, sft, stage_data
 
 COMMON = {
@@ -156,7 +157,8 @@ def test_the_reward_model_has_a_report_card_and_the_run_shows_it(done):
     assert metrics["reward"]["eval_accuracy"] == card["accuracy"]["value"]
     assert metrics["reward"]["eval_accuracy_content"] == card["accuracy_content"]["value"] is not None
     low, high = card["accuracy"]["ci95"]
-    assert f"{card['accuracy']['value']:.3f} [{low:.3f}, {high:.3f}] |" in (done / "README.md").read_text()
+    shown = f"| {100 * card['accuracy']['value']:.1f} % (95 % CI {100 * low:.1f} % to {100 * high:.1f} %) |"
+    assert shown in (done / "README.md").read_text()
 
 
 def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, monkeypatch):
@@ -304,7 +306,7 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
     assert main(["run", "--config", config]) == 0
     (here / "out" / "thesis.txt").write_text("years")
     (here / "out" / "sft" / "notes.txt").write_text("mine")
-    (here / "out" / ".ppo.partial").mkdir()
+    (here / "out" / ".control").mkdir()
 
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -322,20 +324,20 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
 def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypatch):
     config = write(here, own_data(here, chat=True))
     assert main(["run", "--config", config]) == 0
-    rmtree = pipeline.shutil.rmtree
+    delete = run_folder.delete
 
-    def half(path, *args, **kwargs):
-        if path.name == ".reward.old" and path.exists():
-            (path / "model.safetensors").unlink()
+    def half(path):
+        delete(path)
+        if path.name == "model.safetensors" and "reward" in path.parts:
             raise KeyboardInterrupt
-        rmtree(path, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.shutil, "rmtree", half)
+        patch.setattr(run_folder, "delete", half)
         assert main(["run", "--config", config, "--overwrite_output_dir"]) == 130
     assert {path.name for path in (here / "out").iterdir()} >= {"ppo", "run.json"}
     assert not {"metrics.json", "sft"} & {path.name for path in (here / "out").iterdir()}
-    assert [path.name for path in (here / "out" / "reward").iterdir()] == ["stage.json"]  # which lists nothing
+    assert {path.name for path in (here / "out" / "reward").iterdir()} == {".previous", "stage.json"}
+    assert not run_folder.is_finished(here / "out" / "reward")
     assert main(["run", "--config", config, "--resume"]) == 0
     assert {path.name for path in (here / "out").iterdir()} == LEFT
 
@@ -499,9 +501,9 @@ def test_what_is_reported_of_a_stage_that_ppo_starts_from_and_of_a_selection(don
         lengths = [len(metrics[stage][name]) for name in ("train_loss", "eval_loss", "eval_score")]
         assert lengths == [num_epochs, num_epochs, num_scores]
     card = (out / "README.md").read_text()
-    assert "| `ppo_init/` | what PPO started from | lab |" in card and "| KL to `ppo_init`, nats a response |" in card
-    assert "| SFT, mean score of its answers by epoch |" in card
-    assert "| `ppo_init`, loss by epoch |" in card and "`ppo_init`, mean score" not in card
+    assert "| `ppo_init/` | the model that PPO starts from | lab |" in card
+    assert "| KL to `ppo_init`, nats per response |" in card and "| SFT, mean score of its answers per epoch |" in card
+    assert "| `ppo_init`, loss per epoch |" in card and "`ppo_init`, mean score" not in card
     assert (out / "plots/ppo_init_loss.png").is_file()
 
 

@@ -392,7 +392,7 @@ def test_sft_refuses(here, refused, argv, message):
             ["--dataset_test_fraction", "0.5", "--dataset_test_split", "train"],
             "for data with `train` and without `train`",
         ),
-        (["--dataset_test_fraction", "0.5", "--dataset_name", "lab"], "the sample data `lab` is used as it is"),
+        (["--dataset_test_fraction", "0.5", "--dataset_name", "lab"], "the sample data `lab` is used unchanged"),
         (["--dataset_test_fraction", "0.0001"], "leaves one part without rows"),
         (["--calibration_dataset_name", "prompts.jsonl"], "missing: 'completion'"),
         (["--calibration_dataset_name", "none.jsonl"], "none.jsonl does not exist"),

@@ -39,7 +39,7 @@ def test_a_failed_push_leaves_the_run_whole_says_why_and_can_be_repeated(documen
 def test_stages_push_by_themselves(tmp_path):
     output = scenario("stages_push_by_themselves", tmp_path)
     assert "small is complete, but could not be pushed to user/small: the Hub answered 503" in output
-    assert "the Hub answered 403" in output and "`hub_token` is not used here" in output
+    assert "the Hub answered 403" in output and "`hub_token` would be written to files" in output
 
 
 def test_adapters_name_their_base(llama, tmp_path):
@@ -52,7 +52,7 @@ def test_old_code_is_replaced(tmp_path):
     assert "user/old has this version's code already." in output
     assert output.count("--code-only takes a repository's Hub id") == 2
     assert "the code in user/old could not be replaced" in output
-    assert "user/gpt2 holds none of the files configuration_char_gpt.py" in output
+    assert "user/gpt2 has none of the files configuration_char_gpt.py" in output
     assert "the code in user/nobody could not be replaced: the Hub answered 4" in output
 
 

@@ -5,7 +5,6 @@ number of tokens. A judge that none of them sees tells what came of it, on promp
 """
 
 import difflib
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +14,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from trl import GRPOConfig, RLOOConfig
 
 from ..errors import InputError
-from ..files import absolute_folder, make_directory, read_json, to_json
+from ..files import absolute_folder, make_directory, read_json, to_json, write_whole
 from ..resuming.checkpoint import alone_in
 from ..stages.arguments import StageArguments, parse_options
 from ..stages.config_file import check_keys, read_yaml
 from ..stages.load_data import check_fits, load_rows, load_stage_datasets
 from ..stages.load_models import load_config, load_tokenizer
 from ..stages.pipeline import DATA_KINDS, STAGES
-from ..stages.run_folder import partial_directory
 from ..stages.sft import tokenizer_and_config
 from .arena_methods import OPTIONS, Setting, load_prompts, parse_method, prompt_splits, run_method
 from .arena_report import analyse, arena_markdown, draw_plot, findings
@@ -230,16 +228,11 @@ class Arena:
         }
 
     def _write_report(self, results: dict) -> None:
-        """Everything aside first, then moved in, the results last."""
-        aside = partial_directory(self.output_dir / "report")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        draw_plot(results, aside / "arena.png")
-        (aside / "arena.md").write_text(arena_markdown(results), encoding="utf-8")
-        (aside / RESULTS_FILE).write_text(to_json(results), encoding="utf-8")
-        for name in REPORT_FILES:
-            (aside / name).replace(self.output_dir / name)
-        aside.rmdir()
+        """Write the report, the results last."""
+        out = self.output_dir
+        draw_plot(results, out / "arena.png")
+        write_whole(out / "arena.md", arena_markdown(results))
+        write_whole(out / RESULTS_FILE, to_json(results))
 
 
 def train_stage(folder: Path, *, stage: str, options: dict) -> dict:

@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import absolute_folder, fields_of, make_directory, read_json, to_json
+from ..files import absolute_folder, fields_of, make_directory, read_json, to_json, write_whole
 from ..resuming.checkpoint import alone_in
 from ..stages.arguments import parse_options
 from ..stages.config_file import check_keys, read_yaml
 from ..stages.load_data import check_fits, load_stage_datasets
 from ..stages.load_models import load_config, load_tokenizer
 from ..stages.ppo import check_ppo_options
-from ..stages.run_folder import partial_directory
 from ..stages.sft import tokenizer_and_config
 from .jobs import open_folder, run_cells
 from .overopt_cells import (
@@ -244,16 +243,11 @@ class OverOptLab:
         return {"judge": o["judge"], "seeds": seeds, **results}
 
     def _write_report(self, results: dict) -> None:
-        """Everything aside first, then moved in, the results last."""
-        aside = partial_directory(self.output_dir / "report")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        draw_plot(results, aside / "overopt.png")
-        (aside / "overopt.md").write_text(overopt_markdown(results), encoding="utf-8")
-        (aside / RESULTS_FILE).write_text(to_json(results), encoding="utf-8")
-        for name in REPORT_FILES:
-            (aside / name).replace(self.output_dir / name)
-        aside.rmdir()
+        """Write the report, the results last."""
+        out = self.output_dir
+        draw_plot(results, out / "overopt.png")
+        write_whole(out / "overopt.md", overopt_markdown(results))
+        write_whole(out / RESULTS_FILE, to_json(results))
 
 
 def print_summary(results: dict, output_dir: Path) -> None:

@@ -22,7 +22,7 @@ from ..report.run_summary import run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in
 from ..resuming.run_folder import (
     METRICS_FILE,
-    REPORT_CARD_FILE,
+    REWARD_REPORT_FILE,
     RUN_FILE,
     RunFolder,
     delete_result,
@@ -47,7 +47,7 @@ from .load_models import (
     model_source,
 )
 from .model_cards import read_metrics, read_state, write_stage_card
-from .ppo import check_ppo_options, check_report_cards, run_ppo
+from .ppo import check_ppo_options, check_reward_reports, run_ppo
 from .reward import run_reward
 from .sft import check_sft, run_sft, tokenizer_and_config
 from .stage_data import StageData
@@ -65,7 +65,7 @@ BASE = ("model_name_or_path", "model_revision", "trust_remote_code", "model_init
 REPORT_FILES = ("plots", "samples.md", "README.md", METRICS_FILE)
 SET_BY_RUN = ("output_dir", "seed", "resume", "overwrite_output_dir")
 UNUSED_REWARD = (
-    "The stage `reward` is trained and gets its report card, but nothing else uses it: add `reward` to "
+    "The stage `reward` is trained and gets its report, but nothing else uses it: add `reward` to "
     "`ppo.reward_funcs` to optimise it."
 )
 SFT_METRICS = {"train_loss": "loss", "eval_loss": "eval_loss", "eval_score": "eval_score"}
@@ -256,7 +256,7 @@ class Pipeline:
         others = [name for name in args.reward_funcs if name != str(self.output_dir / "reward")]
         funcs = [load_reward_func(name, trust_remote_code=training_args.trust_remote_code) for name in others]
         if args.on_weak_reward == "raise":
-            check_report_cards(replace(args, reward_funcs=others))
+            check_reward_reports(replace(args, reward_funcs=others))
         return funcs
 
     def _check_vocabularies(self) -> dict[str, tuple]:
@@ -330,7 +330,7 @@ class Pipeline:
         before = sum(seconds.values())
         for stage in self.stages:
             if stage == "ppo":
-                seconds["report_card"] = self._make_report_card()
+                seconds["reward_report"] = self._make_reward_report()
             if is_finished(self.output_dir / stage):
                 continue
             start = time.perf_counter()
@@ -377,8 +377,8 @@ class Pipeline:
 
     # ---- Measuring and reporting ---------------------------------------------------------------------------------
 
-    def _make_report_card(self) -> float:
-        """Make the reward model's report card, which PPO looks at; returns the seconds it took."""
+    def _make_reward_report(self) -> float:
+        """Make the reward model's report, which PPO looks at; returns the seconds it took."""
         start = time.perf_counter()
         if PartialState().is_main_process:
             trust_remote_code = self.arguments["reward"][1].trust_remote_code
@@ -421,7 +421,7 @@ class Pipeline:
             },
             "reward": {
                 "train_loss": _by_epoch(histories["reward"], "loss"),
-                **main_figures(read_json(self.output_dir / "reward" / REPORT_CARD_FILE)),
+                **main_figures(read_json(self.output_dir / "reward" / REWARD_REPORT_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
             "judge": Path(self.judge_name or ("lab" if ppo_args.dataset_name == "lab" else "")).name or None,

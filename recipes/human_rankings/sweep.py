@@ -1,4 +1,4 @@
-r"""What a small reward model learns from human preferences: sizes and learning rates, each with its report card.
+r"""What a small reward model learns from human preferences: sizes and learning rates, each with its report.
 
     python recipes/human_rankings/sweep.py --rankings rankings.jsonl --demonstrations demonstrations.jsonl \
         --output_dir runs/human_rankings
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def interval(share: dict) -> str:
-    """A figure of a report card with its 95 % interval."""
+    """A figure of a report with its 95 % interval."""
     low, high = share["ci95"]
     return f"{share['value']:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -206,12 +206,13 @@ def experiment(
     name: str, *, config: Path | None, output_dir: str | None, resume: bool, overwrite_output_dir: bool
 ) -> None:
     """Run an experiment and print what it found."""
-    from .experiments import arena, overopt
+    from .experiments.arena import Arena
+    from .experiments.overopt import OverOpt
     from .files import resource
 
-    module, make = {"overopt": (overopt, overopt.OverOptLab), "arena": (arena, arena.Arena)}[name]
-    run = make(config or resource("recipes", name, "lab.yaml"), output_dir=output_dir)
-    module.print_summary(run.run(overwrite=overwrite_output_dir, resume=resume), run.output_dir)
+    config = config or resource("recipes", name, "experiment.yaml")
+    run = {"overopt": OverOpt, "arena": Arena}[name](config, output_dir=output_dir)
+    run.print_summary(run.run(overwrite=overwrite_output_dir, resume=resume))
 
 
 def generate(**options: Any) -> None:

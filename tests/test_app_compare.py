@@ -76,16 +76,16 @@ def test_what_is_hidden_is_told_after_the_vote_which_counts_once(page):
     assert page.voter(0)(round_, tally)[1].wins == {"sft": 0, "ppo": 1}
     assert page.voter(None)(Round([0, 1]), tally)[1].ties == 1
     assert page.voter(0)(Round([0, 1]), tally)[1].wins == {"sft": 1, "ppo": 1}
-    assert page.voter(0)(None, tally)[2] == "Ask something first."
+    assert page.voter(0)(None, tally)[2] == "Enter a prompt."
 
 
 def test_a_tally_in_words():
     assert Tally({"sft": 0, "ppo": 0}).words() == "sft 0, ppo 0, ties 0."
-    assert "ppo preferred in 80% of 10 [49%, 94%]." in Tally({"sft": 2, "ppo": 8}, ties=3).words()
+    assert "ppo won 8 of 10 decided votes (80 %, 95 % CI 49–94 %)." in Tally({"sft": 2, "ppo": 8}, ties=3).words()
 
 
 def test_what_cannot_be_answered(page, monkeypatch):
-    assert list(page.answer("  ", True, True)) == [[None, "", "", "Ask something first."]]
+    assert list(page.answer("  ", True, True)) == [[None, "", "", "Enter a prompt."]]
     assert "too long for the context of" in list(page.answer("好" * 60, True, False))[-1][-1]
 
     def fail(*args, **kwargs):
@@ -123,7 +123,7 @@ def test_the_page_in_a_browser(document_run, launched, open_page):
     told("Which is better?")
     assert all(tab.locator(f"#answer-{letter} textarea").input_value() for letter in "AB")
     tab.click("#vote-B")
-    told("ties 0. ppo preferred in")
+    told("ties 0. ppo won")
     assert "score" in tab.locator("#status textarea").input_value()
     tab.click("#vote-B")
     tab.click("#tie")

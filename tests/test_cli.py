@@ -130,7 +130,9 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     """A stage that would take minutes, stopped once it trains: exit code 130, nothing in place, no traceback."""
     argv = ["sft", "--dataset_name", "lab", "--output_dir", str(tmp_path / "out"), "--report_to", "none"]
     argv += ["--max_steps", "100000", "--gradient_checkpointing", "false", "--logging_steps", "1"]
-    code = f"import sys; from hf_instructgpt.cli import main; sys.exit(main({argv!r}))"
+    # A process that a shell started in the background ignores Ctrl-C, and so do those that it starts.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"from hf_instructgpt.cli import main; sys.exit(main({argv!r}))"
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log, start_new_session=True)
     try:

@@ -5,6 +5,7 @@ forks one for each attempt (two for the run on two processes). `python test_ppo_
 series of random moments, and prints how many runs ended alike.
 """
 
+import gc
 import json
 import os
 import random
@@ -274,6 +275,7 @@ def what_is_left(folder):
 
 
 def main(folder: Path):
+    gc.freeze()  # see conftest.py
     results = {}
     for kind in (*KINDS, *COMMANDS):
         results[kind] = {"whole": fork(folder / kind / "whole", kind, ("nowhere", 1)), "killed": []}

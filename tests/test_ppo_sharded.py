@@ -3,6 +3,7 @@
 `accelerate launch --config_file ... test_ppo_sharded.py FOLDER` runs all scenarios of one recipe.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -125,6 +126,7 @@ def refusals(kind, folder, options):
 
 
 def main(folder: Path):
+    gc.freeze()  # see conftest.py
     kind, rank = folder.name, int(os.environ["RANK"])
     options = {"use_cpu": kind != "fsdp2"}
     if kind == "fsdp2":

@@ -190,7 +190,7 @@ def test_a_readme_of_a_run_that_logged_nothing(tmp_path):
     assert "validation" not in text and "too few prompts to tell" in text
 
 
-def test_plots_are_written_and_show_something(tmp_path, recwarn):
+def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
     reward = [{"step": 1, "accuracy": 0.5}, {"step": 1, "eval_accuracy": 0.6}]
     ppo = [{"step": i, "score": 0.1 * i, "kl": 0.2 * i} for i in range(3)]
     draw_run({"sft": [{"step": 1, "loss": 2.0}], "reward": reward, "ppo": ppo}, tmp_path)

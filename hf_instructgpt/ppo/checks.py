@@ -47,64 +47,51 @@ def check_processes(args: PPOConfig) -> None:
             f"one process sees {args.n_gpu} GPUs: start with `accelerate launch` or `torchrun`, one process "
             "per GPU, or let CUDA_VISIBLE_DEVICES name a single one."
         )
-    for name, unused in UNUSED_OPTIONS.items():
-        if getattr(args, name) != unused:
-            raise InputError(f"`{name}` is not supported by PPOTrainer; leave it at its default ({unused!r}).")
-    for name in ("split_batches", "dispatch_batches"):
-        if getattr(args.accelerator_config, name):
-            raise InputError(f"`accelerator_config`: `{name}` would deal a rollout's prompts out twice; leave it out.")
+    unsupported = [name for name, unused in UNUSED_OPTIONS.items() if getattr(args, name) != unused]
+    # These would deal a rollout's prompts out twice.
+    unsupported += [name for name in ("split_batches", "dispatch_batches") if getattr(args.accelerator_config, name)]
+    if unsupported:
+        raise InputError(f"`{unsupported[0]}` is not supported by PPOTrainer; leave it at its default.")
     skipping = {
         "max_update_kl": args.max_update_kl is not None,
         "max_ratio": args.max_ratio is not None,
         "on_nonfinite='skip'": args.on_nonfinite == "skip",
     }
-    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        # Else only the first process loads weights, and the frozen models would be empty on all others.
-        one_loads = parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
-        _check_fsdp_setting("fsdp_cpu_ram_efficient_loading", "false", is_set=not one_loads)
-    plugin = args.deepspeed_plugin
-    if plugin is not None:
-        _check_zero3(plugin)
-        # Its engine steps within `backward`.
-        _refuse("DeepSpeed", {**skipping, "critic_warmup_steps": args.critic_warmup_steps > 0})
-        if args.bf16:  # its weights are then no longer float32
-            _refuse("DeepSpeed and bf16", {"ema_decay": args.ema_decay is not None})
     if args.fp16:
         _refuse("fp16 (its gradient scaler needs a gradient at every step; use bf16)", skipping)
-
-
-def _check_zero3(plugin) -> None:
-    """Refuse settings of ZeRO-3 under which models could not be copied, or would not be saved."""
-    if plugin.zero_stage != 3:
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        # Only the first process would load weights, and the frozen models would be empty on all others.
+        _refuse_setting("FSDP", "fsdp_cpu_ram_efficient_loading: false", "fsdp_config", "fsdp2")
+    plugin = args.deepspeed_plugin
+    if plugin is None:
         return
-    if plugin.zero3_init_flag:
-        raise InputError(
-            "DeepSpeed ZeRO-3 would shard each model while it is loaded, and PPO must copy and check complete models: "
-            "set `zero3_init_flag: false` under `deepspeed_config`, as in recipes/accelerate/deepspeed_zero3.yaml. "
-            "(PPOConfig's own option `deepspeed` always shards at loading: leave it out.)"
-        )
-    if not plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
-        raise InputError(
-            "DeepSpeed ZeRO-3 would not save a model that can be loaded: set `zero3_save_16bit_model: true` under "
-            "`deepspeed_config`, as in recipes/accelerate/deepspeed_zero3.yaml. (Weights are saved in their own type.)"
-        )
-
-
-def _check_fsdp_setting(name: str, value, *, is_set: bool) -> None:
-    if not is_set:
-        raise InputError(
-            f"FSDP: PPO needs `{name}: {value}` under `fsdp_config`, as in recipes/accelerate/fsdp2.yaml. (In "
-            f"PPOConfig's own `fsdp_config`: `{name.removeprefix('fsdp_')}`.)"
-        )
+    # Its engine steps within `backward`.
+    _refuse("DeepSpeed", {**skipping, "critic_warmup_steps": args.critic_warmup_steps > 0})
+    if args.bf16:  # its weights are then no longer float32
+        _refuse("DeepSpeed and bf16", {"ema_decay": args.ema_decay is not None})
+    gathers = plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save")
+    if plugin.zero_stage == 3 and plugin.zero3_init_flag:  # models must be copied and checked while they are complete
+        _refuse_setting("DeepSpeed ZeRO-3", "zero3_init_flag: false", "deepspeed_config", "deepspeed_zero3")
+    if plugin.zero_stage == 3 and not gathers:  # no model would be saved that can be loaded
+        _refuse_setting("DeepSpeed ZeRO-3", "zero3_save_16bit_model: true", "deepspeed_config", "deepspeed_zero3")
 
 
 def check_fsdp(args: PPOConfig, plugin) -> None:
     """Refuse settings of FSDP that are not tested or lose the model, and what needs complete weights."""
-    _check_fsdp_setting("fsdp_version", 2, is_set=plugin.fsdp_version == 2)
-    is_full = plugin.state_dict_type.name == "FULL_STATE_DICT"  # with others, Trainer saves no model
-    _check_fsdp_setting("fsdp_state_dict_type", "FULL_STATE_DICT", is_set=is_full)
+    if plugin.fsdp_version != 2:
+        _refuse_setting("FSDP", "fsdp_version: 2", "fsdp_config", "fsdp2")
+    if plugin.state_dict_type.name != "FULL_STATE_DICT":  # with others, Trainer saves no model
+        _refuse_setting("FSDP", "fsdp_state_dict_type: FULL_STATE_DICT", "fsdp_config", "fsdp2")
     is_server = args.use_vllm and (args.vllm_kwargs or {}).get("mode", "colocate") == "server"
     _refuse("FSDP", {"vllm_kwargs: {mode: server}": is_server})
+
+
+def _refuse_setting(what: str, needed: str, section: str, recipe: str) -> None:
+    raise InputError(
+        f"{what}: PPO needs `{needed}` under `{section}` in accelerate's file, see recipes/accelerate/{recipe}.yaml. "
+        "(PPOConfig's own `fsdp_config` takes FSDP's names without `fsdp_`; its option `deepspeed` always shards at "
+        "loading: leave it out.)"
+    )
 
 
 def check_shards(actor_critic: nn.Module) -> None:
@@ -147,7 +134,7 @@ def check_policy(
             "the policy was sharded by DeepSpeed when it was loaded, and PPO must copy and check a complete model: "
             "make PPOConfig first and load the model then, or pass its path."
         )
-    generates = not (has_engine or args.use_vllm or args.fast_sampling)
+    generates = not (has_engine or args.fast_sampling)
     use_cache = (args.generation_kwargs or {}).get("use_cache", True)
     check_padding(without_adapter(model), tokenizer, generates=generates, use_cache=use_cache)
 

@@ -5,6 +5,7 @@ import inspect
 import math
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
+from operator import ge, gt, le, lt
 from textwrap import fill
 from typing import ClassVar
 
@@ -14,37 +15,30 @@ from transformers.integrations import unset_hf_deepspeed_config
 from ..sampling.generate import VLLM_SAMPLING, check_generation_kwargs
 from ..sampling.server import ServerGenerator
 
-# Options of every trainer that fail late, or not at all, elsewhere.
-TRAINER_RANGES = (
-    ("seed", lambda x: 0 <= x < 2**32, f"be 0 or more, at most {2**32 - 1}"),
-    ("per_device_train_batch_size", lambda x: x >= 1, "be 1 or more"),
-    ("per_device_eval_batch_size", lambda x: x >= 1, "be 1 or more"),
-    ("gradient_accumulation_steps", lambda x: x >= 1, "be 1 or more"),
-    *((name, lambda x: x is None or x >= 1, "be 1 or more") for name in ("max_length", "save_total_limit")),
-    *((name, lambda x: x is None or x >= 0, "be 0 or more") for name in ("learning_rate", "warmup_steps")),
-    *((name, lambda x: x is None or x >= 0, "be 0 or more") for name in ("weight_decay", "max_grad_norm")),
-    *((name, lambda x: x is None or x > 0, "be above 0") for name in ("logging_steps", "eval_steps", "save_steps")),
-    ("dataset_num_proc", lambda x: x is None or x >= 1, "be 1 or more"),
-    ("num_train_epochs", lambda x: x >= 0.01, "be 0.01 or more"),
-    ("max_steps", lambda x: x >= -1, "be -1 or more"),
-)
-RANGES = (
-    *TRAINER_RANGES,
-    *((name, lambda x: x >= 1, "be 1 or more") for name in ("max_completion_length", "num_generations")),
-    *((name, lambda x: x >= 1, "be 1 or more") for name in ("num_ppo_epochs", "num_mini_batches")),
-    *((name, lambda x: x >= 0, "be 0 or more") for name in ("kl_coef", "vf_coef", "entropy_coef", "log_tokens")),
-    *((name, lambda x: x >= 0, "be 0 or more") for name in ("critic_warmup_steps", "ptx_coef")),
-    ("critic_learning_rate", lambda x: x is None or x >= 0, "be 0 or more"),
-    ("ptx_ratio", lambda x: x > 0, "be above 0"),
-    ("ptx_max_length", lambda x: x >= 2, "be 2 or more"),
-    ("ema_decay", lambda x: x is None or 0 <= x < 1, "lie in [0, 1)"),
-    *((name, lambda x: x > 0, "be above 0") for name in ("temperature", "cliprange", "cliprange_value", "kl_horizon")),
-    *((name, lambda x: x is None or x > 0, "be above 0") for name in ("kl_target", "score_clip", "max_update_kl")),
-    ("max_ratio", lambda x: x is None or x > 1, "be above 1"),
-    *((name, lambda x: 0 <= x <= 1, "lie in [0, 1]") for name in ("gamma", "lam")),
-)
-# More responses than a rollout of one process can have.
-MAX_ROLLOUT = 2**20
+# Bounds of options, also of those of every trainer that fail late, or not at all, elsewhere: words, comparison, bound.
+BOUNDS = {
+    ("{} or more", ge, 1): (
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length"),
+        *("save_total_limit", "dataset_num_proc", "max_completion_length", "num_generations", "num_ppo_epochs"),
+        *("num_mini_batches",),
+    ),
+    ("{} or more", ge, 0): (
+        *("seed", "learning_rate", "critic_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "kl_coef"),
+        *("vf_coef", "entropy_coef", "log_tokens", "critic_warmup_steps", "ptx_coef", "ema_decay", "gamma", "lam"),
+    ),
+    ("above {}", gt, 0): (
+        *("logging_steps", "eval_steps", "save_steps", "ptx_ratio", "temperature", "cliprange", "cliprange_value"),
+        *("kl_horizon", "kl_target", "score_clip", "max_update_kl"),
+    ),
+    ("{} or more", ge, 2): ("ptx_max_length",),
+    ("{} or more", ge, 0.01): ("num_train_epochs",),
+    ("{} or more", ge, -1): ("max_steps",),
+    ("above {}", gt, 1): ("max_ratio",),
+    ("at most {}", le, 1): ("gamma", "lam"),
+    ("below {}", lt, 1): ("ema_decay",),
+    ("at most {}", le, 2**32 - 1): ("seed",),
+}
+MAX_ROLLOUT = 2**20  # responses of one process
 
 # PPO's options on which the trained weights do not depend, except for rounding and random numbers: a run may be
 # resumed with others, as on another machine.
@@ -55,16 +49,17 @@ NOT_TRAINED_WITH = (
 )
 
 
-def check_ranges(args: TrainingArguments, ranges: tuple = TRAINER_RANGES) -> None:
-    """Raise a `ValueError` for an option outside its range, NaN or infinite; options that `args` lacks are skipped."""
+def check_ranges(args: TrainingArguments) -> None:
+    """Raise a `ValueError` for an option out of its bounds, NaN or infinite; options that `args` lacks are skipped."""
     for name in (option.name for option in fields(args)):
         value = getattr(args, name)
         values = value if isinstance(value, list) else [value]
         if any(isinstance(x, float) and not math.isfinite(x) for x in values):
             raise ValueError(f"`{name}` must be a finite number, not {value}.")
-    for name, holds, rule in ranges:
-        if hasattr(args, name) and not holds(getattr(args, name)):
-            raise ValueError(f"`{name}` must {rule}, not {getattr(args, name)!r}.")
+    for (words, holds, bound), names in BOUNDS.items():
+        for name, value in ((name, getattr(args, name, None)) for name in names):
+            if value is not None and not holds(value, bound):
+                raise ValueError(f"`{name}` must be {words.format(bound)}, not {value!r}.")
 
 
 def documented(cls: type) -> type:
@@ -232,7 +227,7 @@ class PPOConfig(TrainingArguments):
     `output_dir/tokens.jsonl`, at each log step. Default: off."""
 
     def __post_init__(self):
-        check_ranges(self, RANGES)
+        check_ranges(self)
         for option in fields(PPOConfig):
             choices, value = option.metadata.get("choices"), getattr(self, option.name)
             if option.name in PPOConfig.__annotations__ and choices and value not in (option.default, *choices):

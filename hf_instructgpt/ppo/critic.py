@@ -141,7 +141,7 @@ def load_value_model(name: str | Path, *, revision: str | None = None, **kwargs:
 
 
 def load_policy_trunk(directory: Path, **kwargs: Any) -> PreTrainedModel:
-    """The policy in a folder without its language-modelling head, its adapter merged."""
+    """The policy in a folder, without its head and its adapter merged."""
     if (directory / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM, PeftConfig
 
@@ -239,16 +239,14 @@ class ActorCritic(nn.Module):
     # TRL would switch it off while sampling; evaluation mode does that already.
     is_gradient_checkpointing = False
 
-    def create_or_update_model_card(self, output_dir: str) -> None:
-        """PEFT's; Trainer asks for it where an adapter has been saved."""
+    def create_or_update_model_card(self, output_dir: str) -> None:  # of an adapter
         self.policy.create_or_update_model_card(output_dir)
 
     def activation_checkpointing_enable(self, **kwargs) -> None:
         for body in self._trunks:
             body.activation_checkpointing_enable(**kwargs)
 
-    def gradient_checkpointing_enable(self, **kwargs) -> None:
-        """The same by its name before transformers 5.23."""
+    def gradient_checkpointing_enable(self, **kwargs) -> None:  # its name before transformers 5.23
         for body in self._trunks:
             body.gradient_checkpointing_enable(**kwargs)
 
@@ -289,12 +287,9 @@ def _new_critic(policy, value_model, *, reward_models: list, peft_config, args: 
         known = value_model.get_input_embeddings().num_embeddings
         if known < needed:
             raise InputError(f"`value_model` knows {known} tokens and the policy {needed}: it must know them all.")
-    family = [
-        model
-        for model in reward_models
-        if model.config.model_type == policy.config.model_type
-        and model.get_input_embeddings().num_embeddings >= needed
-    ]
+    kind = policy.config.model_type
+    family = [model for model in reward_models if model.config.model_type == kind]
+    family = [model for model in family if model.get_input_embeddings().num_embeddings >= needed]
     source = value_model if value_model is not None else next(iter(family), policy)
     # A reward model that scored for another trainer comes frozen.
     backbone = trunk(independent_copy(source)).requires_grad_(True).to(policy.dtype)

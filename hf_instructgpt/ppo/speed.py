@@ -58,10 +58,10 @@ def speed_up(args: PPOConfig, actor_critic: ActorCritic, *, ref_model: nn.Module
 WIDE = 512
 
 
-def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, generator: Any) -> Any:
+def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, has_engine: bool) -> Any:
     """Set what `preset="recommended"` stands for, where nothing was set by hand, and say so. Returns the critic."""
     recommended = {}
-    if generator is None and not args.use_vllm and can_sample(policy):
+    if not has_engine and can_sample(policy):
         recommended["fast_sampling"] = True
     samples = recommended.get("fast_sampling") if args.fast_sampling is None else args.fast_sampling
     recommended["fuse_activations"] = True

@@ -55,7 +55,7 @@ from ..models.forward import context_length
 from ..models.loading import add_lora, load_reward_func
 from ..models.surgery import disable_dropout, without_configured_dropout
 from ..resuming.resumable import settle_output_dir
-from ..sampling.engines import described_engine, generation_config_for, make_generator
+from ..sampling.engines import generation_config_for, make_generator
 from ..sampling.generate import Generator, Samples, engine_responses, generate_responses
 from ..scoring.checks import check_reward_funcs, foreign_tokenizers
 from ..scoring.reward_functions import check_signatures, reward_names
@@ -151,6 +151,7 @@ class PPOTrainer(PPOLogs, PPOState):
         optimizers: tuple = (None, None),
         peft_config: "PeftConfig | None" = None,
     ):
+        # Options and data.
         args = args or PPOConfig(output_dir="ppo")
         check_kinds(args, processing_class)
         check_processes(args)
@@ -160,18 +161,19 @@ class PPOTrainer(PPOLogs, PPOState):
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         datasets = {"train_dataset": train_dataset, **eval_datasets}
         check_signatures(reward_funcs, datasets.values())
-        generator = described_engine(generator, args)
 
+        # The models: policy, rewards, reference, critic.
         set_seed(args.seed)  # a new value head, a new adapter and a reward model's missing head are drawn at random
         model, processing_class = load_policy_and_tokenizer(model, processing_class, args)
-        check_policy(model, processing_class, args, has_engine=generator is not None)
+        has_engine = generator is not None or args.generator is not None or args.use_vllm
+        check_policy(model, processing_class, args, has_engine=has_engine)
         self._load_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
         longest = check_prompts(datasets, model, processing_class, args)
         rewards = [*zip(self.reward_funcs, self.reward_tokenizers, strict=True)]
         check_reward_contexts(rewards, datasets, args, longest=longest)
         self.ref_model = load_reference(ref_model, model, args, peft_config=peft_config)
         if args.preset is not None:
-            value_model = recommend(args, model, value_model=value_model, generator=generator)
+            value_model = recommend(args, model, value_model=value_model, has_engine=has_engine)
         critic = make_critic(
             model,
             value_model,
@@ -209,8 +211,11 @@ class PPOTrainer(PPOLogs, PPOState):
             accelerator=self.accelerator,
             is_sharded=self._is_sharded,
         )
+
+        # What samples, rewards, checks and logs.
         self.generation_config = generation_config_for(actor_critic, processing_class, args)
-        self.generator = generator or make_generator(
+        self.generator = make_generator(
+            generator,
             args,
             policy,
             processing_class,
@@ -489,14 +494,14 @@ class PPOTrainer(PPOLogs, PPOState):
         args, actor_critic = self.args, self._actor_critic
         with without_configured_dropout(actor_critic):
             loss = super().training_step(model, inputs, num_items_in_batch)
-        update, open_micro_batches = divmod(self._micro_step, args.gradient_accumulation_steps)
-        if open_micro_batches == 0:
+        if self._micro_step % args.gradient_accumulation_steps == 0:
+            update = (self._micro_step - 1) // args.gradient_accumulation_steps
             if self.state.global_step < args.critic_warmup_steps:
                 actor_critic.policy.zero_grad()
             accepted = self.guard.accepts(
                 actor_critic,
                 num_tokens=int(self._micro_batches[0].num_tokens),
-                is_first=(update - 1) % (args.num_ppo_epochs * args.num_mini_batches) == 0,
+                is_first=update % (args.num_ppo_epochs * args.num_mini_batches) == 0,
                 has_text=self.ptx is not None,
             )
             if not accepted:

@@ -18,18 +18,6 @@ from .vllm import VLLMGenerator
 logger = logging.get_logger(__name__)
 
 
-def described_engine(generator: Generator | None, args: TrainingArguments) -> Generator | None:
-    """The engine that was passed, or the one that the option `generator` describes."""
-    if args.generator is None:
-        chosen = [f"`{name}`" for name in ("use_vllm", "fast_sampling") if getattr(args, name)]
-        if generator is not None and chosen:
-            raise InputError(f"{chosen[0]} and `generator`: choose one engine.")
-        return generator
-    if generator is not None:
-        raise InputError("`generator`: pass the engine, or describe it in the options, not both.")
-    return ServerGenerator.from_options(args.generator)
-
-
 def generation_config_for(
     model: nn.Module, processing_class: PreTrainedTokenizerBase, args: TrainingArguments
 ) -> GenerationConfig:
@@ -56,6 +44,7 @@ def generation_config_for(
 
 
 def make_generator(
+    generator: Generator | None,
     args: TrainingArguments,
     policy: PreTrainedModel,
     processing_class: PreTrainedTokenizerBase,
@@ -64,7 +53,14 @@ def make_generator(
     generation_config: GenerationConfig,
     is_sharded: bool,
 ) -> Generator | None:
-    """The engine that the options `use_vllm` and `fast_sampling` name; None: the policy's own `generate` samples."""
+    """The engine that was passed, or that the options name; None: the policy's own `generate` samples."""
+    chosen = [name for name in ("use_vllm", "fast_sampling") if getattr(args, name)]
+    if generator is not None and args.generator is not None:
+        raise InputError("`generator`: pass the engine, or describe it in the options, not both.")
+    if generator is not None and chosen:
+        raise InputError(f"`{chosen[0]}` and `generator`: choose one engine.")
+    if args.generator is not None:
+        return ServerGenerator.from_options(args.generator)
     if args.use_vllm:
         return VLLMGenerator(
             policy,
@@ -74,7 +70,7 @@ def make_generator(
             **(args.vllm_kwargs or {}),
         )
     if not args.fast_sampling:
-        return None
+        return generator
     if not can_sample(policy):
         raise InputError(
             "`fast_sampling`: the policy's `forward` does not take positions, a cache and `logits_to_keep`, or "

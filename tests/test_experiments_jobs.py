@@ -96,7 +96,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     pid_file = tmp_path / "pid"
     code = f"""
 from pathlib import Path
-from test_lab_cells import stay
+from test_experiments_jobs import stay
 from hf_instructgpt.experiments.jobs import run_cells
 if __name__ == "__main__":
     run_cells(stay, {{"a": {{"pid_file": {str(pid_file)!r}}}}}, Path({str(tmp_path / "cells")!r}))

@@ -1048,11 +1048,11 @@ MUTANTS = [
     ),
     Mutant(
         "37e",
-        "a reward model is compared with the weaker rule of length",
+        "a reward model is compared with the weaker length baseline",
         "hf_instructgpt/evaluation/reward_report.py",
-        "better = max(rules,",
-        "better = min(rules,",
-        f"{REWARD_REPORT}test_a_model_that_only_likes_length_does_not_beat_the_rule_of_length",
+        "better = max(baselines,",
+        "better = min(baselines,",
+        f"{REWARD_REPORT}test_a_model_that_only_likes_length_does_not_beat_the_baseline",
     ),
     Mutant(
         "37f",

@@ -244,7 +244,7 @@ def some_rows(choose):
     ]
 
 
-def test_a_model_that_only_likes_length_does_not_beat_the_rule_of_length():
+def test_a_model_that_only_likes_length_does_not_beat_the_baseline():
     report, _ = report_of(len, some_rows(lambda i: i % 3 != 0))
     length = report["length"]
     assert length["model_prefers_longer"] == {"value": 1.0, "ci95": [1.0, 1.0], "num": 60, "num_prompts": 60}
@@ -254,7 +254,7 @@ def test_a_model_that_only_likes_length_does_not_beat_the_rule_of_length():
     assert length["excess"]["value"] == pytest.approx(1 / 3)
 
 
-def test_a_perfect_model_beats_both_rules():
+def test_a_perfect_model_beats_both_baselines():
     rows = some_rows(lambda i: i % 3 != 0)
     better = {tuple(TOKENIZER(row["prompt"] + row["chosen"] + TOKENIZER.eos_token)["input_ids"]) for row in rows}
     report, _ = report_of(lambda ids: tuple(ids) in better, rows)

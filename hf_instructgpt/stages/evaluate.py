@@ -118,6 +118,4 @@ def _write(report: dict, rankings: list[ScoredRanking], output_dir: Path) -> Non
 
 def print_reward_report(report: dict, folder: Path) -> None:
     """Print the findings of a reward model's report."""
-    for line in reward_findings(report):
-        print(line)
-    print(f"\nSee {folder / 'reward_report.md'} and {folder / 'plots'}.")
+    print(*reward_findings(report), "", f"See {folder / 'reward_report.md'} and {folder / 'plots'}.", sep="\n")

@@ -24,7 +24,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_finish():
-    """Hide all modules from the garbage collector: Trainer runs it at each start, and a third of the time went there."""
+    """Hide all modules from the garbage collector, which Trainer runs at each start: it took a third of the time."""
     gc.collect()
     gc.freeze()
 

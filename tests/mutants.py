@@ -930,8 +930,8 @@ MUTANTS = [
     Mutant(
         "35g",
         "a stage deletes what another run writes",
-        "hf_instructgpt/stages/run_folder.py",
-        "    with alone_in(partial):\n        try:\n",
+        "hf_instructgpt/resuming/run_folder.py",
+        "    with alone_in(folder.path):\n        try:\n",
         "    with suppress():\n        try:\n",
         f"{LAUNCH}test_a_stage_leaves_what_another_run_writes[False]",
     ),

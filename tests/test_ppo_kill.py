@@ -30,6 +30,7 @@ from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ValueModel
 from hf_instructgpt.ppo.trainer import PPOTrainer
 from hf_instructgpt.resuming import resumable
+from hf_instructgpt.resuming.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent / "cases"))
 from product import left, pipeline_file, stage_files
@@ -54,7 +55,7 @@ MOMENTS = [
     ("reward", 2),
 ]
 # Of commands: the stages alone, and all in one run. `model` is in the writing of a checkpoint's weights, or of the
-# result's, `moved` where the result is moved into place.
+# result's, `finish` and `settle` where the result becomes finished.
 COMMANDS = ("sft", "reward", "ppo", "run")
 COMMAND_MOMENTS = [
     ("step", 1),
@@ -64,7 +65,8 @@ COMMAND_MOMENTS = [
     ("aside", 1),
     ("rotate", 1),
     ("step", 3),
-    ("moved", 1),
+    ("finish", 1),
+    ("settle", 1),
 ]
 WALL_CLOCK = ("runtime", "per_second")
 
@@ -164,11 +166,11 @@ def install(killer):
     def killed_rename(self, target):
         if self.name.startswith("checkpoint-"):
             killer("aside")
-        if self.name.endswith(".partial"):
-            killer("moved")
         return rename(self, target)
 
     Path.rename = killed_rename
+    before(RunFolder, "finish", "finish")
+    before(RunFolder, "settle", "settle")
     append_rows = token_log.append_rows
 
     def half_a_line(path, rows):

@@ -306,7 +306,7 @@ def test_a_killed_stage_resumes_to_the_same_weights(here, monkeypatch):
 
     monkeypatch.setattr(SFTTrainer, "training_step", killed)
     assert main([*argv, "broken"]) == 130
-    assert not (here / "broken").exists() and (here / ".broken.partial/checkpoint-2").is_dir()
+    assert (here / "broken/checkpoint-2").is_dir() and not (here / "broken/model.safetensors").exists()
     monkeypatch.undo()
     monkeypatch.chdir(here)
     assert main([*argv, "broken", "--resume", "--learning_rate", "1"]) == 2
@@ -316,7 +316,7 @@ def test_a_killed_stage_resumes_to_the_same_weights(here, monkeypatch):
     assert main([*argv, "broken", "--resume"]) == 0
     (here / "broken/mine.txt").write_text("mine")
     assert main([*argv, "broken", "--overwrite_output_dir"]) == 0
-    assert (here / "broken/mine.txt").is_file() and not (here / ".broken.partial").exists()
+    assert (here / "broken/mine.txt").is_file() and not (here / "broken/.previous").exists()
 
 
 # ---- What is refused ------------------------------------------------------------------------------------------------

@@ -12,11 +12,11 @@ from transformers.utils import logging
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.files import weights_sha256
 from hf_instructgpt.stages import evaluate
 from hf_instructgpt.stages.arguments import PPOArguments, RewardArguments
 from hf_instructgpt.stages.evaluate import evaluate_reward
 from hf_instructgpt.stages.ppo import check_report_cards
-from hf_instructgpt.stages.run_folder import weights_sha256
 
 MODEL = '{"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0}'
 TRAIN = ["--save_strategy", "no", "--report_to", "none", "--max_steps", "1", "--per_device_train_batch_size", "2"]

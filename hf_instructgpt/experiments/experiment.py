@@ -1,11 +1,10 @@
 """What both experiments do: read and check the file, run the grid of jobs, report.
 
-A run's folder holds `run.json` (its options), the folders of its jobs, and the report. NAME.json is moved in last: a
+A run's folder holds `run.json` (its options), the folders of its jobs, and the report. NAME.json is written last: a
 folder with that file holds a finished run.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -17,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..files import absolute_folder, make_directory, read_json, to_json
+from ..files import absolute_folder, make_directory, read_json, to_json, write_whole
 from ..report.markdown import render
 from ..resuming.checkpoint import alone_in
 from ..stages.arguments import DATA_KINDS, parse_options
@@ -25,7 +24,6 @@ from ..stages.config_file import ConfigFile, read_yaml
 from ..stages.load_data import check_fits
 from ..stages.load_models import load_config, load_tokenizer
 from ..stages.pipeline import STAGES
-from ..stages.run_folder import partial_directory
 from ..stages.sft import tokenizer_and_config
 from ..stages.stage_data import StageData
 from .jobs import open_folder, run_cells
@@ -88,34 +86,24 @@ class Experiment:
         `overwrite` replaces another run in the folder. `resume` keeps what is done of the same run, as told by the
         file's options: not by what is in the models, the data or the judge that they name.
         """
-        out, files = self.output_dir, (f"{self.name}.json", f"{self.name}.png", f"{self.name}.md")
+        out, (found, plot, report) = self.output_dir, (f"{self.name}.{suffix}" for suffix in ("json", "png", "md"))
         options = self.options.model_dump(exclude={"output_dir"})
         make_directory(out)
         with alone_in(out):
-            writes = (*files, *self.folders, "report")
+            writes = (found, plot, report, *self.folders)
             open_folder(out, options, writes=writes, overwrite=overwrite, resume=resume)
-            results = read_json(out / files[0])
+            results = read_json(out / found)
             if results is None:
                 results = self.run_grid()
-                self._write_report(results, files)
+                self.draw_plot(results, out / plot)
+                write_whole(out / report, self.report(results))
+                write_whole(out / found, to_json(results))
         return results
 
     def train_stage(self, stage: str, **more: Any) -> None:
         """Train a model that all jobs share, by its stage; it goes to STAGE/model."""
         options = {**getattr(self.options, stage), **more}
         run_cells(train_stage, {stage: {"stage": stage, "options": options}}, self.output_dir)
-
-    def _write_report(self, results: dict, files: tuple[str, ...]) -> None:
-        """Write everything aside, then move it in, the results last."""
-        aside = partial_directory(self.output_dir / "report")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        (aside / files[0]).write_text(to_json(results), encoding="utf-8")
-        self.draw_plot(results, aside / files[1])
-        (aside / files[2]).write_text(self.report(results), encoding="utf-8")
-        for name in reversed(files):
-            (aside / name).replace(self.output_dir / name)
-        aside.rmdir()
 
     @classmethod
     def report(cls, results: dict) -> str:

@@ -1,6 +1,5 @@
 """The report of a reward model: measured on held-out rows, written beside the model."""
 
-import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,16 +10,16 @@ from huggingface_hub import snapshot_download
 from ..errors import InputError
 from ..evaluation.preference import ScoredRanking, score_rankings
 from ..evaluation.reward_report import measure_rewards
-from ..files import make_directory, read_json, to_json
+from ..files import delete, make_directory, read_json, to_json, weights_sha256, write_whole
 from ..hub.model_card import Made
 from ..report.plots import draw_reward_report
 from ..report.reward_summary import reward_findings, reward_report_markdown
+from ..resuming.run_folder import REPORT_CARD_FILE, STAGE_FILE, add_files
 from .arguments import RewardArguments
 from .config_file import locate_function
 from .load_data import check_fits, checked_split, is_same_data, load_rows, rows_to_read
 from .load_models import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
 from .model_cards import write_stage_card
-from .run_folder import REPORT_CARD_FILE, STAGE_FILE, add_files, partial_directory, weights_sha256
 
 LAB_JUDGE = "hf_instructgpt.data.gold_rewards"
 
@@ -107,16 +106,14 @@ def _held_out_rows(
 
 
 def _write(report: dict, rankings: list[ScoredRanking], output_dir: Path) -> None:
-    aside = partial_directory(output_dir / "report_card")
-    shutil.rmtree(aside, ignore_errors=True)
-    make_directory(aside / "plots")
-    try:
-        (aside / REPORT_CARD_FILE).write_text(to_json(report), encoding="utf-8")
-        (aside / "report_card.md").write_text(reward_report_markdown(report), encoding="utf-8")
-        draw_reward_report(report, rankings, aside / "plots")
-        add_files(aside, output_dir)
-    finally:
-        shutil.rmtree(aside)
+    """Write the report, its JSON last, and make it a part of the stage's result."""
+    make_directory(output_dir / "plots")
+    delete(output_dir / REPORT_CARD_FILE)
+    write_whole(output_dir / "report_card.md", reward_report_markdown(report))
+    draw_reward_report(report, rankings, output_dir / "plots")
+    plots = [f"plots/{path.name}" for path in (output_dir / "plots").glob("report_card_*.png")]
+    add_files(output_dir, [REPORT_CARD_FILE, "report_card.md", *plots])
+    write_whole(output_dir / REPORT_CARD_FILE, to_json(report))
 
 
 def print_reward_report(report: dict, folder: Path) -> None:

@@ -28,6 +28,7 @@ from ..errors import InputError
 from ..models.loading import load_policy, loading, loading_options
 from ..models.loading import load_reward_func as load_scorer
 from ..ppo.config import PPOConfig
+from ..resuming.run_folder import check_finished
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -232,6 +233,8 @@ def check_model_path(name: str | None) -> None:
     if name is None:
         raise InputError("`model_name_or_path` is missing: a Hub id or a folder.")
     path = Path(name)
+    if path.is_dir():
+        check_finished(path)
     if path.is_dir() and not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise InputError(f"{name} holds no model: it has no config.json.")
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):

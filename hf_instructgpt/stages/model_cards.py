@@ -14,8 +14,8 @@ from ..report.plots import draw_training
 from ..report.reward_summary import reward_findings
 from ..report.run_summary import findings, optimised
 from ..resuming.resumable import STATE_FILE
+from ..resuming.run_folder import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE
 from .arguments import StageArguments
-from .run_folder import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE
 
 # Options that name data other than what a stage is trained on.
 MORE_DATA = {

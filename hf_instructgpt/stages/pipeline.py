@@ -1,7 +1,6 @@
 """All three stages in one run, and a check that each stage worked: `hf-instructgpt run`."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +14,21 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..evaluation.comparison import Answers
-from ..files import absolute_folder, fields_of, is_same_value, make_directory, read_json, to_json, write_whole
+from ..files import absolute_folder, delete, fields_of, is_same_value, make_directory, read_json, to_json, write_whole
 from ..hub.model_card import Made
 from ..report.plots import draw_plots
 from ..report.reward_summary import main_figures
 from ..report.run_summary import run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in
+from ..resuming.run_folder import (
+    METRICS_FILE,
+    REPORT_CARD_FILE,
+    RUN_FILE,
+    RunFolder,
+    delete_result,
+    is_finished,
+    open_run,
+)
 from ..scoring.reward_functions import as_judge, check_signatures
 from .adapters import check_same_adapter
 from .arguments import DATA_KINDS as STAGE_DATA_KINDS
@@ -41,15 +49,6 @@ from .load_models import (
 from .model_cards import read_metrics, read_state, write_stage_card
 from .ppo import check_ppo_options, check_report_cards, run_ppo
 from .reward import run_reward
-from .run_folder import (
-    METRICS_FILE,
-    REPORT_CARD_FILE,
-    RUN_FILE,
-    check_free,
-    delete_result,
-    is_whole,
-    partial_directory,
-)
 from .sft import check_sft, run_sft, tokenizer_and_config
 from .stage_data import StageData
 
@@ -332,7 +331,7 @@ class Pipeline:
         for stage in self.stages:
             if stage == "ppo":
                 seconds["report_card"] = self._make_report_card()
-            if is_whole(self.output_dir / stage):
+            if is_finished(self.output_dir / stage):
                 continue
             start = time.perf_counter()
             # Parsed anew: this sets the process's device and precision to the stage's, and a trainer changes them.
@@ -349,43 +348,22 @@ class Pipeline:
         return metrics
 
     def _open_run(self, *, overwrite: bool, resume: bool) -> dict[str, float]:
-        """Make or reopen the run's folder. Returns the seconds that its whole stages took."""
-        state, folder, run_file = PartialState(), self.output_dir, self.output_dir / RUN_FILE
-        known = read_json(run_file)
-        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-        for name in COMMANDS if overwrite and known is not None else ():
-            check_free(folder / name, overwrite=True)
-        state.wait_for_everyone()  # all processes look before one writes
-        if resume and known is not None:
-            check_same_run(folder, self._identity(), known)
-            with fields_of(run_file):
-                return {stage: float(seconds) for stage, seconds in known["seconds"].items()}
-        if taken:
-            if known is None:
-                raise InputError(f"{folder} is not empty and holds no run. Choose another `output_dir`.")
-            if not overwrite:
-                raise InputError(
-                    f"{folder} holds another run. Choose another `output_dir`, pass --resume to go on with it, or "
-                    "--overwrite_output_dir to replace it."
-                )
-            if state.is_main_process:
-                self._delete_run()
-        self._write_run_file({})
-        return {}
+        """Make or reopen the run's folder; returns the seconds that its finished stages took."""
+        folder = self.output_dir
+        for name in COMMANDS if overwrite and (folder / RUN_FILE).exists() else ():
+            RunFolder(folder / name, {}).check_free(overwrite=True)
+        options = {**self._identity(), "seconds": {}}
+        known = open_run(folder, options, delete_run=self._delete_run, overwrite=overwrite, resume=resume)
+        with fields_of(folder / RUN_FILE):
+            return {stage: float(seconds) for stage, seconds in (known or options)["seconds"].items()}
 
     def _delete_run(self) -> None:
-        """Delete what a run writes and nothing else; at any moment what stands under a stage's name is whole."""
+        """Delete what a run writes, and nothing else."""
         (self.output_dir / METRICS_FILE).unlink(missing_ok=True)
         for name in COMMANDS:
             delete_result(self.output_dir / name)
-        for name in ("control", "report"):
-            shutil.rmtree(partial_directory(self.output_dir / name), ignore_errors=True)
-        for name in (*REPORT_FILES, RUN_FILE):
-            path = self.output_dir / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        for name in REPORT_FILES:
+            delete(self.output_dir / name)
 
     def _identity(self) -> dict:
         judge = {} if self.judge_name is None else {"judge": Path(self.judge_name).name}
@@ -469,7 +447,7 @@ class Pipeline:
             sft,
             data.read_by(tokenizer, model.config, sft[1])[0],
             num_passes=num_passes(self.arguments["ppo"][1], num_steps=num_steps),
-            folder=partial_directory(self.output_dir / "control"),
+            folder=self.output_dir / ".control",
         )
         return model
 
@@ -491,27 +469,21 @@ class Pipeline:
     def _write_report(
         self, metrics: dict, histories: dict[str, list[dict]], prompts: list, greedy: list[Answers]
     ) -> None:
-        """Everything aside first, then moved in, `metrics.json` last: it says that the run is whole."""
-        aside = partial_directory(self.output_dir / "report")
-        shutil.rmtree(aside, ignore_errors=True)
-        (aside / "plots").mkdir(parents=True)
-        draw_plots(metrics, histories, aside / "plots")
+        """Write the report, `metrics.json` last: it says that the run is finished."""
+        out = self.output_dir
+        (out / "plots").mkdir(exist_ok=True)
+        draw_plots(metrics, histories, out / "plots")
         sft, ppo, _ = greedy
-        (aside / "samples.md").write_text(samples_markdown(prompts, sft, ppo, step=self.num_samples), encoding="utf-8")
+        write_whole(out / "samples.md", samples_markdown(prompts, sft, ppo, step=self.num_samples))
         run_readme(
             metrics,
             self.config,
-            name=self.output_dir.resolve().name,
+            name=out.resolve().name,
             notes=self._notes(),
-            ppo=str(self.output_dir / "ppo"),
-            made=Made.load(self.output_dir / "ppo"),
-        ).save(aside / "README.md")
-        (aside / METRICS_FILE).write_text(to_json(metrics), encoding="utf-8")
-        for name in REPORT_FILES:
-            if (self.output_dir / name).is_dir():
-                shutil.rmtree(self.output_dir / name)
-            (aside / name).replace(self.output_dir / name)
-        aside.rmdir()
+            ppo=str(out / "ppo"),
+            made=Made.load(out / "ppo"),
+        ).save(out / "README.md")
+        write_whole(out / METRICS_FILE, to_json(metrics))
 
 
 def _by_epoch(history: list[dict], key: str) -> list[float]:

@@ -7,11 +7,12 @@ from transformers.utils import logging
 from trl import ModelConfig
 
 from ..errors import InputError
-from ..files import fields_of, read_json
+from ..files import fields_of, read_json, weights_sha256
 from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_summary import main_figures, weakness
+from ..resuming.run_folder import REPORT_CARD_FILE
 from ..scoring.reward_functions import check_signatures
 from .adapters import new_adapter
 from .arguments import PPOArguments
@@ -27,7 +28,6 @@ from .load_models import (
     model_source,
     peft_errors,
 )
-from .run_folder import REPORT_CARD_FILE, weights_sha256
 from .run_stage import run_stage
 from .stage_data import StageData
 

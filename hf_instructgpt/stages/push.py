@@ -20,10 +20,10 @@ from ..ppo.critic import CRITIC_BASE_FOLDER
 from ..report.markdown import render
 from ..report.reward_summary import reward_report_markdown
 from ..resuming.resumable import STATE_FILE
+from ..resuming.run_folder import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, STAGE_FILE
 from .arguments import DATA_KINDS, StageArguments
 from .load_data import data_form, load_rows
 from .model_cards import MORE_DATA, stage_card
-from .run_folder import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, STAGE_FILE
 
 logger = logging.get_logger(__name__)
 

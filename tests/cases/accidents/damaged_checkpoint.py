@@ -25,10 +25,10 @@ def check(folder: Path) -> None:
     for stage in ("sft", "reward"):
         assert_done(command(*commands[stage], "--output_dir", folder / f"{stage}-whole"))
         broken_off(*commands[stage], "--output_dir", folder / "out", step=4)
-        kept = shutil.copytree(folder / ".out.partial", folder / "kept")
+        kept = shutil.copytree(folder / "out", folder / "kept")
         for name, damage in DAMAGES.items():
-            shutil.copytree(kept, folder / ".out.partial", dirs_exist_ok=True)
-            damage(folder / ".out.partial" / "checkpoint-2" / name)
+            shutil.copytree(kept, folder / "out", dirs_exist_ok=True)
+            damage(folder / "out" / "checkpoint-2" / name)
             result = command(*commands[stage], "--output_dir", folder / "out", "--resume")
             assert_done(result, f"({name} is ", "skipped")
             assert left(folder / "out") == left(folder / f"{stage}-whole"), (stage, name)

@@ -5,6 +5,7 @@ forks one for each attempt (two for the run on two processes). `python test_ppo_
 series of random moments, and prints how many runs ended alike.
 """
 
+import gc
 import json
 import os
 import random
@@ -24,8 +25,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
 from hf_instructgpt.cli import main as command_line
-from hf_instructgpt.ppo import token_log
-from hf_instructgpt.ppo import trainer as trainer_module
+from hf_instructgpt.ppo import logs, token_log
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ValueModel
 from hf_instructgpt.ppo.trainer import PPOTrainer
@@ -182,7 +182,7 @@ def install(killer):
         path.write_text(lines, encoding="utf-8")
         append_rows(path, rows)
 
-    trainer_module.append_rows = half_a_line
+    logs.append_rows = half_a_line
 
 
 def command(folder, kind):
@@ -275,6 +275,7 @@ def what_is_left(folder):
 
 
 def main(folder: Path):
+    gc.freeze()  # see conftest.py
     results = {}
     for kind in (*KINDS, *COMMANDS):
         results[kind] = {"whole": fork(folder / kind / "whole", kind, ("nowhere", 1)), "killed": []}

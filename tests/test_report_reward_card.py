@@ -166,7 +166,7 @@ def test_a_page_of_rows_without_a_pair():
     assert "WARNING" in page and "None" not in page and "0 pairs of different rank" in page
 
 
-def test_plots_are_written_and_show_something(tmp_path, recwarn):
+def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
     rows = rankings(good)
     draw_reward_report(card_of(rows), rows, tmp_path)
     names = {f"report_card_{what}.png" for what in ("accuracy", "calibration", "length")}

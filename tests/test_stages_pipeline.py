@@ -156,7 +156,8 @@ def test_the_reward_model_has_a_report_card_and_the_run_shows_it(done):
     assert metrics["reward"]["eval_accuracy"] == card["accuracy"]["value"]
     assert metrics["reward"]["eval_accuracy_content"] == card["accuracy_content"]["value"] is not None
     low, high = card["accuracy"]["ci95"]
-    assert f"{card['accuracy']['value']:.3f} [{low:.3f}, {high:.3f}] |" in (done / "README.md").read_text()
+    shown = f"{100 * card['accuracy']['value']:.1f} % (95 % CI {100 * low:.1f} % to {100 * high:.1f} %) |"
+    assert shown in (done / "README.md").read_text()
 
 
 def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, monkeypatch):
@@ -185,7 +186,7 @@ def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, mon
         raise RuntimeError("no plots today")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "draw_plots", broken)
+        patch.setattr(pipeline, "draw_run", broken)
         assert main(["run", "--config", config, "--resume"]) == 1
     assert {"ppo", "sft", "reward"} <= {path.name for path in (here / "out").iterdir()}
     assert not (here / "out/metrics.json").exists()
@@ -499,9 +500,10 @@ def test_what_is_reported_of_a_stage_that_ppo_starts_from_and_of_a_selection(don
         lengths = [len(metrics[stage][name]) for name in ("train_loss", "eval_loss", "eval_score")]
         assert lengths == [num_epochs, num_epochs, num_scores]
     card = (out / "README.md").read_text()
-    assert "| `ppo_init/` | what PPO started from | lab |" in card and "| KL to `ppo_init`, nats a response |" in card
-    assert "| SFT, mean score of its answers by epoch |" in card
-    assert "| `ppo_init`, loss by epoch |" in card and "`ppo_init`, mean score" not in card
+    assert "| `ppo_init/` | the model that PPO starts from | lab |" in card
+    assert "| KL to `ppo_init`, nats per response |" in card
+    assert "| SFT, mean score of its answers per epoch |" in card
+    assert "| `ppo_init`, loss per epoch |" in card and "`ppo_init`, mean score" not in card
     assert (out / "plots/ppo_init_loss.png").is_file()
 
 

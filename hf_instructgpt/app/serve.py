@@ -138,9 +138,7 @@ def rank(
     file = RankingFile(output)
     args = StageArguments(dataset_name=prompts)
     rows = load_rows(args, "prompts", split)
-    if split not in rows:
-        raise InputError(f"`--split`: {prompts} has no split `{split}`; it has {', '.join(rows)}.")
-    rows = checked_split(rows, split, "prompts", source=prompts)
+    rows = checked_split(rows, split, "prompts", source=prompts, option="--split")
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
     asked = {prompt_key(prompt): prompt for prompt in rows_to_read(rows, args, tokenizer)["prompt"]}

@@ -55,9 +55,8 @@ class RunFolder:
         """Raise an `InputError` if the folder holds what may not be replaced."""
         path, known = self.path, self.known
         # A run may have been killed while it wrote `stage.json` for the first time.
-        if not path.exists() or (
-            path.is_dir() and {entry.name for entry in path.iterdir()} <= {f".{STAGE_FILE}.partial"}
-        ):
+        leftover = {f".{STAGE_FILE}.partial"}
+        if not path.exists() or (path.is_dir() and {entry.name for entry in path.iterdir()} <= leftover):
             return
         if (known or {}).get("files") == NO_FILES:
             return

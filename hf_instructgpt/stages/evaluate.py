@@ -10,14 +10,14 @@ from huggingface_hub import snapshot_download
 from ..errors import InputError
 from ..evaluation.preference import ScoredRanking, score_rankings
 from ..evaluation.reward_report import measure_rewards
-from ..files import delete, make_directory, read_json, to_json, weights_sha256, write_whole
+from ..files import delete, is_same_value, make_directory, read_json, to_json, weights_sha256, write_whole
 from ..hub.model_card import Made
 from ..report.plots import draw_reward_report
 from ..report.reward_summary import reward_findings, reward_report_markdown
 from ..resuming.run_folder import REPORT_CARD_FILE, STAGE_FILE, add_files
 from .arguments import RewardArguments
 from .config_file import locate_function
-from .load_data import check_fits, checked_split, is_same_data, load_rows, rows_to_read
+from .load_data import check_fits, checked_split, load_rows, rows_to_read
 from .load_models import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
 from .model_cards import write_stage_card
 
@@ -88,7 +88,7 @@ def _held_out_rows(
     `options` are those of the stage that trained the model.
     """
     known = {field.name: options[field.name] for field in fields(RewardArguments) if field.name in options}
-    is_own = name is None or is_same_data(name, known.get("dataset_name"))
+    is_own = name is None or is_same_value(name, known.get("dataset_name"))
     args = RewardArguments(**known) if is_own else RewardArguments(dataset_name=name)
     if args.dataset_name is None:
         raise InputError(f"`--dataset_name` is missing, and the model has no {STAGE_FILE} that names one.")
@@ -101,7 +101,7 @@ def _held_out_rows(
         raise InputError(f"`--split`: {args.dataset_name} has no split {names}; it has {', '.join(dataset)}.")
     rows = checked_split(dataset, found, "reward", source=args.dataset_name)
     same = {"dataset_config": args.dataset_config, "dataset_train_split": found}
-    is_trained_on = is_same_data(args.dataset_name, known.get("dataset_name")) and same.items() <= known.items()
+    is_trained_on = is_same_value(args.dataset_name, known.get("dataset_name")) and same.items() <= known.items()
     return args, found, rows, is_trained_on
 
 

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..evaluation.comparison import Answers
 from ..files import absolute_folder, delete, fields_of, is_same_value, make_directory, read_json, to_json, write_whole
 from ..hub.model_card import Made
-from ..report.plots import draw_plots
+from ..report.plots import draw_run
 from ..report.reward_summary import main_figures
 from ..report.run_summary import run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in
@@ -472,7 +472,7 @@ class Pipeline:
         """Write the report, `metrics.json` last: it says that the run is finished."""
         out = self.output_dir
         (out / "plots").mkdir(exist_ok=True)
-        draw_plots(metrics, histories, out / "plots")
+        draw_run(histories, out / "plots")
         sft, ppo, _ = greedy
         write_whole(out / "samples.md", samples_markdown(prompts, sft, ppo, step=self.num_samples))
         run_readme(

@@ -126,11 +126,8 @@ class Clock:
 
 
 def our_options(variant: str) -> dict:
-    """Options of PPOConfig for a variant of OURS."""
-    from hf_instructgpt.ppo.onednn import mkl_is_slow
-
+    """Options of PPOConfig in a variant of OURS."""
     exact = {"fast_sampling": True, "fuse_activations": True, "batch_by_length": True}
-    exact |= {"linear_backend": "onednn"} if mkl_is_slow() else {}
     return {"plain": {}, "ours": exact, "recommended": {"preset": "recommended"}}[variant]
 
 
@@ -170,9 +167,9 @@ def run_ours(
         begin(rows)
 
     trainer._begin_rollout = at_border
-    phases = {"_sample": "sample", "_score": "reward", "_measure": "log-probs and values", "compute_loss": "forward"}
-    for name, phase in phases.items():
+    for name, phase in {"_sample": "sample", "_score": "reward", "compute_loss": "forward"}.items():
         clock.wrap(trainer, name, phase)
+    clock.wrap(trainer_module, "measure", "log-probs and values")
     clock.wrap(trainer.accelerator, "backward", "backward")
     trainer.add_callback(OptimizerClock(trainer, clock))
     trainer.train()

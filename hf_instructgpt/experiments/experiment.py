@@ -146,9 +146,9 @@ class Experiment:
         data.read_by(*policy, training_args)
         return policy
 
-    def check_prompts(self, prompts: Dataset, policy: Policy, training_args: Any, *, source: str) -> None:
-        """Check that prompts leave room for responses, and that the judge can score these."""
-        check_fits(prompts, "prompts", *policy, training_args, source=source)
+    def check_prompts(self, prompts: Dataset, policy: Policy, options: Any, *, source: str) -> None:
+        """Check that prompts leave room for `options.max_completion_length` tokens, and that the judge can score."""
+        check_fits(prompts, "prompts", *policy, options, source=source)
         try_judge(load_judge(self.options.judge), prompts[0], policy[0], source=source)
 
     def check_held_out(self, held_out: Dataset, *, source: str) -> None:

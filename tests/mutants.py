@@ -687,10 +687,9 @@ MUTANTS = [
         "29c",
         "a reward model that is loaded by its path has a new head",
         "hf_instructgpt/models/loading.py",
-        "        return AutoModelForSequenceClassification.from_pretrained(func, **kwargs)",
-        "        model = AutoModelForSequenceClassification.from_pretrained(func, **kwargs)\n"
-        "        torch.nn.init.normal_(model.score.weight)\n"
-        "        return model",
+        "            model = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)",
+        "            model = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)\n"
+        "            torch.nn.init.normal_(model.score.weight)",
         f"{CHECKLIST}test_a_saved_reward_model_scores_as_it_did",
     ),
     Mutant(
@@ -1010,7 +1009,7 @@ MUTANTS = [
         "36h",
         "an adapter's shift is lost",
         "hf_instructgpt/models/loading.py",
-        'model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)',
+        'model.config.score_bias = PreTrainedConfig.get_config_dict(name)[0].get("score_bias", 0.0)',
         "pass",
         f"{RANKING}test_an_adapter_keeps_the_shift_beside_it_and_a_merged_one_has_it_once",
     ),

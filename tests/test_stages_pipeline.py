@@ -14,6 +14,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.trainer import PPOTrainer
+from hf_instructgpt.resuming import run_folder
 from hf_instructgpt.stages import compare_policies, load_data, pipeline, sft, stage_data
 
 COMMON = {
@@ -305,7 +306,7 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
     assert main(["run", "--config", config]) == 0
     (here / "out" / "thesis.txt").write_text("years")
     (here / "out" / "sft" / "notes.txt").write_text("mine")
-    (here / "out" / ".ppo.partial").mkdir()
+    (here / "out" / ".control").mkdir()
 
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -323,20 +324,20 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
 def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypatch):
     config = write(here, own_data(here, chat=True))
     assert main(["run", "--config", config]) == 0
-    rmtree = pipeline.shutil.rmtree
+    delete = run_folder.delete
 
-    def half(path, *args, **kwargs):
-        if path.name == ".reward.old" and path.exists():
-            (path / "model.safetensors").unlink()
+    def half(path):
+        delete(path)
+        if path.name == "model.safetensors" and "reward" in path.parts:
             raise KeyboardInterrupt
-        rmtree(path, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.shutil, "rmtree", half)
+        patch.setattr(run_folder, "delete", half)
         assert main(["run", "--config", config, "--overwrite_output_dir"]) == 130
     assert {path.name for path in (here / "out").iterdir()} >= {"ppo", "run.json"}
     assert not {"metrics.json", "sft"} & {path.name for path in (here / "out").iterdir()}
-    assert [path.name for path in (here / "out" / "reward").iterdir()] == ["stage.json"]  # which lists nothing
+    assert {path.name for path in (here / "out" / "reward").iterdir()} == {".previous", "stage.json"}
+    assert not run_folder.is_finished(here / "out" / "reward")
     assert main(["run", "--config", config, "--resume"]) == 0
     assert {path.name for path in (here / "out").iterdir()} == LEFT
 

@@ -21,7 +21,8 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 from ..errors import InputError
 from ..ppo.config import PPOConfig, check_ranges, documented
 from ..text import check_template_kwargs
-from .config_file import PATHS, locate_function, read_yaml
+from .config_file import PATHS, read_yaml
+from .functions import locate_function
 
 TrainerConfig = SFTConfig | RewardConfig | PPOConfig
 

@@ -12,13 +12,14 @@ from ..evaluation.preference import ScoredRanking, score_rankings
 from ..evaluation.reward_report import measure_rewards
 from ..files import delete, is_same_value, make_directory, read_json, to_json, weights_sha256, write_whole
 from ..hub.model_card import Made
+from ..models.loading import load_reward_model
 from ..report.plots import draw_reward_report
 from ..report.reward_summary import reward_findings, reward_report_markdown
 from ..resuming.run_folder import REPORT_CARD_FILE, STAGE_FILE, add_files
 from .arguments import RewardArguments
-from .config_file import locate_function
+from .functions import load_function, locate_function
 from .load_data import check_fits, checked_split, load_rows, rows_to_read
-from .load_models import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
+from .load_models import check_reward_model, load_config, load_tokenizer
 from .model_cards import write_stage_card
 
 LAB_JUDGE = "hf_instructgpt.data.gold_rewards"
@@ -56,7 +57,9 @@ def evaluate_reward(
     is_lab = args.dataset_name == "lab"
     judge = judge or (LAB_JUDGE if is_lab else None)
     gold_func = load_function(locate_function(judge, ""), option="--judge") if judge is not None else None
-    reward_model = load_reward_model(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device)
+    reward_model = load_reward_model(model, tokenizer=tokenizer, trust_remote_code=trust_remote_code).to(
+        PartialState().device
+    )
     options = {"gold_func": gold_func, "judged": is_lab, "batch_size": batch_size}
     max_length = stage_options.get("max_length")
     rankings, num_cut = score_rankings(reward_model, tokenizer, rows, max_length=max_length, **options)

@@ -23,10 +23,10 @@ from .load_models import (
     load_causal_lm,
     load_config,
     load_options,
-    load_reward_func,
     load_tokenizer,
     model_source,
     peft_errors,
+    resolve_reward,
 )
 from .run_stage import run_stage
 from .stage_data import StageData
@@ -83,7 +83,7 @@ def _make_trainer(
     options = load_options(training_args, model_args)
     train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
     trust = training_args.trust_remote_code
-    reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
+    reward_funcs = [resolve_reward(func, trust_remote_code=trust) for func in args.reward_funcs]
     check_signatures(reward_funcs, (train_dataset, eval_dataset))
     check_report_cards(args)
     if args.value_model not in (None, "shared"):

@@ -1,6 +1,7 @@
 """Files and folders of runs: read so that a broken one is named, written so that none is left half."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -52,8 +53,20 @@ def to_json(content: dict) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Replace a file in one step: a reader finds the old text or the new one."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def delete(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_same_value(one: Any, other: Any) -> bool:
@@ -143,3 +156,13 @@ def resource(*parts: str) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(f"{'/'.join(parts)} is neither in the installed package nor in a checkout around it.")
+
+
+def weights_sha256(folder: str | Path) -> dict[str, str]:
+    """SHA-256 of each file of weights in a model's folder, by name."""
+    files = [path for path in sorted(Path(folder).glob("*model*")) if path.suffix in (".safetensors", ".bin")]
+    sums = {}
+    for path in files:
+        with path.open("rb") as file:
+            sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums

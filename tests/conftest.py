@@ -1,11 +1,14 @@
 """The environment, set before anything is imported; and what several files of tests need."""
 
+import base64
+import contextlib
 import gc
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",  # a test that looks on the Hub would wait for a network, or get what nobody has seen
@@ -17,6 +20,11 @@ os.environ |= {
 os.environ.pop("PYTEST_ADDOPTS", None)  # this run has read it, and one that a test starts must not
 
 ROOT = Path(__file__).parents[1]
+# A PNG file of one pixel.
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
+SAVEFIG = Figure.savefig
 
 
 def pytest_addoption(parser):
@@ -24,7 +32,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_finish():
-    """Hide all modules from the garbage collector: Trainer runs it at each start, and a third of the time went there."""
+    """Hide all modules from the garbage collector, which Trainer runs at each start: it took a third of the time."""
     gc.collect()
     gc.freeze()
 
@@ -40,6 +48,28 @@ def _fake_device(request):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _charts_of_one_pixel():
+    """Charts are set up but not drawn, because drawing takes half of a run's time. See `charts`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).write_bytes(PIXEL))
+        yield
+
+
+@contextlib.contextmanager
+def drawn_charts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", SAVEFIG)
+        yield
+
+
+@pytest.fixture
+def charts():
+    """For tests that look at charts: these are drawn."""
+    with drawn_charts():
+        yield
+
+
 @pytest.fixture(scope="session")
 def document_run(tmp_path_factory):
     """The folder of a run of the recipe `document`, called `doc`. It is read, and never written to."""
@@ -47,7 +77,8 @@ def document_run(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("runs") / "doc"
     config = str(ROOT / "recipes" / "document" / "pipeline.yaml")
-    assert main(["run", "--config", config, "--output_dir", str(folder), "--seed", "0"]) == 0
+    with drawn_charts():
+        assert main(["run", "--config", config, "--output_dir", str(folder), "--seed", "0"]) == 0
     return folder
 
 

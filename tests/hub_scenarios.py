@@ -1,22 +1,27 @@
 """What is pushed, pulled and refused: scenarios that `test_hub.py` runs, each in a process of its own.
 
-`python hub_scenarios.py NAME FOLDER ARGUMENT...` starts an in-memory Hub and points the ordinary client at it, which
-must happen before anything of Hugging Face's is imported. FOLDER is empty and the scenario's own.
+These are forked from one process (`serve`) that has imported the libraries, which takes many times as long as most
+scenarios do. The client must know its Hub before anything of Hugging Face's is imported, so that the scenarios' Hubs,
+which start empty, all have the same address, and their caches the same folder.
 """
 
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 from memory_hub import MemoryHub, environment
 
 TOKEN = "hf_a-writer-s-secret"
-HUB = MemoryHub(users={TOKEN: "user", "hf_another": "another"}).start()
-os.environ.update(environment(HUB, Path(sys.argv[2]) / "home", token=TOKEN))
+HUB = MemoryHub(users={TOKEN: "user", "hf_another": "another"})
+HOME = Path(tempfile.mkdtemp())
+os.environ.update(environment(HUB, HOME, token=TOKEN))
 
+import gc  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
+import traceback  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -60,7 +65,7 @@ def check_secrets(folder: Path) -> None:
     for repo in HUB.repos():
         for name, data in HUB.files(*repo).items():
             assert TOKEN.encode() not in data and str(folder).encode() not in data, (repo, name)
-    for path in filter(Path.is_file, folder.rglob("*")):
+    for path in filter(Path.is_file, (*folder.rglob("*"), *HOME.rglob("*"))):
         assert TOKEN.encode() not in path.read_bytes(), path
 
 
@@ -87,7 +92,7 @@ def a_run_is_pushed_and_pulled_back(folder: Path, document_run: str) -> None:
         assert (len(card.data.eval_results or []) > 0) == (stage != "sft")
         assert str(folder) not in card.content
     assert "[user/doc-reward]" in ModelCard.load("user/doc-ppo").text
-    assert {"report_card.md", "plots/report_card_accuracy.png"} <= set(HUB.files("user/doc-reward"))
+    assert {"reward_report.md", "plots/reward_report_accuracy.png"} <= set(HUB.files("user/doc-reward"))
 
     policy, local = (AutoModelForCausalLM.from_pretrained(x) for x in ("user/doc-ppo", run / "ppo"))
     assert all(torch.equal(x, local.state_dict()[name]) for name, x in policy.state_dict().items())
@@ -273,12 +278,13 @@ def old_code_is_replaced(folder: Path, pushed: str) -> None:
     code = {path.name: path.read_bytes() for path in Path(char_gpt.__file__).parent.glob("*_char_gpt.py")}
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys()
-    assert changed == {"modeling_char_gpt.py", "value_model/modeling_char_gpt.py"}
+    assert {"modeling_char_gpt.py", "value_model/modeling_char_gpt.py"} <= changed
+    assert changed == {name for name in before if name.endswith(".py") and before[name] != code[Path(name).name]}
     assert all(after[name] == code[Path(name).name] for name in after if name.endswith(".py"))
     assert main(["push", "user/old", "--code-only"]) == 0  # says that there is nothing to do
     assert main(["push", "user/old", "--code-only", "--private"]) == main(["push", pushed, "--code-only"]) == 2
     HUB.cut("GET", "/user/old/resolve", times=9)
-    (folder / "home").rename(folder / "home_before")  # what has been downloaded
+    shutil.rmtree(HOME)  # what has been downloaded
     assert main(["push", "user/old", "--code-only"]) == 2
     assert main(["push", "user/gpt2", "--code-only"]) == 2
     assert main(["push", "user/nobody", "--code-only"]) == 2
@@ -386,11 +392,11 @@ def a_run_on_ones_own_rows(folder: Path) -> None:
     assert len(held_out) == 2  # text beside what a stage is trained on is whole; all else holds out the same prompts
     card = ModelCard.load("user/mine-ppo")
     assert card.data.base_model == "user/mine-ppo_init" and card.data.license is None
-    assert "- [what PPO started from](" in card.text and str(folder) not in card.content
+    assert "- [the model that PPO started from](" in card.text and str(folder) not in card.content
     assert "| `pretraining_fraction` | 0.5 |" in ModelCard.load("user/mine-ppo_init").text
     assert "pretraining text | [user/mine-data]" in ModelCard.load("user/mine-ppo_init").text
     text = HUB.files("user/mine-data", "dataset")["README.md"].decode()
-    assert "No licence is stated" in text and "what PPO started from: pretraining text" in text
+    assert "No licence is stated" in text and "the model that PPO started from: pretraining text" in text
     exec(usage(text), {})
 
 
@@ -405,7 +411,7 @@ def what_is_pushed_is_what_is_meant(folder: Path, document_run: str) -> None:
         push("doc")
     Path("metrics.json").rename("doc/metrics.json")
     with pytest.raises(InputError, match="neither a run nor a stage's result"):
-        push("home")
+        push(HOME)
 
     Path("rows.jsonl").write_text('{"prompt": [{"role": "user", "content": "几？"}]}\n')
     made, stage = Made.load("doc/ppo"), json.loads(Path("doc/ppo/stage.json").read_text())
@@ -447,8 +453,36 @@ def what_is_pushed_is_what_is_meant(folder: Path, document_run: str) -> None:
     assert "adapter_config.json" not in HUB.files("user/doc-ppo") and "notes.txt" in HUB.files("user/doc-ppo")
 
 
-if __name__ == "__main__":
+# ---- Each in a process of its own ----------------------------------------------------------------------------------
+
+
+def run(name: str, folder: str, *arguments: str) -> int:
+    """What a forked process does; returns its exit code. What it prints goes to a file beside the folder."""
+    with open(f"{folder}.log", "w") as log, open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    HOME.mkdir(exist_ok=True)
+    os.chdir(folder)
+    HUB.start()
     try:
-        globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+        globals()[name](Path(folder), *arguments)
+    except BaseException:
+        traceback.print_exc()
+        return 1
     finally:
-        HUB.stop()
+        shutil.rmtree(HOME, ignore_errors=True)
+        sys.stdout.flush()
+    return 0
+
+
+def serve() -> None:
+    """Run the scenarios named on standard input: each line is a list of name, empty folder and arguments."""
+    gc.freeze()
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os._exit(run(*json.loads(line)))
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    shutil.rmtree(HOME, ignore_errors=True)

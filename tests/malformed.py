@@ -217,7 +217,7 @@ class Inputs:
         argv = [*self.stages["ppo"], "--output_dir", self.out]
         kept = self.folder / "broken_off"
         broken_off(*argv, step=4)
-        shutil.copytree(self.folder / ".out.partial", kept)
+        shutil.copytree(self.out, kept)
         manifest = json.loads((kept / "checkpoint-2" / "checkpoint.json").read_text())
         shapes = [
             *JSON_FILES,
@@ -227,7 +227,7 @@ class Inputs:
         for name, texts in {"checkpoint-2/checkpoint.json": shapes, "stage.json": JSON_FILES}.items():
             for text in texts:
                 words = (name, "checkpoint-2") if "checkpoint-2" in name else (name, "options")
-                before = _copy(kept, self.folder / ".out.partial", name, text)
+                before = _copy(kept, self.out, name, text)
                 yield Input("checkpoints", f"{name}: {text[:60]!r}", [*argv, "--resume"], words, before)
 
     def report(self) -> Iterator[Input]:
@@ -342,8 +342,7 @@ def main(argv: list[str]) -> int:
             for number, given in enumerate(getattr(inputs, kind)()):
                 if number % args.every:
                     continue
-                for left in (inputs.out, inputs.folder / ".out.partial"):
-                    shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(inputs.out, ignore_errors=True)
                 what, last = judge(given)
                 counts[kind, what] += 1
                 if what != "clear":

@@ -46,11 +46,11 @@ def test_ours_is_the_same_algorithm():
     """Options that change what is computed, or in which precision, belong to `recommended` alone."""
     import ppo_worker
 
-    exact = {"fast_sampling", "fuse_activations", "batch_by_length", "linear_backend"}
+    exact = {"fast_sampling", "fuse_activations", "batch_by_length"}
     assert ppo_worker.our_options("plain") == {} and set(ppo_worker.our_options("ours")) <= exact
 
 
-def test_slopes_and_drift_by_hand(tmp_path):
+def test_slopes_and_drift_by_hand(charts, tmp_path):
     import growth
 
     points = [(1, 9.0, 1e9), (2, 3.0, 1e9), (4, 12.0, 1e9)]

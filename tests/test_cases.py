@@ -10,9 +10,13 @@ cases = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cases)
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=f"{path.parent.name}/{path.stem}") for path in cases.case_files([])]
-)
+def parameter(path):
+    """A case's parameter; those that say `SLOW = True` are marked."""
+    marks = pytest.mark.slow if "\nSLOW = True" in path.read_text(encoding="utf-8") else ()
+    return pytest.param(path, id=f"{path.parent.name}/{path.stem}", marks=marks)
+
+
+@pytest.mark.parametrize("path", map(parameter, cases.case_files([])))
 def test_case(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cases.load_case(path).check(tmp_path)

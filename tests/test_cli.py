@@ -88,6 +88,16 @@ print(sorted({"torch", "transformers", "datasets", "trl", "matplotlib"} & set(sy
     assert python(code).splitlines()[-1] == "[]"
 
 
+def test_a_stage_imports_neither_the_pipeline_nor_the_experiments():
+    code = """
+import sys
+from hf_instructgpt.cli import main
+assert main(["ppo", "--dataset_name", "lab", "--output_dir", "out"]) == 2
+print([name for name in sys.modules if name.endswith(".stages.pipeline") or ".experiments" in name])
+"""
+    assert python(code).splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_help_of_a_stage_is_that_of_its_classes(stage, capsys):
     """Read from the source, it says what the dataclasses say: names, defaults, helps, choices, of every class."""
@@ -120,7 +130,9 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     """A stage that would take minutes, stopped once it trains: exit code 130, nothing in place, no traceback."""
     argv = ["sft", "--dataset_name", "lab", "--output_dir", str(tmp_path / "out"), "--report_to", "none"]
     argv += ["--max_steps", "100000", "--gradient_checkpointing", "false", "--logging_steps", "1"]
-    code = f"import sys; from hf_instructgpt.cli import main; sys.exit(main({argv!r}))"
+    # A process that a shell started in the background ignores Ctrl-C, and so do those that it starts.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"from hf_instructgpt.cli import main; sys.exit(main({argv!r}))"
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log, start_new_session=True)
     try:

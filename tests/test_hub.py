@@ -17,60 +17,78 @@ TESTS = Path(__file__).parent
 TOKEN = "hf_a-writer-s-secret"
 
 
-def scenario(name, folder, *arguments):
-    """Run one; returns what it printed. A token must not be in it."""
-    command = [sys.executable, str(TESTS / "hub_scenarios.py"), name, str(folder), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=folder)
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, output[-4000:]
-    assert TOKEN not in output
-    return output
+@pytest.fixture(scope="module")
+def server():
+    """The process that runs scenarios."""
+    command = [sys.executable, "-c", "from hub_scenarios import serve; serve()"]
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths}
+    ) as process:
+        yield process
+        process.stdin.close()
 
 
-def test_a_run_is_pushed_and_pulled_back(document_run, tmp_path):
-    output = scenario("a_run_is_pushed_and_pulled_back", tmp_path, document_run)
+@pytest.fixture
+def scenario(server, tmp_path):
+    """Run a scenario in the test's folder; returns what it printed. A token must not be in it."""
+
+    def run(name, *arguments):
+        print(json.dumps([name, str(tmp_path), *map(str, arguments)]), file=server.stdin, flush=True)
+        code, log = server.stdout.readline(), Path(f"{tmp_path}.log")
+        output = log.read_text(encoding="utf-8")
+        log.unlink()
+        assert code == "0\n", output[-4000:]
+        assert TOKEN not in output
+        return output
+
+    return run
+
+
+def test_a_run_is_pushed_and_pulled_back(document_run, scenario):
+    output = scenario("a_run_is_pushed_and_pulled_back", document_run)
     assert len(re.findall(r"Pushed: http://127\.0\.0\.1:\d+/(?:datasets/)?user/doc-", output)) == 4
 
 
-def test_a_failed_push_leaves_the_run_whole_says_why_and_can_be_repeated(document_run, tmp_path):
-    scenario("failures_leave_the_run_whole", tmp_path, document_run)
+def test_a_failed_push_leaves_the_run_whole_says_why_and_can_be_repeated(document_run, scenario):
+    scenario("failures_leave_the_run_whole", document_run)
 
 
-def test_stages_push_by_themselves(tmp_path):
-    output = scenario("stages_push_by_themselves", tmp_path)
+def test_stages_push_by_themselves(scenario):
+    output = scenario("stages_push_by_themselves")
     assert "small is complete, but could not be pushed to user/small: the Hub answered 503" in output
-    assert "the Hub answered 403" in output and "`hub_token` is not used here" in output
+    assert "the Hub answered 403" in output and "`hub_token` would be written to files" in output
 
 
-def test_adapters_name_their_base(llama, tmp_path):
-    output = scenario("adapters_name_their_base", tmp_path, llama)
+def test_adapters_name_their_base(llama, scenario):
+    output = scenario("adapters_name_their_base", llama)
     assert "the adapter's base model base is not on the Hub" in output
 
 
-def test_old_code_is_replaced(tmp_path):
-    output = scenario("old_code_is_replaced", tmp_path, TESTS / "pushed" / "0.1.0")
+def test_old_code_is_replaced(scenario):
+    output = scenario("old_code_is_replaced", TESTS / "pushed" / "0.1.0")
     assert "user/old has this version's code already." in output
     assert output.count("--code-only takes a repository's Hub id") == 2
     assert "the code in user/old could not be replaced" in output
-    assert "user/gpt2 holds none of the files configuration_char_gpt.py" in output
+    assert "user/gpt2 has none of the files configuration_char_gpt.py" in output
     assert "the code in user/nobody could not be replaced: the Hub answered 4" in output
 
 
-def test_trainers_push(llama, tmp_path):
-    scenario("trainers_push", tmp_path, llama)
+def test_trainers_push(llama, scenario):
+    scenario("trainers_push", llama)
 
 
-def test_what_is_pushed_is_what_is_meant(document_run, tmp_path):
-    output = scenario("what_is_pushed_is_what_is_meant", tmp_path, document_run)
+def test_what_is_pushed_is_what_is_meant(document_run, scenario):
+    output = scenario("what_is_pushed_is_what_is_meant", document_run)
     assert "doc/sft/README.md was edited by hand and is pushed as it is" in output
 
 
-def test_a_run_on_ones_own_rows(tmp_path):
-    scenario("a_run_on_ones_own_rows", tmp_path)
+def test_a_run_on_ones_own_rows(scenario):
+    scenario("a_run_on_ones_own_rows")
 
 
-def test_sample_data_are_pushed(tmp_path):
-    scenario("sample_data_are_pushed", tmp_path)
+def test_sample_data_are_pushed(scenario):
+    scenario("sample_data_are_pushed")
 
 
 # ---- Read by those who have never heard of this package ------------------------------------------------------------
@@ -169,6 +187,7 @@ for stage in ("sft", "reward", "ppo"):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 def test_pushed_code_travels(hub, bare_python, document_run, tmp_path):
     """It loads, generates, scores and trains, pinned to a revision, where there is only torch and transformers."""
     _, asks = hub
@@ -192,6 +211,7 @@ def test_pushed_code_travels(hub, bare_python, document_run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 def test_trl_trains_a_pushed_model_on_the_pushed_data(hub, tmp_path):
     _, asks = hub
     command = [Path(sys.executable).parent / "trl", "sft", "--model_name_or_path", "user/doc-sft"]

@@ -18,8 +18,8 @@ from hf_instructgpt.models.checks import check_launch
 from hf_instructgpt.ppo.checks import check_fsdp, check_processes
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.resuming.checkpoint import alone_in
+from hf_instructgpt.resuming.run_folder import stage_folder
 from hf_instructgpt.stages.arguments import SFTArguments
-from hf_instructgpt.stages.run_folder import partial_directory, stage_output
 from hf_instructgpt.stages.run_stage import run_stage
 
 HOLDER = """
@@ -208,19 +208,19 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capl
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_stage_leaves_what_another_run_writes(tmp_path, other_run, resume):
-    partial = partial_directory(tmp_path / "sft")
-    partial.mkdir()
-    (partial / "checkpoint-1").mkdir()
-    (partial / "checkpoint-1" / "trainer_state.json").write_text("{}")
-    kill = other_run(partial)
-    stage = stage_output(tmp_path / "sft", options={}, overwrite=True, resume=resume)
+    out = tmp_path / "sft"
+    (out / "checkpoint-1").mkdir(parents=True)
+    (out / "stage.json").write_text('{"options": {}}')
+    (out / "checkpoint-1" / "trainer_state.json").write_text("{}")
+    kill = other_run(out)
+    stage = stage_folder(tmp_path / "sft", options={}, overwrite=True, resume=resume)
     with pytest.raises(InputError, match="another process is at work in"), stage:
         raise AssertionError
-    assert (partial / "checkpoint-1" / "trainer_state.json").is_file()
+    assert (out / "checkpoint-1" / "trainer_state.json").is_file()
     kill()
-    with stage_output(tmp_path / "sft", options={}, overwrite=True, resume=False) as work:
+    with stage_folder(tmp_path / "sft", options={}, overwrite=True, resume=False) as work:
         work.begin()
-        assert work.folder == partial and [path.name for path in partial.iterdir()] == ["stage.json"]
-        with alone_in(partial):  # as PPO's own training in a stage
-            (partial / "model").touch()
-    assert (tmp_path / "sft" / "model").is_file() and not partial.exists()
+        assert [path.name for path in out.iterdir()] == ["stage.json"]
+        with alone_in(out):  # as PPO's own training in a stage
+            (out / "model").touch()
+    assert (out / "model").is_file()

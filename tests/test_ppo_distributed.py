@@ -1,5 +1,6 @@
 """PPOTrainer on two processes: the same step as on one, its own samples on each, one saved run, an exact resume."""
 
+import gc
 import json
 import os
 import subprocess
@@ -125,6 +126,7 @@ def refusal(environment, **options):
 
 
 def main(folder: Path):
+    gc.freeze()  # see conftest.py
     rank = int(os.environ["RANK"])
     results = {
         "fixed": fixed_steps(folder / "fixed", per_device_train_batch_size=2),

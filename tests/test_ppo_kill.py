@@ -5,6 +5,7 @@ forks one for each attempt (two for the run on two processes). `python test_ppo_
 series of random moments, and prints how many runs ended alike.
 """
 
+import gc
 import json
 import os
 import random
@@ -24,17 +25,17 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
 from hf_instructgpt.cli import main as command_line
-from hf_instructgpt.ppo import token_log
-from hf_instructgpt.ppo import trainer as trainer_module
+from hf_instructgpt.ppo import logs, token_log
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ValueModel
 from hf_instructgpt.ppo.trainer import PPOTrainer
 from hf_instructgpt.resuming import resumable
+from hf_instructgpt.resuming.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent / "cases"))
 from product import left, pipeline_file, stage_files
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
 
 KINDS = ("plain", "lora", "two")
 # Where a run is killed, and at which passage of that place: in sampling (of the first rollout, of a later one, of an
@@ -54,7 +55,7 @@ MOMENTS = [
     ("reward", 2),
 ]
 # Of commands: the stages alone, and all in one run. `model` is in the writing of a checkpoint's weights, or of the
-# result's, `moved` where the result is moved into place.
+# result's, `finish` and `settle` where the result becomes finished.
 COMMANDS = ("sft", "reward", "ppo", "run")
 COMMAND_MOMENTS = [
     ("step", 1),
@@ -64,7 +65,8 @@ COMMAND_MOMENTS = [
     ("aside", 1),
     ("rotate", 1),
     ("step", 3),
-    ("moved", 1),
+    ("finish", 1),
+    ("settle", 1),
 ]
 WALL_CLOCK = ("runtime", "per_second")
 
@@ -164,11 +166,11 @@ def install(killer):
     def killed_rename(self, target):
         if self.name.startswith("checkpoint-"):
             killer("aside")
-        if self.name.endswith(".partial"):
-            killer("moved")
         return rename(self, target)
 
     Path.rename = killed_rename
+    before(RunFolder, "finish", "finish")
+    before(RunFolder, "settle", "settle")
     append_rows = token_log.append_rows
 
     def half_a_line(path, rows):
@@ -180,7 +182,7 @@ def install(killer):
         path.write_text(lines, encoding="utf-8")
         append_rows(path, rows)
 
-    trainer_module.append_rows = half_a_line
+    logs.append_rows = half_a_line
 
 
 def command(folder, kind):
@@ -273,6 +275,7 @@ def what_is_left(folder):
 
 
 def main(folder: Path):
+    gc.freeze()  # see conftest.py
     results = {}
     for kind in (*KINDS, *COMMANDS):
         results[kind] = {"whole": fork(folder / kind / "whole", kind, ("nowhere", 1)), "killed": []}

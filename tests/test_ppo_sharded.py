@@ -3,6 +3,7 @@
 `accelerate launch --config_file ... test_ppo_sharded.py FOLDER` runs all scenarios of one recipe.
 """
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -67,15 +68,15 @@ def run_sampled(folder, name, resume=None, **options):
 def run_poisoned(folder, **options):
     """A run of which one process alone gets a NaN in one shard of one gradient, at its second step."""
     trainer = make(folder / "poisoned", max_steps=3, per_device_train_batch_size=2, on_nonfinite="skip", **options)
-    accept = trainer._accept_update
+    accepts = trainer.guard.accepts
 
-    def poisoned():
+    def poisoned(*args, **options):
         if trainer.state.global_step == 1 and trainer.args.process_index == 1:
             gradient = next(p.grad for p in trainer.model.parameters() if p.grad.to_local().numel())
             gradient.to_local().view(-1)[0] = torch.nan
-        return accept()
+        return accepts(*args, **options)
 
-    trainer._accept_update = poisoned
+    trainer.guard.accepts = poisoned
     trainer.train()
     return [log["skipped_updates"] for log in trainer.state.log_history if "loss" in log]
 
@@ -125,6 +126,7 @@ def refusals(kind, folder, options):
 
 
 def main(folder: Path):
+    gc.freeze()  # see conftest.py
     kind, rank = folder.name, int(os.environ["RANK"])
     options = {"use_cpu": kind != "fsdp2"}
     if kind == "fsdp2":
@@ -182,7 +184,7 @@ def alone(folder):
     return {name: run_fixed(folder / "alone", name, per_device_train_batch_size=4) for name in FIXED}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in KINDS])
 def kind(request):
     if request.param != "fsdp2":
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")

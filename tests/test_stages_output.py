@@ -1,27 +1,37 @@
 """Where a stage writes: at any moment what stands in place is whole, and what is not ours survives."""
 
 import json
+import os
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.resuming.checkpoint import write_manifest
-from hf_instructgpt.stages.run_folder import STAGE_FILE, stage_output
+from hf_instructgpt.resuming.run_folder import (
+    PREVIOUS,
+    STAGE_FILE,
+    RunFolder,
+    check_finished,
+    delete_result,
+    stage_folder,
+)
 
 OPTIONS = {"learning_rate": 0.1}
 
 
 def work(folder, text="result", *, options=OPTIONS, overwrite=False, resume=False, checkpoints=(), fail=None):
     """One run of a stage; returns the checkpoint it was to resume from."""
-    with stage_output(folder, options=options, overwrite=overwrite, resume=resume) as work_in:
+    with stage_folder(folder, options=options, overwrite=overwrite, resume=resume) as work_in:
         if work_in is None:
             return "whole"
         work_in.begin()
-        (work_in.folder / "model").write_text(text)
+        (work_in.path / "model").write_text(text)
         for name in checkpoints:
-            (work_in.folder / name).mkdir()
-            (work_in.folder / name / "trainer_state.json").write_text("{}")
-            write_manifest(work_in.folder / name, options={})
+            (work_in.path / name).mkdir()
+            (work_in.path / name / "trainer_state.json").write_text("{}")
+            write_manifest(work_in.path / name, options={})
         if fail is not None:
             raise fail
     return work_in.checkpoint
@@ -31,12 +41,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_result_is_moved_in_when_whole_and_not_before(tmp_path):
+def test_a_result_is_finished_at_the_end_and_not_before(tmp_path):
     out = tmp_path / "deep" / "out"
-    with stage_output(out, options=OPTIONS, overwrite=False, resume=False) as begun:
+    with stage_folder(out, options=OPTIONS, overwrite=False, resume=False) as begun:
         begun.begin()
-        (begun.folder / "model").write_text("result")
-        assert begun.checkpoint is None and not out.exists()
+        (begun.path / "model").write_text("result")
+        assert begun.checkpoint is None and not begun.is_finished
+        with pytest.raises(InputError, match="is not finished"):
+            check_finished(out)
+    check_finished(out)
     assert names(out) == ["model", STAGE_FILE] and names(out.parent) == ["out"]
 
 
@@ -57,7 +70,7 @@ def test_a_failure_leaves_the_earlier_result_as_it_was(tmp_path):
 def test_resume_takes_the_last_whole_checkpoint(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         work(tmp_path / "out", checkpoints=("checkpoint-9", "checkpoint-10"), fail=KeyboardInterrupt())
-    broken = tmp_path / ".out.partial" / "checkpoint-11"
+    broken = tmp_path / "out" / "checkpoint-11"
     broken.mkdir()
     (broken / "trainer_state.json").write_text('{"global_')
     assert work(tmp_path / "out", resume=True).endswith("checkpoint-10")
@@ -65,7 +78,8 @@ def test_resume_takes_the_last_whole_checkpoint(tmp_path):
 
 
 def test_a_leftover_of_a_killed_run_does_not_block_a_new_one(tmp_path):
-    (tmp_path / ".out.partial" / "_checkpoint_in_progress" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "out" / "_checkpoint_in_progress" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "out" / STAGE_FILE).write_text(json.dumps({"options": OPTIONS}))
     assert work(tmp_path / "out") is None
     assert names(tmp_path / "out") == ["model", STAGE_FILE]
 
@@ -73,12 +87,12 @@ def test_a_leftover_of_a_killed_run_does_not_block_a_new_one(tmp_path):
 def test_what_is_there_to_be_resumed_goes_when_all_has_been_checked(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         work(tmp_path / "out", checkpoints=("checkpoint-1",), fail=KeyboardInterrupt())
-    with pytest.raises(InputError, match="--resume to go on from the last one, or --overwrite_output_dir to drop"):
+    with pytest.raises(InputError, match="--resume to continue from the last one, or --overwrite"):
         work(tmp_path / "out")
-    stage = stage_output(tmp_path / "out", options={}, overwrite=True, resume=False)
+    stage = stage_folder(tmp_path / "out", options={}, overwrite=True, resume=False)
     with pytest.raises(InputError, match="mistyped"), stage:
         raise InputError("mistyped")
-    assert (tmp_path / ".out.partial" / "checkpoint-1").is_dir()
+    assert (tmp_path / "out" / "checkpoint-1").is_dir()
     assert work(tmp_path / "out", overwrite=True) is None and names(tmp_path) == ["out"]
 
 
@@ -144,27 +158,60 @@ def test_overwriting_keeps_what_lies_in_a_stage_s_own_folders(tmp_path):
     assert names(out) == ["model", STAGE_FILE]
 
 
-def test_a_crash_between_the_two_renames_loses_nothing(tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    work(out, "first")
-    (out / "notes.txt").write_text("mine")
-    rename = type(out).rename
+class PowerCutError(BaseException):
+    """The process ends: nothing is cleaned up."""
 
-    def crash(path, target):
-        if path.name == ".out.partial":
-            raise OSError("power cut")
-        return rename(path, target)
 
-    monkeypatch.setattr(type(out), "rename", crash)
-    with pytest.raises(OSError, match="power cut"):
-        work(out, "second", overwrite=True)
-    monkeypatch.undo()
-    assert not out.exists()
-    with pytest.raises(InputError, match="holds a result already"):
-        work(out)
-    assert (out / "model").read_text() == "first" and (out / "notes.txt").read_text() == "mine"
-    work(out, "third", overwrite=True)
-    assert (out / "model").read_text() == "third" and names(tmp_path) == ["out"]
+def moments(monkeypatch):
+    """Count the steps on disk of what follows, and end the process before the one that is asked for."""
+    counter = {"left": None, "seen": 0}
+
+    def wrapped(original):
+        def step(*args, **kwargs):
+            counter["seen"] += 1
+            if counter["left"] is not None and counter["seen"] > counter["left"]:
+                raise PowerCutError
+            return original(*args, **kwargs)
+
+        return step
+
+    for owner, name in ((Path, "rename"), (Path, "unlink"), (Path, "mkdir"), (Path, "replace"), (os, "rmdir")):
+        monkeypatch.setattr(owner, name, wrapped(getattr(owner, name)))
+    return counter
+
+
+@pytest.mark.parametrize("action", ["overwrite", "fail", "delete"])
+def test_a_crash_at_any_step_loses_nothing(tmp_path, monkeypatch, action):
+    """After it the folder is the first result or the second one, and the user's files are there."""
+    counter, step = moments(monkeypatch), 0
+    while True:
+        out = tmp_path / f"{action}{step}"
+        counter.update(left=None)
+        work(out, "first", checkpoints=("checkpoint-1",))
+        (out / "notes.txt").write_text("mine")
+        (out / "checkpoint-1" / "mine").write_text("mine")
+        counter.update(left=step, seen=0)
+        try:
+            if action == "delete":
+                delete_result(out)
+            else:
+                fail = RuntimeError() if action == "fail" else None
+                with suppress(RuntimeError):
+                    work(out, "second", overwrite=True, fail=fail)
+            break
+        except PowerCutError:
+            counter.update(left=None)
+        folder = RunFolder(out, {})
+        folder.recover()
+        assert (out / "notes.txt").read_text() == (out / "checkpoint-1" / "mine").read_text() == "mine", step
+        if folder.is_finished:
+            assert (out / "model").read_text() in ("first", "second") and not (out / PREVIOUS).exists()
+        else:
+            assert action == "delete" and not (out / PREVIOUS).exists()
+        work(out, "third", overwrite=True)
+        assert (out / "model").read_text() == "third" and (out / "notes.txt").read_text() == "mine", step
+        step += 1
+    assert step > 5
 
 
 def test_a_place_that_cannot_be_written_is_the_users_error(tmp_path):

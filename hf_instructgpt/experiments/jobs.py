@@ -1,13 +1,12 @@
-"""Many runs as the cells of a table: made in worker processes, kept on disk, gone on with after a stop.
+"""Run a grid of jobs in worker processes; results are kept on disk, so that a grid that was stopped can be resumed.
 
-A lab's folder holds `run.json`, the options that it was started with, folders of cells, and what it found; the file
-of the results, moved in last, says that it is whole.
+A job's folder holds what it wrote, `log.txt`, and `result.json`, which is written last. (joblib would kill the jobs
+under way when one fails; here they are finished.)
 """
 
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,72 +16,41 @@ from pathlib import Path
 from threading import Thread
 
 import torch
+from joblib import cpu_count
 
 from ..errors import InputError
-from ..files import make_directory, read_json, to_json, write_whole
+from ..files import delete, make_directory, read_json, to_json, write_whole
 from ..resuming.checkpoint import alone_in
-from ..stages.pipeline import RUN_FILE, check_same_run
-from ..stages.run_folder import partial_directory
+from ..resuming.run_folder import RUN_FILE, open_run
 
 RESULT_FILE, LOG_FILE = "result.json", "log.txt"
 
 
 def open_folder(folder: Path, options: dict, *, writes: Sequence[str], overwrite: bool, resume: bool) -> None:
-    """Make or reopen the folder of a lab's run.
+    """Make or reopen the folder of an experiment's run.
 
-    Args:
-        folder (`Path`): The folder.
-        options (`dict`): What the results depend on, for JSON; mappings in it are compared key by key.
-        writes (`Sequence[str]`): Names of the files and folders that the run writes into `folder`, and so all that
-            `overwrite` may delete; the file that says that a run is whole stands first.
-        overwrite (`bool`): Delete another run in the folder.
-        resume (`bool`): Keep what is there of the same run.
-
-    Raises:
-        InputError: `folder` holds something else, a run with other options, or one that may not be replaced; or
-            another process is at work in it.
+    `writes` names the files and folders that the run writes, all that `overwrite` may delete; the file that says
+    that a run is finished comes first.
     """
     known = read_json(folder / RUN_FILE)
     if known is not None and known.keys() != options.keys():
         raise InputError(f"{folder} holds a run of another command. Choose another `output_dir`.")
-    if resume and known is not None:
-        check_same_run(folder, json.loads(to_json(options)), known)
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if known is None:
-            raise InputError(f"{folder} is not empty and holds no run. Choose another `output_dir`.")
-        if not overwrite:
-            raise InputError(
-                f"{folder} holds another run. Choose another `output_dir`, pass --resume to go on with it, or "
-                "--overwrite_output_dir to replace it."
-            )
-        for name in writes:
-            path, aside = folder / name, partial_directory(folder / name)
-            shutil.rmtree(aside, ignore_errors=True)
-            if path.is_dir():  # at any moment, what stands under its name is whole
+
+    def delete_run() -> None:
+        for path in (folder / name for name in writes):
+            if path.is_dir():
                 with alone_in(path):
-                    path.rename(aside)
-                shutil.rmtree(aside)
-            path.unlink(missing_ok=True)
-    make_directory(folder)
-    write_whole(folder / RUN_FILE, to_json(options))
+                    delete(path)
+            delete(path)
+
+    open_run(folder, json.loads(to_json(options)), delete_run=delete_run, overwrite=overwrite, resume=resume)
 
 
 def run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -> dict[str, dict]:
-    """Results of all cells, by name; a cell whose result is in `folder` already is not run again.
+    """Run `work(folder=..., **options) -> dict` for each cell's options, and return the results by name.
 
-    One worker for each core, of one thread each: tiny models gain nothing from more threads. With an accelerator
-    there is one worker.
-
-    Args:
-        work (`Callable`): A function of a module, `work(folder=..., **options) -> dict`: it may write into `folder`,
-            and what it returns goes into JSON.
-        cells (`dict[str, dict]`): Options of `work` by the cell's name, which becomes a folder's.
-        folder (`Path`): Where the cells go.
-
-    Raises:
-        InputError: A cell could not be run, or another process runs cells in `folder`. Those that are done stay.
-        RuntimeError: A cell failed for another reason; it names the cell and its log.
+    A cell whose result is in `folder` is not run again. There is one worker per core, with one thread, because tiny
+    models gain nothing from more; with an accelerator there is one worker.
     """
     make_directory(folder)
     with alone_in(folder):
@@ -95,7 +63,7 @@ def _run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) 
     if not todo:
         return results
     has_accelerator = torch.accelerator.is_available()
-    num_workers = 1 if has_accelerator else min(len(todo), len(os.sched_getaffinity(0)))
+    num_workers = 1 if has_accelerator else min(len(todo), cpu_count())
     # Started anew rather than forked: a fork keeps torch's threads in an undefined state.
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_prepare_worker) as pool:
         futures = {pool.submit(_run_cell, work, cells[name], folder / name): name for name in todo}
@@ -109,8 +77,12 @@ def _run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) 
             if isinstance(error, InputError):
                 raise InputError(f"{folder.name}, {name}: {error}") from error
             if isinstance(error, Exception):  # with a worker that died, any cell that was under way
-                logs = ", ".join(str(path) for path in sorted(folder.glob(f".*.partial/{LOG_FILE}")))
-                raise RuntimeError(f"{folder.name}, {name} failed; what it printed is in {logs}") from error
+                logs = sorted(
+                    path for path in folder.glob(f"*/{LOG_FILE}") if not (path.parent / RESULT_FILE).exists()
+                )
+                raise RuntimeError(
+                    f"{folder.name}, {name} failed; what it printed is in {', '.join(map(str, logs))}"
+                ) from error
             raise
     return results
 
@@ -123,14 +95,11 @@ def _prepare_worker() -> None:
 
 
 def _run_cell(work: Callable[..., dict], options: dict, folder: Path) -> tuple[dict, float]:
-    """Run one cell aside and move it into place when whole; what it prints goes into its log."""
-    aside = partial_directory(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    """Run one cell; what it prints goes into its log."""
+    delete(folder)
+    folder.mkdir(parents=True)
     start = time.perf_counter()
-    with (aside / LOG_FILE).open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        result = work(folder=aside, **options)
-    (aside / RESULT_FILE).write_text(to_json(result), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with (folder / LOG_FILE).open("w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        result = work(folder=folder, **options)
+    write_whole(folder / RESULT_FILE, to_json(result))
     return result, time.perf_counter() - start

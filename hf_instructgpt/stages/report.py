@@ -17,9 +17,9 @@ from ..report.reward_summary import weakness
 from ..report.run_summary import falls
 from ..resuming.checkpoint import checkpoints
 from ..resuming.resumable import STATE_FILE
+from ..resuming.run_folder import METRICS_FILE, RUN_FILE
 from .model_cards import read_metrics, read_state
 from .push import STAGE_FOLDERS
-from .run_folder import METRICS_FILE, RUN_FILE
 from .samples import NUM_SAMPLES
 
 REPORT_FILE = "report.html"

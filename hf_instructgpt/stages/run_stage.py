@@ -10,10 +10,10 @@ from transformers import Trainer, set_seed
 from trl import ModelConfig
 
 from ..models.checks import check_finite, check_launch
+from ..resuming.run_folder import RunFolder, stage_folder
 from .arguments import StageArguments, TrainerConfig
 from .model_cards import made_by_stage, write_stage_card
 from .push import push_stage
-from .run_folder import Work, stage_output
 from .samples import AnsweredSamples, scored_samples
 from .stage_data import StageData
 
@@ -54,13 +54,13 @@ def run_stage(
     options = {name: value for name, value in options.items() if name not in ELSEWHERE}
     options = json.loads(json.dumps(options, default=str))
     repo = training_args.hub_model_id or output_dir.absolute().name
-    with stage_output(output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume) as work:
-        if work is not None:
-            training_args.output_dir, training_args.hub_model_id = str(work.folder), repo
+    with stage_folder(output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume) as folder:
+        if folder is not None:
+            training_args.hub_model_id = repo
             set_seed(training_args.seed)  # of the weights that are new
             data = data or StageData(args, kind, training_args)
             trainer = make_trainer(args, training_args, model_args, data)
-            _train(trainer, data, args, work, output_dir=output_dir)
+            _train(trainer, data, args, folder, output_dir=output_dir)
     state = PartialState()
     if training_args.push_to_hub and state.is_main_process:
         push_stage(output_dir, repo, private=training_args.hub_private_repo)
@@ -68,15 +68,15 @@ def run_stage(
     return output_dir
 
 
-def _train(trainer: Trainer, data: StageData, args: StageArguments, work: Work, *, output_dir: Path) -> None:
+def _train(trainer: Trainer, data: StageData, args: StageArguments, folder: RunFolder, *, output_dir: Path) -> None:
     """Train, save, and describe what came out."""
     rows = data.samples()
     answered = AnsweredSamples(trainer, rows) if data.kind != "reward" else None
-    work.begin()
+    folder.begin()
     with chdir("."):  # a reward function may leave for another folder
-        trainer.train(resume_from_checkpoint=work.checkpoint)
+        trainer.train(resume_from_checkpoint=folder.checkpoint)
     check_finite(trainer.model)
-    trainer.save_model(_internal_call=True)  # else it would push what is not in its place yet
+    trainer.save_model(_internal_call=True)  # else it would push what is not finished yet
     trainer.save_state()
     if answered is not None:
         known = {"prompt": answered.rows[0]["prompt"], "max_new_tokens": answered.max_new_tokens}

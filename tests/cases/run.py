@@ -4,7 +4,7 @@
     python tests/cases/run.py data text/chatml
 
 Each file says in its first line what happened, and holds `check(folder)`, which fails unless the product does what is
-right. It gets an empty folder.
+right. It gets an empty folder. A case of many seconds says `SLOW = True`, and pytest runs it with `-m slow`.
 """
 
 import importlib.util

@@ -9,6 +9,6 @@ def check(folder: Path) -> None:
     for stage, argv in stage_files(folder).items():
         broken_off(*argv, "--output_dir", folder / stage, step=4)
         for name in ("checkpoint-x", "checkpoint-2-copy", "checkpoint-"):
-            (folder / f".{stage}.partial" / name).mkdir()
-            (folder / f".{stage}.partial" / name / "trainer_state.json").write_text("{}")
+            (folder / stage / name).mkdir()
+            (folder / stage / name / "trainer_state.json").write_text("{}")
         assert_done(command(*argv, "--output_dir", folder / stage, "--resume"))

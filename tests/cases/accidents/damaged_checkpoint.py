@@ -12,23 +12,22 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+# By stage; what finds the damage is the same for both.
 DAMAGES = {
-    "model.safetensors": flip,
-    "optimizer.pt": Path.unlink,
-    "rng_state.pth": lambda path: path.write_bytes(path.read_bytes()[:50]),
-    "trainer_state.json": lambda path: path.write_text("{"),
+    "sft": {"model.safetensors": flip, "rng_state.pth": lambda path: path.write_bytes(path.read_bytes()[:50])},
+    "reward": {"optimizer.pt": Path.unlink, "trainer_state.json": lambda path: path.write_text("{")},
 }
 
 
 def check(folder: Path) -> None:
     commands = stage_files(folder)
-    for stage in ("sft", "reward"):
+    for stage, damages in DAMAGES.items():
         assert_done(command(*commands[stage], "--output_dir", folder / f"{stage}-whole"))
         broken_off(*commands[stage], "--output_dir", folder / "out", step=4)
-        kept = shutil.copytree(folder / ".out.partial", folder / "kept")
-        for name, damage in DAMAGES.items():
-            shutil.copytree(kept, folder / ".out.partial", dirs_exist_ok=True)
-            damage(folder / ".out.partial" / "checkpoint-2" / name)
+        kept = shutil.copytree(folder / "out", folder / "kept")
+        for name, damage in damages.items():
+            shutil.copytree(kept, folder / "out", dirs_exist_ok=True)
+            damage(folder / "out" / "checkpoint-2" / name)
             result = command(*commands[stage], "--output_dir", folder / "out", "--resume")
             assert_done(result, f"({name} is ", "skipped")
             assert left(folder / "out") == left(folder / f"{stage}-whole"), (stage, name)

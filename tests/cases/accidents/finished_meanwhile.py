@@ -7,7 +7,7 @@ from product import assert_done, assert_refused, command, stage_files
 
 
 def check(folder: Path) -> None:
-    from hf_instructgpt.stages import run_folder
+    from hf_instructgpt.resuming import run_folder
 
     argv = [*stage_files(folder)["sft"], "--output_dir", folder / "out"]
     make_directory, results = run_folder.make_directory, []
@@ -25,4 +25,3 @@ def check(folder: Path) -> None:
     assert_done(results[0])
     assert_refused(second, "holds a result already", "--overwrite_output_dir")
     assert (folder / "out" / "model.safetensors").stat().st_ino == weights[0]
-    assert not (folder / ".out.partial").exists()

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from product import ppo_trainer
 
+from hf_instructgpt.resuming.checkpoint import last_whole_checkpoint
+
 
 def check(folder: Path) -> None:
     ppo_trainer(folder, save_strategy="steps", save_steps=1).train()
@@ -15,12 +17,13 @@ def check(folder: Path) -> None:
     broken += [content | {"options": options} for options in (None, [], 3)]
     for some in broken:
         path.write_text(some if isinstance(some, str) else json.dumps(some))
-        trainer = ppo_trainer(folder, save_strategy="no", max_steps=3)
-        trainer.train(resume_from_checkpoint=True)
-        assert trainer._resumed_from.endswith("checkpoint-1"), some
-        try:
-            ppo_trainer(folder, save_strategy="no").train(resume_from_checkpoint=str(path.parent))
-        except ValueError as error:
-            assert "checkpoint-2 is damaged" in str(error)
-        else:
-            raise AssertionError(some)
+        assert last_whole_checkpoint(folder / "out").endswith("checkpoint-1"), some
+    trainer = ppo_trainer(folder, save_strategy="no", max_steps=3)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer._resumed_from.endswith("checkpoint-1")
+    try:
+        ppo_trainer(folder, save_strategy="no").train(resume_from_checkpoint=str(path.parent))
+    except ValueError as error:
+        assert "checkpoint-2 is damaged" in str(error)
+    else:
+        raise AssertionError("a damaged checkpoint was resumed")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from product import assert_done, assert_refused, command, stage_files
 
+SLOW = True
+
 SHAPES = ["", "{", "null", "[]", "3", "{}", '"x"', '{"a": 1}', b"\xff\xfe", "[" * 100_000]
 # Of run.json these are a run with other options.
 OTHER = ("{}", '{"a": 1}')

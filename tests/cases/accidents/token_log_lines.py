@@ -16,7 +16,7 @@ def check(folder: Path) -> None:
     assert_done(command(*argv, "--output_dir", folder / "whole"))
     for damage in ("", '{"step": 1, "pro', 'not json\n[1]\n{"step": null}\n', "\ud800\n"):
         broken_off(*argv, "--output_dir", folder / "out", step=4)
-        log = folder / ".out.partial" / "tokens.jsonl"
+        log = folder / "out" / "tokens.jsonl"
         log.write_bytes(log.read_bytes() + damage.encode("utf-8", "surrogatepass"))
         assert_done(command(*argv, "--output_dir", folder / "out", "--resume"))
         assert left(folder / "out") == left(folder / "whole")

@@ -18,14 +18,14 @@ sys.stdin.read()
 
 def check(folder: Path) -> None:
     argv = [*stage_files(folder)["ppo"], "--output_dir", folder / "ppo"]
-    recipe = Path(__file__).parents[3] / "recipes" / "overopt" / "lab.yaml"
+    recipe = Path(__file__).parents[3] / "recipes" / "overopt" / "experiment.yaml"
     trainer = ppo_trainer(folder)
-    folders = [folder / name for name in (".ppo.partial", "run", "lab", "out")]
+    folders = [folder / name for name in ("ppo", "run", "lab", "out")]
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, *map(str, folders)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout.readline() == b"locked\n"
-        assert_refused(command(*argv), "another process is at work", ".ppo.partial")
+        assert_refused(command(*argv), "another process is at work", "ppo")
         assert_refused(command("run", "--output_dir", folder / "run"), "another process is at work", "run")
         assert_refused(
             command("overopt", "--config", recipe, "--output_dir", folder / "lab"), "another process", "lab"

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+SLOW = True
+
 STAGE = "sft --dataset_name document --max_steps 3 --logging_steps 1 --use_cpu --report_to none --eval_strategy no"
 
 

@@ -9,6 +9,8 @@ from product import assert_done, command, pipeline_file, policy, saved, tokenize
 from hf_instructgpt.hub.model_card import Made
 from hf_instructgpt.stages.model_cards import stage_card
 
+SLOW = True
+
 LORA = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"]}
 
 

@@ -9,16 +9,17 @@ import torch
 from product import ppo_trainer
 
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.scoring.reward_functions import call_reward_functions
 
 
-def outcome(folder: Path, result) -> str | None:
-    """What a run says whose reward function does `result(completions)`; None if it is done."""
+def outcome(result) -> str | None:
+    """What is said of a reward function that returns `result(completions)`; None if its scores are taken."""
 
     def mine(completions, **_):
         return result(completions)
 
     try:
-        ppo_trainer(folder, mine).train()
+        call_reward_functions([mine], completions=["a"] * 8)
     except InputError as error:
         assert "the reward function mine" in str(error), error
         return str(error)
@@ -36,18 +37,18 @@ def check(folder: Path) -> None:
         lambda x: [[0.0]] * len(x),
         lambda x: torch.zeros(len(x), 2),
     ):
-        assert "must return a list of numbers (or None)" in outcome(folder, result)
-    assert "returned 1 scores for 8 completions" in outcome(folder, lambda x: [0.0])
-    assert "raised KeyError: 'no' (reward_function_results.py, line" in outcome(folder, lambda x: {}["no"])
-    assert "raised SystemExit: 0" in outcome(folder, lambda x: sys.exit(0))
-    assert "raised ZeroDivisionError" in outcome(folder, lambda x: (1 / 0 for _ in x))
+        assert "must return a list of numbers (or None)" in outcome(result)
+    assert "returned 1 scores for 8 completions" in outcome(lambda x: [0.0])
+    assert "raised KeyError: 'no' (reward_function_results.py, line" in outcome(lambda x: {}["no"])
+    assert "raised SystemExit: 0" in outcome(lambda x: sys.exit(0))
+    assert "raised ZeroDivisionError" in outcome(lambda x: (1 / 0 for _ in x))
     for result in (
         lambda x: (float(len(text)) for text in x),
         lambda x: np.arange(len(x)),
         lambda x: torch.arange(len(x)).unsqueeze(-1),
         lambda x: tuple(range(len(x))),
     ):
-        assert outcome(folder, result) is None
+        assert outcome(result) is None
 
     home = Path.cwd()
     os.chdir(folder)

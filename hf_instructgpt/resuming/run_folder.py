@@ -1,0 +1,303 @@
+"""The folder of a result: free or taken, the same run or another one, finished or not, and alone in it.
+
+A stage works in its `output_dir` from the start. `stage.json` holds the run's options; when it also lists the run's
+files, which is written last, the result is finished. What was there before is kept in `.previous` until then.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
+
+from ..errors import InputError
+from ..files import absolute_folder, delete, is_same_value, make_directory, read_json, to_json, write_whole
+from .checkpoint import ASIDE_FOLDER, alone_in, checkpoints, last_whole_checkpoint
+from .resumable import CHANGED_HOOKS, STATE_FILE
+
+logger = logging.get_logger(__name__)
+
+# What tells a stage's result, a run of several stages, that it is finished, and how good its reward model is.
+STAGE_FILE, RUN_FILE, METRICS_FILE, REWARD_REPORT_FILE = "stage.json", "run.json", "metrics.json", "reward_report.json"
+# Holds what was in the folder before, until the new result is finished.
+PREVIOUS = ".previous"
+# The files of a result that was deleted from among the user's.
+NO_FILES = [STAGE_FILE]
+
+
+class RunFolder:
+    """The `output_dir` of one stage, opened by [`stage_folder`]."""
+
+    def __init__(self, path: Path, options: dict):
+        self.path, self.options = path, options
+        self.previous = path / PREVIOUS
+        self.checkpoint: str | None = None  # to resume from
+
+    @property
+    def known(self) -> dict | None:
+        """The content of `stage.json`, if there is one."""
+        return read_json(self.path / STAGE_FILE)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the folder holds a complete result."""
+        return (self.known or {}).get("files", NO_FILES) != NO_FILES
+
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether a run began here and has not finished."""
+        return "files" not in (self.known or {"files": None})
+
+    def check_free(self, *, overwrite: bool, resume: bool = False) -> None:
+        """Raise an `InputError` if the folder holds what may not be replaced."""
+        path, known = self.path, self.known
+        # A run may have been killed while it wrote `stage.json` for the first time.
+        leftover = {f".{STAGE_FILE}.partial"}
+        if not path.exists() or (path.is_dir() and {entry.name for entry in path.iterdir()} <= leftover):
+            return
+        if (known or {}).get("files") == NO_FILES:
+            return
+        if known is None:
+            raise InputError(f"{path} is not empty and holds no stage's result. Choose another `output_dir`.")
+        if overwrite and not isinstance(known.get("files", []), list):
+            raise InputError(f"{path / STAGE_FILE} does not list the stage's files. Choose another `output_dir`.")
+        if overwrite:
+            return
+        if not self.is_broken_off and not resume:
+            raise InputError(
+                f"{path} holds a result already. Choose another `output_dir`, pass --resume to leave it as it is, "
+                "or --overwrite_output_dir to replace it."
+            )
+        if checkpoints(path) and not resume:
+            raise InputError(
+                f"a run into {path} was broken off; its checkpoints are there. Pass --resume to continue from the "
+                "last one, or --overwrite_output_dir to delete them."
+            )
+
+    def recover(self, *, resume: bool = False) -> None:
+        """Bring a folder in order whose run was killed between two steps, or before its first checkpoint."""
+        replaced, began = (self.previous / STAGE_FILE).is_file(), self.is_broken_off
+        resumable = checkpoints(self.path) or (resume and (self.path / ASIDE_FOLDER).exists())
+        if not self.previous.is_dir() or (began and resumable):
+            return
+        if replaced and not began and self.known is not None:
+            return self.settle()
+        if replaced and began:
+            self.clear()
+        _give_back(self.previous, self.path, [])
+        shutil.rmtree(self.previous)
+
+    def begin(self) -> None:
+        """Start to write, when all has been checked: set aside what was here, and clear what is not resumed."""
+        state = PartialState()
+        state.wait_for_everyone()
+        if state.is_main_process:
+            if self.checkpoint is None and self.is_broken_off:
+                self.clear()
+            elif self.known is not None and self.checkpoint is None:
+                self.set_aside()
+            write_whole(self.path / STAGE_FILE, to_json({"options": self.options}))
+        state.wait_for_everyone()
+
+    def finish(self) -> None:
+        """List the run's files: from here on the result is finished."""
+        content = {"options": self.options, "files": _paths(self.path)}
+        write_whole(self.path / STAGE_FILE, to_json(content))
+        self.settle()
+
+    def delete(self) -> None:
+        """Delete a result and what a broken run left; the user's own files stay."""
+        if self.is_broken_off:
+            self.clear()
+        self.set_aside()
+        write_whole(self.path / STAGE_FILE, to_json({"files": NO_FILES}))
+        self.settle()
+        if [path.name for path in self.path.iterdir()] == NO_FILES:
+            shutil.rmtree(self.path)
+
+    def set_aside(self) -> None:
+        """Move everything into `.previous`, `stage.json` last."""
+        self.previous.mkdir(exist_ok=True)
+        for entry in self.entries(self.path):
+            entry.rename(self.previous / entry.name)
+
+    def settle(self) -> None:
+        """Give back what no stage wrote and delete the rest of `.previous`, its `stage.json` last."""
+        known = read_json(self.previous / STAGE_FILE)
+        if known is not None:
+            _give_back(self.previous, self.path, known["files"])
+        for entry in self.entries(self.previous) if self.previous.is_dir() else ():
+            delete(entry)
+        shutil.rmtree(self.previous, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Delete everything but `.previous`, `stage.json` last. The folder itself stays: it is locked."""
+        for entry in self.entries(self.path):
+            delete(entry)
+
+    @staticmethod
+    def entries(folder: Path) -> list[Path]:
+        """What is in a folder but `.previous`, with `stage.json` last."""
+        entries = [path for path in folder.iterdir() if path.name != PREVIOUS]
+        return sorted(entries, key=lambda path: (path.name == STAGE_FILE, path.name))
+
+
+@contextmanager
+def stage_folder(
+    output_dir: str | Path, *, options: dict, overwrite: bool, resume: bool
+) -> Iterator[RunFolder | None]:
+    """Open a stage's `output_dir`, which is finished when the block ends without an error; None if it is already.
+
+    Nothing in it changes before [`RunFolder.begin`]. If the block fails before its first checkpoint, the folder is
+    again what it was. Files that no stage wrote survive.
+
+    Raises:
+        InputError: The folder holds what may not be replaced, was made with other options, or is in use.
+    """
+    state = PartialState()
+    folder = RunFolder(absolute_folder(output_dir), options)
+    folder.check_free(overwrite=overwrite, resume=resume)
+    new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
+    state.wait_for_everyone()
+    if state.is_main_process:
+        make_directory(folder.path)
+    state.wait_for_everyone()
+    with alone_in(folder.path):
+        try:
+            if state.is_main_process:
+                folder.recover(resume=resume)
+            state.wait_for_everyone()
+            if resume and folder.is_finished:
+                check_same_options(folder.path, options, folder.known)
+                yield None
+                return
+            folder.check_free(overwrite=overwrite, resume=resume)  # again, now that no other run can write
+            if resume and folder.is_broken_off:
+                check_same_options(folder.path, options, folder.known)
+                folder.checkpoint = _find_checkpoint(folder.path)
+            yield folder
+        except BaseException:
+            if state.is_main_process and not checkpoints(folder.path):
+                if folder.is_broken_off and not folder.previous.exists():
+                    folder.clear()
+                folder.recover()
+                with suppress(OSError):
+                    for path in new:
+                        path.rmdir()
+            raise
+        state.wait_for_everyone()
+        if state.is_main_process:
+            folder.finish()
+        state.wait_for_everyone()
+
+
+def _find_checkpoint(path: Path) -> str | None:
+    """The last complete checkpoint: this package's, or Trainer's own, which writes `trainer_state.json` last."""
+    found = [None]
+    if PartialState().is_main_process:
+        if CHANGED_HOOKS:
+            found[0] = next((str(x) for x in checkpoints(path) if (x / STATE_FILE).is_file()), None)
+        else:
+            found[0] = last_whole_checkpoint(path)
+        if checkpoints(path):
+            start = f"continues from {Path(found[0]).name}" if found[0] else "starts again: no checkpoint is complete"
+            logger.warning(f"The run that was broken off in {path} {start}.")
+    return broadcast_object_list(found)[0]
+
+
+def is_finished(output_dir: str | Path) -> bool:
+    """Whether a folder holds a stage's finished result."""
+    return RunFolder(Path(output_dir), {}).is_finished
+
+
+def check_finished(output_dir: str | Path) -> None:
+    """Raise an `InputError` for the folder of a stage that is under way or was broken off."""
+    if RunFolder(Path(output_dir), {}).is_broken_off:
+        raise InputError(
+            f"the run in {output_dir} is not finished: wait for it, or run its command again with --resume. Its "
+            "checkpoints can be used."
+        )
+
+
+def delete_result(output_dir: Path) -> None:
+    """Delete a stage's result or broken run; the user's own files stay."""
+    folder = RunFolder(absolute_folder(output_dir), {})
+    if folder.path.is_dir():
+        folder.recover()
+        folder.delete()
+
+
+def open_run(
+    folder: Path, options: dict, *, delete_run: Callable[[], None], overwrite: bool, resume: bool
+) -> dict | None:
+    """Make or reopen the folder of a run of several stages, by its `run.json`.
+
+    `delete_run` deletes another run's files. Returns what `run.json` holds of a run that is resumed, else None. All
+    processes call it.
+    """
+    state, path = PartialState(), folder / RUN_FILE
+    known, taken = read_json(path), folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    state.wait_for_everyone()  # all processes look before one writes
+    if resume and known is not None:
+        check_same_options(folder, options, {"options": {**known, "seconds": None}})
+        return known
+    if taken and known is None:
+        raise InputError(f"{folder} is not empty and holds no run. Choose another `output_dir`.")
+    if taken and not overwrite:
+        raise InputError(
+            f"{folder} holds another run. Choose another `output_dir`, pass --resume to continue it, or "
+            "--overwrite_output_dir to replace it."
+        )
+    if state.is_main_process:
+        if taken:
+            delete_run()
+        make_directory(folder)
+        write_whole(path, to_json(options))
+    state.wait_for_everyone()
+    return None
+
+
+def check_same_options(folder: Path, options: dict, known: dict) -> None:
+    """Raise an `InputError` that names the first option in which the run in a folder differs."""
+    before, now = (_flat(some) for some in (known.get("options", {}), options))
+    for key in {**before, **now}:
+        if not is_same_value(before.get(key), now.get(key)):
+            raise InputError(
+                f"{folder} was made with other options (`{key}` differs): resume it with the options it was started "
+                "with, or pass --overwrite_output_dir instead of --resume to start again."
+            )
+
+
+def _flat(options: dict) -> dict:
+    """`{"sft": {"seed": 1}}` as `{"sft.seed": 1}`."""
+    nested = {key: value if isinstance(value, dict) else {"": value} for key, value in options.items()}
+    return {f"{key}.{name}".rstrip("."): x for key, value in nested.items() for name, x in value.items()}
+
+
+def add_files(folder: Path, names: list[str]) -> None:
+    """Make files that were written later a part of a stage's result, so that they go when it is replaced."""
+    known = read_json(folder / STAGE_FILE)
+    if known is not None and "files" in known:
+        files = sorted({*known["files"], *names})
+        write_whole(folder / STAGE_FILE, to_json({**known, "files": files}))
+
+
+def _paths(folder: Path) -> list[str]:
+    """The paths of all files in a folder but `.previous`."""
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
+    return [path.as_posix() for path in paths if path.parts[0] != PREVIOUS]
+
+
+def _give_back(source: Path, target: Path, files: list[str]) -> None:
+    """Move what no stage wrote back; a name that the new result has too gets `.before` appended."""
+    for path in RunFolder.entries(source):
+        place, is_folder = target / path.name, path.is_dir() and not path.is_symlink()
+        own = [file.removeprefix(f"{path.name}/") for file in files if file.startswith(f"{path.name}/")]
+        if is_folder and (own or (place.is_dir() and path.name not in files)):
+            _give_back(path, place, own)
+        elif path.name not in files:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place if not place.exists() else place.with_name(f"{path.name}.before"))

@@ -47,7 +47,7 @@ compare   compare two models side by side in the browser, and vote
   compare --models sft=runs/sft ppo=runs/ppo --reward runs/reward
 generate  answer a prompt with a trained model
   generate runs/ppo --prompt "What is a doctor?"
-evaluate  make the report card of a reward model on held-out rows
+evaluate  make the report of a reward model on held-out rows
   evaluate reward runs/reward
   evaluate reward runs/reward --dataset_name held_out.jsonl
 merge     merge a LoRA adapter into its base model
@@ -344,7 +344,7 @@ option("--dataset_config", help="configuration of the data set")
 option("--split", help="split to read (default: `test`, else the stage's `dataset_test_split`)")
 option("--judge", help="dotted path of a function with a reward function's signature (default: for `lab`, its judge)")
 option("--batch_size", type=int, default=64, help="texts per batch (default: 64)")
-option("--output_dir", help="folder of the report card (default: the model's)")
+option("--output_dir", help="folder of the report (default: the model's)")
 
 option = verb("merge", imported("stages.adapters", "merge"), [TRUST])
 option("model", help="folder of an adapter, as a stage with `use_peft` writes it")

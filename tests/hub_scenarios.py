@@ -92,7 +92,7 @@ def a_run_is_pushed_and_pulled_back(folder: Path, document_run: str) -> None:
         assert (len(card.data.eval_results or []) > 0) == (stage != "sft")
         assert str(folder) not in card.content
     assert "[user/doc-reward]" in ModelCard.load("user/doc-ppo").text
-    assert {"report_card.md", "plots/report_card_accuracy.png"} <= set(HUB.files("user/doc-reward"))
+    assert {"reward_report.md", "plots/reward_report_accuracy.png"} <= set(HUB.files("user/doc-reward"))
 
     policy, local = (AutoModelForCausalLM.from_pretrained(x) for x in ("user/doc-ppo", run / "ppo"))
     assert all(torch.equal(x, local.state_dict()[name]) for name, x in policy.state_dict().items())

@@ -23,7 +23,7 @@ LORA = "tests/test_ppo_lora.py::"
 CASES = "tests/test_cases.py::test_case"
 OPTIONS = "tests/test_ppo_options.py::"
 RANKING = "tests/test_reward_ranking.py::"
-REPORT_CARD = "tests/test_evaluation_reward_card.py::"
+REWARD_REPORT = "tests/test_evaluation_reward_report.py::"
 ROLLOUT = "tests/test_ppo_rollout.py::"
 SERVER = "tests/test_ppo_server.py::"
 SFT = "tests/test_stages_sft.py::"
@@ -687,10 +687,9 @@ MUTANTS = [
         "29c",
         "a reward model that is loaded by its path has a new head",
         "hf_instructgpt/models/loading.py",
-        "        return AutoModelForSequenceClassification.from_pretrained(func, **kwargs)",
-        "        model = AutoModelForSequenceClassification.from_pretrained(func, **kwargs)\n"
-        "        torch.nn.init.normal_(model.score.weight)\n"
-        "        return model",
+        "            model = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)",
+        "            model = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)\n"
+        "            torch.nn.init.normal_(model.score.weight)",
         f"{CHECKLIST}test_a_saved_reward_model_scores_as_it_did",
     ),
     Mutant(
@@ -1010,7 +1009,7 @@ MUTANTS = [
         "36h",
         "an adapter's shift is lost",
         "hf_instructgpt/models/loading.py",
-        'model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)',
+        'model.config.score_bias = PreTrainedConfig.get_config_dict(name)[0].get("score_bias", 0.0)',
         "pass",
         f"{RANKING}test_an_adapter_keeps_the_shift_beside_it_and_a_merged_one_has_it_once",
     ),
@@ -1020,7 +1019,7 @@ MUTANTS = [
         "hf_instructgpt/evaluation/reward_report.py",
         "np.unique(prompts, return_inverse=True)",
         "np.unique(range(len(prompts)), return_inverse=True)",
-        f"{REPORT_CARD}test_an_interval_draws_prompts_not_pairs",
+        f"{REWARD_REPORT}test_an_interval_draws_prompts_not_pairs",
     ),
     Mutant(
         "37b",
@@ -1028,7 +1027,7 @@ MUTANTS = [
         "hf_instructgpt/evaluation/reward_report.py",
         "np.array([ranking.prompt for",
         "np.array([id(ranking) for",
-        f"{REPORT_CARD}test_pairs_keep_their_row_and_prompt",
+        f"{REWARD_REPORT}test_pairs_keep_their_row_and_prompt",
     ),
     Mutant(
         "37c",
@@ -1044,23 +1043,23 @@ MUTANTS = [
         "hf_instructgpt/evaluation/reward_report.py",
         "return (np.sign(margins) + 1) / 2",
         "return (margins >= 0) * 1.0",
-        f"{REPORT_CARD}test_an_equal_score_is_half_a_win",
+        f"{REWARD_REPORT}test_an_equal_score_is_half_a_win",
     ),
     Mutant(
         "37e",
-        "a reward model is compared with the weaker rule of length",
+        "a reward model is compared with the weaker length baseline",
         "hf_instructgpt/evaluation/reward_report.py",
-        "better = max(rules,",
-        "better = min(rules,",
-        f"{REPORT_CARD}test_a_model_that_only_likes_length_does_not_beat_the_rule_of_length",
+        "better = max(baselines,",
+        "better = min(baselines,",
+        f"{REWARD_REPORT}test_a_model_that_only_likes_length_does_not_beat_the_baseline",
     ),
     Mutant(
         "37f",
-        "a report card of weights that are no longer there is believed",
+        "a report of weights that are no longer there is believed",
         "hf_instructgpt/stages/ppo.py",
-        'card.get("weights_sha256") != weights_sha256(name)',
-        'card.get("weights_sha256") is None',
-        "tests/test_stages_evaluate.py::test_ppo_looks_at_the_report_cards",
+        'report.get("weights_sha256") != weights_sha256(name)',
+        'report.get("weights_sha256") is None',
+        "tests/test_stages_evaluate.py::test_ppo_looks_at_the_reward_reports",
     ),
     Mutant(
         "38a",

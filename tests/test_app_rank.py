@@ -61,7 +61,7 @@ def _write_many(path, annotator):
 
 
 def test_two_processes_at_once_lose_nothing(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write_many, args=(tmp_path / "r.jsonl", name)) for name in ("ann", "bob")]
     for writer in writers:
         writer.start()

@@ -39,7 +39,7 @@ def test_a_cell_that_fails_is_named_and_the_others_stay(tmp_path):
     cells = {"good": {"x": 1}, "bad": {"x": 2, "fail": True}}
     with pytest.raises(InputError, match="cells, bad: x = 2 does not work"):
         run_cells(work, cells, tmp_path / "cells")
-    assert not (tmp_path / "cells" / "bad").exists()
+    assert not (tmp_path / "cells" / "bad" / "result.json").exists()
     assert run_cells(work, {"good": {"x": 1}}, tmp_path / "cells") == {"good": {"square": 1}}
     assert (tmp_path / "cells" / "calls.txt").read_text().split().count("1") == 1
 

@@ -187,6 +187,7 @@ for stage in ("sft", "reward", "ppo"):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 def test_pushed_code_travels(hub, bare_python, document_run, tmp_path):
     """It loads, generates, scores and trains, pinned to a revision, where there is only torch and transformers."""
     _, asks = hub
@@ -210,6 +211,7 @@ def test_pushed_code_travels(hub, bare_python, document_run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 def test_trl_trains_a_pushed_model_on_the_pushed_data(hub, tmp_path):
     _, asks = hub
     command = [Path(sys.executable).parent / "trl", "sft", "--model_name_or_path", "user/doc-sft"]

@@ -35,7 +35,7 @@ from hf_instructgpt.resuming.run_folder import RunFolder
 sys.path.insert(0, str(Path(__file__).parent / "cases"))
 from product import left, pipeline_file, stage_files
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kill")]
 
 KINDS = ("plain", "lora", "two")
 # Where a run is killed, and at which passage of that place: in sampling (of the first rollout, of a later one, of an

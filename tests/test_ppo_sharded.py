@@ -184,7 +184,7 @@ def alone(folder):
     return {name: run_fixed(folder / "alone", name, per_device_train_batch_size=4) for name in FIXED}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in KINDS])
 def kind(request):
     if request.param != "fsdp2":
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")

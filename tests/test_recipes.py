@@ -292,7 +292,7 @@ def test_reward_models_on_human_preferences_are_swept_and_measured(llama, tmp_pa
         sweep.main()
         assert f"| {name}-lr-0.001-seed-0 | " in capsys.readouterr().out
         model = tmp_path / name / "reward" / f"{name}-lr-0.001-seed-0" / "model"
-        card = json.loads((model / "report_card.json").read_text(encoding="utf-8"))
+        card = json.loads((model / "reward_report.json").read_text(encoding="utf-8"))
         assert not card["trained_on"] and 0 < card["num_rows"] < 30
     # What the reward model is tested on, its start has not seen either.
     stage = json.loads((tmp_path / "width-16-context-32/sft/width-16-context-32/model/stage.json").read_text())

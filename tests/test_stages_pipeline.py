@@ -140,7 +140,7 @@ def test_metrics_have_exactly_these_keys(done):
     assert set(metrics["reward"]) == {"train_loss", *accuracies, *others}
     assert set(metrics["ppo"]) == {"score", "kl"}
     assert set(metrics["comparison"]) == {*COMPARISON, "kl"} and set(metrics["comparison_greedy"]) == COMPARISON
-    assert set(seconds) == {"sft", "reward", "report_card", "ppo", "control", "comparison", "total"}
+    assert set(seconds) == {"sft", "reward", "reward_report", "ppo", "control", "comparison", "total"}
     assert metrics["seed"] == 3 and len(metrics["ppo"]["score"]) == len(metrics["ppo"]["kl"]) == 2
     assert len(metrics["sft"]["train_loss"]) == len(metrics["sft"]["eval_loss"]) == 2
     for how in ("comparison", "comparison_greedy"):
@@ -149,8 +149,8 @@ def test_metrics_have_exactly_these_keys(done):
         assert c["gold_win_rate"] == pytest.approx((c["wins"] + c["ties"] / 2) / c["num_prompts"])
 
 
-def test_the_reward_model_has_a_report_card_and_the_run_shows_it(done):
-    card = json.loads((done / "reward" / "report_card.json").read_text())
+def test_the_reward_model_has_a_reward_report_and_the_run_shows_it(done):
+    card = json.loads((done / "reward" / "reward_report.json").read_text())
     metrics, _ = metrics_of(done)
     assert (card["dataset_name"], card["split"], card["num_prompts"], card["trained_on"]) == ("lab", "test", 60, False)
     assert card["judged_by"] == "hf_instructgpt.data.gold_rewards" and card["judge"]["labels"]["value"] == 1.0
@@ -207,7 +207,7 @@ def weak_data(folder):
     return config
 
 
-def test_a_run_broken_before_the_report_card_goes_on_and_says_that_the_model_is_weak(
+def test_a_run_broken_before_the_reward_report_goes_on_and_says_that_the_model_is_weak(
     here, monkeypatch, capsys, caplog
 ):
     config = write(here, weak_data(here))
@@ -223,9 +223,9 @@ def test_a_run_broken_before_the_report_card_goes_on_and_says_that_the_model_is_
     logging.enable_propagation()
     assert main(["run", "--config", config, "--resume"]) == 0
     logging.disable_propagation()
-    assert "does not beat the length baseline" in caplog.text and "report_card.md" in caplog.text
+    assert "does not beat the length baseline" in caplog.text and "reward_report.md" in caplog.text
     assert "WARNING: the reward model does not beat the length baseline" in capsys.readouterr().out
-    assert json.loads((here / "out/reward/report_card.json").read_text())["trained_on"] is True
+    assert json.loads((here / "out/reward/reward_report.json").read_text())["trained_on"] is True
 
 
 def test_a_run_that_must_not_go_on_with_a_weak_reward_model_stops_before_ppo(here, capfd):
@@ -236,10 +236,10 @@ def test_a_run_that_must_not_go_on_with_a_weak_reward_model_stops_before_ppo(her
     assert {path.name for path in (here / "out").iterdir()} == {"sft", "reward", "run.json"}
     # Another reward model that has no card is found before anything is trained.
     (here / "out" / "reward").rename(here / "mine")
-    (here / "mine" / "report_card.json").unlink()
+    (here / "mine" / "reward_report.json").unlink()
     config["ppo"]["reward_funcs"] = ["./mine"]
     assert main(["run", "--config", write(here, config), "--output_dir", "second"]) == 2
-    assert "mine has no report card" in capfd.readouterr().err and not (here / "second").exists()
+    assert "mine has no report" in capfd.readouterr().err and not (here / "second").exists()
 
 
 def test_a_whole_run_is_neither_repeated_nor_replaced_by_accident(done, capsys):
@@ -496,7 +496,7 @@ def test_ppo_starts_from_a_stage_of_its_own(done_with_init):
 def test_what_is_reported_of_a_stage_that_ppo_starts_from_and_of_a_selection(done_with_init):
     out, _ = done_with_init
     metrics, seconds = metrics_of(out)
-    assert list(seconds) == ["ppo_init", "reward", "sft", "report_card", "ppo", "control", "comparison", "total"]
+    assert list(seconds) == ["ppo_init", "reward", "sft", "reward_report", "ppo", "control", "comparison", "total"]
     for stage, num_epochs, num_scores in (("sft", 2, 2), ("ppo_init", 1, 0)):
         lengths = [len(metrics[stage][name]) for name in ("train_loss", "eval_loss", "eval_score")]
         assert lengths == [num_epochs, num_epochs, num_scores]

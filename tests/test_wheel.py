@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 PARTS = ("hf_instructgpt", "recipes", "model_cards", "pyproject.toml", "README.md", "LICENSE")
 KINDS = (
     "py.typed",
@@ -71,7 +72,6 @@ def listed_by_git(*options):
     return {name if name.startswith("hf_instructgpt/") else f"hf_instructgpt/{name}" for name in names}
 
 
-@pytest.mark.slow
 def test_wheel_and_sdist_hold_the_same_and_no_tests(built):
     names = names_in(built[0])
     assert names == names_in(built[1])
@@ -81,7 +81,6 @@ def test_wheel_and_sdist_hold_the_same_and_no_tests(built):
     assert "tests" not in parts and not fnmatch.filter(parts, "test_*") and "conftest.py" not in parts
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_what_git_tracks_and_nothing_git_ignores(built):
     names, tracked = names_in(built[0]), listed_by_git("--cached")
     assert tracked <= names, sorted(tracked - names)
@@ -104,7 +103,6 @@ def installed(built, tmp_path_factory):
     return folder / "venv" / "bin"
 
 
-@pytest.mark.slow
 def test_the_installed_wheel_runs_outside_the_repository(installed, tmp_path):
     asks = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     look = "import hf_instructgpt, hf_instructgpt.files as r; print(hf_instructgpt.__file__)\n"

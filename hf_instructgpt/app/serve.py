@@ -15,10 +15,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
 from ..errors import InputError
+from ..models.loading import load_reward_model
 from ..sampling.generate import room_for_response
 from ..stages.arguments import StageArguments
 from ..stages.load_data import checked_split, load_rows, rows_to_read
-from ..stages.load_models import check_reward_model, load_causal_lm, load_reward_model, load_tokenizer
+from ..stages.load_models import check_reward_model, load_causal_lm, load_tokenizer
 from ..stages.samples import known_of
 from .compare_page import ComparePage, Contestant
 from .prompt_queue import Items
@@ -195,4 +196,4 @@ def _launch(app: gr.Blocks, **options) -> None:
 def _reward_model(name: str, **trust):
     check_reward_model(name, option="--reward", **trust)
     tokenizer = load_tokenizer(name, **trust)
-    return load_reward_model(name, tokenizer, **trust).to(PartialState().device).eval(), tokenizer
+    return load_reward_model(name, tokenizer=tokenizer, **trust).to(PartialState().device).eval(), tokenizer

@@ -161,9 +161,9 @@ def length_bias(rankings: list[ScoredRanking], pairs: pd.DataFrame) -> dict:
     prompts, hits, longer = pairs["prompt"], wins(pairs["margin"]), wins(pairs["length_gap"])
     unequal = pairs["length_gap"] != 0
     by_model, by_label = np.where(longer == 1, hits, 1 - hits)[unequal], longer[unequal]
-    rules = {"longer_wins": longer, "shorter_wins": 1 - longer}
-    shares = {name: share(prompts, values) for name, values in rules.items()}
-    better = max(rules, key=lambda name: shares[name]["value"] or 0)
+    baselines = {"longer_wins": longer, "shorter_wins": 1 - longer}
+    shares = {name: share(prompts, values) for name, values in baselines.items()}
+    better = max(baselines, key=lambda name: shares[name]["value"] or 0)
     lengths = [[len(response) for response in ranking.responses] for ranking in rankings]
     return {
         "model_prefers_longer": share(prompts[unequal], by_model),
@@ -172,7 +172,7 @@ def length_bias(rankings: list[ScoredRanking], pairs: pd.DataFrame) -> dict:
         "spearman": mean_spearman(rankings, lengths),
         **shares,
         "better_baseline": better,
-        "gain": share(prompts, hits - rules[better]),
+        "gain": share(prompts, hits - baselines[better]),
     }
 
 

@@ -6,7 +6,6 @@ number of tokens. A judge that none of them sees scores the results on prompts t
 
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, Literal
 
 from datasets import Dataset
@@ -94,9 +93,7 @@ class Arena(Experiment):
         policy = self._check_models()
         prompts = load_prompts(self.setting.prompts)
         for split, rows in prompts.items():
-            source = f"{self.source}, prompts: the {split} split"
-            length = SimpleNamespace(max_completion_length=o.max_completion_length)
-            self.check_prompts(rows, policy, length, source=source)
+            self.check_prompts(rows, policy, o, source=f"{self.source}, prompts: the {split} split")
         self.trained_on["`prompts` (train)"] = prompts["train"]
         self.check_held_out(prompts["test"], source=f"{self.source}, prompts: the test split")
         for method, learning_rate, options in self._methods():

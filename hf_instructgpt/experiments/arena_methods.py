@@ -29,7 +29,7 @@ from ..data import judge as lab_judge
 from ..errors import InputError
 from ..evaluation.best_of_n import best_of_n_kl
 from ..evaluation.comparison import Answers, answer_prompts
-from ..models.loading import load_reward_func as load_reward_model
+from ..models.loading import load_reward_model
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..sampling.generate import Samples, sample, sampling_config

@@ -86,28 +86,24 @@ class Experiment:
         `overwrite` replaces another run in the folder. `resume` keeps what is done of the same run, as told by the
         file's options: not by what is in the models, the data or the judge that they name.
         """
-        out, files = self.output_dir, (f"{self.name}.json", f"{self.name}.png", f"{self.name}.md")
+        out, (found, plot, report) = self.output_dir, (f"{self.name}.{suffix}" for suffix in ("json", "png", "md"))
         options = self.options.model_dump(exclude={"output_dir"})
         make_directory(out)
         with alone_in(out):
-            writes = (*files, *self.folders)
+            writes = (found, plot, report, *self.folders)
             open_folder(out, options, writes=writes, overwrite=overwrite, resume=resume)
-            results = read_json(out / files[0])
+            results = read_json(out / found)
             if results is None:
                 results = self.run_grid()
-                self._write_report(results, files)
+                self.draw_plot(results, out / plot)
+                write_whole(out / report, self.report(results))
+                write_whole(out / found, to_json(results))
         return results
 
     def train_stage(self, stage: str, **more: Any) -> None:
         """Train a model that all jobs share, by its stage; it goes to STAGE/model."""
         options = {**getattr(self.options, stage), **more}
         run_cells(train_stage, {stage: {"stage": stage, "options": options}}, self.output_dir)
-
-    def _write_report(self, results: dict, files: tuple[str, ...]) -> None:
-        """Write the report, the results last: they say that the run is finished."""
-        self.draw_plot(results, self.output_dir / files[1])
-        write_whole(self.output_dir / files[2], self.report(results))
-        write_whole(self.output_dir / files[0], to_json(results))
 
     @classmethod
     def report(cls, results: dict) -> str:
@@ -150,9 +146,9 @@ class Experiment:
         data.read_by(*policy, training_args)
         return policy
 
-    def check_prompts(self, prompts: Dataset, policy: Policy, training_args: Any, *, source: str) -> None:
-        """Check that prompts leave room for responses, and that the judge can score these."""
-        check_fits(prompts, "prompts", *policy, training_args, source=source)
+    def check_prompts(self, prompts: Dataset, policy: Policy, options: Any, *, source: str) -> None:
+        """Check that prompts leave room for `options.max_completion_length` tokens, and that the judge can score."""
+        check_fits(prompts, "prompts", *policy, options, source=source)
         try_judge(load_judge(self.options.judge), prompts[0], policy[0], source=source)
 
     def check_held_out(self, held_out: Dataset, *, source: str) -> None:

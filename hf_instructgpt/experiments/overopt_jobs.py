@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import InputError
 from ..evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
-from ..models.loading import load_reward_func as load_reward_model
+from ..models.loading import load_reward_model
 from ..ppo.config import PPOConfig
 from ..reward.ranking_trainer import ranked_pairs
 from ..sampling.generate import sample

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..errors import InputError
-from ..models.checks import check_launch, check_weights
+from ..models.checks import check_launch, check_vocabulary, check_weights
 from ..models.forward import context_length
 from ..models.surgery import has_adapter, without_adapter
 from ..sampling.padding import check_padding
@@ -117,13 +117,7 @@ def check_policy(
             f"{type(model).__name__} is an encoder-decoder, and PPOTrainer trains causal language models. Pass a "
             "model that `AutoModelForCausalLM` loads."
         )
-    vocab_size = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model {vocab_size}: they do not belong together. "
-            "Pass the model's own tokenizer. If you added tokens to it, resize the model's embeddings "
-            "(`model.resize_token_embeddings(len(tokenizer))`); a padding token need not be added at all."
-        )
+    check_vocabulary("the policy", tokenizer, model)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(
             "the policy has no parameter to train. Load an adapter with `is_trainable=True`, or unfreeze the model "

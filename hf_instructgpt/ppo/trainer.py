@@ -52,7 +52,7 @@ from ..functional import (
 )
 from ..models.checks import ensure_precision
 from ..models.forward import context_length
-from ..models.loading import add_lora, load_reward_func
+from ..models.loading import add_lora, load_reward_model
 from ..models.surgery import disable_dropout, without_configured_dropout
 from ..resuming.resumable import settle_output_dir
 from ..sampling.engines import generation_config_for, make_generator
@@ -243,7 +243,7 @@ class PPOTrainer(PPOLogs, PPOState):
     def _load_reward_funcs(self, reward_funcs, tokenizers, policy, policy_tokenizer, args: PPOConfig) -> None:
         tokenizers = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(reward_funcs)
         trust = {"trust_remote_code": args.trust_remote_code}
-        self.reward_funcs = [load_reward_func(func, **trust) for func in reward_funcs]
+        self.reward_funcs = [load_reward_model(func, **trust) for func in reward_funcs]
         self.reward_names = reward_names(self.reward_funcs)
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
         self.reward_tokenizers = foreign_tokenizers(

@@ -87,10 +87,10 @@ def draw_run(histories: dict[str, list[dict]], folder: Path) -> None:
 
 
 def draw_reward_report(report: dict, rankings: list[ScoredRanking], folder: Path) -> None:
-    """Draw accuracy, calibration and length of the report that was measured on `rankings`, as `report_card_*.png`."""
-    _draw_accuracies(report, folder / "report_card_accuracy.png")
-    _draw_calibration(report["calibration"]["bins"], folder / "report_card_calibration.png")
-    _draw_length(rankings, folder / "report_card_length.png")
+    """Draw accuracy, calibration and length of the report measured on `rankings`, as `reward_report_*.png`."""
+    _draw_accuracies(report, folder / "reward_report_accuracy.png")
+    _draw_calibration(report["calibration"]["bins"], folder / "reward_report_calibration.png")
+    _draw_length(rankings, folder / "reward_report_length.png")
 
 
 def _draw_accuracies(report: dict, path: Path) -> None:

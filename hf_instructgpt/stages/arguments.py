@@ -21,7 +21,8 @@ from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 from ..errors import InputError
 from ..ppo.config import PPOConfig, check_ranges, documented
 from ..text import check_template_kwargs
-from .config_file import PATHS, locate_function, read_yaml
+from .config_file import PATHS, read_yaml
+from .functions import locate_function
 
 TrainerConfig = SFTConfig | RewardConfig | PPOConfig
 
@@ -160,8 +161,8 @@ class PPOArguments(PromptArguments):
     """What the critic starts from: Hub id or folder of a model, or `shared` for a head on the policy's backbone.
     Default: the first reward model of the policy's family, else the policy."""
     on_weak_reward: str = field(default="warn", metadata={"choices": ["warn", "raise"]})
-    """What to do if a reward model does no better than a length baseline, or has no report card: `warn` or `raise`.
-    `hf-instructgpt evaluate reward DIR` makes report cards. Models on the Hub and Python functions are not checked."""
+    """What to do if a reward model does no better than a length baseline, or has no report: `warn` or `raise`.
+    `hf-instructgpt evaluate reward DIR` makes reports. Models on the Hub and Python functions are not checked."""
     ptx_dataset_name: str | None = None
     """Pretraining text for PPO-ptx: Hub id, folder, JSON Lines file or sample data. Its split `dataset_train_split` is
     read, with `text`, `messages`, or `prompt` and `completion`. Needs `ptx_coef`."""

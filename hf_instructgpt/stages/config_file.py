@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ..data import SAMPLE_DATASETS
 from ..errors import InputError
+from .functions import locate_function
 
 # Options whose values are paths or Hub ids. A path is looked for beside the config file, then in the current folder.
 PATHS = (
@@ -97,20 +98,6 @@ def _located(key: str, value: Any, folder: Path) -> Any:
     if key in PATHS and (folder / value).exists():
         return str(folder / value)
     return locate_function(value, folder) if key in CODE else value
-
-
-def locate_function(name: str, folder: str | Path) -> str:
-    """`FILE.py:FUNCTION`, or a dotted path, with its file in `folder` spelled out; other names as they are."""
-    path, _, function = name.rpartition(":")
-    if path.endswith(".py"):
-        return f"{Path(folder, Path(path).expanduser())}:{function}"
-    if re.fullmatch(r"\w+(\.\w+)+", name):
-        *parts, function = name.split(".")
-        module = Path(folder, *parts)
-        for file in (module.with_name(f"{module.name}.py"), module / "__init__.py"):
-            if file.is_file():
-                return f"{file}:{function}"
-    return name
 
 
 class ConfigFile(BaseModel):

@@ -23,7 +23,7 @@ from ..report.run_summary import run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in
 from ..resuming.run_folder import (
     METRICS_FILE,
-    REPORT_CARD_FILE,
+    REWARD_REPORT_FILE,
     RUN_FILE,
     RunFolder,
     delete_result,
@@ -36,18 +36,11 @@ from .arguments import DATA_KINDS, parse_options
 from .compare_policies import compare_policies, load_rewards, num_passes, train_control
 from .config_file import ConfigFile, read_yaml
 from .evaluate import evaluate_reward
+from .functions import load_function
 from .load_data import check_fits, load_text, rows_to_read
-from .load_models import (
-    load_causal_lm,
-    load_config,
-    load_function,
-    load_reward_func,
-    load_tokenizer,
-    lora_config,
-    model_source,
-)
+from .load_models import load_causal_lm, load_config, load_tokenizer, lora_config, model_source, resolve_reward
 from .model_cards import read_metrics, read_state, write_stage_card
-from .ppo import check_ppo_options, check_report_cards, run_ppo
+from .ppo import check_ppo_options, check_reward_reports, run_ppo
 from .reward import run_reward
 from .sft import check_sft, run_sft, tokenizer_and_config
 from .stage_data import StageData
@@ -65,7 +58,7 @@ REPORT_FILES = ("plots", "samples.md", "README.md", METRICS_FILE)
 CONTROL = ".control"  # while SFT is trained on, to compare PPO with it
 SET_BY_RUN = ("output_dir", "seed", "resume", "overwrite_output_dir")
 UNUSED_REWARD = (
-    "The stage `reward` is trained and gets its report card, but nothing else uses it: add `reward` to "
+    "The stage `reward` is trained and gets its report, but nothing else uses it: add `reward` to "
     "`ppo.reward_funcs` to optimise it."
 )
 SFT_METRICS = {"train_loss": "loss", "eval_loss": "eval_loss", "eval_score": "eval_score"}
@@ -253,9 +246,9 @@ class Pipeline:
         args, training_args, _ = self.arguments["ppo"]
         check_ppo_options(*self.arguments["ppo"])
         others = [name for name in args.reward_funcs if name != str(self.output_dir / "reward")]
-        funcs = [load_reward_func(name, trust_remote_code=training_args.trust_remote_code) for name in others]
+        funcs = [resolve_reward(name, trust_remote_code=training_args.trust_remote_code) for name in others]
         if args.on_weak_reward == "raise":
-            check_report_cards(replace(args, reward_funcs=others))
+            check_reward_reports(replace(args, reward_funcs=others))
         return funcs
 
     def _check_vocabularies(self) -> dict[str, tuple]:
@@ -329,8 +322,8 @@ class Pipeline:
         before = sum(seconds.values())
         for stage in self.stages:
             if stage == "ppo":
-                with _timed("report_card", seconds):
-                    self._make_report_card(state)
+                with _timed("reward_report", seconds):
+                    self._make_reward_report(state)
             if is_finished(self.output_dir / stage):
                 continue
             with _timed(stage, seconds):
@@ -374,8 +367,8 @@ class Pipeline:
 
     # ---- Measuring and reporting ---------------------------------------------------------------------------------
 
-    def _make_report_card(self, state: PartialState) -> None:
-        """Make the reward model's report card, which PPO looks at."""
+    def _make_reward_report(self, state: PartialState) -> None:
+        """Make the reward model's report, which PPO looks at."""
         if state.is_main_process:
             trust_remote_code = self.arguments["reward"][1].trust_remote_code
             model, split = str(self.output_dir / "reward"), self.data["reward"].held_out[0]
@@ -416,7 +409,7 @@ class Pipeline:
             },
             "reward": {
                 "train_loss": _by_epoch(histories["reward"], "loss"),
-                **main_figures(read_json(self.output_dir / "reward" / REPORT_CARD_FILE)),
+                **main_figures(read_json(self.output_dir / "reward" / REWARD_REPORT_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
             "judge": Path(self.file.judge or ("lab" if ppo_args.dataset_name == "lab" else "")).name or None,

@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def interval(share: dict) -> str:
-    """A figure of a report card with its 95 % interval."""
+    """A figure of a report with its 95 % interval."""
     low, high = share["ci95"]
     return f"{share['value']:.3f} [{low:.3f}, {high:.3f}]"
 

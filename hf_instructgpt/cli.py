@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from . import __version__
@@ -18,6 +19,45 @@ from .errors import InputError
 from .files import disk_error
 
 NAME = "hf-instructgpt"
+# Each verb and what it does; below it, examples.
+TEXTS = """\
+run       train SFT, reward model and PPO on a tiny model and check that each stage worked
+  run
+  run --config pipeline.yaml --output_dir runs/mine --seed 0
+  run --resume
+sft       stage 1: supervised fine-tuning on demonstrations
+  sft --dataset_name document --output_dir runs/sft
+  sft --config sft.yaml --model_name_or_path Qwen/Qwen2.5-0.5B --use_peft
+reward    stage 2: train the reward model on preferences or rankings
+  reward --dataset_name preferences.jsonl --model_name_or_path runs/sft --output_dir runs/reward
+  reward --config reward.yaml --resume
+ppo       stage 3: PPO against the reward model
+  ppo --dataset_name prompts.jsonl --model_name_or_path runs/sft --reward_funcs runs/reward
+  ppo --config ppo.yaml --reward_funcs my_rewards.length --reward_weights 0.5
+overopt   measure what optimising against a reward model is worth to the judge it stands for
+  overopt --output_dir runs/overopt
+arena     compare best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens
+  arena --output_dir runs/arena
+data      show how a data set is read: columns, lengths, the chat template applied, possible problems
+  data preferences.jsonl --model runs/sft
+  data rows.csv --column_map question=prompt,reply=completion
+rank      rank a model's answers in the browser, as training data for the reward model
+  rank --model runs/sft --prompts prompts.jsonl --output rankings.jsonl
+compare   compare two models side by side in the browser, and vote
+  compare --models sft=runs/sft ppo=runs/ppo --reward runs/reward
+generate  answer a prompt with a trained model
+  generate runs/ppo --prompt "What is a doctor?"
+evaluate  make the report of a reward model on held-out rows
+  evaluate reward runs/reward
+  evaluate reward runs/reward --dataset_name held_out.jsonl
+merge     merge a LoRA adapter into its base model
+  merge runs/ppo
+  merge runs/reward --output_dir runs/reward-full
+report    write a run or a stage as one HTML file: curves, results, samples, token by token
+  report runs/instructgpt
+push      push a run or a stage to the Hugging Face Hub
+  push runs/instructgpt --private
+"""
 ENDING = """\
 examples:
   hf-instructgpt run
@@ -82,18 +122,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    verbs = "\n".join(f"  {name:<10}{parser.description}" for name, parser in VERBS.items())
+    verbs = re.sub(r"^  .*\n", "", TEXTS, flags=re.MULTILINE)
     parser = Parser(
         prog=NAME,
         usage=f"{NAME} VERB [--help] [options]",
-        description=f"InstructGPT on the Hugging Face stack.\n\nverbs:\n{verbs}",
+        description=f"InstructGPT on the Hugging Face stack.\n\nverbs:\n{indent(verbs, '  ')}",
         epilog=ENDING,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="what to do; `VERB --help` lists its options")
     parser.add_argument("-V", "--version", action="version", version=f"{NAME} {__version__}")
-    parser.add_argument(
-        "--quiet", action="store_true", help=f"print only warnings and errors; after {', '.join(TRAINING)}"
-    )
+    quiet_help = f"print only warnings and errors; after {', '.join(TRAINING)}"
+    parser.add_argument("--quiet", action="store_true", help=quiet_help)
     return parser
 
 
@@ -167,12 +206,13 @@ def experiment(
     name: str, *, config: Path | None, output_dir: str | None, resume: bool, overwrite_output_dir: bool
 ) -> None:
     """Run an experiment and print what it found."""
-    from .experiments import arena, overopt
+    from .experiments.arena import Arena
+    from .experiments.overopt import OverOpt
     from .files import resource
 
-    module, make = {"overopt": (overopt, overopt.OverOptLab), "arena": (arena, arena.Arena)}[name]
-    run = make(config or resource("recipes", name, "lab.yaml"), output_dir=output_dir)
-    module.print_summary(run.run(overwrite=overwrite_output_dir, resume=resume), run.output_dir)
+    config = config or resource("recipes", name, "experiment.yaml")
+    run = {"overopt": OverOpt, "arena": Arena}[name](config, output_dir=output_dir)
+    run.print_summary(run.run(overwrite=overwrite_output_dir, resume=resume))
 
 
 def generate(**options: Any) -> None:
@@ -227,11 +267,10 @@ STAGES = ("sft", "reward", "ppo")
 TRAINING = ("run", *STAGES, "overopt", "arena")  # these take `--quiet`
 
 
-def verb(
-    name: str, text: str, *examples: str, run: Callable[..., Any] | None = None, parents: Sequence[Parser] = ()
-) -> Callable[..., argparse.Action]:
+def verb(name: str, run: Callable[..., Any] | None = None, parents: Sequence[Parser] = ()) -> Callable[..., Any]:
     """Add a verb, which calls `run` with its options, and return what adds an option."""
-    epilog = "examples:\n" + "".join(f"  {NAME} {line}\n" for line in examples)
+    text, examples = re.search(rf"^{name} +(.*)\n((?:  .*\n)+)", TEXTS, re.MULTILINE).groups()
+    epilog = "examples:\n" + "\n".join(f"  {NAME} {example.strip()}" for example in examples.splitlines())
     VERBS[name] = Parser(prog=f"{NAME} {name}", description=text, epilog=epilog, parents=parents)
     VERBS[name].set_defaults(run=run)
     return VERBS[name].add_argument
@@ -258,39 +297,16 @@ PASSWORD.add_argument(
 PASSWORD.add_argument("--password_file", metavar="FILE", help="file that holds the password")
 
 
-option = verb(
-    *("run", "train SFT, reward model and PPO on a tiny model and check that each stage worked"),
-    *("run", "run --config pipeline.yaml --output_dir runs/mine --seed 0", "run --resume"),
-    run=run,
-    parents=[FOLDER],
-)
+option = verb("run", run, [FOLDER])
 option("--seed", type=int, help="random seed (default: the config's)")
-verb(
-    *("sft", "stage 1: supervised fine-tuning on demonstrations"),
-    "sft --dataset_name document --output_dir runs/sft",
-    "sft --config sft.yaml --model_name_or_path Qwen/Qwen2.5-0.5B --use_peft",
-)
-verb(
-    *("reward", "stage 2: train the reward model on preferences or rankings"),
-    "reward --dataset_name preferences.jsonl --model_name_or_path runs/sft --output_dir runs/reward",
-    "reward --config reward.yaml --resume",
-)
-verb(
-    *("ppo", "stage 3: PPO against the reward model"),
-    "ppo --dataset_name prompts.jsonl --model_name_or_path runs/sft --reward_funcs runs/reward",
-    "ppo --config ppo.yaml --reward_funcs my_rewards.length --reward_weights 0.5",
-)
-for name, text in {
-    "overopt": "measure what optimising against a reward model is worth to the judge it stands for",
-    "arena": "compare best-of-n, DPO, RLOO, GRPO and PPO on the same number of sampled tokens",
-}.items():
-    verb(name, text, f"{name} --output_dir runs/{name}", run=partial(experiment, name), parents=[FOLDER])
-option = verb(
-    "data",
-    "show how a data set is read: columns, lengths, the chat template applied, possible problems",
-    *("data preferences.jsonl --model runs/sft", "data rows.csv --column_map question=prompt,reply=completion"),
-    run=imported("stages.data_report", "print_data_report"),
-)
+
+for name in STAGES:  # `run_stage` parses their options
+    verb(name)
+
+for name in ("overopt", "arena"):
+    verb(name, partial(experiment, name), [FOLDER])
+
+option = verb("data", imported("stages.data_report", "print_data_report"))
 option("name", help="file, folder, Hub id, or the sample data `document` or `lab`")
 option("--kind", choices=STAGES, help="the stage that is to read it (default: the first that can)")
 option("--model", help="folder or Hub id: adds lengths in tokens and its chat template")
@@ -298,13 +314,8 @@ option("--dataset_config", help="configuration of the data set")
 option("--split", default="train", help="split to read (default: train)")
 option("--column_map", help="new names for columns, such as question=prompt,reply=completion")
 option("--max_rows", type=int, help="read only the first N rows, as a stream")
-option = verb(
-    "rank",
-    "rank a model's answers in the browser, as training data for the reward model",
-    "rank --model runs/sft --prompts prompts.jsonl --output rankings.jsonl",
-    run=partial(serve, "rank"),
-    parents=[SERVER],
-)
+
+option = verb("rank", partial(serve, "rank"), [SERVER])
 option("--model", required=True, help="model that answers: Hub id or folder")
 option("--prompts", required=True, help="JSON Lines file, folder, Hub id, or sample data")
 option("--split", default="train", help="split of the prompts (default: train)")
@@ -312,35 +323,20 @@ option("--output", required=True, help="JSONL file for the rankings; appended to
 option("--num_responses", type=int, default=4, help="answers per prompt, 2 to 9 (default: 4)")
 option("--reward", nargs=2, default=[], help="two reward models: prompts on which they disagree most come first")
 option("--seed", type=int, default=0, help="seed of the answers and of the order (default: 0)")
-option = verb(
-    "compare",
-    "compare two models side by side in the browser, and vote",
-    "compare --models sft=runs/sft ppo=runs/ppo --reward runs/reward",
-    run=partial(serve, "compare"),
-    parents=[SERVER],
-)
+
+option = verb("compare", partial(serve, "compare"), [SERVER])
 option("--models", nargs=2, required=True, metavar="NAME=PATH", help="models; the KL is measured against the first")
 option("--reward", help="reward model that scores the answers: folder or Hub id")
 option("--seed", type=int, default=0, help="seed of which model is shown on which side (default: 0)")
-option = verb(
-    "generate",
-    "answer a prompt with a trained model",
-    'generate runs/ppo --prompt "What is a doctor?"',
-    run=generate,
-    parents=[TRUST],
-)
+
+option = verb("generate", generate, [TRUST])
 option("model", help="Hub id or folder")
 option("--prompt", required=True, help="prompt to answer")
 option("--max_new_tokens", type=int, help="maximum tokens of the answer (default: from the model's card)")
 option("--do_sample", action="store_true", help="sample at temperature 1 instead of greedy decoding")
 option("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
-option = verb(
-    "evaluate",
-    "make the report card of a reward model on held-out rows",
-    *("evaluate reward runs/reward", "evaluate reward runs/reward --dataset_name held_out.jsonl"),
-    run=evaluate,
-    parents=[TRUST],
-)
+
+option = verb("evaluate", evaluate, [TRUST])
 option("what", choices=["reward"], help="what to evaluate")
 option("model", help="reward model: a folder written by `hf-instructgpt reward`, or a Hub id")
 option("--dataset_name", help="rankings or preferences (default: the model's training data)")
@@ -348,34 +344,22 @@ option("--dataset_config", help="configuration of the data set")
 option("--split", help="split to read (default: `test`, else the stage's `dataset_test_split`)")
 option("--judge", help="dotted path of a function with a reward function's signature (default: for `lab`, its judge)")
 option("--batch_size", type=int, default=64, help="texts per batch (default: 64)")
-option("--output_dir", help="folder of the report card (default: the model's)")
-option = verb(
-    "merge",
-    "merge a LoRA adapter into its base model",
-    *("merge runs/ppo", "merge runs/reward --output_dir runs/reward-full"),
-    run=imported("stages.adapters", "merge"),
-    parents=[TRUST],
-)
+option("--output_dir", help="folder of the report (default: the model's)")
+
+option = verb("merge", imported("stages.adapters", "merge"), [TRUST])
 option("model", help="folder of an adapter, as a stage with `use_peft` writes it")
 option("--output_dir", help="folder of the merged model (default: MODEL-merged)")
-option = verb(
-    "report",
-    "write a run or a stage as one HTML file: curves, results, samples, token by token",
-    "report runs/instructgpt",
-    run=imported("stages.report", "write_report"),
-)
+
+option = verb("report", imported("stages.report", "write_report"))
 option("folder", help="folder of a run or a stage; report.html is written there")
-option = verb("push", "push a run or a stage to the Hugging Face Hub", "push runs/instructgpt --private", run=push)
+
+option = verb("push", push)
 option("folder", help="folder of a run or a stage; repositories get its name. With --code-only: a repository's Hub id")
 option("--namespace", help="user or organisation (default: the user who is logged in)")
 option("--private", action="store_true", help="create private repositories")
 option("--no_data", action="store_true", help="push a run's models without its data")
 option("--data", nargs="+", default=[], metavar="FILE", help="data files to push with a run")
-option(
-    *("--code-only", "--code_only"),
-    action="store_true",
-    help="replace the Python files of a CharGPT on the Hub by this version's, for newer transformers",
-)
+option("--code-only", action="store_true", help="only replace a CharGPT's Python files on the Hub by this version's")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,11 +1,11 @@
 """The maths of PPO as pure functions on tensors: torch only, one job each.
 
 Shapes: **B** batch, **R** response tokens, **V** vocabulary. Every ``mask`` is boolean, `True` on real response tokens
-(the end-of-text token included), and what stands behind it never reaches a result, NaN and inf included. Padding is a
-suffix of each row, so a mask is a prefix of `True`: [`response_mask`] makes no other. Where a function relies on that,
-its docstring says so.
+(the end-of-text token included). What is behind the mask never reaches a result, not even a NaN. Padding is a suffix
+of each row, so a mask is a prefix of `True`, as [`response_mask`] makes it; GAE and the token rewards rely on that.
 
-Arguments of one shape must have that shape: what would broadcast, such as `(B, R)` against `(B, 1)`, is a ValueError.
+Log-probs, KL and entropy are in nats. Shapes must match exactly: what would broadcast, such as `(B, R)` against
+`(B, 1)`, is a ValueError.
 
 Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347), Schulman et al. 2016 (GAE, arXiv 1506.02438), Stiennon et al.
 2020 (arXiv 2009.01325), Ouyang et al. 2022 (InstructGPT, arXiv 2203.02155).
@@ -34,39 +34,23 @@ def in_float64(x: torch.Tensor) -> torch.Tensor:
 
 
 def response_mask(response_ids: torch.Tensor, *, stop_token_ids: list[int]) -> torch.Tensor:
-    """Real tokens of sampled responses: everything up to and including the first stop token.
-
-    Args:
-        response_ids (`torch.Tensor` of shape `(B, R)`): Sampled ids, filled with anything after the first stop token.
-        stop_token_ids (`list[int]`): Ids that end a response. Empty: nothing does.
-
-    Returns:
-        `torch.Tensor` of shape `(B, R)`, boolean.
-    """
+    """Real tokens `(B, R)` of sampled ids `(B, R)`: everything up to and including the first stop token."""
     is_stop = torch.isin(response_ids, torch.tensor(stop_token_ids, device=response_ids.device, dtype=torch.long))
     stops_before = is_stop.long().cumsum(-1) - is_stop.long()
     return stops_before == 0
 
 
 def ends_with_stop(response_ids: torch.Tensor, *, mask: torch.Tensor, stop_token_ids: list[int]) -> torch.Tensor:
-    """Whether each response ended by itself, with a stop token, rather than being cut off: `(B,)`, boolean."""
+    """Whether each response `(B,)` ended with a stop token, rather than being cut off at the maximum length."""
     _check_shapes(response_ids=response_ids, mask=mask)
     stop = torch.tensor(stop_token_ids, device=response_ids.device, dtype=torch.long)
     return (torch.isin(response_ids, stop) & mask).any(-1)
 
 
 def token_logprobs(logits: torch.Tensor, *, token_ids: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """Log-probability of each token under the distribution it was sampled from, in float32.
+    """Log-probs `(B, R)` of tokens under the distribution they were sampled from, given logits `(B, R, V)`; float32.
 
-    `log softmax(logits / temperature)[token]`.
-
-    Args:
-        logits (`torch.Tensor` of shape `(B, R, V)`): Logits that predict `token_ids`.
-        token_ids (`torch.Tensor` of shape `(B, R)`): The tokens.
-        temperature (`float`): Sampling temperature.
-
-    Returns:
-        `torch.Tensor` of shape `(B, R)`, nats.
+    `log softmax(logits / temperature)[token]`. (TRL's `selective_log_softmax` works in the type of its logits.)
     """
     _check_shapes(**{"logits[..., 0]": logits[..., 0], "token_ids": token_ids})
     if logits.shape[-1] >= LARGE_VOCABULARY:
@@ -76,9 +60,9 @@ def token_logprobs(logits: torch.Tensor, *, token_ids: torch.Tensor, temperature
 
 
 class _LargeVocabularyLogprobs(torch.autograd.Function):
-    """[`token_logprobs`] with one tensor as large as the logits, their gradient, where autograd would keep several.
+    """[`token_logprobs`] that keeps one tensor the size of the logits, their gradient, where autograd keeps several.
 
-    `d log p_k / d logits_v = ([v = k] - p_v) / temperature`. Row by row, so that what is in float32 stays small.
+    `d log p_k / d logits_v = ([v = k] - p_v) / temperature`, row by row, so that float32 copies stay small.
     """
 
     @staticmethod
@@ -102,38 +86,23 @@ class _LargeVocabularyLogprobs(torch.autograd.Function):
 
 
 def token_entropy(logits: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:
-    """Entropy of the distribution each token is sampled from, `-sum_v p_v log p_v`, in float32.
-
-    Args:
-        logits (`torch.Tensor` of shape `(B, R, V)`): Logits that predict the tokens.
-        temperature (`float`): Sampling temperature.
-
-    Returns:
-        `torch.Tensor` of shape `(B, R)`, nats.
-    """
+    """Entropy `(B, R)` of the distributions given by logits `(B, R, V)`, `-sum_v p_v log p_v`, in float32."""
     logprobs = (logits.float() / temperature).log_softmax(-1)
-    # A token that cannot be sampled adds nothing: 0, not 0 times minus infinity.
+    # A token that cannot be sampled adds 0, not 0 times minus infinity.
     return -(logprobs.exp() * torch.where(logprobs.isfinite(), logprobs, 0)).sum(-1)
 
 
 def kl_estimate(logprobs: torch.Tensor, *, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:
-    """Estimate of `KL(pi || pi_ref)` at each token sampled from `pi` (Schulman's note "Approximating KL", 2020).
+    """Estimate `(B, R)` of `KL(pi || pi_ref)` at each token sampled from `pi` (Schulman, "Approximating KL", 2020).
 
     With `x = log pi - log pi_ref`: k1 is `x` (unbiased, noisy, can be negative), k2 is `x^2 / 2` (biased, its gradient
     is the KL's), k3 is `exp(-x) - 1 + x` (unbiased, never negative).
 
     Beyond `c = MAX_LOG_RATIO` the estimates are bounded; `kl_is_clamped` tells where. k2 continues as a line,
-    `c |x| - c^2 / 2` (Huber's loss), so its gradient is `x` clamped to `[-c, c]` and still pulls the policy back. k3
-    is that of `max(x, -c)`, without a gradient below: the probability that `pi` samples such a token is at most
-    `exp(-c)`, 2e-9, so the two log-probs contradict each other there, and its gradient would outweigh all others. In a
-    reward, where k3 is `exp(c)` at most, such a token still outweighs its rollout: look at how many were clamped.
-
-    Args:
-        logprobs, ref_logprobs (`torch.Tensor` of shape `(B, R)`): Log-probs of the sampled tokens, nats.
-        estimator (`str`): "k1", "k2" or "k3".
-
-    Returns:
-        `torch.Tensor` of shape `(B, R)`, nats.
+    `c |x| - c^2 / 2` (Huber's loss): its gradient is `x` clamped to `[-c, c]` and still pulls the policy back. k3 is
+    that of `max(x, -c)`, without a gradient below: `pi` samples such a token with a probability of at most `exp(-c)`,
+    2e-9, so the two log-probs contradict each other, and its gradient would outweigh all others. In a reward, where
+    k3 is at most `exp(c)`, such a token still outweighs its rollout: watch how many are clamped.
     """
     _check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs)
     if estimator == "k2":
@@ -146,20 +115,12 @@ def kl_estimate(logprobs: torch.Tensor, *, ref_logprobs: torch.Tensor, estimator
 
 
 def kl_is_clamped(log_ratio: torch.Tensor, *, estimator: str) -> torch.Tensor:
-    """Where [`kl_estimate`] by "k2" or "k3" clamps the log-ratio to the reference: boolean, of the same shape."""
+    """Where [`kl_estimate`] by "k2" or "k3" clamps the log-ratio to the reference."""
     return (log_ratio.abs() if estimator == "k2" else -log_ratio) > MAX_LOG_RATIO
 
 
 def full_kl(logits: torch.Tensor, *, ref_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-    """`KL(pi || pi_ref)` at each token over the whole vocabulary, `sum_v p_v (log p_v - log q_v)`, in float32.
-
-    Args:
-        logits, ref_logits (`torch.Tensor` of shape `(B, R, V)`): Logits of the policy and of the reference.
-        temperature (`float`): Sampling temperature of both.
-
-    Returns:
-        `torch.Tensor` of shape `(B, R)`, nats.
-    """
+    """Exact `KL(pi || pi_ref)` `(B, R)` of logits `(B, R, V)`, `sum_v p_v (log p_v - log q_v)`, in float32."""
     _check_shapes(logits=logits, ref_logits=ref_logits)
     logprobs, ref_logprobs = ((x.float() / temperature).log_softmax(-1) for x in (logits, ref_logits))
     return (logprobs.exp() * torch.where(logprobs.isfinite(), logprobs - ref_logprobs, 0)).sum(-1)
@@ -168,60 +129,35 @@ def full_kl(logits: torch.Tensor, *, ref_logits: torch.Tensor, temperature: floa
 def adapted_kl_coef(kl_coef: float, *, kl: float, target: float, horizon: int, num_responses: int) -> float:
     """The KL coefficient after a rollout, moved towards a target KL (Ziegler et al. 2019, section 2.2).
 
-    `kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * num_responses / horizon)`.
-
-    Args:
-        kl_coef (`float`): The coefficient so far. kl (`float`): Mean KL of the rollout, nats a response.
-        target (`float`): Wanted KL, nats a response. horizon (`int`): Responses over which it adapts.
-        num_responses (`int`): Responses of the rollout.
+    `kl_coef * (1 + clip(kl / target - 1, -0.2, 0.2) * num_responses / horizon)`; KL in nats per response.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * num_responses / horizon)
 
 
 def combine_scores(terms: torch.Tensor, *, given: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted sum of the reward functions' scores, `sum_f weight_f * score_f`, over those that gave a finite one.
-
-    Args:
-        terms (`torch.Tensor` of shape `(B, F)`): Scores.
-        given (`torch.Tensor` of shape `(B, F)`): Where there is one.
-        weights (`torch.Tensor` of shape `(F,)`): Weights.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`.
-    """
+    """Scores `(B,)`: `sum_f weight_f * score_f` over the terms `(B, F)` that are given and finite."""
     _check_shapes(terms=terms, given=given)
     return torch.where(given & terms.isfinite(), terms, 0).mv(weights)
 
 
 def score_scale(sums: torch.Tensor) -> float:
-    """Standard deviation of all scores so far, from their count, sum and sum of squares; 1 while they do not vary.
+    """Standard deviation of scores, `sqrt(E[x^2] - E[x]^2)`, from their count, sum and sum of squares `(3,)`, float64.
 
-    `sqrt(E[x^2] - E[x]^2)`. Scores divided by it keep their sign and their zero (so are returns scaled in Engstrom et
-    al. 2020, arXiv 2005.12729).
-
-    Args:
-        sums (`torch.Tensor` of shape `(3,)`): Count, sum, sum of squares, float64.
+    1 while they do not vary. Dividing by it keeps signs and zero (Engstrom et al. 2020, arXiv 2005.12729, scale
+    returns the same way).
     """
     count, total, squares = sums.tolist()
     variance = squares / count - (total / count) ** 2 if count else 0.0
     return variance**0.5 if variance > 1e-12 else 1.0
 
 
-def masked_whiten(
+def whitening(
     values: torch.Tensor, *, mask: torch.Tensor, global_sum: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
-) -> torch.Tensor:
-    """Shift and scale to mean 0 and variance 1 over the real tokens of all processes.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and scale `1 / sqrt(var + 1e-8)` of the real tokens of all processes, with the population variance.
 
-    `(x - mean) / sqrt(var + 1e-8)` with the population variance; a single token becomes 0.
-
-    Args:
-        values (`torch.Tensor` of shape `(B, R)`): What to whiten.
-        mask (`torch.Tensor` of shape `(B, R)`): Real tokens.
-        global_sum (`Callable`): Sum of a tensor over all processes; the identity for one process.
-
-    Returns:
-        `torch.Tensor` of shape `(B, R)`, 0 behind the mask.
+    `global_sum` is the sum of a tensor over all processes; the identity for one.
     """
     _check_shapes(values=values, mask=mask)
     values = torch.where(mask, values, 0)
@@ -229,25 +165,31 @@ def masked_whiten(
     mean = total / count.clamp(min=1)
     centred = torch.where(mask, values - mean, 0)
     variance = global_sum(centred.square().sum()) / count.clamp(min=1)
-    return centred * torch.rsqrt(variance + 1e-8)
+    return mean, torch.rsqrt(variance + 1e-8)
+
+
+def masked_whiten(
+    values: torch.Tensor,
+    *,
+    mask: torch.Tensor,
+    shift_mean: bool = True,
+    global_sum: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+) -> torch.Tensor:
+    """Values `(B, R)` scaled to variance 1, and with `shift_mean` shifted to mean 0, over the real tokens.
+
+    `(x - mean) / sqrt(var + 1e-8)`, plus the mean unless `shift_mean`; a single token becomes 0. See [`whitening`].
+    """
+    mean, scale = whitening(values, mask=mask, global_sum=global_sum)
+    whitened = (values - mean) * scale
+    return torch.where(mask, whitened if shift_mean else whitened + mean, 0)
 
 
 def token_rewards(scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
-    """Reward of each token: minus the KL penalty everywhere, plus the score on the last real token.
+    """Reward `(B, R)` of each token: minus the KL penalty, plus the response's score `(B,)` on the last real token.
 
     `r_t = -kl_coef * kl_t + [t is last] * score` (Ouyang et al. 2022, section 3.5; Stiennon et al. 2020, section 3.4).
-    The score lands on the end-of-text token itself (not on the padding after it); a response without any real token
-    gets none.
-
-    Args:
-        scores (`torch.Tensor` of shape `(B,)`): One score a response.
-        kl (`torch.Tensor` of shape `(B, R)`): Estimate of the KL to the reference at each token, nats.
-        mask (`torch.Tensor` of shape `(B, R)`): Real tokens, a prefix of each row: behind a hole a score would be paid
-            a second time.
-        kl_coef (`float`): Reward units a nat.
-
-    Returns:
-        `torch.Tensor` of shape `(B, R)`, 0 behind the mask.
+    The score lands on the end-of-text token itself, not on the padding after it. A response without any real token
+    gets none. `kl_coef` is in reward units per nat.
     """
     _check_shapes(kl=kl, mask=mask)
     _check_shapes(**{"scores": scores, "mask[:, 0]": mask[:, 0]})
@@ -262,16 +204,7 @@ def generalized_advantage_estimation(
 
     `delta_t = r_t + gamma * V_{t+1} - V_t`, `A_t = delta_t + gamma * lam * A_{t+1}`, `G_t = A_t + V_t`. Every response
     ends after its last real token: the value there is 0, cut-off responses included (the paper's bandit episode).
-
-    Args:
-        rewards (`torch.Tensor` of shape `(B, R)`): Rewards after each token.
-        values (`torch.Tensor` of shape `(B, R)`): Critic's value of the state before each token.
-        mask (`torch.Tensor` of shape `(B, R)`): Real tokens, a prefix of each row: in a hole the advantage of what
-            follows would be carried on.
-        gamma (`float`): Discount. lam (`float`): GAE's lambda.
-
-    Returns:
-        `tuple` of two `torch.Tensor` of shape `(B, R)`: advantages and returns, 0 behind the mask.
+    `values` are those of the state before each token. Advantages and returns are 0 behind the mask.
     """
     _check_shapes(rewards=rewards, values=values, mask=mask)
     rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
@@ -279,7 +212,7 @@ def generalized_advantage_estimation(
     advantage = next_value = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        # Behind the mask rewards and values are 0, and so are delta and the advantage: nothing to undo there.
+        # Behind the mask rewards and values are 0, and so are delta and the advantage.
         advantage = delta + gamma * lam * advantage
         advantages[:, t], next_value = advantage, values[:, t]
     return advantages, torch.where(mask, advantages + values, 0)
@@ -291,20 +224,14 @@ def policy_loss(
     """PPO's clipped objective for each token, negated (Schulman et al. 2017, eq. 7).
 
     `-min(ratio * A, clip(ratio, 1 - cliprange, 1 + cliprange) * A)` with `ratio = exp(logprob - old_logprob)`.
+    Returns the loss `(B, R)` and where clipping took the gradient away. Behind the mask the caller puts equal
+    log-probs (ratio 1) and drops the result.
 
     The log-ratio is clamped to `MAX_LOG_RATIO` before `exp`, because an infinite ratio turns the gradient of a clipped
     token, 0, into NaN. A clamped token has no gradient, as in verl. With a positive advantage the objective gives none
     there either. With a negative one it would give at least `exp(20)` times an ordinary token's, and that token would
     be the whole update; dual-clip PPO (Ye et al. 2020, arXiv 1912.09729) stops that at a ratio of 3 already. A sampled
-    token gets there only if its old probability was below 2e-9: its old log-prob is then hardly that of the sampler.
-
-    Args:
-        logprobs, old_logprobs, advantages (`torch.Tensor` of shape `(B, R)`): Log-probs in nats; behind the mask the
-            caller puts equal numbers (ratio 1) and drops the result.
-        cliprange (`float`): Half-width of the interval.
-
-    Returns:
-        `tuple` of two `torch.Tensor` of shape `(B, R)`: the loss and, boolean, where clipping took the gradient away.
+    token gets there only if its old probability was below 2e-9: its old log-prob is then hardly the sampler's.
     """
     _check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     ratio = torch.exp((logprobs - old_logprobs).clamp(max=MAX_LOG_RATIO))
@@ -319,14 +246,7 @@ def value_loss(
     """Squared error of the critic for each token, its step from the old value clipped.
 
     `0.5 * max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)`: the form of OpenAI's RLHF code (Ziegler et al. 2019,
-    arXiv 1909.08593).
-
-    Args:
-        values, old_values, returns (`torch.Tensor` of shape `(B, R)`): In units of reward.
-        cliprange_value (`float`): Half-width of the interval, in units of reward.
-
-    Returns:
-        `tuple` of two `torch.Tensor` of shape `(B, R)`: the loss and, boolean, where clipping took the gradient away.
+    arXiv 1909.08593). Returns the loss `(B, R)` and where clipping took the gradient away.
     """
     _check_shapes(values=values, old_values=old_values, returns=returns)
     clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)

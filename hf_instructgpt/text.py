@@ -31,9 +31,9 @@ def template_options(row: dict[str, Any]) -> dict[str, Any]:
     """
     tools = row.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
-    options = _without_none(row.get("chat_template_kwargs")) or {}
+    options = without_none(row.get("chat_template_kwargs")) or {}
     check_template_kwargs(options)
-    return {"tools": _without_none(tools) or None, **options}
+    return {"tools": without_none(tools) or None, **options}
 
 
 def check_template_kwargs(options: dict[str, Any]) -> None:
@@ -42,10 +42,11 @@ def check_template_kwargs(options: dict[str, Any]) -> None:
         raise InputError(f"`chat_template_kwargs`: {taken[0]!r} is set by what reads the rows; leave it out.")
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
+    """A value without the fields of mappings that are None, such as those that Arrow fills in."""
     if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text, **options: Any) -> list[int]:

@@ -92,7 +92,7 @@ def a_run_is_pushed_and_pulled_back(folder: Path, document_run: str) -> None:
         assert (len(card.data.eval_results or []) > 0) == (stage != "sft")
         assert str(folder) not in card.content
     assert "[user/doc-reward]" in ModelCard.load("user/doc-ppo").text
-    assert {"report_card.md", "plots/report_card_accuracy.png"} <= set(HUB.files("user/doc-reward"))
+    assert {"reward_report.md", "plots/reward_report_accuracy.png"} <= set(HUB.files("user/doc-reward"))
 
     policy, local = (AutoModelForCausalLM.from_pretrained(x) for x in ("user/doc-ppo", run / "ppo"))
     assert all(torch.equal(x, local.state_dict()[name]) for name, x in policy.state_dict().items())
@@ -278,7 +278,8 @@ def old_code_is_replaced(folder: Path, pushed: str) -> None:
     code = {path.name: path.read_bytes() for path in Path(char_gpt.__file__).parent.glob("*_char_gpt.py")}
     changed = {name for name in before if before[name] != after[name]}
     assert before.keys() == after.keys()
-    assert changed == {f"{where}{name}" for name in code for where in ("", "value_model/")}
+    assert {"modeling_char_gpt.py", "value_model/modeling_char_gpt.py"} <= changed
+    assert changed == {name for name in before if name.endswith(".py") and before[name] != code[Path(name).name]}
     assert all(after[name] == code[Path(name).name] for name in after if name.endswith(".py"))
     assert main(["push", "user/old", "--code-only"]) == 0  # says that there is nothing to do
     assert main(["push", "user/old", "--code-only", "--private"]) == main(["push", pushed, "--code-only"]) == 2

@@ -9,8 +9,9 @@ import torch
 from hf_instructgpt.cli import main
 from hf_instructgpt.evaluation.intervals import wilson_interval
 from hf_instructgpt.models.forward import response_logprobs
+from hf_instructgpt.models.loading import load_reward_model
 from hf_instructgpt.scoring.reward_models import reward_model_scores
-from hf_instructgpt.stages.load_models import load_causal_lm, load_reward_model, load_tokenizer
+from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
 from hf_instructgpt.text import encode_prompt
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
@@ -27,7 +28,7 @@ def page(document_run):
         return Contestant(name, load_causal_lm(str(document_run / name), tokenizer).eval(), tokenizer)
 
     tokenizer = load_tokenizer(str(document_run / "reward"))
-    reward = load_reward_model(str(document_run / "reward"), tokenizer).eval()
+    reward = load_reward_model(str(document_run / "reward"), tokenizer=tokenizer).eval()
     return ComparePage([contestant("sft"), contestant("ppo")], reward_model=(reward, tokenizer), max_new_tokens=12)
 
 
@@ -76,16 +77,16 @@ def test_what_is_hidden_is_told_after_the_vote_which_counts_once(page):
     assert page.voter(0)(round_, tally)[1].wins == {"sft": 0, "ppo": 1}
     assert page.voter(None)(Round([0, 1]), tally)[1].ties == 1
     assert page.voter(0)(Round([0, 1]), tally)[1].wins == {"sft": 1, "ppo": 1}
-    assert page.voter(0)(None, tally)[2] == "Ask something first."
+    assert page.voter(0)(None, tally)[2] == "Enter a prompt."
 
 
 def test_a_tally_in_words():
     assert Tally({"sft": 0, "ppo": 0}).words() == "sft 0, ppo 0, ties 0."
-    assert "ppo preferred in 80% of 10 [49%, 94%]." in Tally({"sft": 2, "ppo": 8}, ties=3).words()
+    assert "ppo won 8 of 10 decided votes (80 %, 95 % CI 49–94 %)." in Tally({"sft": 2, "ppo": 8}, ties=3).words()
 
 
 def test_what_cannot_be_answered(page, monkeypatch):
-    assert list(page.answer("  ", True, True)) == [[None, "", "", "Ask something first."]]
+    assert list(page.answer("  ", True, True)) == [[None, "", "", "Enter a prompt."]]
     assert "too long for the context of" in list(page.answer("好" * 60, True, False))[-1][-1]
 
     def fail(*args, **kwargs):
@@ -123,7 +124,7 @@ def test_the_page_in_a_browser(document_run, launched, open_page):
     told("Which is better?")
     assert all(tab.locator(f"#answer-{letter} textarea").input_value() for letter in "AB")
     tab.click("#vote-B")
-    told("ties 0. ppo preferred in")
+    told("ties 0. ppo won")
     assert "score" in tab.locator("#status textarea").input_value()
     tab.click("#vote-B")
     tab.click("#tie")

@@ -59,7 +59,7 @@ def rank_by_length(tab):
     tab.click("#start")
     said = "text => document.querySelector('#status textarea, #status input').value.includes(text)"
     for number in range(NUM_RANKED):
-        tab.wait_for_function(said, arg=f" {number} of yours")
+        tab.wait_for_function(said, arg=f" {number} of ")
         boxes = [tab.locator(f"#answer-{place}").locator("textarea, input") for place in range(1, 5)]
         sizes = [len(box.input_value()) if box.is_visible() else None for box in boxes]
         order = sorted({size for size in sizes if size is not None}, reverse=True)
@@ -67,7 +67,7 @@ def rank_by_length(tab):
             if size is not None:
                 tab.locator(f"#rank-{place} input").nth(order.index(size)).check()
         tab.click("#save")
-    tab.wait_for_function(said, arg=f" {NUM_RANKED} of yours")
+    tab.wait_for_function(said, arg=f" {NUM_RANKED} of ")
 
 
 def answer_lengths(folder, prompts):

@@ -22,8 +22,8 @@ pytest.importorskip("gradio", reason="the extra `app` is not installed")
 
 from hf_instructgpt.app import ranking_store, serve
 from hf_instructgpt.app.prompt_queue import Items, shown_prompt
-from hf_instructgpt.app.rank_page import Session, save, save_all_bad
-from hf_instructgpt.app.ranking_store import RankingFile, dense_ranks
+from hf_instructgpt.app.rank_page import Session, save
+from hf_instructgpt.app.ranking_store import RankingFile
 
 
 def row(number=0, annotator="ann", ranks=(1, 2), responses=("a", "b"), prompt="p", written=False):
@@ -125,10 +125,6 @@ def test_other_files_are_refused(tmp_path):
         RankingFile(path)
 
 
-def test_dense_ranks():
-    assert dense_ranks([5, 2, 2, 9]) == [2, 1, 1, 3]
-
-
 # ---- Items ---------------------------------------------------------------------------------------------------------
 
 
@@ -182,14 +178,14 @@ def test_what_is_saved_is_in_the_order_sampled(document_run, tmp_path):
     file, item = RankingFile(tmp_path / "r.jsonl"), items(document_run).next(set())
     item.shown_order = [2, 0, 1]
     session = Session(item)
-    assert "every answer needs a rank" in save(file, session, "ann", [1, None, 2], "", 1) and file.rows() == []
-    assert "every answer needs a rank" in save(file, session, "ann", [1, 2, 2], "mine", None)
+    assert "rank every answer" in save(file, session, "ann", [1, None, 2], "", 1) and file.rows() == []
+    assert "rank every answer" in save(file, session, "ann", [1, 2, 2], "mine", None)
     assert save(file, session, "ann", [4, 2, 2], " mine ", 1) is None
     (found,) = file.rows()
     assert found["ranks"] == [2, 2, 3, 1] and found["responses"] == [*item.responses, "mine"] and found["written"]
     assert found["shown_order"] == [2, 0, 1] and 0 <= found["seconds"] < 60 and found["prompt"] == item.prompt
     session = Session(items(document_run).next(set()))
-    save_all_bad(file, session, "ann")
+    assert save(file, session, "ann", [1, 1, 1], all_bad=True) is None
     assert file.rows()[1]["ranks"] == [1, 1, 1] and file.rows()[1]["all_bad"]
 
 
@@ -272,13 +268,13 @@ def test_the_keyboard_alone_is_enough(served, open_page):
     tab.focus("#annotator input, #annotator textarea")
     tab.keyboard.type("ann")
     tab.keyboard.press("Enter")
-    told(tab, "ann ranks.")
+    told(tab, "Hi ann:")
     tab.wait_for_selector("#save")
     tab.keyboard.press("Escape")
     for key in "231":
         tab.keyboard.press(key)
     tab.keyboard.press("Enter")
-    told(tab, "1 of yours")
+    told(tab, "1 of ")
     (found,) = file.rows()
     assert [found["ranks"][i] for i in found["shown_order"]] == [2, 3, 1] and found["annotator"] == "ann"
 
@@ -295,15 +291,15 @@ def test_the_keyboard_alone_is_enough(served, open_page):
         tab.keyboard.press(key)
     tab.keyboard.type("3x")  # while one writes, keys are text
     tab.keyboard.press("Control+Enter")
-    told(tab, "2 of yours")
+    told(tab, "2 of ")
     found = file.rows()[1]
     assert found["responses"][3] == "3x" and found["written"] and found["ranks"][3] == 1
     tab.keyboard.press("Escape")
     tab.keyboard.press("b")
-    told(tab, "3 of yours")
+    told(tab, "3 of ")
     assert file.rows()[2]["all_bad"]
     tab.keyboard.press("x")
-    told(tab, "No prompt is left.")
+    told(tab, "All done, thank you!")
     assert len(file.rows()) == 3 and not tab.is_visible("#save")
     assert all(url.startswith((address.rstrip("/"), "data:", "blob:")) for url in asked)  # and nobody else
 
@@ -314,11 +310,11 @@ def test_keys_go_on_after_the_mouse_and_press_what_is_focused(served, open_page)
     start(tab)  # the button keeps the focus
     tab.keyboard.type("112")
     tab.keyboard.press("Enter")
-    told(tab, "Saved. 1 of yours")
+    told(tab, "Saved. 1 of 2 ranked (everyone: 1)")
     assert sorted(file.rows()[0]["ranks"]) == [1, 1, 2]
     tab.focus("#skip")
     tab.keyboard.press("Enter")
-    told(tab, "Skipped. 1 of yours")
+    told(tab, "Skipped. 1 of 2 ranked")
 
 
 def test_a_double_click_stores_once_and_a_restart_goes_on(served, open_page):
@@ -328,16 +324,16 @@ def test_a_double_click_stores_once_and_a_restart_goes_on(served, open_page):
     for number in (1, 2, 3):
         tab.locator(f"#rank-{number} input").first.check()
     tab.dblclick("#save")
-    told(tab, "1 of yours")
+    told(tab, "1 of ")
     assert len(file.rows()) == 1
     address, file = served(PROMPTS[:2])
     tab = open_page(address)
     start(tab)
-    told(tab, "ann ranks. 1 of yours")
+    told(tab, "Hi ann: 1 of 2 ranked")
     tab.click("#save")
-    told(tab, "every answer needs a rank")
+    told(tab, "rank every answer")
     tab.click("#skip")
-    told(tab, "No prompt is left.")
+    told(tab, "All done, thank you!")
 
 
 def test_a_key_pressed_before_the_next_item_is_there_is_dropped(served, open_page, monkeypatch):
@@ -352,7 +348,7 @@ def test_a_key_pressed_before_the_next_item_is_there_is_dropped(served, open_pag
     told(tab, "too early")
     assert [some["all_bad"] for some in file.rows()] == [False] and not file.skipped_path.exists()
     tab.keyboard.press("b")
-    told(tab, "2 of yours")
+    told(tab, "2 of ")
     assert [some["all_bad"] for some in file.rows()] == [False, True]
 
 
@@ -367,10 +363,10 @@ def test_two_annotators_at_once_see_how_they_agree(served, open_page):
         for number, text in enumerate(texts, start=1):  # both prefer what comes first in the alphabet
             tab.locator(f"#rank-{number} input").nth(sorted(texts).index(text)).check()
         tab.click("#save")
-        told(tab, "1 of yours")
+        told(tab, "1 of ")
     assert {some["annotator"] for some in file.rows()} == {"ann", "bob"}
     assert file.agreement() == (3, 3)
-    told(tabs["bob"], "Annotators agree in 3 of 3 pairs (100%)")
+    told(tabs["bob"], "Annotators agree on 3 of 3 pairs (100%)")
 
 
 def test_a_failed_write_is_not_called_saved(served, open_page, monkeypatch):
@@ -387,7 +383,7 @@ def test_a_failed_write_is_not_called_saved(served, open_page, monkeypatch):
         told(tab, "Not saved: no space left on device")
     assert file.rows() == []
     tab.click("#all-bad")
-    told(tab, "Saved: all bad. 1 of yours")
+    told(tab, "Saved: all bad. 1 of 2 ranked")
 
 
 def test_texts_stay_texts_and_no_file_is_served(served, open_page, tmp_path):
@@ -415,7 +411,7 @@ def test_a_password_lets_in_under_a_name(served, open_page):
     tab.wait_for_selector("#start")
     start(tab, "somebody else")
     tab.click("#all-bad")
-    told(tab, "1 of yours")
+    told(tab, "1 of ")
     assert file.rows()[0]["annotator"] == "eve"
 
 

@@ -46,7 +46,7 @@ def test_ours_is_the_same_algorithm():
     """Options that change what is computed, or in which precision, belong to `recommended` alone."""
     import ppo_worker
 
-    exact = {"fast_sampling", "fuse_activations", "batch_by_length", "linear_backend"}
+    exact = {"fast_sampling", "fuse_activations", "batch_by_length"}
     assert ppo_worker.our_options("plain") == {} and set(ppo_worker.our_options("ours")) <= exact
 
 

@@ -88,6 +88,16 @@ print(sorted({"torch", "transformers", "datasets", "trl", "matplotlib"} & set(sy
     assert python(code).splitlines()[-1] == "[]"
 
 
+def test_a_stage_imports_neither_the_pipeline_nor_the_experiments():
+    code = """
+import sys
+from hf_instructgpt.cli import main
+assert main(["ppo", "--dataset_name", "lab", "--output_dir", "out"]) == 2
+print([name for name in sys.modules if name.endswith(".stages.pipeline") or ".experiments" in name])
+"""
+    assert python(code).splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_help_of_a_stage_is_that_of_its_classes(stage, capsys):
     """Read from the source, it says what the dataclasses say: names, defaults, helps, choices, of every class."""

@@ -27,9 +27,10 @@ from hf_instructgpt.stages import generate
 DEVICE = fake_device.DEVICE
 # What is trained, evaluated, saved, resumed and answered in these files is so on a device too.
 FILES = ("ppo_trainer", "ppo_checkpoints", "ppo_extras", "ppo_lora", "ppo_options", "ppo_rollout")
-FILES += ("reward_ranking", "evaluation", "evaluation_reward_card", "stages_evaluate", "stages_sft", "lab_overopt")
+FILES += ("reward_ranking", "evaluation", "evaluation_reward_report", "stages_evaluate", "stages_sft")
+FILES += ("experiments_overopt",)
 # These are about a CPU, or about policies in float64.
-NOT_THESE = "not onednn and not linear_backend and not average_needs_float32 and not reference_its_precision"
+NOT_THESE = "not average_needs_float32 and not reference_its_precision"
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 8341, 18160, 1188
 # The only rooms that may import from these: all others work without PPO, and with any causal language model.
 IMPORTERS = {"ppo": {"stages", "experiments", "__init__"}, "char_gpt": {"stages", "__init__"}}
 # Imports that look up and have yet to go.
-KNOWN = {("hub", "report"), ("sampling", "ppo")}
+KNOWN = {("hub", "report")}
 OVERRIDES = 8  # private methods of Trainer that PPO may override
 
 

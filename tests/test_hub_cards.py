@@ -112,7 +112,7 @@ def test_a_card_s_samples_are_the_models_answers(document_run):
     assert [sample["after"] for sample in made.samples] == answers["ppo"] != answers["sft"]
 
 
-def test_results_are_those_of_the_report_card_and_of_the_comparison(document_run):
+def test_results_are_those_of_the_reward_report_and_of_the_comparison(document_run):
     metrics = json.loads((document_run / "metrics.json").read_text())
     (accuracy,) = card_of(document_run / "reward").data.eval_results
     assert accuracy.metric_type == "accuracy" and accuracy.metric_value == metrics["reward"]["eval_accuracy"]

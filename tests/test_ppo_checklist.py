@@ -7,6 +7,7 @@ import torch
 from test_ppo_trainer import EOS, PROMPTS, assert_equal, logged, make, policy, reward_model
 
 from hf_instructgpt.models.forward import response_logprobs
+from hf_instructgpt.ppo.rollout import MicroBatch
 from hf_instructgpt.sampling.generate import engine_responses, sampling_config
 from hf_instructgpt.scoring.reward_models import reward_model_scores
 
@@ -95,12 +96,12 @@ def test_tokens_that_no_text_can_carry_stay_as_they_were_sampled(tmp_path):
 def loss_of(trainer, rollout, logits, values):
     """Loss, gradients and metrics of a rollout as one micro-batch, given what the models say."""
     logits, values = logits.clone().requires_grad_(), values.clone().requires_grad_()
-    trainer._sums.clear()
-    trainer._update_sums = torch.zeros(3)
-    inputs = (rollout, rollout.advantages, rollout.response_mask.sum(), None)
+    trainer.metrics.sums.clear()
+    trainer.guard.begin_update()
+    inputs = MicroBatch(rollout, rollout.response_mask.sum())
     loss = trainer.compute_loss(lambda *_: (logits, values, None), inputs)
     loss.backward()
-    sums = {name: torch.stack(numbers).sum(0) for name, numbers in trainer._sums.items()}
+    sums = {name: torch.stack(numbers).sum(0) for name, numbers in trainer.metrics.sums.items()}
     return loss.item(), logits.grad, values.grad, {name: (x / n).item() for name, (x, n) in sums.items()}
 
 
@@ -174,7 +175,7 @@ def test_nothing_in_a_rollout_carries_a_gradient(tmp_path):
 def test_a_step_without_a_real_token_has_a_loss_of_zero_and_a_gradient_of_zero(tmp_path):
     trainer = make(tmp_path, reward_funcs=lambda completions, **_: [None] * len(completions), entropy_coef=0.1)
     inputs = trainer._prepare_inputs(list(PROMPTS)[:4])
-    assert not inputs[0].response_mask.any()
+    assert not inputs.rollout.response_mask.any()
     loss = trainer.compute_loss(trainer.model, inputs)
     loss.backward()
     assert loss == 0

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausal
 from hf_instructgpt.data.pretraining_text import PretrainingText
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.functional import combine_scores, score_scale
+from hf_instructgpt.ppo import measure
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ActorCritic, ValueModel, load_value_model
 
@@ -166,10 +167,8 @@ def test_the_pretraining_gradient_does_not_depend_on_the_split_into_micro_batche
 
 
 def test_each_step_has_text_of_its_own_so_many_rows_a_response(tmp_path, monkeypatch):
-    taken, batch = [], PretrainingText.batch
-    monkeypatch.setattr(
-        PretrainingText, "batch", lambda self, *args, **options: taken.append(args) or batch(self, *args, **options)
-    )
+    taken, rows = [], PretrainingText.rows
+    monkeypatch.setattr(PretrainingText, "rows", lambda self, *args: taken.append(args) or rows(self, *args))
     options = {"per_device_train_batch_size": 2, "num_mini_batches": 2, "num_ppo_epochs": 2, "max_steps": 6}
     make(tmp_path, ptx_dataset=TEXT, ptx_coef=1.0, ptx_ratio=8.0, **options).train()
     assert taken == [(16 * step, 16) for step in range(6)]  # eight rows for each of a mini-batch's two responses
@@ -256,7 +255,7 @@ def test_the_router_s_loss_is_added_with_the_model_s_coefficient_by_hand(tmp_pat
     rows, total = [dict(row) for row in list(PROMPTS)[:4]], 0.0
     for _ in range(2):
         inputs = trainer._prepare_inputs(rows)
-        batch, _, num_tokens, _ = inputs
+        batch, num_tokens = inputs.rollout, inputs.num_tokens
         with_loss = trainer.compute_loss(model, inputs)
         model.config.output_router_logits = False
         without = trainer.compute_loss(model, inputs)
@@ -309,7 +308,7 @@ def test_scores_are_scaled_by_the_deviation_of_all_rollouts_so_far_and_logged_as
     # 1, 3, 5, 7, 8, 8, 8, 8: mean 6, mean square 42.5
     torch.testing.assert_close(second.rewards.sum(-1), torch.full((4,), 8 / 6.5**0.5))
     trainer._roll_out(rows, num_generations=1)  # an evaluation teaches it nothing
-    assert trainer._score_sums.tolist() == [8.0, 48.0, 340.0]
+    assert trainer.rewards.score_sums.tolist() == [8.0, 48.0, 340.0]
 
 
 def test_each_reward_function_s_own_mean_is_logged(tmp_path):
@@ -334,32 +333,28 @@ def test_a_reward_function_s_nan_is_named_or_its_response_left_out(tmp_path, bad
         make(tmp_path, reward_funcs=[lengths, broken], max_steps=1).train()
     trainer = make(tmp_path, reward_funcs=broken, on_nonfinite="skip", max_steps=2)
     trainer.train()
-    assert trainer._rollout.response_mask.any(-1).tolist() == [False, True, True, True]
+    assert trainer._rollout.kept.tolist() == trainer._rollout.response_mask.any(-1).tolist()
+    assert trainer._rollout.kept.tolist() == [False, True, True, True]
     assert logged(trainer, "score") == [4.0] and logged(trainer, "dropped_samples") == [0.25]
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
 @pytest.mark.parametrize("part", ["log-probs", "reference's log-probs", "values"])
-def test_a_nan_in_what_is_measured_is_named_and_its_row_left_out(tmp_path, part):
-    def broken_measure(trainer):
-        measure = trainer._measure
+def test_a_nan_in_what_is_measured_is_named_and_its_row_left_out(tmp_path, monkeypatch, part):
+    measure_batch = measure._measure_batch
 
-        def wrapped(prompt_ids, prompt_mask, response_ids, mask):
-            names = ["log-probs", "reference's log-probs", "KL", "values"]
-            tensors = list(measure(prompt_ids, prompt_mask, response_ids, mask))
-            tensors[names.index(part)] = tensors[names.index(part)].clone()
-            tensors[names.index(part)][1, 0] = math.nan
-            # Behind the mask anything may stand.
-            return tuple(torch.where(mask, x, math.nan) for x in tensors)
+    def broken(actor_critic, ref_model, batch, *options):
+        tensors = [tensor.clone() for tensor in measure_batch(actor_critic, ref_model, batch, *options)]
+        tensors[measure.MEASURED.index(part)][1, 0] = math.nan
+        return [torch.where(batch[-1], x, math.nan) for x in tensors]  # behind the mask anything may stand
 
-        trainer._measure = wrapped
-        return trainer
-
+    monkeypatch.setattr(measure, "_measure_batch", broken)
     with pytest.raises(FloatingPointError, match=f"{part} in 1 of 4 rows"):
-        broken_measure(make(tmp_path, max_steps=1)).train()
-    trainer = broken_measure(make(tmp_path, on_nonfinite="skip", max_steps=2))
+        make(tmp_path, max_steps=1).train()
+    trainer = make(tmp_path, on_nonfinite="skip", max_steps=2)
     trainer.train()
-    assert trainer._rollout.response_mask.any(-1).tolist() == [True, False, True, True]
+    assert trainer._rollout.kept.tolist() == trainer._rollout.response_mask.any(-1).tolist()
+    assert trainer._rollout.kept.tolist() == [True, False, True, True]
     assert all(tensor.isfinite().all() for name, tensor in trainer._rollout.state_dict().items())
     assert all(p.isfinite().all() for p in trainer.model.parameters())
     assert json.dumps(trainer.state.log_history, allow_nan=False)

@@ -9,16 +9,14 @@ from test_ppo_trainer import TOKENIZER, gpt2, lengths, logged, make, policy, rew
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.activations import NewGELUActivation
-from transformers.pytorch_utils import Conv1D
 
 from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM, functional
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.functional import token_logprobs
-from hf_instructgpt.ppo import onednn, speed
-from hf_instructgpt.ppo import trainer as trainer_module
+from hf_instructgpt.ppo import speed
 from hf_instructgpt.ppo.rollout import Rollout
 from hf_instructgpt.ppo.speed import fuse_activations
-from hf_instructgpt.sampling import policy_sampler
+from hf_instructgpt.sampling import engines, policy_sampler
 from hf_instructgpt.sampling.generate import sampling_config
 from hf_instructgpt.sampling.policy_sampler import PolicySampler, can_sample, draw_tokens
 from hf_instructgpt.scoring.reward_models import reward_model_scores
@@ -97,68 +95,6 @@ def test_a_trainer_fuses_what_it_runs_where_it_is_asked_to(tmp_path):
 
 
 # ---- Matrix products -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rows", [1, 7, 100, 129])
-@pytest.mark.parametrize("kind", ["bias", "no bias", "transposed"])
-def test_onednns_linear_layers_are_the_plain_ones(kind, rows):
-    """Against the formula in float64: the output and all three gradients."""
-    torch.manual_seed(0)
-    layer = Conv1D(24, 16) if kind == "transposed" else nn.Linear(16, 24, bias=kind == "bias")
-    for p in layer.parameters():
-        nn.init.normal_(p)
-    before = layer.state_dict()
-    onednn.use_onednn(nn.ModuleList([layer]))
-    assert type(layer) in (onednn.OneDNNLinear, onednn.OneDNNConv1D) and layer.state_dict().keys() == before.keys()
-    x, grad = torch.randn(1, rows, 16, requires_grad=True), torch.randn(1, rows, 24)
-    y = layer(x)
-    y.backward(grad)
-    weight, g, x64 = layer.weight.double(), grad.double().squeeze(0), x.detach().double().squeeze(0)
-    weight = weight if kind == "transposed" else weight.t()  # (I, O)
-    bias = layer.bias.double() if layer.bias is not None else 0
-    weight_grad = layer.weight.grad if kind == "transposed" else layer.weight.grad.t()
-    close = {"atol": 1e-4, "rtol": 1e-5, "check_dtype": False}
-    torch.testing.assert_close(y.squeeze(0), x64 @ weight + bias, **close)
-    torch.testing.assert_close(x.grad.squeeze(0), g @ weight.t(), **close)
-    torch.testing.assert_close(weight_grad, x64.t() @ g, **close)
-    if layer.bias is not None:
-        torch.testing.assert_close(layer.bias.grad, g.sum(0), **close)
-
-
-def test_onednn_prepares_few_shapes(monkeypatch):
-    """It builds a kernel for each: rows are filled up."""
-    layer, shapes = nn.Linear(4, 4), set()
-    onednn.use_onednn(nn.ModuleList([layer]))
-    product = onednn._product
-    monkeypatch.setattr(onednn, "_product", lambda x, *rest: shapes.add(len(x)) or product(x, *rest))
-    for rows in (1, 5, 8, 9, 127, 128, 129, 250):
-        assert layer(torch.randn(rows, 4)).shape == (rows, 4)
-    assert shapes == {1, 5, 8, 16, 128, 256}
-
-
-def test_what_onednn_is_not_for_stays_as_it_was():
-    layer = nn.Linear(4, 3)
-    x = torch.randn(2, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = layer(x)
-    onednn.use_onednn(nn.ModuleList([layer]))
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(x).equal(expected) and expected.dtype == torch.bfloat16
-    assert layer.double()(x.double()).dtype == torch.float64
-    assert layer(torch.empty(0, 4).double()).shape == (0, 3)
-
-
-def test_the_processor_decides(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    monkeypatch.setattr(onednn, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(onednn.platform, "processor", lambda: "AMD64 Family 25, AuthenticAMD")
-    assert onednn.mkl_is_slow()
-    onednn.CPUINFO.write_text("vendor_id : GenuineIntel")
-    assert not onednn.mkl_is_slow()
-    onednn.CPUINFO.write_text("vendor_id : AuthenticAMD")
-    assert onednn.mkl_is_slow()
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
-    assert not onednn.mkl_is_slow()
 
 
 def test_a_frozen_head_over_a_large_vocabulary_multiplies_at_once(monkeypatch):
@@ -358,7 +294,6 @@ def test_a_run_with_the_fast_sampler_learns_and_its_ratio_is_1(tmp_path):
 
 
 def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(speed, "mkl_is_slow", lambda: False)  # on a processor of AMD it chooses more
     trainer = make(tmp_path, preset="recommended", max_steps=2)
     chosen = "value_model='shared', fast_sampling=True, fuse_activations=True, batch_by_length=True"
     assert f"preset='recommended' chose {chosen}." in caplog.text
@@ -368,39 +303,15 @@ def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog,
     monkeypatch.setattr(speed, "computes_in_bfloat16", lambda device: True)
     trainer = make(tmp_path, preset="recommended", max_steps=2)
     assert trainer.args.bf16 and trainer.args.frozen_dtype == trainer.args.sampling_dtype == "bfloat16"
-    assert trainer.args.batch_by_length is None and trainer.args.linear_backend is None
+    assert trainer.args.batch_by_length is None
     assert trainer.ref_model.dtype == torch.bfloat16 and trainer.model.policy.dtype == torch.float32
     trainer.train()
     assert trainer.generator.model.dtype == torch.bfloat16 and trainer.accelerator.mixed_precision == "bf16"
     assert logged(trainer, "ratio")[0] == 1
     by_hand = {"fast_sampling": False, "frozen_dtype": "float32"}
-    monkeypatch.setattr(speed, "mkl_is_slow", lambda: True)
     trainer = make(tmp_path, preset="recommended", value_model=policy().model, **by_hand)
     assert trainer.generator is None and trainer.model.value_model.backbone is not None
     assert trainer.ref_model.dtype == torch.float32 and trainer.args.sampling_dtype is None
-    assert trainer.args.linear_backend is None  # bfloat16 is chosen
-
-
-def test_the_preset_multiplies_through_onednn_where_mkl_is_slow(tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "mkl_is_slow", lambda: True)
-
-    def weights():
-        trainer = make(tmp_path, gpt2(), [reward_model()], preset="recommended", max_steps=4)
-        kinds = {
-            type(m) for x in (trainer.model.policy, trainer.ref_model, *trainer.reward_funcs) for m in x.modules()
-        }
-        trainer.train()
-        return torch.cat([p.flatten() for p in trainer.model.parameters()]), kinds
-
-    ours, kinds = weights()
-    assert {onednn.OneDNNLinear, onednn.OneDNNConv1D} <= kinds and not {nn.Linear, Conv1D} & kinds
-    monkeypatch.setattr(speed, "mkl_is_slow", lambda: False)
-    plain, kinds = weights()
-    assert not {onednn.OneDNNLinear, onednn.OneDNNConv1D} & kinds
-    torch.testing.assert_close(ours, plain, atol=1e-3, rtol=1e-3)
-    monkeypatch.setattr(speed, "is_available", lambda: False)
-    with pytest.raises(InputError, match="without oneDNN's linear operator"):
-        make(tmp_path, linear_backend="onednn")
 
 
 def test_a_policy_of_nans_is_named(tmp_path):
@@ -418,13 +329,13 @@ def test_engines_that_contradict_each_other(tmp_path, monkeypatch):
         make(tmp_path, fast_sampling=True, use_vllm=True)
     with pytest.raises(InputError, match="`fast_sampling` and `generator`: choose one"):
         make(tmp_path, fast_sampling=True, generator=PolicySampler())
-    monkeypatch.setattr(trainer_module, "can_sample", lambda policy: False)
+    monkeypatch.setattr(engines, "can_sample", lambda policy: False)
     with pytest.raises(InputError, match="`fast_sampling`: the policy's `forward` does not take"):
         make(tmp_path, fast_sampling=True)
 
 
 def test_other_values_are_refused(tmp_path):
-    values = (("preset", "fast"), ("sampling_dtype", "int8"), ("frozen_dtype", "half"), ("linear_backend", "mkl"))
+    values = (("preset", "fast"), ("sampling_dtype", "int8"), ("frozen_dtype", "half"))
     for name, value in values:
         with pytest.raises(ValueError, match=f"`{name}`"):
             make(tmp_path, **{name: value})

@@ -25,8 +25,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM, CharGPTTokenizer
 from hf_instructgpt.cli import main as command_line
-from hf_instructgpt.ppo import token_log
-from hf_instructgpt.ppo import trainer as trainer_module
+from hf_instructgpt.ppo import logs, token_log
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ValueModel
 from hf_instructgpt.ppo.trainer import PPOTrainer
@@ -183,7 +182,7 @@ def install(killer):
         path.write_text(lines, encoding="utf-8")
         append_rows(path, rows)
 
-    trainer_module.append_rows = half_a_line
+    logs.append_rows = half_a_line
 
 
 def command(folder, kind):

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassificatio
 from hf_instructgpt.char_gpt import CharGPTForCausalLM, CharGPTForSequenceClassification, CharGPTTokenizer
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.functional import adapted_kl_coef, full_kl, kl_estimate, token_entropy
-from hf_instructgpt.ppo import trainer as trainer_module
+from hf_instructgpt.ppo import models
 from hf_instructgpt.ppo.config import PPOConfig
 
 # ---- By hand and by enumeration ------------------------------------------------------------------------------------
@@ -122,8 +122,8 @@ def test_adaptive_kl_coefficient_by_hand(kl, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_estimator": "k4"}, "`kl_estimator` must be 'k1', 'k2', 'k3' or 'full'"),
-        ({"kl_penalty_in": "value"}, "`kl_penalty_in` must be 'reward' or 'loss'"),
+        ({"kl_estimator": "k4"}, "`kl_estimator` must be one of k1, k2, k3, full"),
+        ({"kl_penalty_in": "value"}, "`kl_penalty_in` must be one of reward, loss"),
         ({"kl_target": 0}, "`kl_target` must be above 0"),
         ({"kl_horizon": 0}, "`kl_horizon` must be above 0"),
         ({"score_clip": -1}, "`score_clip` must be above 0"),
@@ -144,7 +144,7 @@ def test_values_out_of_range_are_named(options, message):
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "full"])
 def test_the_penalty_in_the_reward_is_the_estimator_s(tmp_path, estimator):
     trainer = make(tmp_path, reward_funcs=lambda completions, **_: [0.0] * len(completions), ref_model=policy(seed=5))
-    trainer.args.kl_estimator, trainer.kl_coef = estimator, 0.3
+    trainer.args.kl_estimator, trainer.rewards.kl_coef = estimator, 0.3
     rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
     x = torch.where(rollout.response_mask, rollout.old_logprobs - rollout.ref_logprobs, 0)
     expected = {"k1": x, "k2": x**2 / 2, "k3": torch.exp(-x) - 1 + x}.get(estimator, rollout.kl_penalty)
@@ -193,7 +193,7 @@ def test_the_kl_coefficient_adapts_by_the_last_rollout_s_kl_and_is_resumed(tmp_p
     assert len(set(expected)) > 2
     resumed = make(tmp_path / "b", max_steps=4, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
-    assert resumed.kl_coef == trainer.kl_coef
+    assert resumed.rewards.kl_coef == trainer.rewards.kl_coef
     assert_equal(weights(resumed.model), weights(trainer.model))
 
 
@@ -202,8 +202,8 @@ def test_the_coefficient_adapts_to_the_mean_kl_of_a_response(tmp_path):
     trainer._rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
     mean_kl = trainer._rollout.kl_penalty.sum().item() / 6
     trainer.args.kl_target = mean_kl / 1.1  # 10 % above the target, 6 of 60 responses
-    trainer._adapt_kl_coef()
-    assert trainer.kl_coef == pytest.approx(0.1 * (1 + 0.1 * 0.1), rel=1e-5)
+    trainer.rewards.adapt(trainer._rollout)
+    assert trainer.rewards.kl_coef == pytest.approx(0.1 * (1 + 0.1 * 0.1), rel=1e-5)
 
 
 def test_the_coefficient_adapts_to_the_responses_that_count(tmp_path):
@@ -215,8 +215,8 @@ def test_the_coefficient_adapts_to_the_responses_that_count(tmp_path):
     trainer.args.kl_target = (
         trainer._rollout.kl_penalty.sum().item() / 1.1
     )  # the one response's, 10 % above the target
-    trainer._adapt_kl_coef()
-    assert trainer.kl_coef == pytest.approx(0.05 * (1 + 0.1 * 1 / 10), rel=1e-5)
+    trainer.rewards.adapt(trainer._rollout)
+    assert trainer.rewards.kl_coef == pytest.approx(0.05 * (1 + 0.1 * 1 / 10), rel=1e-5)
 
 
 def test_scores_are_clipped_and_zero_stays_zero(tmp_path):
@@ -276,7 +276,7 @@ def test_a_mini_batch_whose_ratio_spikes_is_skipped_and_the_next_one_taken(tmp_p
     def spike_in_the_second_step(model, inputs, **kwargs):
         loss = compute_loss(model, inputs, **kwargs)
         if trainer.state.global_step == 1:
-            trainer._update_sums[1] *= 2
+            trainer.guard.sums[1] *= 2
         return loss
 
     trainer.compute_loss = spike_in_the_second_step
@@ -307,10 +307,10 @@ def test_a_response_nobody_scored_has_no_part_in_the_step_nor_in_the_metrics(tmp
     trainer = make(tmp_path, policy(), reward, **options)
     trainer.train()
     rollout = trainer._rollout
-    assert rollout.response_mask.any(-1).tolist() == [True, False, False, True]
+    assert rollout.kept.tolist() == rollout.response_mask.any(-1).tolist() == [True, False, False, True]
     assert (rollout.advantages[1:3] == 0).all() and rollout.scores.isfinite().all()
     assert logged(trainer, "score") == [2.0] and logged(trainer, "dropped_samples") == [0.5]
-    assert trainer._mini_batch[2] == rollout.response_mask.sum()
+    assert trainer._micro_batches[0].num_tokens == rollout.response_mask.sum()
     if estimator == "reward":
         assert rollout.advantages[0, 0] == -1.0 and rollout.advantages[3, 0] == 1.0
 
@@ -490,7 +490,7 @@ def test_foreign_code_runs_by_its_option_alone(tmp_path):
 
 def test_the_tokenizer_has_the_policy_s_revision_and_the_reference_its_precision(tmp_path, monkeypatch):
     folder = saved(tmp_path / "policy", policy(dropout=0.0), TOKENIZER)
-    load_policy, from_pretrained = trainer_module.load_policy, AutoTokenizer.from_pretrained
+    load_policy, from_pretrained = models.load_policy, AutoTokenizer.from_pretrained
     policies, tokenizers = [], []
 
     def load(model, **kwargs):
@@ -501,7 +501,7 @@ def test_the_tokenizer_has_the_policy_s_revision_and_the_reference_its_precision
         tokenizers.append(kwargs)
         return from_pretrained(name, **kwargs)
 
-    monkeypatch.setattr(trainer_module, "load_policy", load)
+    monkeypatch.setattr(models, "load_policy", load)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", load_tokenizer)
     kwargs = {"trust_remote_code": True, "revision": "v2", "torch_dtype": "float64", "attn_implementation": "eager"}
     options = {"model_init_kwargs": kwargs, "trust_remote_code": True, "ref_model": folder, "processing_class": None}

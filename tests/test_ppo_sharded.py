@@ -68,15 +68,15 @@ def run_sampled(folder, name, resume=None, **options):
 def run_poisoned(folder, **options):
     """A run of which one process alone gets a NaN in one shard of one gradient, at its second step."""
     trainer = make(folder / "poisoned", max_steps=3, per_device_train_batch_size=2, on_nonfinite="skip", **options)
-    accept = trainer._accept_update
+    accepts = trainer.guard.accepts
 
-    def poisoned():
+    def poisoned(*args, **options):
         if trainer.state.global_step == 1 and trainer.args.process_index == 1:
             gradient = next(p.grad for p in trainer.model.parameters() if p.grad.to_local().numel())
             gradient.to_local().view(-1)[0] = torch.nan
-        return accept()
+        return accepts(*args, **options)
 
-    trainer._accept_update = poisoned
+    trainer.guard.accepts = poisoned
     trainer.train()
     return [log["skipped_updates"] for log in trainer.state.log_history if "loss" in log]
 

@@ -321,7 +321,7 @@ def test_mini_batches_divide_a_rollout_and_are_drawn_anew_each_pass(tmp_path):
     seen = []
     trainer._micro_step = 0
     for _ in range(8):
-        batch, *_ = trainer._prepare_inputs(list(PROMPTS)[:4] * 2)
+        batch = trainer._prepare_inputs(list(PROMPTS)[:4] * 2).rollout
         seen.append([tuple(row) for row in batch.old_logprobs.tolist()])
     whole = sorted(tuple(row) for row in trainer._rollout.old_logprobs.tolist())
     first, second = (sorted(itertools.chain(*half)) for half in (seen[:4], seen[4:]))
@@ -332,12 +332,14 @@ def test_mini_batches_divide_a_rollout_and_are_drawn_anew_each_pass(tmp_path):
 def test_advantages_are_whitened_in_the_mini_batch_unless_told_not_to(tmp_path):
     for whiten in (True, False):
         trainer = make(tmp_path, whiten_advantages=whiten)
-        batch, advantages, num_tokens, _ = trainer._prepare_inputs(list(PROMPTS)[:4])
-        real = advantages[batch.response_mask]
-        assert num_tokens == batch.response_mask.sum()
+        inputs = trainer._prepare_inputs(list(PROMPTS)[:4])
+        batch, raw = inputs.rollout, trainer._rollout
+        real = batch.advantages[batch.response_mask]
+        assert inputs.num_tokens == batch.response_mask.sum()
         assert torch.allclose(real.mean(), torch.zeros(()), atol=1e-6) == whiten
         assert torch.allclose(real.var(correction=0), torch.ones(()), atol=1e-4) == whiten
-        assert advantages.equal(batch.advantages) != whiten
+        rows = [raw.old_logprobs.tolist().index(row) for row in batch.old_logprobs.tolist()]
+        assert batch.advantages.equal(raw.advantages[rows]) != whiten
 
 
 def test_the_penalty_for_a_missing_end_is_taken_from_cut_off_responses_only(tmp_path):
@@ -702,12 +704,12 @@ def test_evaluate_reports_means_and_leaves_training_alone(tmp_path):
 
     trainer = make(tmp_path, reward_funcs=reward, eval_dataset=data, per_device_eval_batch_size=2, max_steps=1)
     trainer.train()
-    trainer._record("score", torch.tensor([5.0]))
+    trainer.metrics.record(score=torch.tensor([5.0]))
     rollout, state = trainer._rollout, (trainer._micro_step, trainer.model.training)
     metrics = trainer.evaluate()
     assert trainer._rollout is rollout
     assert (trainer._micro_step, trainer.model.training) == state
-    assert {name: torch.stack(sums).tolist() for name, sums in trainer._sums.items()} == {"score": [[5.0, 1.0]]}
+    assert {name: sums.tolist() for name, sums in trainer.metrics.state_dict().items()} == {"score": [[5.0, 1.0]]}
     assert metrics["eval_score"] == 3.0
     assert set(metrics) - {"epoch"} == {
         f"eval_{n}" for n in ("score", "reward", "kl", "kl_penalty", "completion_length", "eos_fraction")
@@ -770,7 +772,10 @@ def test_the_token_log_of_a_second_run_does_not_mix_with_the_first(tmp_path):
         ({"eval_dataset": Dataset.from_list([{"text": "a"}])}, "`eval_dataset` has no column `prompt`"),
         ({"train_dataset": PROMPTS.select([])}, "`train_dataset` has no rows"),
         ({"train_dataset": Dataset.from_list([{"prompt": "a"}, {"prompt": ""}])}, "row 2: the prompt is empty"),
-        ({"train_dataset": Dataset.from_list([{"prompt": "a" * 45}])}, "row 1: a prompt of 45 tokens.*context of 50"),
+        (
+            {"train_dataset": Dataset.from_list([{"prompt": "a" * 45}])},
+            "row 1: the policy reads at most 50 tokens.*45",
+        ),
         ({"model": policy(vocab_size=67)}, "tokenizer has 68 tokens and the model 67"),
         ({"reward_funcs": reward_model(num_labels=2)}, "num_labels = 2"),
         ({"reward_funcs": reward_model(vocab_size=70)}, "knows 70 tokens and the policy 68"),

@@ -19,7 +19,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.data.facts import END_MARKS, POLITE, RUDE
 from hf_instructgpt.experiments.arena import Arena
-from hf_instructgpt.experiments.overopt import OverOptLab
+from hf_instructgpt.experiments.overopt import OverOpt
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.stages import load_data, sft
 from hf_instructgpt.stages.arguments import parse_stage
@@ -53,8 +53,8 @@ def test_the_stage_files_hold_the_options_of_the_pipeline(recipe):
 def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     name = path.relative_to(RECIPES.parent)
-    if path.stem == "lab":
-        {"arena": Arena, "overopt": OverOptLab}[path.parent.name](path)
+    if path.stem == "experiment":
+        {"arena": Arena, "overopt": OverOpt}[path.parent.name](path)
         assert f"hf-instructgpt {path.parent.name} --config {name}" in path.read_text(encoding="utf-8")
     elif path.stem == "pipeline":
         if path.parent.name != "chat":  # of which the model is on the Hub: tests/cases/pipeline/chat_recipe.py runs it
@@ -183,7 +183,7 @@ def test_the_alignment_tax_is_measured(tiny_run, tmp_path, monkeypatch, capsys):
     alignment_tax.main()
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2 + len(alignment_tax.MEASURES) and out[-1].startswith(
-        "| KL to the start, nats a response | 0.00"
+        "| KL to the start, nats per response | 0.00"
     )
     used = [json.loads(path.read_text())["options"] for path in tmp_path.glob("*/policy/stage.json")]
     assert sorted((x["ptx_coef"], x["ptx_ratio"]) for x in used) == [(0.0, 8.0), (0.5, 4.0)]
@@ -251,7 +251,7 @@ def test_the_stories_are_compared(llama, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["compare", str(llama), str(llama), "--num_samples", "1"])
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert "| rise | | 0.000 [0.000, 0.000] |" in lines and "| KL, nats a response | 0 | 0.0 |" in lines
+    assert "| rise | | 0.000 [0.000, 0.000] |" in lines and "| KL, nats per response | 0 | 0.0 |" in lines
     assert len(lines[lines.index("| opening | start model | after PPO |") :]) == 2 + 10
 
 
@@ -292,7 +292,7 @@ def test_reward_models_on_human_preferences_are_swept_and_measured(llama, tmp_pa
         sweep.main()
         assert f"| {name}-lr-0.001-seed-0 | " in capsys.readouterr().out
         model = tmp_path / name / "reward" / f"{name}-lr-0.001-seed-0" / "model"
-        card = json.loads((model / "report_card.json").read_text(encoding="utf-8"))
+        card = json.loads((model / "reward_report.json").read_text(encoding="utf-8"))
         assert not card["trained_on"] and 0 < card["num_rows"] < 30
     # What the reward model is tested on, its start has not seen either.
     stage = json.loads((tmp_path / "width-16-context-32/sft/width-16-context-32/model/stage.json").read_text())
@@ -323,7 +323,7 @@ def test_the_main_job_shows_what_the_readme_promises(seed, tmp_path):
 
 @pytest.mark.slow
 def test_a_reward_model_can_be_optimised_against_too_far(tmp_path):
-    found = OverOptLab(RECIPES / "overopt" / "lab.yaml", output_dir=str(tmp_path / "run")).run()
+    found = OverOpt(RECIPES / "overopt" / "experiment.yaml", output_dir=str(tmp_path / "run")).run()
     small, large = found["proxies"]
     assert small["accuracy_ci95"][1] < large["accuracy_ci95"][0]
     for size in (small["num_rankings"], large["num_rankings"]):

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from hf_instructgpt.evaluation.comparison import Answers
 from hf_instructgpt.hub.model_card import Made
 from hf_instructgpt.report import plots
-from hf_instructgpt.report.plots import draw_plots
+from hf_instructgpt.report.plots import draw_run
 from hf_instructgpt.report.run_summary import findings, run_readme, samples_markdown
 from hf_instructgpt.sampling.generate import Samples
 
@@ -191,13 +191,14 @@ def test_a_readme_of_a_run_that_logged_nothing(tmp_path):
 
 
 def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
-    histories = {"reward": [{"epoch": 1.0, "accuracy": 0.5}, {"epoch": 1.0, "eval_accuracy": 0.6}]}
-    draw_plots(metrics_with(), histories, tmp_path)
+    reward = [{"step": 1, "accuracy": 0.5}, {"step": 1, "eval_accuracy": 0.6}]
+    ppo = [{"step": i, "score": 0.1 * i, "kl": 0.2 * i} for i in range(3)]
+    draw_run({"sft": [{"step": 1, "loss": 2.0}], "reward": reward, "ppo": ppo}, tmp_path)
     for name in ("sft_loss.png", "reward_model.png", "ppo.png"):
         image = imread(tmp_path / name)
         assert image.shape[0] > 300 and image.std() > 0.05
-    metrics = metrics_with() | {"sft": {"train_loss": [], "eval_loss": []}}
-    draw_plots(metrics, {"reward": []}, tmp_path)
+    draw_run({"ppo_init": [{"step": 1, "epoch": 1.0}]}, tmp_path)
+    assert (tmp_path / "ppo_init_loss.png").is_file()
     assert not recwarn.list
 
 

@@ -12,7 +12,7 @@ from trl import RewardConfig, RewardTrainer
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForSequenceClassification, CharGPTTokenizer
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.models.loading import load_reward_func
+from hf_instructgpt.models.loading import load_reward_model
 from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.reward.calibration import calibrate
 from hf_instructgpt.reward.ranking_trainer import RankingCollator, RankingRewardTrainer, ranked_pairs
@@ -302,7 +302,7 @@ def test_another_family_keeps_the_shift_in_its_configuration(tmp_path):
     before = scores_of(model)
     bias = calibrate(model, TOKENIZER, Dataset.from_list(DEMONSTRATIONS))
     model.save_pretrained(tmp_path)
-    loaded = load_reward_func(str(tmp_path)).eval()
+    loaded = load_reward_model(str(tmp_path)).eval()
     assert loaded.config.score_bias == bias == pytest.approx(-before.mean().item(), abs=1e-6)
     assert scores_of(loaded).tolist() == pytest.approx((before + bias).tolist(), abs=1e-6)
     stock = AutoModelForSequenceClassification.from_pretrained(tmp_path)
@@ -318,7 +318,7 @@ def test_an_adapter_keeps_the_shift_beside_it_and_a_merged_one_has_it_once(tmp_p
     trainer = make(tmp_path / "adapter", model=model, peft_config=lora, **options)
     trainer.train()
     trainer.save_model()
-    loaded = load_reward_func(str(tmp_path / "adapter"))
+    loaded = load_reward_model(str(tmp_path / "adapter"))
     assert getattr(loaded.config, "score_bias", 0) != 0
     for some in (loaded, independent_copy(loaded)):
         assert scores_of(some.eval()).mean().item() == pytest.approx(0, abs=1e-5)

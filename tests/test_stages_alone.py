@@ -195,7 +195,7 @@ def test_ppo_with_a_head_on_the_policy_and_pretraining_text(here, models, refuse
     assert "needs both `ptx_dataset_name` and a `ptx_coef`" in refused(*bad, *text[:2])
     assert "rankings.jsonl (train): " in refused(*bad, "--ptx_dataset_name", "rankings.jsonl", *text[2:])
     assert "no model at" in refused(*bad, "--value_model", "./none")
-    assert "`top_k` = 5 is refused" in refused(*bad, "--generation_kwargs", '{"top_k": 5}')
+    assert "`top_k` = 5" in refused(*bad, "--generation_kwargs", '{"top_k": 5}')
 
 
 def test_ppo_goes_on_from_adapters_of_the_other_stages(here, models):
@@ -392,7 +392,7 @@ def test_sft_refuses(here, refused, argv, message):
             ["--dataset_test_fraction", "0.5", "--dataset_test_split", "train"],
             "for data with `train` and without `train`",
         ),
-        (["--dataset_test_fraction", "0.5", "--dataset_name", "lab"], "the sample data `lab` is used as it is"),
+        (["--dataset_test_fraction", "0.5", "--dataset_name", "lab"], "the sample data `lab` is used unchanged"),
         (["--dataset_test_fraction", "0.0001"], "leaves one part without rows"),
         (["--calibration_dataset_name", "prompts.jsonl"], "missing: 'completion'"),
         (["--calibration_dataset_name", "none.jsonl"], "none.jsonl does not exist"),

@@ -1,4 +1,4 @@
-"""`hf-instructgpt evaluate reward`: what it leaves, what it refuses, and what PPO makes of a report card."""
+"""`hf-instructgpt evaluate reward`: what it leaves, what it refuses, and what PPO makes of a report."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ from hf_instructgpt.files import weights_sha256
 from hf_instructgpt.stages import evaluate
 from hf_instructgpt.stages.arguments import PPOArguments, RewardArguments
 from hf_instructgpt.stages.evaluate import evaluate_reward
-from hf_instructgpt.stages.ppo import check_report_cards
+from hf_instructgpt.stages.ppo import check_reward_reports
 
 MODEL = '{"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0}'
 TRAIN = ["--save_strategy", "no", "--report_to", "none", "--max_steps", "1", "--per_device_train_batch_size", "2"]
 TRAIN += ["--gradient_checkpointing", "false"]
 WORDS = "天地人山水火"
-LEFT = {"report_card.json", "report_card.md", "plots"}
+LEFT = {"reward_report.json", "reward_report.md", "plots"}
 
 
 def user(text):
@@ -71,29 +71,31 @@ def here(made, tmp_path, monkeypatch):
     return tmp_path
 
 
-def card_in(folder):
+def report_in(folder):
     def refuse(constant):
-        raise AssertionError(f"{constant} in the report card")
+        raise AssertionError(f"{constant} in the report")
 
-    return json.loads((folder / "report_card.json").read_text(), parse_constant=refuse)
+    return json.loads((folder / "reward_report.json").read_text(), parse_constant=refuse)
 
 
 # ---- What works ----------------------------------------------------------------------------------------------------
 
 
-def test_a_report_card_by_default(here, capsys):
+def test_a_reward_report_by_default(here, capsys):
     """The stage's own data, its `dataset_test_split` because there is no `test`, and no judge."""
     before = {path.name for path in (here / "reward").iterdir()}
     assert main(["evaluate", "reward", "reward"]) == 0
     out = capsys.readouterr().out
-    assert "WARNING: " in out and out.endswith("See reward/report_card.md and reward/plots.\n")
+    assert "WARNING: " in out and out.endswith("See reward/reward_report.md and reward/plots.\n")
     assert {path.name for path in (here / "reward").iterdir()} == before | LEFT
-    plots = {f"report_card_{what}.png" for what in ("accuracy", "calibration", "length")}
+    plots = {f"reward_report_{what}.png" for what in ("accuracy", "calibration", "length")}
     assert {path.name for path in (here / "reward" / "plots").iterdir()} == plots
-    card = card_in(here / "reward")
+    report = report_in(here / "reward")
     weights = (here / "reward" / "model.safetensors").read_bytes()
-    assert card["weights_sha256"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
-    assert {name: card[name] for name in ("model", "dataset_name", "split", "num_rows", "num_prompts", "num_cut")} == {
+    assert report["weights_sha256"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
+    assert {
+        name: report[name] for name in ("model", "dataset_name", "split", "num_rows", "num_prompts", "num_cut")
+    } == {
         "model": "reward",
         "dataset_name": "data",
         "split": "validation",
@@ -101,9 +103,11 @@ def test_a_report_card_by_default(here, capsys):
         "num_prompts": 6,
         "num_cut": 0,
     }
-    assert card["accuracy"]["num"] == 18 and card["judge"] is card["judged_by"] is None and not card["trained_on"]
-    assert card["length"]["longer_wins"]["value"] == pytest.approx((1 + 1 + 0.5) / 3)
-    page = (here / "reward" / "report_card.md").read_text()
+    assert (
+        report["accuracy"]["num"] == 18 and report["judge"] is report["judged_by"] is None and not report["trained_on"]
+    )
+    assert report["length"]["longer_wins"]["value"] == pytest.approx((1 + 1 + 0.5) / 3)
+    page = (here / "reward" / "reward_report.md").read_text()
     assert "`reward` on the data set `data`, split `validation`:" in page and "## Judge" not in page
 
 
@@ -112,27 +116,27 @@ def test_other_data_messages_a_judge_of_the_current_folder_and_another_place(her
         "def length(completions, **_): return [len(c[-1]['content']) for c in completions]"
     )
     argv = ["reward", "reward", "--dataset_name", "pairs.jsonl", "--split", "train", "--judge", "my_judges.length"]
-    assert main(["evaluate", *argv, "--output_dir", "card", "--batch_size", "5"]) == 0
-    assert {path.name for path in (here / "card").iterdir()} == LEFT
-    card = card_in(here / "card")
-    assert (card["num_prompts"], card["accuracy"]["num"], card["trained_on"]) == (6, 6, False)
-    assert card["judge"]["labels"]["value"] == 0.0 and card["judge"]["model"]["num"] == 6
-    assert "The judge is `my_judges.length`" in (here / "card" / "report_card.md").read_text()
+    assert main(["evaluate", *argv, "--output_dir", "report", "--batch_size", "5"]) == 0
+    assert {path.name for path in (here / "report").iterdir()} == LEFT
+    report = report_in(here / "report")
+    assert (report["num_prompts"], report["accuracy"]["num"], report["trained_on"]) == (6, 6, False)
+    assert report["judge"]["labels"]["value"] == 0.0 and report["judge"]["model"]["num"] == 6
+    assert "The judge is `my_judges.length`" in (here / "report" / "reward_report.md").read_text()
     assert not LEFT & {path.name for path in (here / "reward").iterdir()}
 
 
 def test_the_lab_brings_its_judge(here, monkeypatch):
     rows = evaluate.load_rows
     monkeypatch.setattr(evaluate, "load_rows", lambda *args: {"test": rows(*args)["test"].select(range(4))})
-    card = evaluate_reward("reward", dataset_name="lab", output_dir="card")
-    assert card["judged_by"] == "hf_instructgpt.data.gold_rewards" and card["judge"]["labels"]["value"] == 1.0
-    assert card["accuracy_clear"]["num"] > 0 and card["split"] == "test"
+    report = evaluate_reward("reward", dataset_name="lab", output_dir="report")
+    assert report["judged_by"] == "hf_instructgpt.data.gold_rewards" and report["judge"]["labels"]["value"] == 1.0
+    assert report["accuracy_clear"]["num"] > 0 and report["split"] == "test"
 
 
 def test_rows_that_were_trained_on_are_told(here):
-    card = evaluate_reward("reward", split="train")
-    assert card["trained_on"] is True
-    page = (here / "reward" / "report_card.md").read_text()
+    report = evaluate_reward("reward", split="train")
+    assert report["trained_on"] is True
+    page = (here / "reward" / "reward_report.md").read_text()
     assert "\n- WARNING: the model was trained on the split `train`" in page
     assert evaluate_reward("reward", dataset_name="pairs.jsonl", split="train")["trained_on"] is False
 
@@ -143,8 +147,11 @@ def test_the_prompts_that_the_stage_held_out_are_the_ones_measured(here):
     write_rows(here / "whole.jsonl", rows)
     held_out = ["--dataset_name", "whole.jsonl", "--dataset_test_fraction", "0.25"]
     assert main(["reward", *REWARD, *held_out, "--output_dir", "other"]) == 0
-    card = evaluate_reward("other")
-    assert 0 < card["num_prompts"] < len(rows) / 2 and (card["split"], card["trained_on"]) == ("validation", False)
+    report = evaluate_reward("other")
+    assert 0 < report["num_prompts"] < len(rows) / 2 and (report["split"], report["trained_on"]) == (
+        "validation",
+        False,
+    )
 
 
 def test_an_adapter_is_measured_as_it_is(here):
@@ -152,12 +159,12 @@ def test_an_adapter_is_measured_as_it_is(here):
     lora = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "qkv_proj", "out_proj"]
     lora += ["--lora_modules_to_save", "score", "--lora_task_type", "SEQ_CLS", "--learning_rate", "0.5"]
     assert main(["reward", *REWARD, *lora, "--output_dir", "adapter"]) == 0
-    card = evaluate_reward("adapter")
-    assert list(card["weights_sha256"]) == ["adapter_model.safetensors"] and card["accuracy"]["num"] == 18
+    report = evaluate_reward("adapter")
+    assert list(report["weights_sha256"]) == ["adapter_model.safetensors"] and report["accuracy"]["num"] == 18
     weights = load_file("adapter/adapter_model.safetensors")
     [head] = [name for name in weights if "score" in name]
     save_file(weights | {head: 3 * weights[head]}, "adapter/adapter_model.safetensors", metadata={"format": "pt"})
-    assert evaluate_reward("adapter")["score_std"] == pytest.approx(3 * card["score_std"], rel=1e-4)
+    assert evaluate_reward("adapter")["score_std"] == pytest.approx(3 * report["score_std"], rel=1e-4)
 
 
 def test_an_adapter_of_a_policy_is_not_taken_for_a_reward_model(here):
@@ -178,9 +185,9 @@ def test_a_model_of_the_hub(here, monkeypatch, capsys):
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(here / "cache"), raising=False)
     assert main(["evaluate", "reward", "someone/scorer", "--dataset_name", "data", "--split", "train"]) == 2
     assert "`--output_dir` is missing: someone/scorer is no folder" in capsys.readouterr().err
-    argv = ["--dataset_name", "data", "--split", "train", "--output_dir", "card"]
+    argv = ["--dataset_name", "data", "--split", "train", "--output_dir", "report"]
     assert main(["evaluate", "reward", "someone/scorer", *argv]) == 0
-    assert card_in(here / "card")["weights_sha256"] == weights_sha256("reward")
+    assert report_in(here / "report")["weights_sha256"] == weights_sha256("reward")
 
 
 def test_a_stage_that_is_run_anew_keeps_no_card(here):
@@ -197,17 +204,17 @@ def test_a_folder_of_plots_of_ones_own_stays(here):
     (here / "reward" / "plots" / "mine.png").write_text("mine")
     evaluate_reward("reward")
     assert main(["reward", *REWARD, "--output_dir", "reward", "--overwrite_output_dir"]) == 0
-    assert (here / "reward" / "plots" / "mine.png").is_file() and not (here / "reward" / "report_card.md").exists()
+    assert (here / "reward" / "plots" / "mine.png").is_file() and not (here / "reward" / "reward_report.md").exists()
 
 
 def test_a_card_is_replaced_and_the_same_again(here):
     evaluate_reward("reward")
-    first = (here / "reward" / "report_card.json").read_bytes()
+    first = (here / "reward" / "reward_report.json").read_bytes()
     evaluate_reward("reward", split="train")
-    assert (here / "reward" / "report_card.json").read_bytes() != first
+    assert (here / "reward" / "reward_report.json").read_bytes() != first
     torch.rand(3)  # what was drawn before must not matter
     evaluate_reward("reward")
-    assert (here / "reward" / "report_card.json").read_bytes() == first
+    assert (here / "reward" / "reward_report.json").read_bytes() == first
 
 
 # ---- What is refused -----------------------------------------------------------------------------------------------
@@ -253,11 +260,15 @@ def test_bad_input_is_one_line_and_nothing_is_written(here, capfd, argv, message
     assert sorted(here.rglob("*")) == before
 
 
-def test_a_failure_while_drawing_leaves_the_folder_as_it_was(here, monkeypatch):
+def test_a_failure_while_drawing_leaves_no_report_to_be_believed(here, monkeypatch):
+    evaluate_reward("reward")
     before = {path: path.is_dir() or path.read_bytes() for path in here.rglob("*")}
-    monkeypatch.setattr(evaluate, "draw_reward_report", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        evaluate_reward("reward")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "draw_reward_report", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate_reward("reward", split="train")
+    assert not (here / "reward" / "reward_report.json").exists()
+    evaluate_reward("reward")
     assert {path: path.is_dir() or path.read_bytes() for path in here.rglob("*")} == before
 
 
@@ -266,12 +277,12 @@ def test_a_failure_while_drawing_leaves_the_folder_as_it_was(here, monkeypatch):
 
 @pytest.fixture
 def warned(caplog):
-    """The warnings of PPO's look at the report cards."""
+    """The warnings of PPO's look at the reports."""
 
     def look(*names, **options):
         caplog.clear()
         logging.enable_propagation()
-        check_report_cards(PPOArguments(reward_funcs=list(names), **options))
+        check_reward_reports(PPOArguments(reward_funcs=list(names), **options))
         logging.disable_propagation()
         return [record.getMessage() for record in caplog.records]
 
@@ -279,25 +290,25 @@ def warned(caplog):
 
 
 def edit(folder, **changes):
-    (folder / "report_card.json").write_text(json.dumps(card_in(folder) | changes))
+    (folder / "reward_report.json").write_text(json.dumps(report_in(folder) | changes))
 
 
-def test_ppo_looks_at_the_report_cards(here, warned):
+def test_ppo_looks_at_the_reward_reports(here, warned):
     [line] = warned("reward", "my_rewards.length", "some/model")
-    assert line == "reward has no report card; `hf-instructgpt evaluate reward reward` makes one."
+    assert line == "reward has no report; `hf-instructgpt evaluate reward reward` makes one."
     evaluate_reward("reward")
     edit(here / "reward", beats_baselines=True)
     assert warned("reward", on_weak_reward="raise") == []
     edit(here / "reward", beats_baselines=False)
     [line] = warned("reward")
     assert line.startswith('reward: the reward model does not beat the length baseline "the longer response wins": ')
-    assert line.endswith("see reward/report_card.md.") and "\n" not in line
+    assert line.endswith("see reward/reward_report.md.") and "\n" not in line
     weights = load_file("reward/model.safetensors")
     save_file({name: 2 * tensor for name, tensor in weights.items()}, "reward/model.safetensors")
     [line] = warned("reward")
-    assert line.startswith("reward has a report card of other weights; ")
-    (here / "reward" / "report_card.json").write_text("{")
-    with pytest.raises(InputError, match=r"report_card\.json cannot be read"):
+    assert line.startswith("reward has a report of other weights; ")
+    (here / "reward" / "reward_report.json").write_text("{")
+    with pytest.raises(InputError, match=r"reward_report\.json cannot be read"):
         warned("reward")
 
 
@@ -306,7 +317,7 @@ def test_ppo_stops_where_it_must(here, capfd):
     argv = ["ppo", "--dataset_name", "prompts.jsonl", "--model_name_or_path", "sft", "--reward_funcs", "reward"]
     argv += [*TRAIN[:-2], "--max_completion_length", "4", "--output_dir", "ppo"]
     assert main([*argv, "--on_weak_reward", "raise"]) == 2
-    assert "`on_weak_reward`: reward has no report card" in capfd.readouterr().err
+    assert "`on_weak_reward`: reward has no report" in capfd.readouterr().err
     evaluate_reward("reward")
     edit(here / "reward", beats_baselines=False)
     assert main([*argv, "--on_weak_reward", "raise"]) == 2

@@ -14,6 +14,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.ppo.trainer import PPOTrainer
+from hf_instructgpt.resuming import run_folder
 from hf_instructgpt.stages import compare_policies, load_data, pipeline, sft, stage_data
 
 COMMON = {
@@ -139,7 +140,7 @@ def test_metrics_have_exactly_these_keys(done):
     assert set(metrics["reward"]) == {"train_loss", *accuracies, *others}
     assert set(metrics["ppo"]) == {"score", "kl"}
     assert set(metrics["comparison"]) == {*COMPARISON, "kl"} and set(metrics["comparison_greedy"]) == COMPARISON
-    assert set(seconds) == {"sft", "reward", "report_card", "ppo", "control", "comparison", "total"}
+    assert set(seconds) == {"sft", "reward", "reward_report", "ppo", "control", "comparison", "total"}
     assert metrics["seed"] == 3 and len(metrics["ppo"]["score"]) == len(metrics["ppo"]["kl"]) == 2
     assert len(metrics["sft"]["train_loss"]) == len(metrics["sft"]["eval_loss"]) == 2
     for how in ("comparison", "comparison_greedy"):
@@ -148,15 +149,16 @@ def test_metrics_have_exactly_these_keys(done):
         assert c["gold_win_rate"] == pytest.approx((c["wins"] + c["ties"] / 2) / c["num_prompts"])
 
 
-def test_the_reward_model_has_a_report_card_and_the_run_shows_it(done):
-    card = json.loads((done / "reward" / "report_card.json").read_text())
+def test_the_reward_model_has_a_reward_report_and_the_run_shows_it(done):
+    card = json.loads((done / "reward" / "reward_report.json").read_text())
     metrics, _ = metrics_of(done)
     assert (card["dataset_name"], card["split"], card["num_prompts"], card["trained_on"]) == ("lab", "test", 60, False)
     assert card["judged_by"] == "hf_instructgpt.data.gold_rewards" and card["judge"]["labels"]["value"] == 1.0
     assert metrics["reward"]["eval_accuracy"] == card["accuracy"]["value"]
     assert metrics["reward"]["eval_accuracy_content"] == card["accuracy_content"]["value"] is not None
     low, high = card["accuracy"]["ci95"]
-    assert f"{card['accuracy']['value']:.3f} [{low:.3f}, {high:.3f}] |" in (done / "README.md").read_text()
+    shown = f"{100 * card['accuracy']['value']:.1f} % (95 % CI {100 * low:.1f} % to {100 * high:.1f} %) |"
+    assert shown in (done / "README.md").read_text()
 
 
 def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, monkeypatch):
@@ -185,7 +187,7 @@ def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, mon
         raise RuntimeError("no plots today")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "draw_plots", broken)
+        patch.setattr(pipeline, "draw_run", broken)
         assert main(["run", "--config", config, "--resume"]) == 1
     assert {"ppo", "sft", "reward"} <= {path.name for path in (here / "out").iterdir()}
     assert not (here / "out/metrics.json").exists()
@@ -205,7 +207,7 @@ def weak_data(folder):
     return config
 
 
-def test_a_run_broken_before_the_report_card_goes_on_and_says_that_the_model_is_weak(
+def test_a_run_broken_before_the_reward_report_goes_on_and_says_that_the_model_is_weak(
     here, monkeypatch, capsys, caplog
 ):
     config = write(here, weak_data(here))
@@ -221,9 +223,9 @@ def test_a_run_broken_before_the_report_card_goes_on_and_says_that_the_model_is_
     logging.enable_propagation()
     assert main(["run", "--config", config, "--resume"]) == 0
     logging.disable_propagation()
-    assert "does not beat the length baseline" in caplog.text and "report_card.md" in caplog.text
+    assert "does not beat the length baseline" in caplog.text and "reward_report.md" in caplog.text
     assert "WARNING: the reward model does not beat the length baseline" in capsys.readouterr().out
-    assert json.loads((here / "out/reward/report_card.json").read_text())["trained_on"] is True
+    assert json.loads((here / "out/reward/reward_report.json").read_text())["trained_on"] is True
 
 
 def test_a_run_that_must_not_go_on_with_a_weak_reward_model_stops_before_ppo(here, capfd):
@@ -234,10 +236,10 @@ def test_a_run_that_must_not_go_on_with_a_weak_reward_model_stops_before_ppo(her
     assert {path.name for path in (here / "out").iterdir()} == {"sft", "reward", "run.json"}
     # Another reward model that has no card is found before anything is trained.
     (here / "out" / "reward").rename(here / "mine")
-    (here / "mine" / "report_card.json").unlink()
+    (here / "mine" / "reward_report.json").unlink()
     config["ppo"]["reward_funcs"] = ["./mine"]
     assert main(["run", "--config", write(here, config), "--output_dir", "second"]) == 2
-    assert "mine has no report card" in capfd.readouterr().err and not (here / "second").exists()
+    assert "mine has no report" in capfd.readouterr().err and not (here / "second").exists()
 
 
 def test_a_whole_run_is_neither_repeated_nor_replaced_by_accident(done, capsys):
@@ -304,7 +306,7 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
     assert main(["run", "--config", config]) == 0
     (here / "out" / "thesis.txt").write_text("years")
     (here / "out" / "sft" / "notes.txt").write_text("mine")
-    (here / "out" / ".ppo.partial").mkdir()
+    (here / "out" / ".control").mkdir()
 
     def interrupted(*args):
         raise KeyboardInterrupt
@@ -322,20 +324,20 @@ def test_overwriting_a_run_deletes_what_a_run_writes_and_nothing_else(here, monk
 def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypatch):
     config = write(here, own_data(here, chat=True))
     assert main(["run", "--config", config]) == 0
-    rmtree = pipeline.shutil.rmtree
+    delete = run_folder.delete
 
-    def half(path, *args, **kwargs):
-        if path.name == ".reward.old" and path.exists():
-            (path / "model.safetensors").unlink()
+    def half(path):
+        delete(path)
+        if path.name == "model.safetensors" and "reward" in path.parts:
             raise KeyboardInterrupt
-        rmtree(path, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.shutil, "rmtree", half)
+        patch.setattr(run_folder, "delete", half)
         assert main(["run", "--config", config, "--overwrite_output_dir"]) == 130
     assert {path.name for path in (here / "out").iterdir()} >= {"ppo", "run.json"}
     assert not {"metrics.json", "sft"} & {path.name for path in (here / "out").iterdir()}
-    assert [path.name for path in (here / "out" / "reward").iterdir()] == ["stage.json"]  # which lists nothing
+    assert {path.name for path in (here / "out" / "reward").iterdir()} == {".previous", "stage.json"}
+    assert not run_folder.is_finished(here / "out" / "reward")
     assert main(["run", "--config", config, "--resume"]) == 0
     assert {path.name for path in (here / "out").iterdir()} == LEFT
 
@@ -494,14 +496,15 @@ def test_ppo_starts_from_a_stage_of_its_own(done_with_init):
 def test_what_is_reported_of_a_stage_that_ppo_starts_from_and_of_a_selection(done_with_init):
     out, _ = done_with_init
     metrics, seconds = metrics_of(out)
-    assert list(seconds) == ["ppo_init", "reward", "sft", "report_card", "ppo", "control", "comparison", "total"]
+    assert list(seconds) == ["ppo_init", "reward", "sft", "reward_report", "ppo", "control", "comparison", "total"]
     for stage, num_epochs, num_scores in (("sft", 2, 2), ("ppo_init", 1, 0)):
         lengths = [len(metrics[stage][name]) for name in ("train_loss", "eval_loss", "eval_score")]
         assert lengths == [num_epochs, num_epochs, num_scores]
     card = (out / "README.md").read_text()
-    assert "| `ppo_init/` | what PPO started from | lab |" in card and "| KL to `ppo_init`, nats a response |" in card
-    assert "| SFT, mean score of its answers by epoch |" in card
-    assert "| `ppo_init`, loss by epoch |" in card and "`ppo_init`, mean score" not in card
+    assert "| `ppo_init/` | the model that PPO starts from | lab |" in card
+    assert "| KL to `ppo_init`, nats per response |" in card
+    assert "| SFT, mean score of its answers per epoch |" in card
+    assert "| `ppo_init`, loss per epoch |" in card and "`ppo_init`, mean score" not in card
     assert (out / "plots/ppo_init_loss.png").is_file()
 
 

@@ -1,7 +1,7 @@
-"""The page of `hf-instructgpt compare`: one prompt, the answers of two models side by side, and which is preferred."""
+"""The page of `hf-instructgpt compare`: two models answer a prompt side by side, and a person votes."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
@@ -9,13 +9,13 @@ from threading import Lock
 import gradio as gr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
 
+from ..evaluation.comparison import log_ratios
 from ..evaluation.intervals import wilson_interval
 from ..hub.model_card import Made
-from ..models.forward import response_logprobs
-from ..sampling.generate import room_for_response, sample
+from ..sampling.generate import Samples, room_for_response, sample
 from ..scoring.reward_models import score_texts
 from ..stages.samples import as_asked, asked_row
-from ..text import as_completion, break_special_tokens, encode_row, pad_rows
+from ..text import as_completion, break_special_tokens, encode_row
 
 LETTERS = ("A", "B")
 PROMPT_LENGTH = 20_000  # characters
@@ -23,25 +23,25 @@ PROMPT_LENGTH = 20_000  # characters
 
 @dataclass(frozen=True)
 class Contestant:
-    """A model under the name that it was given."""
+    """A model and its name on the page."""
 
     name: str
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    made: Made | None = None  # what its card knows
+    made: Made | None = None  # what its card says
 
     def prompt(self, text: str) -> str | list[dict]:
-        """What a person asks, as the model is asked: a special token that was typed is text."""
+        """The prompt in the form that the model was trained on; special tokens that were typed become text."""
         return as_asked(break_special_tokens(self.tokenizer, text), self.tokenizer, self.made)
 
     def row(self, text: str) -> dict:
-        """The same with what its chat template gets beside it."""
+        """The prompt as a row, with the arguments of the chat template."""
         return asked_row(self.prompt(text), self.made)
 
 
 @dataclass
 class Round:
-    """One prompt: which model stands at which place, what was measured, and whether it was voted on."""
+    """One prompt: which model is at which place, what was measured, and whether it was voted on."""
 
     order: list[int]
     measured: list[str] = field(default_factory=list)
@@ -50,30 +50,27 @@ class Round:
 
 @dataclass
 class Tally:
-    """Votes of one tab: of each model, and ties."""
+    """Votes in one tab, by model, and ties."""
 
     wins: dict[str, int]
     ties: int = 0
 
     def words(self) -> str:
-        """Which is preferred, with the 95 % interval over votes that were no ties."""
+        """The votes, and how often the second model won those that were no ties."""
         decided = sum(self.wins.values())
         text = ", ".join(f"{name} {count}" for name, count in self.wins.items()) + f", ties {self.ties}."
         if decided:
             name, count = list(self.wins.items())[-1]
-            low, high = wilson_interval(count, decided)
-            text += f" {name} preferred in {count / decided:.0%} of {decided} [{low:.0%}, {high:.0%}]."
+            low, high = (100 * x for x in wilson_interval(count, decided))
+            share = f"{count / decided:.0%}".replace("%", " %")
+            text += f" {name} won {count} of {decided} decided votes ({share}, 95 % CI {low:.0f}–{high:.0f} %)."
         return text
 
 
 class ComparePage:
-    """The page.
+    """The page: two contestants, and optionally a reward model and its tokenizer, which score the answers.
 
-    Args:
-        contestants (`list[Contestant]`): Two; the KL of an answer is measured from the first one.
-        reward_model (`tuple` of model and tokenizer, *optional*): What scores the answers.
-        max_new_tokens (`int`): Most tokens of an answer; fewer where a context ends.
-        seed (`int`): Of which model stands where.
+    `max_new_tokens` limits an answer, as does the context; `seed` decides which model is at which place.
     """
 
     def __init__(
@@ -88,13 +85,13 @@ class ComparePage:
         self.random, self.lock = random.Random(seed), Lock()
 
     def build(self) -> gr.Blocks:
-        """The app. Every text of a person or a model stands in a text box, which shows it as text."""
+        """The app. Every text of a person or a model is in a text box, which shows it as text."""
         with gr.Blocks(title="Compare", analytics_enabled=False) as app:
             round_, tally = gr.State(None), gr.State(None)
             prompt = gr.Textbox(label="Prompt", elem_id="prompt", max_length=PROMPT_LENGTH, autofocus=True)
             with gr.Row():
-                sampled = gr.Checkbox(True, label="sampled, not greedy", elem_id="sampled")
-                blind = gr.Checkbox(True, label="hidden which is which, until I have chosen", elem_id="blind")
+                sampled = gr.Checkbox(True, label="Sample (temperature 1)", elem_id="sampled")
+                blind = gr.Checkbox(True, label="Hide model names until I vote", elem_id="blind")
                 ask = gr.Button("Ask both", variant="primary", elem_id="ask")
             with gr.Row():
                 boxes = [
@@ -108,17 +105,15 @@ class ComparePage:
             asked = [[prompt, sampled, blind], [round_, *boxes, status]]
             for trigger in (ask.click, prompt.submit):
                 trigger(self.answer, *asked, concurrency_limit=1, concurrency_id="models")
-            for place, button in enumerate(votes):
-                button.click(self.voter(place), [round_, tally], [round_, tally, status])
-            tie.click(self.voter(None), [round_, tally], [round_, tally, status])
+            for place, button in enumerate([*votes, tie]):
+                voter = self.voter(place if place < len(votes) else None)
+                button.click(voter, [round_, tally], [round_, tally, status])
         return app
 
     def answer(self, text: str, sampled: bool, blind: bool) -> Iterator[list]:
-        """Both answers, as they are being written; then, unless it is hidden, what was measured."""
+        """Stream both answers; then show what was measured, unless names are hidden."""
         if not text.strip() or len(text) > PROMPT_LENGTH:
-            problem = (
-                f"The prompt has more than {PROMPT_LENGTH} characters." if text.strip() else "Ask something first."
-            )
+            problem = f"The prompt has more than {PROMPT_LENGTH:,} characters." if text.strip() else "Enter a prompt."
             yield [None, "", "", problem]
             return
         order = self.random.sample(range(2), 2) if blind else [0, 1]
@@ -133,17 +128,16 @@ class ComparePage:
                     return
                 for shown[place] in self._stream(contestant, text, room, sampled=sampled):
                     yield [None, *shown, "..."]
-                round_.measured.append(
-                    f"{LETTERS[place]} is {contestant.name}{self._measure(contestant, text, shown[place])}"
-                )
+                measured = self._measure(contestant, text, shown[place])
+                round_.measured.append(f"{LETTERS[place]} is {contestant.name}{measured}")
         yield [round_, *shown, "Which is better?" if blind else "\n".join(round_.measured)]
 
-    def voter(self, place: int | None):
-        """What a button does: count the vote for the model at a place (None: a tie), once, and show which is which."""
+    def voter(self, place: int | None) -> Callable:
+        """What a button does: count one vote for the model at a place (None: a tie), and show the names."""
 
         def vote(round_: Round | None, tally: Tally | None) -> list:
             if round_ is None:
-                return [round_, tally, "Ask something first."]
+                return [round_, tally, "Enter a prompt."]
             tally = tally or Tally({contestant.name: 0 for contestant in self.contestants})
             if not round_.is_voted and place is None:
                 tally.ties += 1
@@ -155,7 +149,7 @@ class ComparePage:
         return vote
 
     def _stream(self, contestant: Contestant, text: str, room: int, *, sampled: bool) -> Iterator[str]:
-        """The answer so far, each time there is more of it."""
+        """Yield the answer so far whenever it grows."""
         policy, tokenizer = contestant.policy, contestant.tokenizer
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
@@ -176,7 +170,7 @@ class ComparePage:
         yield answer
 
     def _measure(self, contestant: Contestant, text: str, answer: str) -> str:
-        """Score and KL of an answer, in words."""
+        """Describe an answer by its score and its KL."""
         words = ""
         if self.reward_model is not None and answer.strip():
             model, tokenizer = self.reward_model
@@ -189,13 +183,8 @@ class ComparePage:
         return f"{words}."
 
     def _kl(self, contestant: Contestant, text: str, answer: str) -> float:
-        """Summed log-ratio of an answer's tokens to the first model's, nats."""
-        tokenizer, first = contestant.tokenizer, self.contestants[0]
-        prompt = encode_row(tokenizer, contestant.row(text))
-        response = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        device = contestant.policy.device
-        sequences = [
-            x for rows in ([prompt], [response]) for x in pad_rows(rows, pad_token_id=0, side="right", device=device)
-        ]
-        ratio = response_logprobs(contestant.policy, *sequences) - response_logprobs(first.policy, *sequences)
-        return ratio.sum().item()
+        """The log-ratio of an answer to the first model, summed over its tokens, in nats."""
+        tokenizer, row = contestant.tokenizer, contestant.row(text)
+        prompt, ids = encode_row(tokenizer, row), tokenizer(answer, add_special_tokens=False)["input_ids"]
+        samples = Samples([row], [prompt], [ids], [answer], [True])
+        return log_ratios(contestant.policy, self.contestants[0].policy, samples)[0]

@@ -1,4 +1,4 @@
-"""What is put before an annotator: a prompt and answers sampled from a model, the same ones to everybody."""
+"""What an annotator ranks next: a prompt, and answers sampled from a model, the same for everybody."""
 
 import hashlib
 import random
@@ -14,9 +14,9 @@ from ..scoring.reward_models import score_texts
 from ..text import as_completion, question
 from .ranking_store import prompt_key
 
-# Of so many prompts, the one whose answers two reward models order most differently.
+# Of this many prompts, the one comes next whose answers two reward models order most differently.
 CANDIDATES = 8
-# Samples for each answer that is wanted, before fewer different ones are shown.
+# Samples per answer that is wanted; if too few of them differ, fewer are shown.
 TRIES = 4
 
 
@@ -36,15 +36,10 @@ class Item:
 
 
 class Items:
-    """Chooses prompts and samples answers.
+    """Chooses prompts, all different, and samples up to `num_responses` different answers to each from the policy.
 
-    Args:
-        policy, tokenizer: Who answers.
-        prompts (`list`): Texts or message lists, no two the same.
-        num_responses (`int`): K, answers to a prompt; fewer where the policy gives fewer different ones.
-        max_new_tokens (`int`): Most tokens of an answer.
-        reward_models (`list` of pairs of model and tokenizer): None, or two that choose the prompt.
-        seed (`int`): Of the answers, which follow from it and the prompt alone, and of the choice.
+    The answers follow from the seed and the prompt alone. Two reward models (with their tokenizers) may choose the
+    prompt.
     """
 
     def __init__(
@@ -66,7 +61,7 @@ class Items:
         self.lock = Lock()  # one model, many annotators
 
     def next(self, done: set[str]) -> Item | None:
-        """An item of a prompt that is not `done`; None where there is none left."""
+        """An item whose prompt is not `done`, or None if there is none left."""
         with self.lock:
             left = [key for key in self.prompts if key not in done]
             self.random.shuffle(left)
@@ -84,7 +79,7 @@ class Items:
             return Item(self.prompts[key], responses, self.random.sample(range(len(responses)), len(responses)))
 
     def _answers(self, key: str) -> list[str]:
-        """Different answers with something in them, sampled once."""
+        """Different answers that are not empty, sampled once."""
         if key not in self.answers:
             seed = int.from_bytes(hashlib.sha256(f"{self.seed} {key}".encode()).digest()[:8])
             with seeded(seed, self.policy.device):
@@ -94,7 +89,7 @@ class Items:
         return self.answers[key]
 
     def _disagreement(self, key: str) -> float:
-        """Share of pairs of answers that the two reward models order differently."""
+        """The share of the pairs of answers that the two reward models order differently."""
         prompt, texts = self.prompts[key], self._answers(key)
         rows, completions = [{"prompt": prompt}] * len(texts), [as_completion(prompt, text) for text in texts]
         scores = (score_texts(*scorer, rows, completions).tolist() for scorer in self.reward_models)
@@ -103,7 +98,7 @@ class Items:
 
 
 def shown_prompt(prompt: str | list[dict]) -> str:
-    """A prompt as text for a person: of messages each with who says it, of a single one what it asks."""
+    """A prompt as text for a person: one message as it is, several with their roles."""
     if isinstance(prompt, str) or len(prompt) == 1:
         return question(prompt)
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)

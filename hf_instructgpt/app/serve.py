@@ -1,4 +1,4 @@
-"""Apps on this machine: safe by default."""
+"""Serve the pages, safe by default: on this machine, to nobody without a password, without uploads."""
 
 import asyncio
 import hmac
@@ -15,10 +15,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
 from ..errors import InputError
+from ..models.loading import load_reward_model
 from ..sampling.generate import room_for_response
 from ..stages.arguments import StageArguments
 from ..stages.load_data import checked_split, load_rows, rows_to_read
-from ..stages.load_models import check_reward_model, load_causal_lm, load_reward_model, load_tokenizer
+from ..stages.load_models import check_reward_model, load_causal_lm, load_tokenizer
 from ..stages.samples import known_of
 from .compare_page import ComparePage, Contestant
 from .prompt_queue import Items
@@ -26,22 +27,22 @@ from .rank_page import KEYS, STYLE, RankPage
 from .ranking_store import RankingFile, prompt_key
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-# Fonts of the system: a page here asks no other machine for anything.
+# System fonts: the page loads nothing from other machines.
 THEME = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 PASSWORD_VARIABLE = "HF_INSTRUCTGPT_PASSWORD"
 EVERYWHERE = ("0.0.0.0", "::")
-# Seconds before the login after so many failed ones from the same address: doubled each time.
+# Seconds that a login waits after a failed one from the same address; doubled with each failure.
 FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0
 
 
 class Guard:
-    """ASGI middleware: only the page itself may send to the server, nobody uploads, and guessed passwords are slow."""
+    """ASGI middleware: only the page itself may send requests, nobody may upload, and guessing passwords is slow."""
 
     def __init__(self, app):
         self.app, self.failures, self.locks = app, Counter(), defaultdict(asyncio.Lock)
 
     async def __call__(self, scope, receive, send) -> None:
-        """Answer a request, or refuse it."""
+        """Pass a request on, or refuse it."""
         headers, path = Headers(scope=scope) if scope["type"] == "http" else {}, scope.get("path", "").rstrip("/")
         if "origin" in headers and urlsplit(headers["origin"]).netloc != headers.get("host"):
             await PlainTextResponse("Another page's request.", status_code=403)(scope, receive, send)
@@ -57,11 +58,11 @@ class Guard:
 
         async def noting(message) -> None:
             if message["type"] == "http.response.start":
-                failed = self.failures[address] + (message["status"] >= 400)  # a redirection says nothing
+                failed = self.failures[address] + (message["status"] >= 400)  # a redirect tells nothing
                 self.failures[address] = 0 if message["status"] == 200 else failed
             await send(message)
 
-        async with self.locks[address]:  # guesses at once wait for each other
+        async with self.locks[address]:  # simultaneous guesses wait for each other
             if self.failures[address]:
                 await asyncio.sleep(min(FIRST_DELAY * 2 ** (self.failures[address] - 1), LONGEST_DELAY))
             await self.app(scope, receive, noting)
@@ -70,18 +71,14 @@ class Guard:
 def launch_options(
     *, host: str, port: int | None, share: bool, password: str | None, password_file: str | None = None
 ) -> dict:
-    """Keyword arguments of Gradio's `launch`. Without a password or a file, the environment may have one.
-
-    Raises:
-        InputError: Others could reach the page, and there is no password; or there is no such port or file.
-    """
+    """Keyword arguments of Gradio's `launch`; a password may also come from the environment."""
     if port is not None and not 1 <= port <= 65535:
         raise InputError(f"`--port` must be 1 to 65535, not {port}.")
     password = _read_password(password_file) if password_file else password or os.environ.get(PASSWORD_VARIABLE)
     if (share or host not in LOCAL) and not password:
         raise InputError(
-            "`--share` and another `--host` than 127.0.0.1 let others in: set a `--password`, better by "
-            f"`--password_file` or the variable {PASSWORD_VARIABLE}."
+            "`--share` and a `--host` other than 127.0.0.1 let others in: set a `--password`, better by "
+            f"`--password_file` or the environment variable {PASSWORD_VARIABLE}."
         )
     hosts = ["*"] if host in EVERYWHERE else [*LOCAL, "[::1]", host, *(["*.gradio.live"] if share else [])]
 
@@ -93,7 +90,7 @@ def launch_options(
         "server_port": port,
         "share": share,
         "auth": is_known if password else None,
-        "auth_message": "Any name of yours, and the password." if password else None,
+        "auth_message": "Your name (any), and the password." if password else None,
         "max_file_size": "1mb",
         "allowed_paths": [],
         "app_kwargs": {
@@ -133,20 +130,7 @@ def rank(
     trust_remote_code: bool,
     **server,
 ) -> None:
-    """Serve the ranking page until it is stopped.
-
-    Args:
-        model (`str`): Who answers: a Hub id or a folder.
-        prompts (`str`): A data set with a column `prompt`; its `split` is used.
-        output (`str` or `Path`): See [`RankingFile`].
-        num_responses (`int`): Answers to a prompt, 2 to 9. max_new_tokens (`int`): Most tokens of an answer.
-        reward (`list[str]`): None, or two reward models whose disagreement chooses the prompt.
-        seed (`int`): See [`Items`]. trust_remote_code (`bool`): Whether models may bring their own code.
-        server: See [`launch_options`].
-
-    Raises:
-        InputError: An option or the data does not fit.
-    """
+    """Serve the ranking page until it is stopped; the arguments are the command's options."""
     options = launch_options(**server)
     if not 2 <= num_responses <= 9:
         raise InputError(f"`--num_responses` must be 2 to 9, not {num_responses}.")
@@ -155,9 +139,7 @@ def rank(
     file = RankingFile(output)
     args = StageArguments(dataset_name=prompts)
     rows = load_rows(args, "prompts", split)
-    if split not in rows:
-        raise InputError(f"`--split`: {prompts} has no split `{split}`; it has {', '.join(rows)}.")
-    rows = checked_split(rows, split, "prompts", source=prompts)
+    rows = checked_split(rows, split, "prompts", source=prompts, option="--split")
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
     asked = {prompt_key(prompt): prompt for prompt in rows_to_read(rows, args, tokenizer)["prompt"]}
@@ -186,17 +168,7 @@ def compare(
     trust_remote_code: bool,
     **server,
 ) -> None:
-    """Serve the page of comparisons until it is stopped.
-
-    Args:
-        models (`list[str]`): Two, as `NAME=DIR` (or a Hub id); the KL is measured from the first.
-        reward (`str`, *optional*): A reward model, which scores the answers.
-        max_new_tokens, seed: See [`ComparePage`]. trust_remote_code (`bool`): Whether models may bring their own code.
-        server: See [`launch_options`].
-
-    Raises:
-        InputError: An option does not fit.
-    """
+    """Serve the page of comparisons until it is stopped; the arguments are the command's options."""
     options = launch_options(**server)
     if max_new_tokens < 1:
         raise InputError(f"`--max_new_tokens` must be 1 or more, not {max_new_tokens}.")
@@ -224,4 +196,4 @@ def _launch(app: gr.Blocks, **options) -> None:
 def _reward_model(name: str, **trust):
     check_reward_model(name, option="--reward", **trust)
     tokenizer = load_tokenizer(name, **trust)
-    return load_reward_model(name, tokenizer, **trust).to(PartialState().device).eval(), tokenizer
+    return load_reward_model(name, tokenizer=tokenizer, **trust).to(PartialState().device).eval(), tokenizer

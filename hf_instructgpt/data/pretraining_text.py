@@ -1,34 +1,12 @@
 """Pretraining text mixed into training: PPO-ptx (Ouyang et al. 2022, section 3.5) and SFT (appendix C.3)."""
 
-from dataclasses import dataclass
-
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..text import encode_text, pad_rows, template_options, whole_text
+from ..text import encode_text, template_options, whole_text
 from .columns import check_columns, form_of
-
-
-@dataclass
-class TextBatch:
-    """Rows of text, each laid out as a response to its own first token, as [`ActorCritic`] expects them."""
-
-    prompt_ids: torch.Tensor  # (B, 1), the first tokens
-    prompt_mask: torch.Tensor  # (B, 1)
-    response_ids: torch.Tensor  # (B, R), all other tokens
-    response_mask: torch.Tensor  # (B, R), boolean
-    num_tokens: torch.Tensor  # (), predicted tokens of the mini-batch on all processes
-
-    def split(self, num_parts: int) -> list["TextBatch"]:
-        """The rows dealt out to `num_parts` micro-batches; `num_tokens` is still that of the mini-batch."""
-        return [TextBatch(*(x[i::num_parts] for x in self.sequences), self.num_tokens) for i in range(num_parts)]
-
-    @property
-    def sequences(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The arguments of the model."""
-        return self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask
 
 
 class PretrainingText:
@@ -55,11 +33,6 @@ class PretrainingText:
     def rows(self, start: int, count: int) -> list[list[int]]:
         """Token ids of the rows at places `start` to `start + count` of the endless random order."""
         return [self._encode(self.dataset[self._index(place)]) for place in range(start, start + count)]
-
-    def batch(self, start: int, count: int, *, pad_token_id: int, device: torch.device, global_sum) -> TextBatch:
-        """The same rows as one right-padded batch."""
-        ids, mask = pad_rows(self.rows(start, count), pad_token_id=pad_token_id, side="right", device=device)
-        return TextBatch(ids[:, :1], mask[:, :1], ids[:, 1:], mask[:, 1:], global_sum(mask[:, 1:].sum()))
 
     def _index(self, place: int) -> int:
         epoch, position = divmod(place, len(self.dataset))

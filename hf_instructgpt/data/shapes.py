@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..text import TEMPLATE_COLUMNS
+from ..text import TEMPLATE_COLUMNS, without_none
 from .columns import form_of
 from .reading import dataset_of
 
@@ -486,7 +486,7 @@ def _tidy(row: Row) -> Row:
             row[name] = messages
     for name in TEMPLATE_COLUMNS:
         if name in row:
-            row[name] = _without_none(_parsed(row[name]))
+            row[name] = without_none(_parsed(row[name]))
     if "chat_template_kwargs" in row:
         row["chat_template_kwargs"] = row["chat_template_kwargs"] or {}
     return row
@@ -503,22 +503,14 @@ def _messages(value: Any) -> Any:
     if not ("role" in message and {"content", "tool_calls"} & set(message)):
         return value
     role, content = message["role"], message.get("content")
-    message = {key: item for key, item in message.items() if item is not None or key in ("role", "content")}
+    message = {**without_none(message), "content": content}
     message["role"] = ROLES.get(role.casefold(), role) if isinstance(role, str) else role
     if content is None and message.get("tool_calls"):
         message["content"] = ""
     is_parts = isinstance(content, list) and content and all(isinstance(part, dict) for part in content)
     if is_parts and all(part.get("type", "text") == "text" and isinstance(part.get("text"), str) for part in content):
         message["content"] = "".join(part["text"] for part in content)
-    if "tool_calls" in message:
-        message["tool_calls"] = _without_none(message["tool_calls"])
     return message
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _parsed(value: Any) -> Any:

@@ -43,22 +43,14 @@ class Rewards:
 
         `tokenizer` is the policy's.
         """
-        sums: list[float | None] = []
-        columns: list[list[float | None]] = [[] for _ in self.funcs]
-        weights = torch.tensor(self.weights, dtype=torch.float32)
-        for start in range(0, len(samples.rows), batch_size):
-            terms, given = score_responses(
-                list(self.funcs.values()),
-                self.tokenizers,
-                samples[start : start + batch_size],
-                policy_tokenizer=tokenizer,
-                batch_size=batch_size,
-            )
-            given &= terms.isfinite()
-            sums += _or_none(combine_scores(terms, given=given, weights=weights), given.any(-1))
-            for i, column in enumerate(columns):
-                column += _or_none(terms[:, i], given[:, i])
-        return sums, dict(zip(self.funcs, columns, strict=True))
+        batches = [samples[start : start + batch_size] for start in range(0, len(samples.rows), batch_size)]
+        options = {"policy_tokenizer": tokenizer, "batch_size": batch_size}
+        scored = [score_responses(list(self.funcs.values()), self.tokenizers, some, **options) for some in batches]
+        terms, given = (torch.cat(parts) for parts in zip(*scored, strict=True))
+        given &= terms.isfinite()
+        sums = combine_scores(terms, given=given, weights=torch.tensor(self.weights, dtype=torch.float32))
+        columns = {name: _or_none(terms[:, i], given[:, i]) for i, name in enumerate(self.funcs)}
+        return _or_none(sums, given.any(-1)), columns
 
 
 def _or_none(scores: torch.Tensor, given: torch.Tensor) -> list[float | None]:

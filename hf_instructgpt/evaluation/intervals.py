@@ -3,7 +3,7 @@
 from statistics import fmean
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are imported at first use
 
 MAX_DRAWS = 2**22  # drawn at a time, which bounds the memory
 
@@ -35,7 +35,7 @@ def bootstrap_ratio_ci(
 
     if len(numerators) == 1:  # scipy wants two rows
         return [numerators[0] / denominators[0]] * 2
-    result = stats.bootstrap(
+    result = scipy.stats.bootstrap(
         (numerators, denominators),
         ratio,
         paired=True,
@@ -51,11 +51,11 @@ def bootstrap_ratio_ci(
 
 def wilson_interval(count: int, total: int) -> list[float]:
     """95 % score interval (Wilson 1927) of the share `count / total`, as `[low, high]`; it holds for small `total`."""
-    return [float(end) for end in stats.binomtest(count, total).proportion_ci(method="wilson")]
+    return [float(end) for end in scipy.stats.binomtest(count, total).proportion_ci(method="wilson")]
 
 
 def seed_interval(values: list[float]) -> list[float]:
     """95 % interval (Student 1908) of the mean of two or more values, one per seed, as `[low, high]`."""
     # `t.interval` gives NaN where all values are equal.
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
     return [fmean(values) - half, fmean(values) + half]

@@ -9,8 +9,7 @@ from statistics import fmean, pstdev
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
-from scipy.stats import rankdata, spearmanr
+import scipy  # its parts are imported at first use
 
 from ..data import Judgement
 from ..reward.ranking_trainer import ranked_pairs
@@ -63,7 +62,7 @@ def pair_table(rankings: list[ScoredRanking]) -> pd.DataFrame:
     """All pairs of the rows, with the columns `PAIR_COLUMNS`."""
     rows = []
     for number, r in zip(prompt_numbers(rankings), rankings, strict=True):
-        step, mine = rankdata(r.ranks, method="dense"), ranked_pairs(r.responses, r.ranks)
+        step, mine = scipy.stats.rankdata(r.ranks, method="dense"), ranked_pairs(r.responses, r.ranks)
         for a, b in mine:
             gaps = step[b] - step[a], r.scores[a] - r.scores[b], len(r.responses[a]) - len(r.responses[b])
             kinds = (False, False) if r.judgements is None else _kinds(r.judgements[a], r.judgements[b])
@@ -134,7 +133,7 @@ def calibration(pairs: pd.DataFrame) -> dict:
     """
     # scikit-learn's versions know no half hits, clip p before the logarithm, and report no counts of the bins.
     margin = pairs["margin"].to_numpy()
-    confidence, bins = expit(np.abs(margin)), []
+    confidence, bins = scipy.special.expit(np.abs(margin)), []
     place = np.minimum((confidence - 0.5) * 2 * NUM_BINS, NUM_BINS - 1).astype(int)
     for i, some in pairs.groupby(place):
         edges = {"from": 0.5 + i / (2 * NUM_BINS), "to": 0.5 + (i + 1) / (2 * NUM_BINS)}
@@ -143,7 +142,7 @@ def calibration(pairs: pd.DataFrame) -> dict:
     means = {
         "mean_confidence": confidence,
         "log_loss": np.logaddexp(0, -margin),
-        "brier_score": expit(-margin) ** 2,
+        "brier_score": scipy.special.expit(-margin) ** 2,
     }
     return {
         "bins": bins,
@@ -162,9 +161,9 @@ def length_bias(rankings: list[ScoredRanking], pairs: pd.DataFrame) -> dict:
     prompts, hits, longer = pairs["prompt"], wins(pairs["margin"]), wins(pairs["length_gap"])
     unequal = pairs["length_gap"] != 0
     by_model, by_label = np.where(longer == 1, hits, 1 - hits)[unequal], longer[unequal]
-    rules = {"longer_wins": longer, "shorter_wins": 1 - longer}
-    shares = {name: share(prompts, values) for name, values in rules.items()}
-    better = max(rules, key=lambda name: shares[name]["value"] or 0)
+    baselines = {"longer_wins": longer, "shorter_wins": 1 - longer}
+    shares = {name: share(prompts, values) for name, values in baselines.items()}
+    better = max(baselines, key=lambda name: shares[name]["value"] or 0)
     lengths = [[len(response) for response in ranking.responses] for ranking in rankings]
     return {
         "model_prefers_longer": share(prompts[unequal], by_model),
@@ -173,7 +172,7 @@ def length_bias(rankings: list[ScoredRanking], pairs: pd.DataFrame) -> dict:
         "spearman": mean_spearman(rankings, lengths),
         **shares,
         "better_baseline": better,
-        "gain": share(prompts, hits - rules[better]),
+        "gain": share(prompts, hits - baselines[better]),
     }
 
 
@@ -187,7 +186,7 @@ def judge_agreement(rankings: list[ScoredRanking]) -> dict | None:
     for r in rankings:
         if r.gold is not None:  # ranked by the judge; the labels are the scores of `by_label`
             known = [i for i, gold in enumerate(r.gold) if gold is not None]
-            ranks = rankdata([-r.gold[i] for i in known], method="dense").tolist()
+            ranks = scipy.stats.rankdata([-r.gold[i] for i in known], method="dense").tolist()
             responses = [r.responses[i] for i in known]
             by_model.append(ScoredRanking(r.prompt, responses, ranks, [r.scores[i] for i in known]))
             by_label.append(ScoredRanking(r.prompt, responses, ranks, [-r.ranks[i] for i in known]))
@@ -211,4 +210,4 @@ def mean_spearman(rankings: list[ScoredRanking], others: list[list[float]]) -> d
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Spearman's rank correlation; None where a side is constant."""
     is_defined = min(len(set(x)), len(set(y))) > 1
-    return float(spearmanr(x, y).statistic) if is_defined else None
+    return float(scipy.stats.spearmanr(x, y).statistic) if is_defined else None

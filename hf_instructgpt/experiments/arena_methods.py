@@ -1,15 +1,13 @@
-"""What the arena compares: every method on the same SFT model, reward model and number of sampled tokens.
+"""The jobs of the arena: each trains by one method, learning rate and seed, and measures the policy.
 
-`run_method` is one cell: it trains by one method (or none) with one learning rate and seed, and measures the policy on
-held-out prompts in the same way for all. What each method penalises, for a score R(x, y) and a KL to the SFT model
-that is summed over a response's tokens:
+The methods penalise the KL to the SFT model differently. For a score R(x, y) and a KL summed over a response's tokens:
 
-- PPO: `kl_coef` takes the log-ratio of each token from its reward, so it maximises E[R] - kl_coef * KL.
-- RLOO: `beta` times the summed log-ratio is taken from R before the baseline: the same objective with the same number.
-- DPO: `beta` is the same trade-off for the reward that the pairs imply; pairs of the best against the worst response
+- PPO subtracts `kl_coef` times each token's log-ratio from its reward: it maximises E[R] - kl_coef * KL.
+- RLOO subtracts `beta` times the summed log-ratio from R before the baseline: the same objective, the same number.
+- DPO's `beta` is the same trade-off for the reward that the pairs imply. Pairs of the best against the worst response
   say which is better, not by how much, so the number does not carry over.
-- GRPO: `beta` times `exp(-x) - 1 + x` of each token's log-ratio x is added to the loss, where the scores have been
-  divided by their group's standard deviation: no equal number exists, and TRL's default is 0.
+- GRPO adds `beta` times `exp(-x) - 1 + x` of each token's log-ratio x to the loss, after the scores were divided by
+  their group's standard deviation: no equal number exists, and TRL's default is 0.
 
 Private hook of TRL that is overridden, with a test: `DPOTrainer._prepare_dataset`.
 """
@@ -23,7 +21,7 @@ from statistics import fmean
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -31,16 +29,16 @@ from ..data import judge as lab_judge
 from ..errors import InputError
 from ..evaluation.best_of_n import best_of_n_kl
 from ..evaluation.comparison import Answers, answer_prompts
-from ..models.loading import load_reward_func as load_reward_model
+from ..models.loading import load_reward_model
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..sampling.generate import Samples, sample, sampling_config
 from ..scoring.reward_models import reward_model_scores, score_samples
 from ..stages.arguments import StageArguments, parse_options
-from ..stages.load_data import checked_split, load_rows
+from ..stages.load_data import checked_split, load_rows, load_stage_datasets
 from ..stages.load_models import load_causal_lm, load_tokenizer
 from ..text import encode_prompt, encode_row, question, scored_rows
-from .overopt_cells import judge_scores, load_judge
+from .judge import judge_scores, load_judge
 
 # Rows that are sampled or scored at a time.
 BATCH_SIZE = 128
@@ -48,11 +46,11 @@ BATCH_SIZE = 128
 
 @dataclass
 class PairArguments:
-    """What DPO needs beside its trainer's options."""
+    """DPO's option beside its trainer's."""
 
     num_generations: int = field(
         default=4,
-        metadata={"help": "Responses sampled to each prompt; the best and the worst by the reward model are a pair."},
+        metadata={"help": "Responses sampled per prompt; the best and the worst by the reward model make a pair."},
     )
 
 
@@ -68,11 +66,11 @@ OPTIONS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cells share."""
+    """What all jobs share."""
 
     sft_model: str  # a folder or a Hub id, as the next
     reward_model: str
-    prompts: dict[str, str]  # see `load_prompts`
+    prompts: dict[str, str]  # of StageArguments
     judge: str  # the dotted path of a function that is called as reward functions are
     budget_tokens: int
     max_completion_length: int
@@ -82,11 +80,7 @@ class Setting:
 def parse_method(
     method: str, options: dict, setting: Setting, *, learning_rate: float, seed: int, output_dir: str, source: str
 ) -> tuple:
-    """A trained method's options as the dataclasses of `OPTIONS`.
-
-    Raises:
-        InputError: An option is unknown, does not fit, or follows from the arena itself; it names `source`.
-    """
+    """Parse a trained method's options as the dataclasses of `OPTIONS`."""
     fixed = {"output_dir": output_dir, "seed": seed, "learning_rate": learning_rate}
     fixed |= {"report_to": "none", "eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True}
     refused = set(fixed)
@@ -97,7 +91,7 @@ def parse_method(
         refused |= {*fixed, "max_steps", "missing_eos_penalty", "log_tokens"}
         refused |= {"lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"}
     for name in refused & set(options):
-        raise InputError(f"{source}: `{name}` follows from the arena itself; leave it out.")
+        raise InputError(f"{source}: `{name}` is set by the arena: leave it out.")
     classes = OPTIONS[method]
     parsed = parse_options(classes[-1].__name__, {**options, **fixed}, source=source, classes=classes)
     if method == "dpo" and parsed[0].num_generations < 2:
@@ -117,87 +111,58 @@ def updates_per_rollout(config: RLOOConfig | GRPOConfig | PPOConfig) -> float:
     return config.steps_per_generation * config.num_iterations / config.gradient_accumulation_steps
 
 
-def prompt_splits(args: StageArguments, dataset: DatasetDict) -> dict[str, str]:
-    """The names of the splits that [`load_prompts`] takes."""
-    splits = {"train": args.dataset_train_split, "test": args.dataset_test_split}
-    has_validation = "validation" in dataset and "validation" not in splits.values()
-    return {**splits, "validation": "validation" if has_validation else args.dataset_train_split}
+def validation_split(prompts: dict[str, str]) -> str:
+    """The split that learning rates are chosen on: `validation` if there is one beside the others, else training."""
+    args = StageArguments(**prompts)
+    is_used = "validation" in (args.dataset_train_split, args.dataset_test_split)
+    has_one = "validation" in load_rows(args, "prompts", "validation")
+    return "validation" if has_one and not is_used else args.dataset_train_split
 
 
-def load_prompts(options: dict[str, str]) -> dict[str, Dataset]:
-    """Prompts to train on (`train`), to choose a learning rate by (`validation`) and to measure on (`test`).
-
-    Args:
-        options (`dict[str, str]`): `dataset_name` and, if they have other names, `dataset_config`,
-            `dataset_train_split` and `dataset_test_split`. Learning rates are chosen by the split `validation` where
-            there is one beside these, else by the training prompts.
-
-    Raises:
-        InputError: No such data, a split is missing, or columns do not fit.
-    """
-    args = StageArguments(**options)
+def load_prompts(prompts: dict[str, str]) -> dict[str, Dataset]:
+    """Load prompts to train on (`train`), to choose a learning rate on (`validation`) and to measure on (`test`)."""
+    args = StageArguments(**prompts)
+    train, test = load_stage_datasets(args, "prompts", needs_eval=True)
     dataset = load_rows(args, "prompts", "validation")
-    splits = prompt_splits(args, dataset)
-    for name, split in splits.items():
-        if split not in dataset:
-            raise InputError(
-                f"`dataset_{name}_split`: {args.dataset_name} has no split `{split}`; it has {', '.join(dataset)}."
-            )
-    return {name: checked_split(dataset, split, "prompts", source=args.dataset_name) for name, split in splits.items()}
+    validation = checked_split(dataset, validation_split(prompts), "prompts", source=args.dataset_name)
+    return {"train": train, "validation": validation, "test": test}
 
 
 def run_method(
     folder: Path, *, setting: Setting, method: str, learning_rate: float | None, seed: int, options: dict
 ) -> dict:
-    """One cell of the arena: a method with one learning rate and one seed, trained and measured.
+    """Train by a method ("sft" and "best_of_n" do not) with one learning rate and seed, and measure the policy.
 
-    Args:
-        folder (`Path`): Where a trainer may write.
-        setting ([`Setting`]): What all cells share.
-        method (`str`): "sft" (nothing is done), "best_of_n", or one of `OPTIONS`.
-        learning_rate (`float`, *optional*): Of a method that is trained.
-        seed (`int`): Seed of the sampling, of the order of the prompts and of new weights.
-        options (`dict`): Other options of the method.
-
-    Returns:
-        `dict`: what was measured (see [`Cell`]) and what it took: `tokens` sampled, `seconds` and `processor_seconds`
-        without loading and measuring. Where numbers became NaN or infinite, `diverged` says which.
+    Returns what was measured (see [`Contest`]) and what it took: `tokens` sampled, `seconds` and `processor_seconds`
+    without loading and measuring. If numbers became NaN or infinite, `diverged` says which.
     """
-    # SFT's answers, which the others' are compared with, come of random numbers that nobody else uses: best-of-n would
+    # SFT's answers, which the others' are compared with, use random numbers of their own. Otherwise best-of-n would
     # have them among its candidates.
-    cell = Cell(setting, seed=(seed + 2**31) % 2**32 if method == "sft" else seed)
+    contest = Contest(setting, seed=(seed + 2**31) % 2**32 if method == "sft" else seed)
     result = {"method": method, "learning_rate": learning_rate, "seed": seed, "diverged": None}
     start, processor_start = time.perf_counter(), time.process_time()
     found = {}
     try:
-        chosen = cell.choose_best() if method == "best_of_n" else None
+        chosen = contest.choose_best() if method == "best_of_n" else None
         if method in OPTIONS:
             source = f"methods, {method}"
             given = {"learning_rate": learning_rate, "seed": seed, "output_dir": str(folder), "source": source}
-            found = cell.train(method, *parse_method(method, options, setting, **given))
+            found = contest.train(method, *parse_method(method, options, setting, **given))
         found["seconds"] = time.perf_counter() - start
         found["processor_seconds"] = time.process_time() - processor_start
-        found |= cell.measure() if chosen is None else cell.measure_chosen(*chosen)
+        found |= contest.measure() if chosen is None else contest.measure_chosen(*chosen)
     except (FloatingPointError, RuntimeError) as error:
-        if method not in OPTIONS or (isinstance(error, RuntimeError) and cell.logits_are_finite()):
+        if method not in OPTIONS or (isinstance(error, RuntimeError) and contest.logits_are_finite()):
             raise
         result["diverged"] = " ".join(str(error).split())
-    return {**result, "tokens": cell.reward.num_tokens, **found}
+    return {**result, "tokens": contest.reward.num_tokens, **found}
 
 
 class CountingReward:
-    """The one reward function of all methods: scores responses and counts their tokens.
+    """The one reward function of all methods: the reward model's score less the penalty for a missing end.
 
-    Args:
-        model (`PreTrainedModel`): The reward model; it shares the policy's vocabulary.
-        tokenizer (`PreTrainedTokenizerBase`): The policy's.
-        stop_token_ids (`list[int]`): What ends a response.
-        missing_eos_penalty (`float`): Subtracted from the score of a response that was cut off at the limit.
-
-    Attributes:
-        num_tokens (`int`): Tokens of all responses so far, end-of-text tokens included.
-        num_tokens_before (`int`): The same without those of the last call.
-        num_prompt_tokens (`int`): Tokens of their prompts.
+    It counts the tokens of all responses (`num_tokens`, stop tokens included), of those before the last call
+    (`num_tokens_before`) and of their prompts (`num_prompt_tokens`).
     """
 
     def __init__(
@@ -228,10 +193,10 @@ class CountingReward:
 
 
 class BudgetCallback(TrainerCallback):
-    """Ends a training after the last update from the rollout that used the budget up.
+    """Ends training after the last update from the rollout that used up the budget.
 
-    The learning rate falls linearly to 0 over the budget, not over steps: how many there will be depends on how long
-    the responses become. (What a trainer logs of it is where it began.)
+    The learning rate falls linearly to 0 over the budget, not over steps: their number depends on how long the
+    responses become. (What a trainer logs of it is its start.)
     """
 
     def __init__(self, reward: CountingReward, *, budget_tokens: int, updates_per_rollout: float):
@@ -253,8 +218,8 @@ class PairTrainer(DPOTrainer):
         return dataset
 
 
-class Cell:
-    """The models, prompts and reward of one cell. `policy` starts as the SFT model and is what a method changes."""
+class Contest:
+    """Models, prompts and reward of one job. `policy` starts as the SFT model, and a method changes it."""
 
     def __init__(self, setting: Setting, *, seed: int):
         self.setting, self.seed = setting, seed
@@ -278,15 +243,15 @@ class Cell:
     # ---- Sampling from the SFT model -------------------------------------------------------------------------------
 
     def sample(self, rows: list[dict]) -> tuple[Samples, list[float]]:
-        """A response to each row's prompt at temperature 1, and its score. They count towards the budget."""
+        """Sample a response to each row's prompt at temperature 1, within the budget, and score it."""
         length = self.setting.max_completion_length
         samples = sample(self.policy, self.tokenizer, rows, max_new_tokens=length, batch_size=BATCH_SIZE)
         return samples, self.reward(prompts=samples.prompts, completion_ids=samples.completion_ids)
 
     def sample_pairs(self, num_generations: int) -> list[dict]:
-        """Pairs for DPO: of a prompt's responses the best against the worst by the reward; none where they tie.
+        """Make pairs for DPO until the budget is used: a prompt's best response against its worst, unless they tie.
 
-        The prompts come in random order, again and again, until the budget is used.
+        The prompts come in random order, again and again.
         """
         set_seed(self.seed)
         prompts, pairs = self._training_prompts(), []
@@ -308,7 +273,7 @@ class Cell:
             yield from random.sample(prompts, len(prompts))
 
     def choose_best(self) -> tuple[int, Samples]:
-        """Best-of-n on the held-out prompts, by the reward: n, what comes closest to the budget, and the samples."""
+        """Choose the best of n samples per test prompt by the reward, with the n closest to the budget."""
         set_seed(self.seed)
         rows = list(self.prompts["test"])
         passes = [self.sample(rows)]
@@ -320,13 +285,13 @@ class Cell:
     # ---- Training ------------------------------------------------------------------------------------------------
 
     def train(self, method: str, *options) -> dict:
-        """Train the policy in place. Returns what is to be told of it."""
+        """Train the policy in place; returns `pairs`, DPO's, or `trainer_tokens`, the trainer's own count."""
         config = options[-1]
         if method == "dpo":
             pairs = self.sample_pairs(options[0].num_generations)
             if not pairs:
                 raise InputError(
-                    "dpo: the reward model scores all responses to a prompt the same: there are no pairs."
+                    "dpo: the reward model gives all responses to a prompt the same score: there are no pairs."
                 )
             data = {"train_dataset": Dataset.from_list(pairs), "processing_class": self.tokenizer}
             PairTrainer(self.policy, args=config, **data).train()
@@ -363,13 +328,11 @@ class Cell:
     # ---- Measuring -------------------------------------------------------------------------------------------------
 
     def measure(self) -> dict:
-        """The policy on prompts that it was not trained on.
+        """Measure the policy on prompts that it was not trained on.
 
-        Returns:
-            `dict`: `validation_score`, the mean of the reward model's scores less the penalty, by which a learning
-            rate is chosen, and of the test prompts `sampled` (at temperature 1) and `greedy`: `score` (mean), `gold`
-            (the judge's score of each answer), `correct` (share, with the data `lab`), `length` (tokens) and,
-            sampled, `kl` (nats).
+        Returns `validation_score`, the mean of the reward model's scores less the penalty, by which a learning rate is
+        chosen; and of the test prompts `sampled` (at temperature 1) and `greedy`: `score` (mean), `gold` (the judge's
+        score of each answer), `correct` (share, only for the data `lab`), `length` (tokens) and, sampled, `kl` (nats).
         """
         validation = self._answers("validation", do_sample=True)
         return {
@@ -379,7 +342,7 @@ class Cell:
         }
 
     def measure_chosen(self, n: int, samples: Samples) -> dict:
-        """The same of best-of-n's answers, of which there is one kind. The KL is its bound, see [`best_of_n_kl`]."""
+        """Measure best-of-n's answers; the KL is its bound, see [`best_of_n_kl`]."""
         scores = score_samples(self.reward_model, self.tokenizer, samples, batch_size=BATCH_SIZE).tolist()
         summary = self._summarize(Answers(samples, scores, gold=None, correct=None, kl=None))
         return {"n": n, "sampled": {**summary, "kl": best_of_n_kl(n)}}

@@ -1,7 +1,7 @@
-"""Many runs as the cells of a table: made in worker processes, kept on disk, gone on with after a stop.
+"""Run a grid of jobs in worker processes; results are kept on disk, so that a grid that was stopped can be resumed.
 
-A lab's folder holds `run.json`, the options that it was started with, folders of cells, and what it found; the file
-of the results, moved in last, says that it is whole.
+A job's folder holds what it wrote, `log.txt`, and `result.json`, which is written last. (joblib would kill the jobs
+under way when one fails; here they are finished.)
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 
 import torch
+from joblib import cpu_count
 
 from ..errors import InputError
 from ..files import delete, make_directory, read_json, to_json, write_whole
@@ -46,20 +47,10 @@ def open_folder(folder: Path, options: dict, *, writes: Sequence[str], overwrite
 
 
 def run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -> dict[str, dict]:
-    """Results of all cells, by name; a cell whose result is in `folder` already is not run again.
+    """Run `work(folder=..., **options) -> dict` for each cell's options, and return the results by name.
 
-    One worker for each core, of one thread each: tiny models gain nothing from more threads. With an accelerator
-    there is one worker.
-
-    Args:
-        work (`Callable`): A function of a module, `work(folder=..., **options) -> dict`: it may write into `folder`,
-            and what it returns goes into JSON.
-        cells (`dict[str, dict]`): Options of `work` by the cell's name, which becomes a folder's.
-        folder (`Path`): Where the cells go.
-
-    Raises:
-        InputError: A cell could not be run, or another process runs cells in `folder`. Those that are done stay.
-        RuntimeError: A cell failed for another reason; it names the cell and its log.
+    A cell whose result is in `folder` is not run again. There is one worker per core, with one thread, because tiny
+    models gain nothing from more; with an accelerator there is one worker.
     """
     make_directory(folder)
     with alone_in(folder):
@@ -72,7 +63,7 @@ def _run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) 
     if not todo:
         return results
     has_accelerator = torch.accelerator.is_available()
-    num_workers = 1 if has_accelerator else min(len(todo), len(os.sched_getaffinity(0)))
+    num_workers = 1 if has_accelerator else min(len(todo), cpu_count())
     # Started anew rather than forked: a fork keeps torch's threads in an undefined state.
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_prepare_worker) as pool:
         futures = {pool.submit(_run_cell, work, cells[name], folder / name): name for name in todo}
@@ -104,7 +95,7 @@ def _prepare_worker() -> None:
 
 
 def _run_cell(work: Callable[..., dict], options: dict, folder: Path) -> tuple[dict, float]:
-    """Run one cell, its result written last; what it prints goes into its log."""
+    """Run one cell; what it prints goes into its log."""
     delete(folder)
     folder.mkdir(parents=True)
     start = time.perf_counter()

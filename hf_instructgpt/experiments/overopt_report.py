@@ -1,55 +1,39 @@
-"""What the over-optimisation lab found: curves over seeds, where the judge turns, the plot and the words."""
+"""The over-optimisation experiment in numbers and a plot: curves over seeds, and where the judge turns."""
 
 import math
 from pathlib import Path
 from statistics import fmean
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..errors import InputError
 from ..evaluation.intervals import seed_interval
 
-matplotlib.use("Agg")
-
-# ---- Analysis ------------------------------------------------------------------------------------------------------
-
 
 def analyse(
     samples: list[dict], proxies: dict[int, list[dict]], policies: dict[tuple[int, float], list[dict]]
 ) -> dict:
-    """Curves over seeds, and which point of them is best.
+    """The curves over seeds, and the best point among them: `sft`, `proxies`, `curves`, `diverged` and `suggested`.
 
     Scores count from the SFT model's mean, in standard deviations of the scores of its own responses to the held-out
-    prompts: proxies of different seeds and sizes, and the judge, then have one scale.
-
-    Args:
-        samples (`list[dict]`): Of each seed `judge_mean` and `judge_std`.
-        proxies (`dict[int, list[dict]]`): By number of rankings, of each seed what `measure_proxy` returns.
-        policies (`dict[tuple[int, float], list[dict]]`): By number of rankings and KL coefficient, of each seed the
-            `points` of its run, and whether it `diverged`. A coefficient of which a seed did has no curve.
-
-    Returns:
-        `dict`: `sft`, `proxies`, `curves`, `diverged` and `suggested`, as they stand in `overopt.json`.
-
-    Raises:
-        InputError: There is no curve of PPO to suggest a point of.
+    prompts, so that proxies of all seeds and sizes, and the judge, share one scale. The arguments hold, for each seed,
+    what the jobs returned: `samples`; `proxies` by number of rankings; `policies` by number of rankings and KL
+    coefficient. A coefficient that diverged with any seed has no curve.
     """
-    curves, accuracies = [], []
-    diverged = [
-        {"num_rankings": size, "kl_coef": coef, "reasons": [run["diverged"] for run in runs]}
-        for (size, coef), runs in policies.items()
-        if any(run["diverged"] is not None for run in runs)
-    ]
-    lost = [(row["num_rankings"], row["kl_coef"]) for row in diverged]
+    curves, accuracies, diverged = [], [], []
     for size, of_size in proxies.items():
         accuracy = [proxy["accuracy"] for proxy in of_size]
         accuracies.append(
             {"num_rankings": size, "accuracy": fmean(accuracy), "accuracy_ci95": seed_interval(accuracy)}
         )
-        runs = {coef: runs for (other, coef), runs in policies.items() if other == size and (size, coef) not in lost}
-        runs = {("ppo", coef): [run["points"] for run in some] for coef, some in runs.items()}
+        runs = {}
+        for coef, some in ((coef, some) for (other, coef), some in policies.items() if other == size):
+            reasons = [run["diverged"] for run in some]
+            if any(reasons):
+                diverged.append({"num_rankings": size, "kl_coef": coef, "reasons": reasons})
+            else:
+                runs["ppo", coef] = [run["points"] for run in some]
         runs["best_of_n", None] = [proxy["best_of_n"] for proxy in of_size]
         for (method, coef), some in runs.items():
             gains = [
@@ -76,15 +60,7 @@ def _gain(point: dict, sample: dict, proxy: dict) -> dict:
 
 
 def curve(runs: list[list[dict]]) -> dict:
-    """The mean of several seeds' curves, and whether the judge turns.
-
-    Args:
-        runs (`list[list[dict]]`): Of each seed the points, at the same `step` or `n`: `kl` (nats), `proxy`, `judge`.
-
-    Returns:
-        `dict`: `points` with `kl`, `sqrt_kl`, `proxy`, `judge` and 95 % intervals over seeds; `peak`, the index of the
-        highest mean judge; and what [`turn`] returns.
-    """
+    """The mean of the seeds' curves: `points` with 95 % intervals, `peak` (an index), and what [`turn`] returns."""
     points = []
     for some in zip(*runs, strict=True):
         kl = fmean(point["kl"] for point in some)
@@ -99,18 +75,13 @@ def curve(runs: list[list[dict]]) -> dict:
 
 
 def turn(judge: list[list[float]]) -> dict:
-    """Whether the judge turns down: whether its fall from the peak to the last point is more than noise.
+    """Whether the judge (`judge[seed][point]`) falls by more than noise from its peak to the last point.
 
-    A peak is in part luck, and the more points there are the more so. So each seed's fall is taken from the point that
+    A peak is in part luck, the more so the more points there are. So each seed's fall is measured from the point that
     is best on average over the *other* seeds: chance does not choose it for this one. Of curves that are flat but for
-    noise one in 25 or so is then said to turn; with one common peak and any later point, one in two to four.
+    noise, one in 25 or so is then said to turn; with one common peak, one in two to four.
 
-    Args:
-        judge (`list[list[float]]`): Of each seed the judge's score at each point.
-
-    Returns:
-        `dict`: `fall`, its mean over seeds; `fall_ci95`; `turns`, whether that interval lies above 0. Where the
-        mean is highest at the first point, the judge never rose: it falls from the start.
+    Returns `fall`, the mean over seeds; `fall_ci95`; and `turns`, whether that interval lies above 0.
     """
     falls = []
     for i, mine in enumerate(judge):
@@ -121,11 +92,7 @@ def turn(judge: list[list[float]]) -> dict:
 
 
 def suggest(curves: list[dict]) -> dict:
-    """The point with the highest mean judge among those of PPO with the most rankings.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The point of PPO with the highest mean judge among those with the most rankings."""
     size = max(curve["num_rankings"] for curve in curves)
     points = [
         {"num_rankings": size, "kl_coef": curve["kl_coef"], **point}
@@ -135,149 +102,46 @@ def suggest(curves: list[dict]) -> dict:
     ]
     if not points:
         raise InputError(
-            f"at each KL coefficient a run of PPO against the proxies of {size} rankings diverged: numbers became NaN "
-            "or infinite. Lower `ppo.learning_rate` and start anew with --overwrite_output_dir."
+            f"PPO diverged against the proxies of {size} rankings with every KL coefficient: numbers became NaN or "
+            "infinite. Lower `ppo.learning_rate` and start again with --overwrite_output_dir."
         )
     return max(points, key=lambda point: point["judge"])
 
-
-# ---- Words ---------------------------------------------------------------------------------------------------------
-
-
-def findings(results: dict) -> list[str]:
-    """What was found, one sentence each; where the proxy rises while the judge falls, that comes first."""
-    warnings, lines = [], []
-    for proxy in results["proxies"]:
-        low, high = proxy["accuracy_ci95"]
-        lines.append(
-            f"The proxies of {proxy['num_rankings']} rankings agree with the judge on {proxy['accuracy']:.1%} of the "
-            f"pairs of held-out samples (95 % interval over seeds {low:.1%} to {high:.1%})."
-        )
-    for row in results["diverged"]:
-        reasons = dict(zip(results["seeds"], row["reasons"], strict=True))
-        seeds = [str(seed) for seed, reason in reasons.items() if reason is not None]
-        warnings.append(
-            f"WARNING, {_name({**row, 'method': 'ppo'})}: numbers became NaN or infinite with seed {', '.join(seeds)} "
-            f"({next(filter(None, row['reasons']))}); it has no curve."
-        )
-    for c in results["curves"]:
-        peak, end = c["points"][c["peak"]], c["points"][-1]
-        fall = f"{c['fall']:.2f} [{c['fall_ci95'][0]:.2f}, {c['fall_ci95'][1]:.2f}]"
-        if not c["turns"]:
-            end = "it is highest at its end" if c["peak"] == len(c["points"]) - 1 else f"fall to its end {fall}"
-            lines.append(f"{_name(c)}: the judge does not turn within this run ({end}).")
-            continue
-        how = "only falls,"
-        if c["peak"]:
-            how = f"turns. It is highest, {peak['judge']:+.2f}, at {_place(peak)}, and falls"
-        line = f"{_name(c)}: the judge {how} by {fall} to the end of the run, at {_place(end)}"
-        if end["proxy"] > peak["proxy"]:
-            line = f"WARNING, {line}, while the proxy rises from {peak['proxy']:+.2f} to {end['proxy']:+.2f}"
-        (warnings if line.startswith("WARNING") else lines).append(line + ".")
-    best = results["suggested"]
-    low, high = best["judge_ci95"]
-    if best["step"] == 0:
-        lines.append("Suggested: the SFT model as it is. No point of PPO is better by the judge.")
-    else:
-        lines.append(
-            f"Suggested: KL coefficient {best['kl_coef']:g} and {best['step']} optimizer steps, where the judge is at "
-            f"{best['judge']:+.2f} [{low:.2f}, {high:.2f}]: `{best['policy']}`, of the first seed. The judge chose it "
-            "on these held-out prompts, so that number is a little optimistic"
-            f"{'; these seeds do not tell it from the SFT model' if low <= 0 else ''}."
-        )
-    return warnings + lines
-
-
-def _name(c: dict) -> str:
-    method = "Best-of-n" if c["method"] == "best_of_n" else f"PPO with KL coefficient {c['kl_coef']:g}"
-    return f"{method} against the proxies of {c['num_rankings']} rankings"
-
-
-def _place(point: dict) -> str:
-    where = f"step {point['step']}" if "step" in point else f"n = {point['n']}"
-    return f"{where} (√KL {point['sqrt_kl']:.2f})"
-
-
-def overopt_markdown(results: dict) -> str:
-    """The report: one table, what was found, and how to read it."""
-    lines = [
-        "# Over-optimisation",
-        "",
-        "![proxy and judge against the square root of the KL](overopt.png)",
-        "",
-        *(f"- {line}" for line in findings(results)),
-        "",
-        "| rankings | method | √KL at the end | proxy at the end | judge at the end | judge's peak | at | turns |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for c in results["curves"]:
-        peak, end = c["points"][c["peak"]], c["points"][-1]
-        method = "best-of-n" if c["method"] == "best_of_n" else f"PPO, {c['kl_coef']:g}"
-        cells = [c["num_rankings"], method, f"{end['sqrt_kl']:.2f}", _score(end, "proxy"), _score(end, "judge")]
-        cells += [_score(peak, "judge"), _place(peak), ("yes" if c["peak"] else "only falls") if c["turns"] else "no"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    sft = results["sft"]
-    lines += [
-        "",
-        f"Scores count from the SFT model's mean (judge {sft['judge_mean']:.3f}), in standard deviations of its own "
-        f"responses' scores (judge {sft['judge_std']:.3f}), on the held-out prompts. In brackets: 95 % intervals over "
-        f"{len(results['seeds'])} seeds (Student's t). Every seed has prompts, rankings, proxies and policies of its "
-        "own; the SFT model is one for all.",
-        "",
-        "KL is that of the responses to the SFT model, nats a response; of best-of-n it is log n - (n - 1)/n, exact "
-        "where no two scores are equal and in general an upper bound. `turns`: the judge's fall from its peak to the "
-        "last point is more than noise, each seed's peak being where the other seeds are best.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _score(point: dict, name: str) -> str:
-    low, high = point[f"{name}_ci95"]
-    return f"{point[name]:+.2f} [{low:.2f}, {high:.2f}]"
-
-
-# ---- Plot ----------------------------------------------------------------------------------------------------------
 
 COLOURS, MARKERS = ("C3", "C0", "C2", "C1", "C4"), "osD^vP"
 
 
 def draw_plot(results: dict, path: Path) -> None:
-    """`overopt.png`: judge (solid) and proxy (dashed) against √KL, PPO and best-of-n side by side."""
+    """Draw judge (solid) and proxy (dashed) against √KL, PPO and best-of-n side by side."""
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     sizes = [proxy["num_rankings"] for proxy in results["proxies"]]
     coefs = list(dict.fromkeys(c["kl_coef"] for c in results["curves"] if c["method"] == "ppo"))
+    colours = {size: COLOURS[i % len(COLOURS)] for i, size in enumerate(sizes)}
+    markers = {coef: MARKERS[i % len(MARKERS)] for i, coef in enumerate(coefs)}
     for c in results["curves"]:
         axes = panels[0 if c["method"] == "ppo" else 1]
-        colour = COLOURS[sizes.index(c["num_rankings"]) % len(COLOURS)]
-        marker = MARKERS[coefs.index(c["kl_coef"]) % len(MARKERS)] if c["method"] == "ppo" else "x"
-        x = [point["sqrt_kl"] for point in c["points"]]
-        style = {"color": colour, "marker": marker, "markersize": 4}
-        axes.plot(x, [point["proxy"] for point in c["points"]], linestyle="--", alpha=0.5, **style)
-        y = [point["judge"] for point in c["points"]]
+        style = {"color": colours[c["num_rankings"]], "marker": markers.get(c["kl_coef"], "x"), "markersize": 4}
+        x, proxy, judge = ([point[name] for point in c["points"]] for name in ("sqrt_kl", "proxy", "judge"))
         half = [point["judge_ci95"][1] - point["judge"] for point in c["points"]]
-        axes.plot(x, y, **style)
-        axes.errorbar(x, y, yerr=half, fmt="none", ecolor=colour, alpha=0.4, elinewidth=1, capsize=2)
+        axes.plot(x, proxy, linestyle="--", alpha=0.5, **style)
+        axes.plot(x, judge, **style)
+        axes.errorbar(x, judge, yerr=half, fmt="none", ecolor=style["color"], alpha=0.4, elinewidth=1, capsize=2)
         if c["turns"] and c["peak"]:
-            peak = c["points"][c["peak"]]
-            axes.plot(peak["sqrt_kl"], peak["judge"], marker="*", markersize=14, color=colour, markeredgecolor="black")
+            star = {"marker": "*", "markersize": 14, "markeredgecolor": "black"}
+            axes.plot(x[c["peak"]], judge[c["peak"]], **{**style, **star})
     for axes, title in zip(panels, ("PPO", "best-of-n"), strict=True):
-        axes.set_title(title)
-        axes.set_xlabel("√KL to SFT, KL in nats a response")
+        axes.set(title=title, xlabel="√KL to SFT (KL in nats per response)")
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("gain over SFT, in standard deviations of SFT's responses")
-    black = {"color": "black"}
-    handles = [Line2D([], [], label="judge, 95 % interval over seeds", **black)]
-    handles += [Line2D([], [], linestyle="--", label="proxy", **black)]
-    handles += [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=4, label=f"{size} rankings")
-        for i, size in enumerate(sizes)
+    styles = [
+        {"label": "judge, 95 % interval over seeds"},
+        {"label": "proxy", "linestyle": "--"},
+        *({"label": f"{size} rankings", "color": colour, "linewidth": 4} for size, colour in colours.items()),
+        *({"label": f"KL coefficient {x:g}", "linestyle": "", "marker": mark} for x, mark in markers.items()),
+        {"label": "peak of a judge that turns", "linestyle": "", "marker": "*", "markersize": 12},
     ]
-    handles += [
-        Line2D([], [], linestyle="", marker=MARKERS[i % len(MARKERS)], label=f"KL coefficient {coef:g}", **black)
-        for i, coef in enumerate(coefs)
-    ]
-    handles += [Line2D([], [], linestyle="", marker="*", markersize=12, label="peak of a judge that turns", **black)]
+    handles = [Line2D([], [], **{"color": "black", **style}) for style in styles]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from accelerate.utils import DistributedType, get_int_from_env, parse_flag_from_env
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..errors import InputError
 from .surgery import has_adapter, without_adapter
@@ -121,3 +121,14 @@ def _float_inputs(module: nn.Module, inputs: tuple) -> tuple:
 
 def _output_as(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
     return output.to(dtype)
+
+
+def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise an `InputError` if a tokenizer has more tokens than the model has embeddings."""
+    num_embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_embeddings:
+        raise InputError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens and the model {num_embeddings}: they do not belong "
+            "together. Use the model's own tokenizer. If you added tokens to it, resize the model's embeddings "
+            "(`model.resize_token_embeddings(len(tokenizer))`); a padding token need not be added at all."
+        )

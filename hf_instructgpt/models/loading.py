@@ -1,4 +1,4 @@
-"""The models PPOTrainer starts from: loaded by name, given LoRA layers, copied."""
+"""Load models by name or path, adapters included, and give them LoRA layers."""
 
 import copy
 import re
@@ -13,11 +13,13 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     TrainingArguments,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import find_adapter_config_file, logging
 
 from ..errors import InputError
+from .checks import check_vocabulary
 from .surgery import has_adapter, without_adapter
 
 if TYPE_CHECKING:
@@ -25,11 +27,7 @@ if TYPE_CHECKING:
 
 
 def loading_options(args: TrainingArguments) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained` that a trainer's `model_init_kwargs` ask for.
-
-    Raises:
-        InputError: They let a model run its own code, which only the option `trust_remote_code` may.
-    """
+    """Keyword arguments of `from_pretrained` from a trainer's `model_init_kwargs`, which may not allow remote code."""
     options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if options["trust_remote_code"] and not args.trust_remote_code:
         raise InputError(
@@ -42,8 +40,19 @@ def loading_options(args: TrainingArguments) -> dict[str, Any]:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress warnings of transformers, such as the table of weights that a new head lacks."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+@contextmanager
 def loading(name: str) -> Iterator[None]:
-    """What goes wrong while a model is loaded, as with a damaged file, is an `InputError` that names it."""
+    """Turn what fails while a model is loaded, such as a damaged file, into an `InputError` that names it."""
     try:
         yield
     except Exception as error:
@@ -54,7 +63,7 @@ def loading(name: str) -> Iterator[None]:
 
 
 def load_policy(model: "str | PreTrainedModel | PeftModel", **kwargs: Any) -> "PreTrainedModel | PeftModel":
-    """The policy by its Hub id or path, an adapter on its base model included; a model as it is."""
+    """The policy by its Hub id or path, also an adapter on its base model; a model is returned as it is."""
     if isinstance(model, str):
         kwargs = {"dtype": torch.float32, **kwargs}
         with loading(model):
@@ -68,37 +77,49 @@ def load_policy(model: "str | PreTrainedModel | PeftModel", **kwargs: Any) -> "P
     return model
 
 
-def load_reward_func(
-    func: "str | PreTrainedModel | PeftModel | Callable", **kwargs: Any
+def load_reward_model(
+    model: "str | PreTrainedModel | PeftModel | Callable",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **kwargs: Any,
 ) -> "PreTrainedModel | PeftModel | Callable":
-    """A reward model by its Hub id or path, an adapter on its base model included; anything else as it is."""
-    if isinstance(func, nn.Module) and not isinstance(getattr(func, "config", None), PreTrainedConfig):
-        raise InputError(
-            f"`reward_funcs`: {type(func).__name__} is a module without a Transformers configuration. Pass a function "
-            "`f(completions, **columns)` that calls it and returns a list of scores."
-        )
-    if not isinstance(func, str):
-        return func
-    kwargs = {"dtype": torch.float32, **kwargs}
-    with loading(func):
-        if find_adapter_config_file(func) is None:
-            return AutoModelForSequenceClassification.from_pretrained(func, **kwargs)
-        from peft import AutoPeftModelForSequenceClassification
+    """A reward model by its Hub id or path, also an adapter on its base model; anything else is returned as it is.
 
-        # The adapter's base model has no score head: its own comes with the adapter.
-        model = AutoPeftModelForSequenceClassification.from_pretrained(func, num_labels=1, **kwargs)
-    model.config._name_or_path = func  # it goes by its own name in logs, not by its base model's
-    with suppress(OSError):  # an adapter of another making has no configuration beside it
-        model.config.score_bias = PreTrainedConfig.get_config_dict(func)[0].get("score_bias", 0.0)
+    It must have an embedding for each token of `tokenizer`, if that is given.
+    """
+    if isinstance(model, nn.Module) and not isinstance(getattr(model, "config", None), PreTrainedConfig):
+        raise InputError(
+            f"`reward_funcs`: {type(model).__name__} is a module without a Transformers configuration. Pass a "
+            "function `f(completions, **columns)` that calls it and returns a list of scores."
+        )
+    if not isinstance(model, str):
+        return model
+    name, kwargs = model, {"dtype": torch.float32, **kwargs}
+    with loading(name), quiet():
+        if find_adapter_config_file(name) is None:
+            model = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)
+        else:
+            model = _load_reward_adapter(name, **kwargs)
+    if tokenizer is not None:
+        check_vocabulary(name, tokenizer, model)
+        if model.config.get_text_config().pad_token_id is None:
+            raise InputError(f"{name} has no `pad_token_id` in its config. Set the one it was trained with.")
+    return model
+
+
+def _load_reward_adapter(name: str, **kwargs: Any) -> "PeftModel":
+    from peft import AutoPeftModelForSequenceClassification
+
+    # The adapter's base model has no score head: its own comes with the adapter.
+    model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+    model.config._name_or_path = name  # logs show its own name, not its base model's
+    with suppress(OSError):  # adapters of other programs have no configuration beside them
+        model.config.score_bias = PreTrainedConfig.get_config_dict(name)[0].get("score_bias", 0.0)
     return model
 
 
 def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: str) -> "PeftModel":
-    """The model with a new adapter, which alone is trained.
-
-    Raises:
-        InputError: The model has an adapter already, PEFT is not installed, or the configuration does not fit.
-    """
+    """The model with a new adapter; only the adapter is trained."""
     try:
         from peft import get_peft_model
     except ImportError as error:
@@ -110,10 +131,10 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
         )
     if peft_config.is_prompt_learning:
         raise InputError("`peft_config`: prompt learning is not supported; use LoRA or another kind with layers.")
-    peft_config = copy.deepcopy(peft_config)  # PEFT writes into it what it found
+    peft_config = copy.deepcopy(peft_config)  # PEFT modifies it
     peft_config.task_type = task_type
     if task_type != "CAUSAL_LM":
-        # Names as they are in the policy, which has a head and the trunk under a prefix.
+        # The names are those of the policy, which has a head, and its trunk under a prefix.
         peft_config.modules_to_save = None
         prefix = f"{model.base_model_prefix}."
         modules = peft_config.target_modules
@@ -134,6 +155,6 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
 
 
 def switches_off(peft_config: "PeftConfig") -> bool:
-    """Whether the model without such an adapter is again what it was before; one with biases or weights is not."""
+    """Whether turning the adapter off gives the original model back; one that trains biases does not."""
     init = getattr(peft_config, "init_lora_weights", True)
     return getattr(peft_config, "bias", "none") == "none" and init in (True, False, "gaussian", "orthogonal")

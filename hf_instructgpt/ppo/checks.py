@@ -1,28 +1,23 @@
-"""What PPOTrainer refuses before it starts: models, tokenizers and prompts that do not fit together."""
+"""What PPOTrainer refuses before it starts: options, models, tokenizers and prompts that do not fit together."""
 
-import copy
-from tempfile import TemporaryDirectory
+from collections.abc import Iterable
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from torch import nn
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..errors import InputError
-from ..models.checks import check_launch, check_weights
+from ..models.checks import check_launch, check_vocabulary, check_weights
 from ..models.forward import context_length
 from ..models.surgery import has_adapter, without_adapter
 from ..sampling.padding import check_padding
+from ..scoring.reward_functions import reward_name
 from ..text import TEMPLATE_COLUMNS, encode_row
 from .config import PPOConfig
 
-# Options of Trainer that a rollout has no use for, and what they are when nobody sets them.
+# Options of Trainer that a rollout has no use for, and their defaults.
 UNUSED_OPTIONS = {
     "auto_find_batch_size": False,
     "enable_jit_checkpoint": False,
@@ -34,76 +29,73 @@ UNUSED_OPTIONS = {
 TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
 
 
+def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBase | None) -> None:
+    """Refuse arguments of another class than [`PPOTrainer`] takes."""
+    if not isinstance(args, PPOConfig):
+        raise InputError(f"`args` must be a PPOConfig, not {type(args).__name__}.")
+    if processing_class is None or isinstance(processing_class, PreTrainedTokenizerBase):
+        return
+    way_out = "Pass its `.tokenizer`" if hasattr(processing_class, "tokenizer") else "Load one with `AutoTokenizer`"
+    raise InputError(f"`processing_class` must be a tokenizer, not {type(processing_class).__name__}. {way_out}.")
+
+
 def check_processes(args: PPOConfig) -> None:
-    """Raise an `InputError` for options that this way of running cannot keep."""
+    """Refuse options that PPO, or this way of launching it, does not support."""
     check_launch(args)
     if args.n_gpu > 1:
         raise InputError(
             f"one process sees {args.n_gpu} GPUs: start with `accelerate launch` or `torchrun`, one process "
-            "a GPU, or let CUDA_VISIBLE_DEVICES name a single one."
+            "per GPU, or let CUDA_VISIBLE_DEVICES name a single one."
         )
-    for name, unused in UNUSED_OPTIONS.items():
-        if getattr(args, name) != unused:
-            raise InputError(f"`{name}` = {getattr(args, name)!r} is an option of Trainer that PPO cannot keep.")
-    for name in ("split_batches", "dispatch_batches"):
-        if getattr(args.accelerator_config, name):
-            raise InputError(f"`accelerator_config`: `{name}` would deal a rollout's prompts out twice; leave it out.")
+    unsupported = [name for name, unused in UNUSED_OPTIONS.items() if getattr(args, name) != unused]
+    # These would deal a rollout's prompts out twice.
+    unsupported += [name for name in ("split_batches", "dispatch_batches") if getattr(args.accelerator_config, name)]
+    if unsupported:
+        raise InputError(f"`{unsupported[0]}` is not supported by PPOTrainer; leave it at its default.")
     skipping = {
         "max_update_kl": args.max_update_kl is not None,
         "max_ratio": args.max_ratio is not None,
         "on_nonfinite='skip'": args.on_nonfinite == "skip",
     }
-    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        # Else the first process alone loads weights, and the frozen models would be empty on all others.
-        one_loads = parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING")
-        _check_fsdp_setting("fsdp_cpu_ram_efficient_loading", "false", is_set=not one_loads)
-    plugin = args.deepspeed_plugin
-    if plugin is not None:
-        _check_zero3(plugin)
-        # Its engine steps within `backward`.
-        _refuse("DeepSpeed", {**skipping, "critic_warmup_steps": args.critic_warmup_steps > 0})
-        if args.bf16:  # its weights are then no longer float32
-            _refuse("DeepSpeed and bf16", {"ema_decay": args.ema_decay is not None})
     if args.fp16:
         _refuse("fp16 (its gradient scaler needs a gradient at every step; use bf16)", skipping)
-
-
-def _check_zero3(plugin) -> None:
-    """Raise an `InputError` for settings of ZeRO-3 under which models could not be copied, or would not be saved."""
-    if plugin.zero_stage != 3:
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        # Only the first process would load weights, and the frozen models would be empty on all others.
+        _refuse_setting("FSDP", "fsdp_cpu_ram_efficient_loading: false", "fsdp_config", "fsdp2")
+    plugin = args.deepspeed_plugin
+    if plugin is None:
         return
-    if plugin.zero3_init_flag:
-        raise InputError(
-            "DeepSpeed ZeRO-3 would shard each model while it is loaded, and PPO must copy and check whole ones: set "
-            "`zero3_init_flag: false` under `deepspeed_config`, as in recipes/accelerate/deepspeed_zero3.yaml. "
-            "(PPOConfig's own option `deepspeed` always shards at loading: leave it out.)"
-        )
-    if not plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
-        raise InputError(
-            "DeepSpeed ZeRO-3 would not save a model that can be loaded: set `zero3_save_16bit_model: true` under "
-            "`deepspeed_config`, as in recipes/accelerate/deepspeed_zero3.yaml. (Weights are saved in their own type.)"
-        )
-
-
-def _check_fsdp_setting(name: str, value, *, is_set: bool) -> None:
-    if not is_set:
-        raise InputError(
-            f"FSDP: PPO needs `{name}: {value}` under `fsdp_config`, as in recipes/accelerate/fsdp2.yaml. (In "
-            f"PPOConfig's own `fsdp_config`: `{name.removeprefix('fsdp_')}`.)"
-        )
+    # Its engine steps within `backward`.
+    _refuse("DeepSpeed", {**skipping, "critic_warmup_steps": args.critic_warmup_steps > 0})
+    if args.bf16:  # its weights are then no longer float32
+        _refuse("DeepSpeed and bf16", {"ema_decay": args.ema_decay is not None})
+    gathers = plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save")
+    if plugin.zero_stage == 3 and plugin.zero3_init_flag:  # models must be copied and checked while they are complete
+        _refuse_setting("DeepSpeed ZeRO-3", "zero3_init_flag: false", "deepspeed_config", "deepspeed_zero3")
+    if plugin.zero_stage == 3 and not gathers:  # no model would be saved that can be loaded
+        _refuse_setting("DeepSpeed ZeRO-3", "zero3_save_16bit_model: true", "deepspeed_config", "deepspeed_zero3")
 
 
 def check_fsdp(args: PPOConfig, plugin) -> None:
-    """Raise an `InputError` for settings of FSDP that were not run or lose the model, and for what needs it whole."""
-    _check_fsdp_setting("fsdp_version", 2, is_set=plugin.fsdp_version == 2)
-    is_full = plugin.state_dict_type.name == "FULL_STATE_DICT"  # with others, Trainer saves no model
-    _check_fsdp_setting("fsdp_state_dict_type", "FULL_STATE_DICT", is_set=is_full)
+    """Refuse settings of FSDP that are not tested or lose the model, and what needs complete weights."""
+    if plugin.fsdp_version != 2:
+        _refuse_setting("FSDP", "fsdp_version: 2", "fsdp_config", "fsdp2")
+    if plugin.state_dict_type.name != "FULL_STATE_DICT":  # with others, Trainer saves no model
+        _refuse_setting("FSDP", "fsdp_state_dict_type: FULL_STATE_DICT", "fsdp_config", "fsdp2")
     is_server = args.use_vllm and (args.vllm_kwargs or {}).get("mode", "colocate") == "server"
     _refuse("FSDP", {"vllm_kwargs: {mode: server}": is_server})
 
 
+def _refuse_setting(what: str, needed: str, section: str, recipe: str) -> None:
+    raise InputError(
+        f"{what}: PPO needs `{needed}` under `{section}` in accelerate's file, see recipes/accelerate/{recipe}.yaml. "
+        "(PPOConfig's own `fsdp_config` takes FSDP's names without `fsdp_`; its option `deepspeed` always shards at "
+        "loading: leave it out.)"
+    )
+
+
 def check_shards(actor_critic: nn.Module) -> None:
-    """Raise an `InputError` for what FSDP and ZeRO-3 cannot save."""
+    """Refuse what FSDP and ZeRO-3 cannot save."""
     critic = actor_critic.value_model
     has_unnamed_base = critic is not None and has_adapter(critic.backbone) and not critic.backbone.config._name_or_path
     _refuse("FSDP or ZeRO-3", {"an adapter on a critic without a named base": has_unnamed_base})
@@ -115,24 +107,17 @@ def _refuse(what: str, options: dict[str, bool]) -> None:
         raise InputError(f"{' and '.join(used)} cannot be used with {what}: leave it out.")
 
 
-def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **sampling: bool) -> None:
-    """Raise an `InputError` for a policy that does not fit its tokenizer, cannot learn, or cannot read padding.
-
-    `sampling`: for [`check_padding`].
-    """
+def check_policy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: PPOConfig, *, has_engine: bool
+) -> None:
+    """Refuse a policy that does not fit its tokenizer, cannot learn, or cannot read padding."""
     check_weights("the policy", model)
     if model.config.is_encoder_decoder:
         raise InputError(
             f"{type(model).__name__} is an encoder-decoder, and PPOTrainer trains causal language models. Pass a "
             "model that `AutoModelForCausalLM` loads."
         )
-    vocab_size = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > vocab_size:
-        raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model {vocab_size}: they do not belong together. "
-            "Pass the model's own tokenizer. If you added tokens to it, resize the model's embeddings "
-            "(`model.resize_token_embeddings(len(tokenizer))`); a padding token need not be added at all."
-        )
+    check_vocabulary("the policy", tokenizer, model)
     if not any(p.requires_grad for p in model.parameters()):
         raise InputError(
             "the policy has no parameter to train. Load an adapter with `is_trainable=True`, or unfreeze the model "
@@ -140,18 +125,18 @@ def check_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **s
         )
     if any(hasattr(p, "ds_id") for p in model.parameters()):
         raise InputError(
-            "the policy was sharded by DeepSpeed when it was loaded, and PPO must copy and check a whole model: make "
-            "PPOConfig first and load the model then, or pass its path."
+            "the policy was sharded by DeepSpeed when it was loaded, and PPO must copy and check a complete model: "
+            "make PPOConfig first and load the model then, or pass its path."
         )
-    check_padding(without_adapter(model), tokenizer, **sampling)
+    generates = not (has_engine or args.fast_sampling)
+    use_cache = (args.generation_kwargs or {}).get("use_cache", True)
+    check_padding(without_adapter(model), tokenizer, generates=generates, use_cache=use_cache)
 
 
-def check_reference(ref_model: PreTrainedModel | None, model: PreTrainedModel, args: PPOConfig) -> None:
-    """Raise an `InputError` for a given reference that the KL cannot be measured from."""
+def check_reference(ref_model: PreTrainedModel, model: PreTrainedModel, args: PPOConfig) -> None:
+    """Refuse a given reference from which the KL cannot be measured."""
     if ref_model is model:
         raise InputError("`ref_model` is the policy itself, which is trained: leave it out, or pass a copy.")
-    if ref_model is None:
-        return
     check_weights("`ref_model`", ref_model)
     known, needed = (x.get_input_embeddings().num_embeddings for x in (ref_model, model))
     if known < needed:
@@ -163,20 +148,8 @@ def check_reference(ref_model: PreTrainedModel | None, model: PreTrainedModel, a
         )
 
 
-def check_generation_config(config: GenerationConfig) -> None:
-    """Raise an `InputError` for generation settings that could not be saved with the trained model."""
-    try:
-        with TemporaryDirectory() as folder:
-            copy.deepcopy(config).save_pretrained(folder)
-    except ValueError as error:
-        raise InputError(
-            f"the policy's `generation_config` could not be saved with it: {' '.join(str(error).split())} PPO samples "
-            "by its own options, so correct it on the model that you pass, or make it `GenerationConfig()`."
-        ) from error
-
-
 def check_adapter(policy: nn.Module) -> None:
-    """Raise an `InputError` for an adapter that could not be saved, merged or loaded as what it is."""
+    """Refuse an adapter that could not be saved, merged or loaded as what it is."""
     if not has_adapter(policy):
         return
     if list(policy.peft_config) != ["default"]:
@@ -195,7 +168,7 @@ def check_adapter(policy: nn.Module) -> None:
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Raise an `InputError` for a given optimizer that would leave out a parameter that is to be trained."""
+    """Refuse a given optimizer that leaves out a parameter that is to be trained."""
     if optimizer is None:
         return
     known = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -209,19 +182,29 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) -
 
 
 def check_prompts(
-    name: str,
-    dataset: Dataset | None,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    args: PPOConfig,
+    datasets: dict[str, Dataset | None], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: PPOConfig
 ) -> int:
-    """Tokens of the longest prompt.
+    """Refuse data without prompts and a prompt to which the policy has no room to respond; returns the longest one."""
+    lengths = [0]
+    for name, dataset in datasets.items():
+        if dataset is None:
+            continue
+        _check_columns(name, dataset)
+        columns = [column for column in ("prompt", *TEMPLATE_COLUMNS) if column in dataset.column_names]
+        for number, row in enumerate(dataset.with_format(None).select_columns(columns), start=1):
+            where, prompt = f"`{name}`, row {number}", row["prompt"]
+            is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
+            if not is_chat and not isinstance(prompt, str):
+                given = f"a list of {type(prompt[0]).__name__}" if isinstance(prompt, list) else type(prompt).__name__
+                raise InputError(f"{where}: a prompt is text or a list of messages, not {given}.")
+            lengths.append(len(encode_row(tokenizer, row)))
+            if lengths[-1] == 0:
+                raise InputError(f"{where}: the prompt is empty.")
+            check_context(f"{where}: the policy", model, lengths[-1], args)
+    return max(lengths)
 
-    Raises:
-        InputError: For data without prompts, or for a prompt that leaves no room to answer.
-    """
-    if dataset is None:
-        return 0
+
+def _check_columns(name: str, dataset: Dataset) -> None:
     if not isinstance(dataset, Dataset):
         raise InputError(f"`{name}` must be a `datasets.Dataset`, with a length, not {type(dataset).__name__}.")
     if taken := [column for column in TAKEN_COLUMNS if column in dataset.column_names]:
@@ -230,43 +213,27 @@ def check_prompts(
         raise InputError(f"`{name}` has no column `prompt`; its columns are {', '.join(dataset.column_names)}.")
     if len(dataset) == 0:
         raise InputError(f"`{name}` has no rows.")
-    context, longest = context_length(model), 0
-    columns = [column for column in ("prompt", *TEMPLATE_COLUMNS) if column in dataset.column_names]
-    for row, values in enumerate(dataset.with_format(None).select_columns(columns), start=1):
-        prompt = values["prompt"]
-        is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
-        if not is_chat and not isinstance(prompt, str):
-            given = f"a list of {type(prompt[0]).__name__}" if isinstance(prompt, list) else type(prompt).__name__
-            raise InputError(f"`{name}`, row {row}: a prompt is text or a list of messages, not {given}.")
-        length = len(encode_row(tokenizer, values))
-        if length == 0:
-            raise InputError(f"`{name}`, row {row}: the prompt is empty.")
-        if context is not None and length + args.max_completion_length > context:
-            raise InputError(
-                f"`{name}`, row {row}: a prompt of {length} tokens and `max_completion_length` = "
-                f"{args.max_completion_length} do not fit into the model's context of {context}. Shorten the prompt "
-                "or lower `max_completion_length`."
-            )
-        longest = max(longest, length)
-    return longest
 
 
-def check_context(name: str, model: nn.Module, longest: int, args: PPOConfig) -> None:
-    """Raise an `InputError` for a model, called `name`, that cannot read the `longest` prompt and a response."""
+def check_reward_contexts(
+    rewards: Iterable[tuple], datasets: dict[str, Dataset | None], args: PPOConfig, *, longest: int
+) -> None:
+    """Refuse a reward model that cannot read every prompt with a response; `rewards`: functions and tokenizers."""
+    for func, tokenizer in rewards:
+        if isinstance(func, nn.Module):
+            length = longest
+            if tokenizer is not None:
+                rows = [row for rows in datasets.values() if rows is not None for row in rows.with_format(None)]
+                length = max((len(encode_row(tokenizer, row)) for row in rows), default=0)
+            check_context(f"the reward model {reward_name(func)}", func, length, args)
+
+
+def check_context(name: str, model: nn.Module, length: int, args: PPOConfig) -> None:
+    """Refuse a model, called `name`, that cannot read a prompt of `length` tokens and a response."""
     context = context_length(without_adapter(model))
-    if context is not None and longest + args.max_completion_length > context:
+    if context is not None and length + args.max_completion_length > context:
         raise InputError(
-            f"{name} reads at most {context} tokens: a prompt of {longest} and `max_completion_length` = "
-            f"{args.max_completion_length} do not fit. Lower `max_completion_length`, drop long prompts, or use a "
-            "model that reads more."
+            f"{name} reads at most {context} tokens: a prompt of {length} and `max_completion_length` = "
+            f"{args.max_completion_length} do not fit. Lower `max_completion_length`, drop or shorten long prompts, "
+            "or use a model that reads more."
         )
-
-
-def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBase | None) -> None:
-    """Raise an `InputError` for arguments of another class than [`PPOTrainer`] takes."""
-    if not isinstance(args, PPOConfig):
-        raise InputError(f"`args` must be a PPOConfig, not {type(args).__name__}.")
-    if processing_class is None or isinstance(processing_class, PreTrainedTokenizerBase):
-        return
-    way_out = "Pass its `.tokenizer`" if hasattr(processing_class, "tokenizer") else "Load one with `AutoTokenizer`"
-    raise InputError(f"`processing_class` must be a tokenizer, not {type(processing_class).__name__}. {way_out}.")

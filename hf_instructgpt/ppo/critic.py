@@ -1,4 +1,4 @@
-"""The modules PPO trains: the critic (a head on a base model) and the pair of policy and critic as one module."""
+"""The modules that PPO trains: the critic (a head on a base model), and policy and critic as one module."""
 
 import contextlib
 import copy
@@ -14,10 +14,12 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import InputError
-from ..models.checks import check_weights
+from ..models.checks import check_weights, ensure_precision
 from ..models.forward import forward_response, model_inputs
 from ..models.loading import add_lora, loading
 from ..models.surgery import has_adapter, hidden_width, independent_copy, load_weights, trunk, without_adapter
+from .checks import check_context
+from .config import PPOConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -30,7 +32,7 @@ CRITIC_BASE_FOLDER = "base"
 
 @contextlib.contextmanager
 def last_hidden_states(model: PreTrainedModel | None) -> Iterator[list[torch.Tensor]]:
-    """A list that gets the trunk's last hidden state of each forward of a language model, in the last place.
+    """A list whose last item is the trunk's last hidden state in each forward of a language model.
 
     The last of `output_hidden_states` need not be that: Gemma 3n's has four axes.
     """
@@ -48,9 +50,9 @@ class ValueModel(nn.Module):
     """The critic: a scalar head on the last hidden state of any base model.
 
     Args:
-        backbone (`PreTrainedModel` or `PeftModel`, *optional*): A model without head, such as `AutoModel` gives. It is
-            trained: pass a copy. None: the head alone, which reads the policy's own hidden states.
-        hidden_size (`int`, *optional*): Width of the hidden states; the backbone's by default.
+        backbone (`PreTrainedModel` or `PeftModel`, *optional*): A model without a head, such as `AutoModel` gives. It
+            is trained: pass a copy. None: only the head, which reads the policy's own hidden states.
+        hidden_size (`int`, *optional*): Width of the hidden states; by default the backbone's.
     """
 
     def __init__(self, backbone: PreTrainedModel | None, *, hidden_size: int | None = None):
@@ -74,13 +76,9 @@ class ValueModel(nn.Module):
             return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
     def save_pretrained(self, directory: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Write backbone (or its adapter) and head.
+        """Write the backbone (or its adapter, and a base model without a name) and the head.
 
-        An adapter's base model is written too where no name says where to find it.
-
-        Args:
-            directory (`str` or `Path`): Where to.
-            state_dict (`dict`, *optional*): This module's, where its parameters lie in shards.
+        `state_dict` is this module's, given where its parameters are sharded.
         """
         directory, state_dict = Path(directory), state_dict or self.state_dict()
         directory.mkdir(parents=True, exist_ok=True)
@@ -111,7 +109,7 @@ def load_value_model(name: str | Path, *, revision: str | None = None, **kwargs:
 
     Args:
         name (`str` or `Path`): The folder, or the Hub id or folder of the policy that it was trained with.
-        revision (`str`, *optional*): Which commit, branch or tag, of a Hub id.
+        revision (`str`, *optional*): Commit, branch or tag of a Hub id.
         kwargs: For `from_pretrained`.
 
     Raises:
@@ -143,7 +141,7 @@ def load_value_model(name: str | Path, *, revision: str | None = None, **kwargs:
 
 
 def load_policy_trunk(directory: Path, **kwargs: Any) -> PreTrainedModel:
-    """The policy in a folder without its language-modelling head, its adapter merged."""
+    """The policy in a folder, without its head and its adapter merged."""
     if (directory / "adapter_config.json").is_file():
         from peft import AutoPeftModelForCausalLM, PeftConfig
 
@@ -173,10 +171,9 @@ class ActorCritic(nn.Module):
         response_mask: torch.Tensor,
         with_values: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Logits `(B, R, V)` that predict the response, values `(B, R)` of the states before its tokens, and a loss.
+        """Logits `(B, R, V)` of the response's tokens, values `(B, R)` of the states before them, and a router's loss.
 
-        The loss, a scalar, is the one that a mixture of experts balances its router by, if `output_router_logits` is
-        on in its configuration.
+        The loss is a scalar: a mixture of experts has it if `output_router_logits` is on in its configuration.
         """
         batch, length = (prompt_ids, prompt_mask, response_ids, response_mask), response_ids.shape[1]
         critic = self.value_model if with_values else None
@@ -193,10 +190,7 @@ class ActorCritic(nn.Module):
         return logits, critic(response_length=length, **inputs), aux_loss
 
     def train(self, mode: bool = True) -> "ActorCritic":
-        """Training mode, in which modules that would add noise to what they route to experts do not.
-
-        Their numbers stay: PhiMoE's routes by its `router_jitter_noise` in evaluation as well.
-        """
+        """Training mode without a router's noise, whose rate stays: PhiMoE uses it in evaluation as well."""
         super().train(mode)
         for module in self.modules():
             if any("jitter" in name for name in vars(module)):
@@ -220,14 +214,14 @@ class ActorCritic(nn.Module):
 
     @property
     def _trunks(self) -> list[PreTrainedModel]:
-        """The policy and, if it has a trunk of its own, the critic; both without PEFT's wrapper."""
+        """The policy and, if it has its own, the critic's trunk; both without PEFT's wrapper."""
         critic = self.value_model
         trunks = [self.policy] if critic is None or critic.backbone is None else [self.policy, critic.backbone]
         return [without_adapter(trunk) for trunk in trunks]
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """Layers that FSDP shards as a whole: those of both models that are there."""
+        """The layers that FSDP shards as units, of both models."""
         names = {name for trunk in self._trunks for name in trunk._no_split_modules or ()}
         return sorted(names & {type(module).__name__ for module in self.modules()})
 
@@ -245,16 +239,14 @@ class ActorCritic(nn.Module):
     # TRL would switch it off while sampling; evaluation mode does that already.
     is_gradient_checkpointing = False
 
-    def create_or_update_model_card(self, output_dir: str) -> None:
-        """PEFT's, which Trainer asks for where an adapter has been saved."""
+    def create_or_update_model_card(self, output_dir: str) -> None:  # of an adapter
         self.policy.create_or_update_model_card(output_dir)
 
     def activation_checkpointing_enable(self, **kwargs) -> None:
         for body in self._trunks:
             body.activation_checkpointing_enable(**kwargs)
 
-    def gradient_checkpointing_enable(self, **kwargs) -> None:
-        """The same by its name before transformers 5.23."""
+    def gradient_checkpointing_enable(self, **kwargs) -> None:  # its name before transformers 5.23
         for body in self._trunks:
             body.gradient_checkpointing_enable(**kwargs)
 
@@ -265,36 +257,39 @@ def make_critic(
     *,
     reward_models: "list[PreTrainedModel | PeftModel]",
     peft_config: "PeftConfig | None",
-    **kwargs: Any,
-) -> ValueModel:
-    """The critic: given, a head on the policy's trunk ("shared"), or a copy of a model's trunk with a head.
+    args: PPOConfig,
+    longest_prompt: int,
+) -> ValueModel | None:
+    """The critic, checked; None without one. See [`PPOTrainer`]; `reward_models` read the policy's token ids."""
+    if args.advantage_estimator != "gae":
+        if value_model is not None:
+            raise InputError("`advantage_estimator='reward'` has no critic: leave `value_model` out, or use 'gae'.")
+        return None
+    critic = _new_critic(policy, value_model, reward_models=reward_models, peft_config=peft_config, args=args)
+    if critic.backbone is not None:
+        ensure_precision("the critic", critic.backbone, args)
+        check_context("the critic", critic.backbone, longest_prompt, args)
+    return critic
 
-    Args:
-        policy (`PreTrainedModel` or `PeftModel`): The policy, before it gets an adapter.
-        value_model (`PreTrainedModel`, [`ValueModel`], `str`, *optional*): See [`PPOTrainer`].
-        reward_models (`list[PreTrainedModel]`): Those that read the policy's token ids.
-        peft_config (`PeftConfig`, *optional*): For an adapter on a copied trunk.
-        kwargs: For `from_pretrained`, of a `value_model` by its id or path.
-    """
+
+def _new_critic(policy, value_model, *, reward_models: list, peft_config, args: PPOConfig) -> ValueModel:
+    """A critic that was given, a head on the policy's trunk ("shared"), or a copy of a model's trunk with a head."""
     if isinstance(value_model, ValueModel):
         return value_model
     if value_model == "shared":
         return ValueModel(None, hidden_size=hidden_width(policy)).to(policy.device)
     if isinstance(value_model, str):
         with loading(value_model):
-            value_model = AutoModel.from_pretrained(value_model, **kwargs)
+            value_model = AutoModel.from_pretrained(value_model, trust_remote_code=args.trust_remote_code)
     needed = policy.get_input_embeddings().num_embeddings
     if value_model is not None:
         check_weights("`value_model`", value_model)
         known = value_model.get_input_embeddings().num_embeddings
         if known < needed:
             raise InputError(f"`value_model` knows {known} tokens and the policy {needed}: it must know them all.")
-    family = [
-        model
-        for model in reward_models
-        if model.config.model_type == policy.config.model_type
-        and model.get_input_embeddings().num_embeddings >= needed
-    ]
+    kind = policy.config.model_type
+    family = [model for model in reward_models if model.config.model_type == kind]
+    family = [model for model in family if model.get_input_embeddings().num_embeddings >= needed]
     source = value_model if value_model is not None else next(iter(family), policy)
     # A reward model that scored for another trainer comes frozen.
     backbone = trunk(independent_copy(source)).requires_grad_(True).to(policy.dtype)

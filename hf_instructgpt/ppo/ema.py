@@ -5,22 +5,19 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..errors import InputError
+from ..models.shards import gathered, stored
 
 
 class PolicyEMA(TrainerCallback):
-    """`average = decay * average + (1 - decay) * weights` after every optimizer step.
+    """`average = decay * average + (1 - decay) * weights` of the trainable weights, after every optimizer step.
 
-    With FSDP2 and ZeRO-3 each process averages its own shards.
-
-    Args:
-        policy (`nn.Module`): Its trainable parameters are averaged; they must be float32, since the small steps of an
-            average are lost in half precision.
-        decay (`float`): 0.992 in the paper.
+    With FSDP2 and ZeRO-3 each process averages its own shards. (torch's `AveragedModel` copies the whole model, frozen
+    weights included, and knows no shards.)
     """
 
     def __init__(self, policy: nn.Module, *, decay: float):
         self.policy, self.decay = policy, decay
-        if any(p.dtype != torch.float32 for p in self.params):
+        if any(p.dtype != torch.float32 for p in self.params):  # in half precision small steps are rounded away
             raise InputError(
                 "`ema_decay` needs weights in float32: load the policy in float32 and set `bf16=True` for speed."
             )
@@ -58,19 +55,3 @@ class PolicyEMA(TrainerCallback):
     def shards(self) -> list[torch.Tensor]:
         """What this process holds of the average."""
         return [x.to_local() if hasattr(x, "to_local") else x for x in self.average]
-
-
-def stored(p: nn.Parameter) -> torch.Tensor:
-    """A parameter as this process stores it: with ZeRO-3 its flat shard."""
-    return getattr(p, "ds_tensor", p)
-
-
-def gathered(p: nn.Parameter, shard: torch.Tensor) -> torch.Tensor:
-    """A whole tensor from what each process stores of it, for parameter `p`; all processes call it together."""
-    if hasattr(shard, "full_tensor"):  # FSDP2's
-        return shard.full_tensor()
-    if not hasattr(p, "ds_tensor"):
-        return shard
-    shards = [torch.empty_like(shard) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(shards, shard)
-    return torch.cat(shards)[: p.ds_numel].view(p.ds_shape)

@@ -1,31 +1,201 @@
-"""What a person watches while PPO runs: the progress bar and the table of completions."""
+"""What PPO logs: metrics, evaluations, the token log, the table of completions, and the progress bar."""
 
 import importlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
-from transformers import ProgressCallback
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers import ProgressCallback, Trainer
 from transformers.utils import is_rich_available
 from trl.trainer.utils import print_prompt_completions_sample
+
+from ..errors import InputError
+from ..functional import ends_with_stop, kl_is_clamped, token_logprobs, whitening
+from ..text import decode_responses
+from .metrics import Metrics
+from .rollout import Rollout
+from .symptoms import RolloutWatch
+from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
 COMPLETIONS_FOLDER = "completions"
 
 
-class PPOProgressCallback(ProgressCallback):
-    """Trainer's progress bar (steps, time left) with the response tokens sampled a second.
+class PPOLogs(Trainer):
+    """The part of [`PPOTrainer`] that evaluates and logs."""
 
-    Args:
-        num_tokens (`Callable`): Response tokens sampled so far, on all processes.
-    """
+    def _prepare_logs(self, datasets: list[Dataset | None]) -> None:
+        """`datasets`: of the first one that is there, the token log follows prompts."""
+        args = self.args
+        self.metrics = Metrics(self.accelerator)
+        self._watch = RolloutWatch(self.reward_names, max_completion_length=args.max_completion_length)
+        followed = next((rows for rows in datasets if rows is not None), ())
+        self._token_log_prompts = [followed[i] for i in range(min(args.log_tokens, len(followed)))]
+        self._token_log_rollout: Rollout | None = None
+        if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
+            self.remove_callback(ProgressCallback)
+            self.add_callback(PPOProgressCallback(lambda: self._num_tokens))
+
+    def _begin_training(self) -> None:
+        self.metrics.sums.clear()
+        if self.is_world_process_zero():
+            rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
+
+    def _summarize(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        """What is reported of a rollout: for each metric one number per response that was kept."""
+        rollout = rollout[rollout.kept]
+        mask, stop = rollout.response_mask, self.generation_config.eos_token_id
+        terms = self._named_terms(rollout) if len(self.reward_names) > 1 else {}
+        return {
+            "score": rollout.scores,
+            **{f"scores/{name}": term[~term.isnan()] for name, term in terms.items()},
+            "reward": rollout.rewards.sum(-1),
+            "kl": rollout.kl.sum(-1),
+            "kl_penalty": rollout.kl_penalty.sum(-1),
+            "completion_length": mask.sum(-1),
+            "eos_fraction": ends_with_stop(rollout.response_ids, mask=mask, stop_token_ids=stop),
+        }
+
+    def _named_terms(self, rollout: Rollout) -> dict[str, torch.Tensor]:
+        """Each reward function's own scores `(B,)` by its name."""
+        return dict(zip(self.reward_names, rollout.score_terms.unbind(-1), strict=True))
+
+    def _record_rollout(self, rollout: Rollout) -> None:
+        """Record what is logged of a training rollout, and answer the prompts of the token log."""
+        mask, summary = rollout.response_mask, self._summarize(rollout)
+        score_std = self._watch.look(
+            summary["score"], summary["eos_fraction"], num_responses=len(rollout), accelerator=self.accelerator
+        )
+        self.metrics.record(**summary, score_std=score_std, dropped_samples=~rollout.kept)
+        if not self.args.entropy_coef:  # its estimate from the sampled tokens, which costs nothing
+            self.metrics.record(entropy=-rollout.old_logprobs[mask])
+        if self.args.kl_penalty_in == "reward":
+            self._record_kl_clamp(rollout.kl[mask])
+        if self._token_log_prompts:
+            count = self.args.num_generations
+            followed = self._roll_out(self._token_log_prompts, num_generations=count)[::count]
+            if self.args.whitens_advantages:  # as those of the training rollout
+                mean, scale = whitening(rollout.advantages, mask=mask, global_sum=self._global_sum)
+                whitened = torch.where(followed.response_mask, (followed.advantages - mean) * scale, 0)
+                followed = replace(followed, advantages=whitened)
+            self._token_log_rollout = followed
+
+    def _record_kl_clamp(self, log_ratio: torch.Tensor) -> None:
+        if self.args.kl_estimator in ("k2", "k3"):
+            clamped = kl_is_clamped(log_ratio.detach(), estimator=self.args.kl_estimator)
+            self.metrics.record(kl_clamp_fraction=clamped)
+
+    def evaluate(self, eval_dataset: Dataset | None = None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        """Sample one response to each evaluation prompt and report its mean score, KL and length.
+
+        With several data sets (a `dict`), the metrics of each carry its name, as in Trainer.
+
+        Returns:
+            `dict[str, float]`: `eval_score`, `eval_reward` (sum of a response's rewards), `eval_kl` (nats per
+            response), `eval_kl_penalty` (the same by `kl_estimator`), `eval_completion_length` (tokens),
+            `eval_eos_fraction`, and with several reward functions each one's own score, `eval_scores/NAME`.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise InputError("PPOTrainer.evaluate needs an `eval_dataset`.")
+        if isinstance(dataset, dict):
+            metrics = {}
+            for name, part in dataset.items():
+                metrics |= self.evaluate(part, ignore_keys, metric_key_prefix=f"{metric_key_prefix}_{name}")
+            return metrics
+        means, size, world_size = Metrics(self.accelerator), self.args.per_device_eval_batch_size, self.args.world_size
+        # All processes make the same number of rollouts: sharded weights are gathered by all of them together.
+        for start in range(0, len(dataset), size * world_size):
+            mine = range(start + self.args.process_index, min(start + size * world_size, len(dataset)), world_size)
+            rollout = self._roll_out([dataset[i] for i in mine] or [dataset[0]], num_generations=1)[: len(mine)]
+            means.record(**self._summarize(rollout))
+        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.take().items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def predict(self, *args, **kwargs):
+        """Not supported: there are no labels to compare with."""
+        raise InputError("PPOTrainer has no `predict`: use `evaluate`, or the trained model's `generate`.")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log, with the means of all metrics since the last one over real tokens and all processes."""
+        if "loss" in logs:  # a log of training, not of an evaluation or the summary at the end
+            logs |= self.metrics.take()
+            logs["num_tokens"] = self._num_tokens
+            if self.args.kl_target is not None:
+                logs["kl_coef"] = self.rewards.kl_coef
+            if self._token_log_rollout is not None:
+                self._write_token_log(self._token_log_rollout)
+            if self.args.log_completions:
+                self._write_completions(self._rollout[self._rollout.kept])
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def _write_token_log(self, rollout: Rollout) -> None:
+        with self.accelerator.autocast():
+            logits, *_ = self._actor_critic(*rollout.sequences, with_values=False)
+        logprobs = token_logprobs(logits, token_ids=rollout.response_ids, temperature=self.args.temperature)
+        if self.is_world_process_zero():
+            rows = token_rows(
+                rollout,
+                new_logprobs=torch.where(rollout.response_mask, logprobs, 0),
+                cliprange=self.args.cliprange,
+                tokenizer=self.processing_class,
+                step=self.state.global_step,
+            )
+            append_rows(Path(self.args.output_dir) / TOKEN_LOG_FILE, rows)
+
+    def _write_completions(self, rollout: Rollout) -> None:
+        tokenizer, (prompt_ids, prompt_mask, *responses) = self.processing_class, rollout.sequences
+        columns = {
+            "prompt": decode_responses(tokenizer, prompt_ids, prompt_mask)[0],
+            "completion": decode_responses(tokenizer, *responses)[0],
+            **{name: term.tolist() for name, term in self._named_terms(rollout).items()},
+            "score": rollout.scores.tolist(),
+            "kl": rollout.kl.sum(-1).tolist(),
+        }
+        columns = {name: gather_object(column) for name, column in columns.items()}
+        if self.is_world_process_zero():
+            log_completions(
+                columns,
+                step=self.state.global_step,
+                output_dir=self.args.output_dir,
+                num_to_print=self.args.num_completions_to_print,
+                report_to=self.args.report_to,
+            )
+
+
+def log_completions(
+    table: dict[str, list], *, step: int, output_dir: str | Path, num_to_print: int | None, report_to: list[str]
+) -> None:
+    """Print some completions, write all of them to `completions/`, and send them to trackers that take tables."""
+    folder = Path(output_dir) / COMPLETIONS_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame({"step": step, **table})
+    frame.to_parquet(folder / f"completions_{step:05d}.parquet")
+    if is_rich_available():
+        numbers = {name: column for name, column in table.items() if name not in ("prompt", "completion")}
+        print_prompt_completions_sample(table["prompt"], table["completion"], numbers, None, step, num_to_print)
+    for name in ("trackio", "wandb"):
+        if name in report_to:
+            tracker = importlib.import_module(name)
+            tracker.log({"completions": tracker.Table(dataframe=frame)})
+
+
+class PPOProgressCallback(ProgressCallback):
+    """Trainer's progress bar with the response tokens that all processes sample per second."""
 
     def __init__(self, num_tokens: Callable[[], int]):
         super().__init__()
         self.num_tokens = num_tokens
 
     def on_step_begin(self, args, state, control, **kwargs):
-        # Not at the beginning of training: a resumed run knows what was sampled before only by its first step.
+        # Not when training begins: a resumed run knows only at its first step how many were sampled before.
         if self.start is None:
             self.start, self.tokens_before = time.perf_counter(), self.num_tokens()
 
@@ -38,28 +208,3 @@ class PPOProgressCallback(ProgressCallback):
         if self.training_bar is not None:
             rate = (self.num_tokens() - self.tokens_before) / (time.perf_counter() - self.start)
             self.training_bar.set_postfix_str(f"{rate:.0f} tokens/s")
-
-
-def log_completions(
-    table: dict[str, list], *, step: int, output_dir: str | Path, num_to_print: int | None, report_to: list[str]
-) -> None:
-    """Print a sample of a rollout, write all of it to `completions/`, and hand it to the trackers that take tables.
-
-    Args:
-        table (`dict[str, list]`): Columns `prompt`, `completion` and numbers: a row a response.
-        step (`int`): The optimizer step it is logged at.
-        output_dir (`str` or `Path`): The run's folder.
-        num_to_print (`int`, *optional*): Rows that are printed. None: all.
-        report_to (`list[str]`): The run's trackers.
-    """
-    folder = Path(output_dir) / COMPLETIONS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame({"step": step, **table})
-    frame.to_parquet(folder / f"completions_{step:05d}.parquet")
-    if is_rich_available():
-        numbers = {name: column for name, column in table.items() if name not in ("prompt", "completion")}
-        print_prompt_completions_sample(table["prompt"], table["completion"], numbers, None, step, num_to_print)
-    for name in ("trackio", "wandb"):
-        if name in report_to:
-            tracker = importlib.import_module(name)
-            tracker.log({"completions": tracker.Table(dataframe=frame)})

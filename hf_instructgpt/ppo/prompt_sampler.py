@@ -12,17 +12,11 @@ from .config import PPOConfig
 
 
 def prompts_in_memory(stream: Dataset | IterableDataset | None, args: PPOConfig) -> Dataset | None:
-    """Of a stream, the rows that a run of `max_steps` reads; other data sets as they are.
-
-    A run samples one or more responses per prompt, so that these are few, and a resumed run has to read the same ones.
-
-    Raises:
-        InputError: `max_steps` is not set, or the stream is empty.
-    """
+    """Of a stream, the rows that a run of `max_steps` reads, since a resumed run must read the same ones."""
     if not isinstance(stream, IterableDataset):
         return stream
     if args.max_steps < 1:
-        raise InputError("`train_dataset` is a stream and has no length that is known: set `max_steps`.")
+        raise InputError("`train_dataset` is a stream and has no length: set `max_steps`.")
     rows = list(stream.take(args.num_prompts))
     if not rows:
         raise InputError("`train_dataset` has no rows.")
@@ -32,16 +26,9 @@ def prompts_in_memory(stream: Dataset | IterableDataset | None, args: PPOConfig)
 class RolloutSampler(Sampler[int]):
     """Indices in blocks of one rollout, each block repeated for every micro-batch made from it.
 
-    A block's permutation depends on the seed and the epoch alone. The last block is filled from the start of the same
-    permutation, data sets smaller than a block included.
-
-    Args:
-        num_rows (`int`): Rows of the data set.
-        block_size (`int`): Prompts of one rollout on all processes.
-        repeats (`int`): Micro-batches made from one rollout.
-        seed (`int`): Seed of the permutations.
-        epoch_fn (`Callable`): The current epoch. Asked at each start, since `set_epoch` does not reach a sampler under
-            several processes when a run is resumed.
+    A block holds the prompts of one rollout on all processes. The permutation depends on the seed and the epoch alone;
+    the last block is filled from its start, also where the data set is smaller than a block. `epoch_fn` gives the
+    epoch at each start, since `set_epoch` does not reach a sampler under several processes when a run is resumed.
     """
 
     def __init__(self, num_rows: int, *, block_size: int, repeats: int, seed: int, epoch_fn: Callable[[], int]):

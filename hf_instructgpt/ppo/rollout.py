@@ -1,4 +1,4 @@
-"""What a rollout is made of: prompts in, sampled responses, masks, log-probs and scores out. Knows no model family."""
+"""What PPO passes along: a rollout, and the micro-batches that are taken from it."""
 
 from dataclasses import dataclass, fields
 
@@ -9,15 +9,15 @@ import torch
 class Rollout:
     """Sampled responses and what was measured on them before any update. Selecting rows gives a smaller rollout.
 
-    A response that no reward function scored is dropped: it has no real token left, and so no part in any sum.
-
-    Prompts are padded on the left, responses on the right, so that prompt and response meet at one column.
+    Prompts are padded on the left and responses on the right, so that they meet at one column. A response that is not
+    `kept` has no real token left, and so no part in any sum.
     """
 
     prompt_ids: torch.Tensor  # (B, P)
     prompt_mask: torch.Tensor  # (B, P), boolean
     response_ids: torch.Tensor  # (B, R)
-    response_mask: torch.Tensor  # (B, R), boolean, end-of-text token included; all False where no function scored
+    response_mask: torch.Tensor  # (B, R), boolean, end-of-text token included; all False where not kept
+    kept: torch.Tensor  # (B,), boolean: a reward function scored it, and all that was measured is finite
     old_logprobs: torch.Tensor  # (B, R), nats
     ref_logprobs: torch.Tensor  # (B, R), nats
     kl_penalty: torch.Tensor  # (B, R), nats, the estimate that is penalised
@@ -25,7 +25,7 @@ class Rollout:
     score_terms: torch.Tensor  # (B, F), each reward function's own score, NaN where it gave none
     rewards: torch.Tensor  # (B, R)
     values: torch.Tensor  # (B, R), 0 without a critic
-    advantages: torch.Tensor  # (B, R)
+    advantages: torch.Tensor  # (B, R); in a micro-batch and in the token log as the loss uses them, whitened
     returns: torch.Tensor  # (B, R)
 
     def __getitem__(self, rows) -> "Rollout":
@@ -63,6 +63,26 @@ class Rollout:
         return torch.where(self.response_mask, self.old_logprobs - self.ref_logprobs, 0)
 
 
+@dataclass
+class TextBatch:
+    """Rows of pretraining text, laid out as a response to their own first token."""
+
+    prompt_ids: torch.Tensor  # (B, 1), the first tokens
+    prompt_mask: torch.Tensor  # (B, 1)
+    response_ids: torch.Tensor  # (B, R), all others
+    response_mask: torch.Tensor  # (B, R), boolean
+    num_tokens: torch.Tensor  # (), predicted tokens of the whole mini-batch, on all processes
+
+
+@dataclass
+class MicroBatch:
+    """What one call of `compute_loss` reads."""
+
+    rollout: Rollout  # the rows of the micro-batch, their advantages whitened if they are to be
+    num_tokens: torch.Tensor  # (), real tokens of the whole mini-batch, on all processes
+    text: TextBatch | None = None  # pretraining text, for PPO-ptx
+
+
 def widths(prompt_mask: torch.Tensor, response_mask: torch.Tensor) -> tuple[int, int]:
-    """Columns of prompts and of responses in which not all rows have padding; one at least, of each."""
+    """Columns of prompts and of responses in which not all rows have padding; at least one of each."""
     return tuple(max(int(mask.sum(-1).max()), 1) for mask in (prompt_mask, response_mask))

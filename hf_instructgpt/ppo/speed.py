@@ -8,19 +8,17 @@ from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging
 
-from ..errors import InputError
 from ..functional import LARGE_VOCABULARY
 from ..models.surgery import hidden_width, without_adapter
 from ..sampling.policy_sampler import can_sample
 from .config import PPOConfig
 from .critic import ActorCritic
-from .onednn import is_available, mkl_is_slow, use_onednn
 
 logger = logging.get_logger(__name__)
 
 
 def fuse_activations(model: nn.Module) -> None:
-    """Replace GPT-2's GELU, written in seven passes over its input, by PyTorch's one of the same formula.
+    """Replace GPT-2's GELU, which makes seven passes over its input, by PyTorch's fused one of the same formula.
 
     `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))` (Hendrycks and Gimpel 2016, arXiv 1606.08415).
     """
@@ -33,8 +31,8 @@ def fuse_activations(model: nn.Module) -> None:
 def keep_head_whole(model: PreTrainedModel) -> None:
     """Make a head over a large vocabulary multiply all rows of a batch at once, also where it is frozen.
 
-    Without gradients for the weight, PyTorch multiplies hidden states that are not contiguous (those of a response
-    alone are not) row by row, on a CPU in bfloat16 with a copy of the weight for each.
+    Without a gradient for the weight, PyTorch multiplies non-contiguous hidden states (those of a response are) row by
+    row, on a CPU in bfloat16 with a copy of the weight for each.
     """
     head = without_adapter(model).get_output_embeddings()
     weight = getattr(head, "weight", None)
@@ -48,32 +46,22 @@ def _contiguous(head: nn.Module, inputs: tuple) -> tuple:
 
 
 def speed_up(args: PPOConfig, actor_critic: ActorCritic, *, ref_model: nn.Module | None, reward_funcs: list) -> None:
-    """Change how all models compute, in place, as the options say; what they compute stays.
-
-    Raises:
-        InputError: `linear_backend` is set where oneDNN would not be used.
-    """
-    if args.linear_backend is not None and args.device.type != "cpu":
-        raise InputError(f"`linear_backend` is for CPUs, and this runs on {args.device.type}: leave it out.")
-    if args.linear_backend is not None and not is_available():
-        raise InputError("`linear_backend`: this PyTorch is built without oneDNN's linear operator; leave it out.")
+    """Change how all models compute, in place; what they compute stays the same up to rounding."""
     for model in filter(None, (actor_critic.policy, ref_model)):
         keep_head_whole(model)
     for module in (actor_critic, ref_model, *reward_funcs):
         if args.fuse_activations and isinstance(module, nn.Module):
             fuse_activations(module)
-        if args.linear_backend is not None and isinstance(module, nn.Module):
-            use_onednn(module)
 
 
-# Below it, converting between types costs more than the arithmetic gains.
+# In narrower models, converting between types costs more than the arithmetic gains.
 WIDE = 512
 
 
-def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, generator: Any) -> Any:
+def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, has_engine: bool) -> Any:
     """Set what `preset="recommended"` stands for, where nothing was set by hand, and say so. Returns the critic."""
     recommended = {}
-    if generator is None and not args.use_vllm and can_sample(policy):
+    if not has_engine and can_sample(policy):
         recommended["fast_sampling"] = True
     samples = recommended.get("fast_sampling") if args.fast_sampling is None else args.fast_sampling
     recommended["fuse_activations"] = True
@@ -83,8 +71,6 @@ def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, gen
         recommended |= {"frozen_dtype": "bfloat16"} | ({"sampling_dtype": "bfloat16"} if samples else {})
     elif not args.bf16 and not args.fp16:
         recommended["batch_by_length"] = True  # in half precision other shapes would blur the first ratio
-        if args.device.type == "cpu" and mkl_is_slow() and is_available():
-            recommended["linear_backend"] = "onednn"
     chosen = {name: value for name, value in recommended.items() if name == "bf16" or getattr(args, name) is None}
     for name, value in chosen.items():
         setattr(args, name, value)
@@ -97,7 +83,7 @@ def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, gen
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
-    """Whether a machine's arithmetic knows bfloat16, rather than only storing it."""
+    """Whether a machine computes in bfloat16, rather than only storing it."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,25 +1,24 @@
 """What keeps a run from learning, said while it runs: no scores, equal scores, responses that never end."""
 
+import torch
+from accelerate import Accelerator
 from transformers.utils import logging
 
 from ..errors import InputError
+from ..functional import in_float64
+from .metrics import sum_over_processes
 
 logger = logging.get_logger(__name__)
 
 # Rollouts in a row before a warning: a small rollout may lack an end by chance.
 PATIENCE = {"unscored": 1, "equal": 1, "endless": 3}
-# Rollouts in a row without any score before the run stops. One or two may be a judge that was away for a moment, or
-# rows that a function does not score; in more there is nothing to learn from, and a run of days would end with "Done".
+# Rollouts in a row without any score before the run stops: a judge may have been away for one or two, or the rows are
+# ones that a function does not score. After more, a run of days would learn nothing and end with "Done".
 MAX_UNSCORED = 3
 
 
 class RolloutWatch:
-    """Counts rollouts in a row in which something is wrong; warns once of each kind.
-
-    Args:
-        reward_names (`list[str]`): Of the reward functions, for messages.
-        max_completion_length (`int`): Of the options, for messages.
-    """
+    """Counts rollouts in a row in which something is wrong; warns once of each kind."""
 
     def __init__(self, reward_names: list[str], *, max_completion_length: int):
         self.names = ", ".join(reward_names)
@@ -27,27 +26,31 @@ class RolloutWatch:
         self.in_a_row = dict.fromkeys(PATIENCE, 0)
         self.said: set[str] = set()
 
-    def look(self, *, num_responses: int, num_scored: int, score: float, score_std: float, num_ended: int) -> None:
-        """Take note of one rollout, of all processes.
+    def look(
+        self, scores: torch.Tensor, ended: torch.Tensor, *, num_responses: int, accelerator: Accelerator
+    ) -> torch.Tensor:
+        """Standard deviation `(1,)` of the scores of all processes, `(0,)` without any; warns of what is seen.
 
-        Args:
-            num_responses, num_scored, num_ended (`int`): Responses, those with a score, those of these with an end.
-            score, score_std (`float`): Mean and standard deviation of the scores.
-
-        Raises:
-            InputError: No response was scored in `MAX_UNSCORED` rollouts in a row.
+        `scores` and `ended` `(B,)` are those of the responses that were kept, out of `num_responses`.
         """
+        scores, ended = in_float64(scores), in_float64(ended)
+        counts = [ended.new_tensor(num_responses), ended.new_tensor(len(scores)), ended.sum(), scores.sum()]
+        num_all, num_scored, num_ended, total = sum_over_processes(torch.stack(counts), accelerator).tolist()
+        mean = total / max(num_scored, 1)
+        variance = sum_over_processes((scores - mean).square().sum(), accelerator) / max(num_scored, 1)
+        std = variance.sqrt()
         seen = {
             "unscored": num_scored == 0,
-            "equal": num_scored > 1 and score_std <= 1e-6 * abs(score),
+            "equal": num_scored > 1 and std.item() <= 1e-6 * abs(mean),
             "endless": num_scored > 0 and num_ended == 0,
         }
         messages = {
-            "unscored": f"none of the {num_responses} responses of a rollout got a score from {self.names}: nothing "
+            "unscored": f"none of the {num_all:.0f} responses of a rollout got a score from {self.names}: nothing "
             f"is learned from it. After {MAX_UNSCORED} such rollouts in a row the run stops.",
-            "equal": f"all {num_scored} scores of a rollout are equal ({score:.4g}), and {num_ended} of its responses "
-            "ended by themselves: it teaches nothing but the KL penalty. If `score_std` stays 0, use a reward that "
-            f"tells responses apart; if none ends, raise `max_completion_length` ({self.max_completion_length}).",
+            "equal": f"all {num_scored:.0f} scores of a rollout are equal ({mean:.4g}), and {num_ended:.0f} of its "
+            "responses ended by themselves: it teaches nothing but the KL penalty. If `score_std` stays 0, use a "
+            "reward that tells responses apart; if none ends, raise `max_completion_length` "
+            f"({self.max_completion_length}).",
             "endless": f"no response of the last {PATIENCE['endless']} rollouts ended by itself: all were cut off at "
             f"`max_completion_length` = {self.max_completion_length} tokens. Raise it, or name the tokens that end a "
             "response in `stop_token_ids`; the policy must have learned to end in SFT.",
@@ -59,9 +62,10 @@ class RolloutWatch:
                 logger.warning(messages[kind])
         if self.in_a_row["unscored"] == MAX_UNSCORED:
             raise InputError(self.unscored(f"in {MAX_UNSCORED} rollouts in a row"))
+        return std.expand(int(num_scored > 0))
 
     def unscored(self, when: str) -> str:
-        """What is said when a run stops because nothing was scored."""
+        """The error of a run that stops because nothing was scored."""
         return (
             f"no response was scored {when}: {self.names} returned None, or a number that is NaN or infinite, for "
             "each. If it asks a service, is that running? The last checkpoint can be resumed."

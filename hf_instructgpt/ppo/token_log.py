@@ -14,23 +14,20 @@ TOKEN_LOG_FILE = "tokens.jsonl"
 
 
 def append_rows(path: Path, rows: Iterable[dict]) -> None:
-    """Write records behind those that stand there."""
+    """Append records to a JSONL file."""
     with open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def rewind(path: Path, *, step: int) -> None:
-    """Drop what another run, or this one after the checkpoint it is resumed from, has written.
-
-    A process that was killed may have left half a line: that, and what else is no row, goes too.
-    """
+    """Drop rows later than `step`, of another run or of this one after its checkpoint, and lines that are no rows."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # no other character ends a line
         write_whole(path, "".join(f"{line}\n" for line in lines if _step(line) <= step))
 
 
 def _step(line: str) -> float:
-    """The step of a row; of what is no row, one that never comes."""
+    """The step of a row, infinite if the line is not a row."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -41,26 +38,18 @@ def token_rows(
     rollout: Rollout,
     *,
     new_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
     cliprange: float,
     tokenizer: PreTrainedTokenizerBase,
     step: int,
 ) -> Iterator[dict]:
-    """One record a response: its prompt, its score, and for each real token what PPO saw of it.
+    """One record per response: its prompt, its score, and for each real token what PPO saw of it.
 
-    Args:
-        rollout ([`Rollout`]): Responses sampled before the updates since the last log.
-        new_logprobs (`torch.Tensor` of shape `(B, R)`): The same tokens under the policy after these updates.
-        advantages (`torch.Tensor` of shape `(B, R)`): As the updates use them, whitened if they are.
-        cliprange (`float`): PPO's; a token is `clipped` when its ratio has left the interval on the side where its
-            advantage no longer pushes it.
-
-    Yields:
-        `dict`: `step`, `prompt`, `score`, `kl` (nats), and `tokens`, a list of `token`, `logprob`, `new_logprob`,
-        `ref_logprob`, `kl`, `reward`, `value`, `advantage`, `clipped`.
+    `new_logprobs` `(B, R)` are those of the policy after the updates since the last log. A token is `clipped` when its
+    ratio has left the interval on the side where its advantage no longer pushes it.
     """
     ratio = torch.exp(new_logprobs - rollout.old_logprobs)
-    clipped = ((ratio > 1 + cliprange) & (advantages > 0)) | ((ratio < 1 - cliprange) & (advantages < 0))
+    too_high, too_low = ratio > 1 + cliprange, ratio < 1 - cliprange
+    clipped = (too_high & (rollout.advantages > 0)) | (too_low & (rollout.advantages < 0))
     columns = {
         "logprob": rollout.old_logprobs,
         "new_logprob": new_logprobs,
@@ -68,7 +57,7 @@ def token_rows(
         "kl": rollout.kl,
         "reward": rollout.rewards,
         "value": rollout.values,
-        "advantage": advantages,
+        "advantage": rollout.advantages,
     }
     for i, mask in enumerate(rollout.response_mask):
         ids = rollout.response_ids[i][mask].tolist()

@@ -28,6 +28,13 @@ PANELS = {
         },
     },
 }
+# Per stage of a run: the file, the stage whose panels it has, and a title.
+RUN_PLOTS = {
+    "sft": ("sft_loss.png", "sft", "Supervised fine-tuning"),
+    "ppo_init": ("ppo_init_loss.png", "sft", "Supervised fine-tuning of the model that PPO starts from"),
+    "reward": ("reward_model.png", "reward", "Reward model"),
+    "ppo": ("ppo.png", "ppo", "PPO"),
+}
 # A panel: its y label, and its lines of points by their labels.
 Panel = tuple[str, dict[str, list[tuple[float, float]]]]
 
@@ -43,15 +50,13 @@ def training_panels(log_history: list[dict], stage: str) -> list[Panel]:
     """A stage's panels over the optimizer steps; those without points are skipped."""
     panels = []
     for ylabel, names in PANELS[stage].items():
-        lines = {label: points(log_history, "step", key) for key, label in names.items()}
+        lines = {
+            label: [(entry["step"], entry[key]) for entry in log_history if key in entry]
+            for key, label in names.items()
+        }
         if any(lines.values()):
             panels.append((ylabel, lines))
     return panels
-
-
-def points(log_history: list[dict], x: str, y: str) -> list[tuple[float, float]]:
-    """The entries of a log that have a `y`, as points."""
-    return [(entry[x], entry[y]) for entry in log_history if y in entry]
 
 
 def draw_panels(path: Path, title: str, xlabel: str, panels: list[Panel]) -> None:
@@ -70,42 +75,22 @@ def draw_panels(path: Path, title: str, xlabel: str, panels: list[Panel]) -> Non
     figure.savefig(path, dpi=120)
 
 
-def draw_plots(metrics: dict, histories: dict[str, list[dict]], folder: Path) -> None:
-    """Draw a run's stages from its metrics and each `log_history`: `STAGE_loss.png`, `reward_model.png`, `ppo.png`."""
-    titles = {"sft": "Supervised fine-tuning", "ppo_init": "Supervised fine-tuning of the model that PPO starts from"}
-    for stage in titles.keys() & metrics.keys():
-        panels, scores = [("loss", _losses(metrics[stage]))], metrics[stage].get("eval_score", [])
-        if scores:
-            panels.append(("mean score", {"answers to validation prompts": _counted(scores)}))
-        draw_panels(folder / f"{stage}_loss.png", titles[stage], "epoch", panels)
-    log = histories["reward"]
-    accuracy = {"training": points(log, "epoch", "accuracy"), "validation": points(log, "epoch", "eval_accuracy")}
-    panels = [("loss", _losses(metrics["reward"])), ("pair accuracy", accuracy)]
-    draw_panels(folder / "reward_model.png", "Reward model", "epoch", panels)
-    kl = f"KL to {'ppo_init' if 'ppo_init' in metrics else 'SFT'}, nats per response"
-    panels = [
-        ("score", {"sampled responses": _counted(metrics["ppo"]["score"])}),
-        (kl, {"sampled responses": _counted(metrics["ppo"]["kl"])}),
-    ]
-    draw_panels(folder / "ppo.png", "PPO", "rollout", panels)
-
-
-def _losses(stage: dict) -> dict[str, list[tuple[float, float]]]:
-    return {"training": _counted(stage["train_loss"]), "validation": _counted(stage.get("eval_loss", []))}
-
-
-def _counted(values: list[float]) -> list[tuple[int, float]]:
-    return list(enumerate(values, start=1))
+def draw_run(histories: dict[str, list[dict]], folder: Path) -> None:
+    """Draw the curves of a run's stages from each `log_history`, also of a stage that logged nothing."""
+    for stage, log_history in histories.items():
+        name, kind, title = RUN_PLOTS[stage]
+        panels = training_panels(log_history, kind) or [("nothing was logged", {})]
+        draw_panels(folder / name, title, "optimizer step", panels)
 
 
 # ---- A reward model's report ---------------------------------------------------------------------------------------
 
 
 def draw_reward_report(report: dict, rankings: list[ScoredRanking], folder: Path) -> None:
-    """Draw accuracy, calibration and length of the report that was measured on `rankings`, as `report_card_*.png`."""
-    _draw_accuracies(report, folder / "report_card_accuracy.png")
-    _draw_calibration(report["calibration"]["bins"], folder / "report_card_calibration.png")
-    _draw_length(rankings, folder / "report_card_length.png")
+    """Draw accuracy, calibration and length of the report measured on `rankings`, as `reward_report_*.png`."""
+    _draw_accuracies(report, folder / "reward_report_accuracy.png")
+    _draw_calibration(report["calibration"]["bins"], folder / "reward_report_calibration.png")
+    _draw_length(rankings, folder / "reward_report_length.png")
 
 
 def _draw_accuracies(report: dict, path: Path) -> None:

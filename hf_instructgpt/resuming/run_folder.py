@@ -21,7 +21,7 @@ from .resumable import CHANGED_HOOKS, STATE_FILE
 logger = logging.get_logger(__name__)
 
 # What tells a stage's result, a run of several stages, that it is finished, and how good its reward model is.
-STAGE_FILE, RUN_FILE, METRICS_FILE, REPORT_CARD_FILE = "stage.json", "run.json", "metrics.json", "report_card.json"
+STAGE_FILE, RUN_FILE, METRICS_FILE, REWARD_REPORT_FILE = "stage.json", "run.json", "metrics.json", "reward_report.json"
 # Holds what was in the folder before, until the new result is finished.
 PREVIOUS = ".previous"
 # The files of a result that was deleted from among the user's.
@@ -55,9 +55,8 @@ class RunFolder:
         """Raise an `InputError` if the folder holds what may not be replaced."""
         path, known = self.path, self.known
         # A run may have been killed while it wrote `stage.json` for the first time.
-        if not path.exists() or (
-            path.is_dir() and {entry.name for entry in path.iterdir()} <= {f".{STAGE_FILE}.partial"}
-        ):
+        leftover = {f".{STAGE_FILE}.partial"}
+        if not path.exists() or (path.is_dir() and {entry.name for entry in path.iterdir()} <= leftover):
             return
         if (known or {}).get("files") == NO_FILES:
             return

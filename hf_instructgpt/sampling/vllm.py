@@ -10,8 +10,8 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..models.shards import gathered, stored
 from ..models.surgery import without_adapter
-from ..ppo.ema import gathered, stored
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..models.checks import check_weights
+from ..models.checks import check_vocabulary, check_weights
 from .reward_models import reward_model_scores
 
 
@@ -35,8 +35,11 @@ def foreign_tokenizers(
             name = name or func.config._name_or_path
             if tokenizer is None:
                 tokenizer = _named_tokenizer(name, policy_tokenizer, **kwargs)
+            name = f"the reward model {name or type(func).__name__}"
             rows = [model.get_input_embeddings().num_embeddings for model in (func, policy)]
-            tokenizer = _foreign_tokenizer(name or type(func).__name__, tokenizer, policy_tokenizer, *rows)
+            tokenizer = _foreign_tokenizer(name, tokenizer, policy_tokenizer, *rows)
+            if tokenizer is not None:
+                check_vocabulary(name, tokenizer, func)
         else:
             tokenizer = None
         tokenizers.append(tokenizer)
@@ -72,7 +75,7 @@ def _foreign_tokenizer(
     if tokenizer is None:
         if num_rows != num_policy_rows:
             raise InputError(
-                f"the reward model {name} knows {num_rows} tokens and the policy {num_policy_rows}, and no tokenizer "
+                f"{name} knows {num_rows} tokens and the policy {num_policy_rows}, and no tokenizer "
                 "belongs to it: pass its tokenizer as `reward_processing_classes` (the policy's, if it is the same), "
                 "or a reward model of the policy's vocabulary."
             )
@@ -84,11 +87,6 @@ def _foreign_tokenizer(
     agrees = vocab.items() <= policy_vocab.items() and tokenizer.chat_template in templates
     if agrees and num_rows >= num_needed:
         return None
-    if len(tokenizer) > num_rows:
-        raise InputError(
-            f"the tokenizer of the reward model {name} has {len(tokenizer)} tokens and the model {num_rows}: they do "
-            "not belong together. Put the one it was trained with there, or pass it as `reward_processing_classes`."
-        )
     return tokenizer
 
 

@@ -12,9 +12,10 @@ from trl import ModelConfig
 from ..errors import InputError
 from ..files import make_directory
 from ..hub.model_card import Made
+from ..models.loading import load_reward_model
 from ..models.surgery import has_adapter
 from ..resuming.resumable import STATE_FILE
-from .load_models import check_model_path, load_causal_lm, load_reward_model, load_tokenizer, lora_config
+from .load_models import check_model_path, load_causal_lm, load_tokenizer, lora_config
 from .model_cards import write_stage_card
 
 if TYPE_CHECKING:
@@ -84,7 +85,9 @@ def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Pat
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
     is_reward = PeftConfig.from_pretrained(model).task_type == "SEQ_CLS"
-    whole = (load_reward_model if is_reward else load_causal_lm)(model, tokenizer, **trust).merge_and_unload()
+    whole = (load_reward_model if is_reward else load_causal_lm)(
+        model, tokenizer=tokenizer, **trust
+    ).merge_and_unload()
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     make_directory(aside)

@@ -19,9 +19,10 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import ModelConfig, RewardConfig, SFTConfig, TrlParser
 
 from ..errors import InputError
-from ..ppo.config import PPOConfig, check_ranges
+from ..ppo.config import PPOConfig, check_ranges, documented
 from ..text import check_template_kwargs
-from .config_file import PATHS, locate_function, read_yaml
+from .config_file import PATHS, read_yaml
+from .functions import locate_function
 
 TrainerConfig = SFTConfig | RewardConfig | PPOConfig
 
@@ -38,50 +39,37 @@ SELECTION_OPTIONS = {
 RENAMED = {"torch_dtype": "dtype", "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy"}
 
 
-def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A dataclass field with its help; `options_help.py` reads these calls without importing them."""
-    return field(default=default, metadata={"help": help, **metadata})
-
-
+@documented
 @dataclass
 class StageArguments:
     """Arguments that all stages share, beside those of the trainer and the model."""
 
-    dataset_name: str | None = option(None, "Hub id, folder, file, or the sample data `document` or `lab`.")
-    dataset_config: str | None = option(None, "Configuration of the data set.")
-    dataset_train_split: str = option("train", "Split to train on.")
-    dataset_test_split: str = option("test", "Split to evaluate on during training.")
-    dataset_test_fraction: float | None = option(
-        None,
-        "Hold out this share of the prompts as `dataset_test_split` if the data has no such split. All rows of a "
-        "prompt stay together. The choice depends only on the prompts: it is the same in every stage and run.",
-    )
-    column_map: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "New names for columns: `question=prompt,reply=completion`, or a mapping in a file. "
-            "`hf-instructgpt data` shows how a data set is read."
-        },
-    )
-    max_rows: int | None = option(None, "Read only the first N rows of each split, as a stream.")
-    chat_template_kwargs: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Arguments of the chat template for all rows, as a mapping or as JSON, such as "
-            "`{enable_thinking: false}`. Rows may have a column of this name instead."
-        },
-    )
-    allow_special_tokens: bool = option(
-        False,
-        "Read special tokens in messages, such as `<|im_end|>`, as tokens. By default they are text: a space is "
-        "inserted after their first letter.",
-    )
-    overwrite_output_dir: bool = option(
-        False, "Replace an earlier result in `output_dir`. Without it, an earlier result is an error."
-    )
-    resume: bool = option(
-        False, "Continue an interrupted run from its last checkpoint. A finished result is left as it is."
-    )
+    dataset_name: str | None = None
+    """Hub id, folder, file, or the sample data `document` or `lab`."""
+    dataset_config: str | None = None
+    """Configuration of the data set."""
+    dataset_train_split: str = "train"
+    """Split to train on."""
+    dataset_test_split: str = "test"
+    """Split to evaluate on during training."""
+    dataset_test_fraction: float | None = None
+    """Hold out this share of the prompts as `dataset_test_split` if the data has no such split. All rows of a prompt
+    stay together. The choice depends only on the prompts: it is the same in every stage and run."""
+    column_map: dict | str | None = None
+    """New names for columns: `question=prompt,reply=completion`, or a mapping in a file. `hf-instructgpt data` shows
+    how a data set is read."""
+    max_rows: int | None = None
+    """Read only the first N rows of each split, as a stream."""
+    chat_template_kwargs: dict | str | None = None
+    """Arguments of the chat template for all rows, as a mapping or as JSON, such as `{enable_thinking: false}`. Rows
+    may have a column of this name instead."""
+    allow_special_tokens: bool = False
+    """Read special tokens in messages, such as `<|im_end|>`, as tokens. By default they are text: a space is inserted
+    after their first letter."""
+    overwrite_output_dir: bool = False
+    """Replace an earlier result in `output_dir`. Without it, an earlier result is an error."""
+    resume: bool = False
+    """Continue an interrupted run from its last checkpoint. A finished result is left as it is."""
 
     def __post_init__(self):
         fraction = self.dataset_test_fraction
@@ -100,18 +88,16 @@ class StageArguments:
         check_template_kwargs(self.chat_template_kwargs or {})
 
 
+@documented
 @dataclass
 class PromptArguments(StageArguments):
     """Arguments of the stages whose rows hold prompts."""
 
-    max_prompt_length: int | None = option(
-        None, "Skip rows whose prompts have more tokens. Default: a prompt that does not fit is an error."
-    )
-    streaming: bool = option(
-        False,
-        "Read the data set as a stream: of each split only `max_rows` rows, or as many as `max_steps` needs. The rows "
-        "are kept in memory, so that a resumed run reads the same ones.",
-    )
+    max_prompt_length: int | None = None
+    """Skip rows whose prompts have more tokens. Default: a prompt that does not fit is an error."""
+    streaming: bool = False
+    """Read the data set as a stream: of each split only `max_rows` rows, or as many as `max_steps` needs. The rows are
+    kept in memory, so that a resumed run reads the same ones."""
 
 
 def parse_column_map(value: dict | str | None) -> dict[str, str] | None:
@@ -132,72 +118,54 @@ def parse_column_map(value: dict | str | None) -> dict[str, str] | None:
     return value or None
 
 
+@documented
 @dataclass
 class SFTArguments(PromptArguments):
     """Arguments of `hf-instructgpt sft`. Without `model_name_or_path` it trains a new CharGPT."""
 
-    selection_reward_model: str | None = option(
-        None,
-        "Keep the checkpoint whose answers this reward model (Hub id or folder) scores best. At each evaluation the "
-        "model answers evaluation prompts, and the mean score is logged as `eval_score`. The data needs `prompt`. "
-        "Evaluation and saving are set to match, unless they are set explicitly.",
-    )
-    selection_max_new_tokens: int = option(
-        64, "Maximum number of tokens per scored answer; fewer if the model's context ends before."
-    )
-    pretraining_dataset_name: str | None = option(
-        None,
-        "Pretraining text to mix into the demonstrations: Hub id, folder, JSON Lines file or sample data. Its split "
-        "`dataset_train_split` is read, with `text`, `messages`, or `prompt` and `completion`. Every token of it "
-        "counts in the loss.",
-    )
-    pretraining_fraction: float = option(
-        0.1,
-        "Share of the training rows that are pretraining text. With 0 nothing is mixed in, but the vocabulary of a "
-        "new CharGPT covers its characters.",
-    )
+    selection_reward_model: str | None = None
+    """Keep the checkpoint whose answers this reward model (Hub id or folder) scores best. At each evaluation the model
+    answers evaluation prompts, and the mean score is logged as `eval_score`. The data needs `prompt`. Evaluation and
+    saving are set to match, unless they are set explicitly."""
+    selection_max_new_tokens: int = 64
+    """Maximum number of tokens per scored answer; fewer if the model's context ends before."""
+    pretraining_dataset_name: str | None = None
+    """Pretraining text to mix into the demonstrations: Hub id, folder, JSON Lines file or sample data. Its split
+    `dataset_train_split` is read, with `text`, `messages`, or `prompt` and `completion`. Every token of it counts in
+    the loss."""
+    pretraining_fraction: float = 0.1
+    """Share of the training rows that are pretraining text. With 0 nothing is mixed in, but the vocabulary of a new
+    CharGPT covers its characters."""
 
 
+@documented
 @dataclass
 class RewardArguments(StageArguments):
     """Arguments of `hf-instructgpt reward`."""
 
-    calibration_dataset_name: str | None = option(
-        None,
-        "Demonstrations (data as for `sft`, split `dataset_train_split`) that score 0 on average after training: the "
-        "scores are shifted by a constant. Default: no shift.",
-    )
+    calibration_dataset_name: str | None = None
+    """Demonstrations (data as for `sft`, split `dataset_train_split`) that score 0 on average after training: the
+    scores are shifted by a constant. Default: no shift."""
 
 
+@documented
 @dataclass
 class PPOArguments(PromptArguments):
     """Arguments of `hf-instructgpt ppo`."""
 
-    reward_funcs: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length`, or dotted: "
-            "`my_rewards.length`), summed with `reward_weights`. A function's file is looked for beside the config "
-            "file that names it, else in the current folder, else among the installed packages."
-        },
-    )
-    value_model: str | None = option(
-        None,
-        "What the critic starts from: Hub id or folder of a model, or `shared` for a head on the policy's backbone. "
-        "Default: the first reward model of the policy's family, else the policy.",
-    )
-    on_weak_reward: str = option(
-        "warn",
-        "What to do if a reward model does no better than a length baseline, or has no report card: `warn` or "
-        "`raise`. `hf-instructgpt evaluate reward DIR` makes report cards. Models on the Hub and Python functions are "
-        "not checked.",
-        choices=["warn", "raise"],
-    )
-    ptx_dataset_name: str | None = option(
-        None,
-        "Pretraining text for PPO-ptx: Hub id, folder, JSON Lines file or sample data. Its split "
-        "`dataset_train_split` is read, with `text`, `messages`, or `prompt` and `completion`. Needs `ptx_coef`.",
-    )
+    reward_funcs: list[str] = field(default_factory=list)
+    """Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length`, or dotted:
+    `my_rewards.length`), summed with `reward_weights`. A function's file is looked for beside the config file that
+    names it, else in the current folder, else among the installed packages."""
+    value_model: str | None = None
+    """What the critic starts from: Hub id or folder of a model, or `shared` for a head on the policy's backbone.
+    Default: the first reward model of the policy's family, else the policy."""
+    on_weak_reward: str = field(default="warn", metadata={"choices": ["warn", "raise"]})
+    """What to do if a reward model does no better than a length baseline, or has no report: `warn` or `raise`.
+    `hf-instructgpt evaluate reward DIR` makes reports. Models on the Hub and Python functions are not checked."""
+    ptx_dataset_name: str | None = None
+    """Pretraining text for PPO-ptx: Hub id, folder, JSON Lines file or sample data. Its split `dataset_train_split` is
+    read, with `text`, `messages`, or `prompt` and `completion`. Needs `ptx_coef`."""
 
 
 # What each stage reads: demonstrations, preferences or rankings, prompts.

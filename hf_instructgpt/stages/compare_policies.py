@@ -12,12 +12,12 @@ from trl import ModelConfig, SFTConfig
 
 from ..data import judge as lab_judge
 from ..evaluation.comparison import Answers, Rewards, answer_prompts, compare
-from ..models.loading import load_reward_func as load_scorer
+from ..models.loading import load_reward_model
 from ..ppo.config import PPOConfig
 from ..scoring.checks import foreign_tokenizers
 from ..scoring.reward_functions import as_judge
 from .arguments import PPOArguments, SFTArguments
-from .load_models import load_reward_func
+from .load_models import resolve_reward
 from .sft import make_sft_trainer
 
 # Comparisons by their names in `metrics.json`, and whether the answers are sampled.
@@ -33,7 +33,7 @@ def load_rewards(
     """What a PPO stage was optimised against, on the policy's device; a repeated name gets its number."""
     trust, funcs = {"trust_remote_code": training_args.trust_remote_code}, {}
     for i, name in enumerate(args.reward_funcs):
-        func = load_scorer(load_reward_func(name, **trust), **trust)
+        func = load_reward_model(resolve_reward(name, **trust), **trust)
         short = Path(name).name if isinstance(func, nn.Module) else re.split("[.:]", name)[-1]
         funcs[f"{short}_{i}" if short in funcs else short] = func
     for model in funcs.values():

@@ -3,13 +3,14 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_origin
+from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ..data import SAMPLE_DATASETS
 from ..errors import InputError
+from .functions import locate_function
 
 # Options whose values are paths or Hub ids. A path is looked for beside the config file, then in the current folder.
 PATHS = (
@@ -99,20 +100,6 @@ def _located(key: str, value: Any, folder: Path) -> Any:
     return locate_function(value, folder) if key in CODE else value
 
 
-def locate_function(name: str, folder: str | Path) -> str:
-    """`FILE.py:FUNCTION`, or a dotted path, with its file in `folder` spelled out; other names as they are."""
-    path, _, function = name.rpartition(":")
-    if path.endswith(".py"):
-        return f"{Path(folder, Path(path).expanduser())}:{function}"
-    if re.fullmatch(r"\w+(\.\w+)+", name):
-        *parts, function = name.split(".")
-        module = Path(folder, *parts)
-        for file in (module.with_name(f"{module.name}.py"), module / "__init__.py"):
-            if file.is_file():
-                return f"{file}:{function}"
-    return name
-
-
 class ConfigFile(BaseModel):
     """Base of the files that have keys of their own: unknown keys, wrong types and missing keys are refused."""
 
@@ -149,25 +136,3 @@ class ConfigFile(BaseModel):
                 if key in (getattr(self, mapping) or {}):
                     raise ValueError(f"`{mapping}.{key}` is set by the run itself; leave it out.")
         return self
-
-
-def check_keys(config: dict, types: dict[str, type], *, source: str) -> None:
-    """Check a config's own keys: that each is known, and its value of the key's type (a float's may be whole).
-
-    Raises:
-        InputError: It names `source`, the key and what there is.
-    """
-    for key, value in config.items():
-        if key not in types:
-            close = difflib.get_close_matches(str(key), types, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else "is this a config for `hf-instructgpt sft|reward|ppo`?"
-            raise InputError(f"{source}: unknown key `{key}`; {hint} The file may have {', '.join(types)}.")
-        kind, (item_kind,) = get_origin(types[key]) or types[key], get_args(types[key]) or (None,)
-        if not _is(value, kind) or (item_kind and not all(_is(item, item_kind) for item in value)):
-            name = kind.__name__ if item_kind is None else f"{kind.__name__} of {item_kind.__name__}"
-            raise InputError(f"{source}: `{key}` must be of type {name}, not {value!r}.")
-
-
-def _is(value, kind: type) -> bool:
-    """Whether a YAML value is of this kind: True is no number, a whole number may stand for a float."""
-    return isinstance(value, (kind, int) if kind is float else kind) and not isinstance(value, bool)

@@ -10,15 +10,16 @@ from huggingface_hub import snapshot_download
 from ..errors import InputError
 from ..evaluation.preference import ScoredRanking, score_rankings
 from ..evaluation.reward_report import measure_rewards
-from ..files import delete, make_directory, read_json, to_json, weights_sha256, write_whole
+from ..files import delete, is_same_value, make_directory, read_json, to_json, weights_sha256, write_whole
 from ..hub.model_card import Made
+from ..models.loading import load_reward_model
 from ..report.plots import draw_reward_report
 from ..report.reward_summary import reward_findings, reward_report_markdown
-from ..resuming.run_folder import REPORT_CARD_FILE, STAGE_FILE, add_files
+from ..resuming.run_folder import REWARD_REPORT_FILE, STAGE_FILE, add_files
 from .arguments import RewardArguments
-from .config_file import locate_function
-from .load_data import check_fits, checked_split, is_same_data, load_rows, rows_to_read
-from .load_models import check_reward_model, load_config, load_function, load_reward_model, load_tokenizer
+from .functions import load_function, locate_function
+from .load_data import check_fits, checked_split, load_rows, rows_to_read
+from .load_models import check_reward_model, load_config, load_tokenizer
 from .model_cards import write_stage_card
 
 LAB_JUDGE = "hf_instructgpt.data.gold_rewards"
@@ -35,7 +36,7 @@ def evaluate_reward(
     trust_remote_code: bool = False,
     output_dir: str | None = None,
 ) -> dict:
-    """Measure a reward model on held-out rows; write `report_card.json`, `report_card.md` and plots; return the JSON.
+    """Measure a reward model on held-out rows; write its report as JSON, Markdown and plots, and return the JSON.
 
     `model` is a folder or a Hub id, and a folder is the default `output_dir`. The data are by default those of the
     model's stage, with the prompts that it held out, and the split `test`, else the stage's `dataset_test_split`.
@@ -56,7 +57,9 @@ def evaluate_reward(
     is_lab = args.dataset_name == "lab"
     judge = judge or (LAB_JUDGE if is_lab else None)
     gold_func = load_function(locate_function(judge, ""), option="--judge") if judge is not None else None
-    reward_model = load_reward_model(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device)
+    reward_model = load_reward_model(model, tokenizer=tokenizer, trust_remote_code=trust_remote_code).to(
+        PartialState().device
+    )
     options = {"gold_func": gold_func, "judged": is_lab, "batch_size": batch_size}
     max_length = stage_options.get("max_length")
     rankings, num_cut = score_rankings(reward_model, tokenizer, rows, max_length=max_length, **options)
@@ -88,7 +91,7 @@ def _held_out_rows(
     `options` are those of the stage that trained the model.
     """
     known = {field.name: options[field.name] for field in fields(RewardArguments) if field.name in options}
-    is_own = name is None or is_same_data(name, known.get("dataset_name"))
+    is_own = name is None or is_same_value(name, known.get("dataset_name"))
     args = RewardArguments(**known) if is_own else RewardArguments(dataset_name=name)
     if args.dataset_name is None:
         raise InputError(f"`--dataset_name` is missing, and the model has no {STAGE_FILE} that names one.")
@@ -101,23 +104,21 @@ def _held_out_rows(
         raise InputError(f"`--split`: {args.dataset_name} has no split {names}; it has {', '.join(dataset)}.")
     rows = checked_split(dataset, found, "reward", source=args.dataset_name)
     same = {"dataset_config": args.dataset_config, "dataset_train_split": found}
-    is_trained_on = is_same_data(args.dataset_name, known.get("dataset_name")) and same.items() <= known.items()
+    is_trained_on = is_same_value(args.dataset_name, known.get("dataset_name")) and same.items() <= known.items()
     return args, found, rows, is_trained_on
 
 
 def _write(report: dict, rankings: list[ScoredRanking], output_dir: Path) -> None:
     """Write the report, its JSON last, and make it a part of the stage's result."""
     make_directory(output_dir / "plots")
-    delete(output_dir / REPORT_CARD_FILE)
-    write_whole(output_dir / "report_card.md", reward_report_markdown(report))
+    delete(output_dir / REWARD_REPORT_FILE)
+    write_whole(output_dir / "reward_report.md", reward_report_markdown(report))
     draw_reward_report(report, rankings, output_dir / "plots")
-    plots = [f"plots/{path.name}" for path in (output_dir / "plots").glob("report_card_*.png")]
-    add_files(output_dir, [REPORT_CARD_FILE, "report_card.md", *plots])
-    write_whole(output_dir / REPORT_CARD_FILE, to_json(report))
+    plots = [f"plots/{path.name}" for path in (output_dir / "plots").glob("reward_report_*.png")]
+    add_files(output_dir, [REWARD_REPORT_FILE, "reward_report.md", *plots])
+    write_whole(output_dir / REWARD_REPORT_FILE, to_json(report))
 
 
 def print_reward_report(report: dict, folder: Path) -> None:
     """Print the findings of a reward model's report."""
-    for line in reward_findings(report):
-        print(line)
-    print(f"\nSee {folder / 'report_card.md'} and {folder / 'plots'}.")
+    print(*reward_findings(report), "", f"See {folder / 'reward_report.md'} and {folder / 'plots'}.", sep="\n")

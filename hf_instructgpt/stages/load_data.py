@@ -1,4 +1,4 @@
-"""The data that a stage reads, by the names its arguments give: rows, their checks, and what is held out."""
+"""Load the data that a stage's arguments name: rows, their checks, and what is held out."""
 
 import json
 from collections import Counter
@@ -11,7 +11,6 @@ from datasets import Dataset, DatasetDict
 from jinja2 import TemplateError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
-from trl import RewardConfig, SFTConfig
 
 from ..char_gpt import CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
@@ -19,46 +18,49 @@ from ..data.columns import check_columns, form_of
 from ..data.reading import dataset_of, read_rows
 from ..data.shapes import shaped
 from ..errors import InputError
-from ..ppo.config import PPOConfig
-from ..text import encode_prompt, encode_text, special_token_breaker, template_options, whole_text
-from .arguments import StageArguments
+from ..models.forward import context_length
+from ..text import encode_row, encode_text, special_token_breaker, template_options, whole_text
+from .arguments import StageArguments, TrainerConfig
 
 logger = logging.get_logger(__name__)
 
 TEXT_COLUMNS = ("prompt", "completion", "messages", "chosen", "rejected", "responses")
-# Roles that chat templates know. Others may be a template's own, or misspelt.
+# Roles that chat templates know. Others may belong to a template, or may be misspelt.
 ROLES = {"system", "developer", "user", "assistant", "tool"}
 
 
 def load_stage_datasets(args: StageArguments, kind: str, *, needs_eval: bool) -> tuple[Dataset, Dataset | None]:
-    """Training and evaluation rows of a stage, their columns checked.
+    """Training and evaluation rows of a stage ("sft", "reward" or "prompts"), with checked columns.
 
-    Args:
-        args ([`StageArguments`]): `dataset_name` is a Hub id, a folder, a file, or a sample data set.
-        kind (`str`): "sft", "reward" or "prompts". A sample data set's config follows from it unless given.
-        needs_eval (`bool`): Whether a missing evaluation split is an error.
-
-    Raises:
-        InputError: No such data, a broken file, a missing split, or columns that do not fit.
+    A missing evaluation split is None, or an `InputError` if `needs_eval`.
     """
-    dataset = load_rows(args, kind)
-    rows = []
-    for option in ("dataset_train_split", "dataset_test_split"):
-        split = getattr(args, option)
-        if split in dataset:
-            rows.append(checked_split(dataset, split, kind, source=args.dataset_name))
-        elif needs_eval or option == "dataset_train_split":
-            raise InputError(f"`{option}`: {args.dataset_name} has no split `{split}`; it has {', '.join(dataset)}.")
-        else:
-            rows.append(None)
-    return tuple(rows)
+    dataset, source, test = load_rows(args, kind), args.dataset_name, args.dataset_test_split
+    train = checked_split(dataset, args.dataset_train_split, kind, source=source)
+    if test not in dataset and not needs_eval:
+        return train, None
+    return train, checked_split(dataset, test, kind, source=source, option="dataset_test_split")
+
+
+def load_text(option: str, args: StageArguments, tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
+    """The text that an option beside `dataset_name` names, such as PPO-ptx's, as [`rows_to_read`] if with a tokenizer.
+
+    It gets the `chat_template_kwargs` of the stage, unless it has its own.
+    """
+    name, split = getattr(args, option), args.dataset_train_split
+    options = {"dataset_train_split": split, "allow_special_tokens": args.allow_special_tokens}
+    args_of_text = StageArguments(dataset_name=name, **options)
+    try:
+        dataset = load_rows(args_of_text, "sft")
+    except InputError as error:
+        raise InputError(str(error).replace("`dataset_name`", f"`{option}`")) from error
+    rows = checked_split(dataset, split, "sft", source=name, option=option)
+    if args.chat_template_kwargs is not None and "chat_template_kwargs" not in rows.column_names:
+        rows = _with_template_kwargs(rows, args)
+    return rows if tokenizer is None else rows_to_read(rows, args_of_text, tokenizer)
 
 
 def load_rows(args: StageArguments, kind: str, *splits: str) -> DatasetDict:
-    """All splits of a data set, unchecked; those that a stage reads, and `splits`, in the shape of its `kind`.
-
-    What was read is kept, since a command reads it several times; a file that has changed is read again.
-    """
+    """All splits of a data set; those that a stage reads, and `splits`, in the shape of `kind`, but not checked."""
     names = tuple(sorted({args.dataset_train_split, args.dataset_test_split, "test", *splits}))
     if args.dataset_name in (None, *SAMPLE_DATASETS):
         dataset = raw_rows(args, kind)
@@ -73,29 +75,20 @@ def load_rows(args: StageArguments, kind: str, *splits: str) -> DatasetDict:
 
 @lru_cache(maxsize=8)
 def _shaped_rows(options: str, kind: str, splits: tuple[str, ...], state: tuple) -> DatasetDict:
-    """What [`load_rows`] keeps. `state` is that of the files: other ones are other rows."""
+    """What [`load_rows`] reads, kept because a command reads it several times, until the files' `state` changes."""
     name, config, column_map, max_rows = json.loads(options)
-    dataset = raw_rows(
-        StageArguments(dataset_name=name, dataset_config=config, column_map=column_map, max_rows=max_rows), kind
-    )
+    args = StageArguments(dataset_name=name, dataset_config=config, column_map=column_map, max_rows=max_rows)
+    dataset = raw_rows(args, kind)
     for split in {*splits} & {*dataset}:
         dataset[split] = shaped(dataset[split], kind, source=f"{name} ({split})")
     return dataset
 
 
 def _state(name: str) -> tuple:
-    """Where the files of a data set are, and when they were changed."""
     path = Path(name).absolute()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     stats = [(str(file), file.stat()) for file in files if file.exists()]
     return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats)
-
-
-def _with_template_kwargs(rows: Dataset, args: StageArguments) -> Dataset:
-    name = "chat_template_kwargs"
-    if name in rows.column_names:
-        raise InputError(f"`{name}`: {args.dataset_name} has a column of that name; leave the option out.")
-    return rows.add_column(name, [args.chat_template_kwargs] * len(rows))
 
 
 def raw_rows(args: StageArguments, kind: str) -> DatasetDict:
@@ -104,7 +97,12 @@ def raw_rows(args: StageArguments, kind: str) -> DatasetDict:
     if name is None:
         raise InputError("`dataset_name` is missing: a Hub id, a folder, a file, `document` or `lab`.")
     if name in SAMPLE_DATASETS:
-        return _load_sample(args, kind)
+        for option in ("dataset_test_fraction", "column_map", "max_rows"):
+            if getattr(args, option) is not None:
+                raise InputError(f"`{option}`: the sample data `{name}` is used unchanged; leave the option out.")
+        if kind == "reward":
+            kind = "ranking" if "ranking" in SAMPLE_DATASETS[name] else "preference"
+        return load_sample_dataset(name, args.dataset_config or kind)
     try:
         dataset = read_rows(name, args.dataset_config, max_rows=args.max_rows)
     except InputError as error:
@@ -114,66 +112,38 @@ def raw_rows(args: StageArguments, kind: str) -> DatasetDict:
     return DatasetDict({split: _renamed(rows, args) for split, rows in dataset.items()})
 
 
-def _load_sample(args: StageArguments, kind: str) -> DatasetDict:
-    name = args.dataset_name
-    for option in ("dataset_test_fraction", "column_map", "max_rows"):
-        if getattr(args, option) is not None:
-            raise InputError(f"`{option}`: the sample data `{name}` is used as it is; leave it out.")
-    if kind == "reward":
-        kind = "ranking" if "ranking" in SAMPLE_DATASETS[name] else "preference"
-    return load_sample_dataset(name, args.dataset_config or kind)
-
-
 def _renamed(rows: Dataset, args: StageArguments) -> Dataset:
-    """Rows with the columns that `column_map` names under its names."""
-    names = args.column_map or {}
-    missing = [old for old in names if old not in rows.column_names]
-    if missing:
+    names, columns = args.column_map or {}, rows.column_names
+    if missing := [old for old in names if old not in columns]:
         raise InputError(
-            f"`column_map`: {args.dataset_name} has no column {missing[0]!r}; it has {', '.join(rows.column_names)}."
+            f"`column_map`: {args.dataset_name} has no column {missing[0]!r}; it has {', '.join(columns)}."
         )
-    taken = [new for new in names.values() if new in rows.column_names and new not in names]
+    taken = [new for new in names.values() if new in columns and new not in names]
     return rows.remove_columns(taken).rename_columns(names) if names else rows
 
 
-def load_text(option: str, args: StageArguments, tokenizer: PreTrainedTokenizerBase | None = None) -> Dataset:
-    """The text that an option beside `dataset_name` names, such as PPO-ptx's, its columns checked.
+def _with_template_kwargs(rows: Dataset, args: StageArguments) -> Dataset:
+    name = "chat_template_kwargs"
+    if name in rows.column_names:
+        raise InputError(f"`{name}`: {args.dataset_name} has a column with this name; leave the option out.")
+    return rows.add_column(name, [args.chat_template_kwargs] * len(rows))
 
-    `chat_template_kwargs` are for it too, unless it has its own; with a tokenizer it is as [`rows_to_read`] makes it.
-    """
-    name, split = getattr(args, option), args.dataset_train_split
-    options = {"dataset_train_split": split, "allow_special_tokens": args.allow_special_tokens}
-    args_of_text = StageArguments(dataset_name=name, **options)
-    try:
-        dataset = load_rows(args_of_text, "sft")
-    except InputError as error:
-        raise InputError(str(error).replace("`dataset_name`", f"`{option}`")) from error
+
+def checked_split(
+    dataset: DatasetDict, split: str, kind: str, *, source: str, option: str = "dataset_train_split"
+) -> Dataset:
+    """One split of what [`load_rows`] read, with checked columns; an `InputError` names `option` if it is missing."""
     if split not in dataset:
-        raise InputError(f"`{option}`: {name} has no split `{split}`; it has {', '.join(dataset)}.")
-    rows = checked_split(dataset, split, "sft", source=name)
-    if args.chat_template_kwargs is not None and "chat_template_kwargs" not in rows.column_names:
-        rows = _with_template_kwargs(rows, args)
-    return rows if tokenizer is None else rows_to_read(rows, args_of_text, tokenizer)
-
-
-def checked_split(dataset: DatasetDict, split: str, kind: str, *, source: str) -> Dataset:
-    """One split of what [`load_rows`] read, its columns checked."""
+        raise InputError(f"`{option}`: {source} has no split `{split}`; it has {', '.join(dataset)}.")
     check_columns(dataset[split], data_form(dataset[split], kind), source=f"{source} ({split})")
     return dataset[split]
 
 
 def data_form(rows: Dataset, kind: str) -> str:
-    """What `reward` data is, "ranking" or "preference"; other kinds as they are."""
+    """The form of `reward` data, "ranking" or "preference"; other kinds unchanged."""
     if kind != "reward":
         return kind
     return "ranking" if "ranks" in rows.column_names else "preference"
-
-
-def is_same_data(name: str | None, other: str | None) -> bool:
-    """Whether two names are of one data set, however its path is written."""
-    if name is None or other is None:
-        return name == other
-    return name == other or (Path(name).exists() and Path(name).resolve() == Path(other).resolve())
 
 
 def _hold_out(dataset: DatasetDict, args: StageArguments) -> DatasetDict:
@@ -181,22 +151,21 @@ def _hold_out(dataset: DatasetDict, args: StageArguments) -> DatasetDict:
     source, test, fraction = args.dataset_train_split, args.dataset_test_split, args.dataset_test_fraction
     if test in dataset or source not in dataset:
         raise InputError(
-            f"`dataset_test_fraction`: {args.dataset_name} has the splits {', '.join(dataset)}; it is for data with "
+            f"`dataset_test_fraction`: {args.dataset_name} has the splits {', '.join(dataset)}; this is for data with "
             f"`{source}` and without `{test}`."
         )
-    rows = dataset[source]
     parts = {source: [], test: []}
-    for i, row in enumerate(rows):
+    for i, row in enumerate(dataset[source]):
         parts[test if _place(row) < fraction else source].append(i)
     if not all(parts.values()):
         raise InputError(
             f"`dataset_test_fraction`: {fraction} of the prompts of {args.dataset_name} leaves one part without rows."
         )
-    return DatasetDict({**dataset, **{split: rows.select(indices) for split, indices in parts.items()}})
+    return DatasetDict({**dataset, **{split: dataset[source].select(indices) for split, indices in parts.items()}})
 
 
 def _place(row: dict) -> float:
-    """Where in [0, 1) a row's prompt falls, evenly and by what it says alone, as text or as messages."""
+    """A hash of a row's prompt in [0, 1), the same for text and for messages."""
     prompt = row.get("prompt") or (row.get("messages") or [])[:-1] or row
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
@@ -205,61 +174,52 @@ def _place(row: dict) -> float:
     return int.from_bytes(sha256(json.dumps(prompt, sort_keys=True, default=str).encode()).digest()[:8]) / 2**64
 
 
-# ---- Rows and the model that is to read them -----------------------------------------------------------------------
+# ---- Rows and the model that reads them ----------------------------------------------------------------------------
 
 
 def rows_to_read(rows: Dataset | None, args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
-    """The rows as a model of this tokenizer reads them.
+    """The rows as a model of this tokenizer reads them; what is changed or skipped is counted in the log.
 
-    Special tokens in messages are broken up, unless `allow_special_tokens`; rows whose prompts have more than
-    `max_prompt_length` tokens are left out. How many, is said.
-
-    Raises:
-        InputError: No row is left.
+    Special tokens in messages are broken up, unless `allow_special_tokens`, and rows whose prompts have more than
+    `max_prompt_length` tokens are skipped; an `InputError` if none is left.
     """
-    if rows is not None and not args.allow_special_tokens:
+    if rows is None:
+        return None
+    if not args.allow_special_tokens:
         rows = _without_special_tokens(rows, args, tokenizer)
-    return _within_prompt_length(rows, args, tokenizer)
+    longest = getattr(args, "max_prompt_length", None)
+    if longest is None:
+        return rows
+    if "prompt" not in rows.column_names:
+        raise InputError(f"`max_prompt_length`: the rows of {args.dataset_name} have no `prompt`; leave it out.")
+    kept = [i for i, row in enumerate(rows) if len(text_ids(tokenizer, row["prompt"], True, row)) <= longest]
+    if not kept:
+        raise InputError(f"`max_prompt_length`: every prompt of {args.dataset_name} has more than {longest} tokens.")
+    if len(kept) < len(rows):
+        logger.warning_once(
+            f"{args.dataset_name}: {len(rows) - len(kept)} of {len(rows)} rows are skipped: their prompts have more "
+            f"than `max_prompt_length` = {longest} tokens."
+        )
+    return rows.select(kept)
 
 
 def _without_special_tokens(rows: Dataset, args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     broken = special_token_breaker(tokenizer)
 
     def clean(row: dict) -> dict:
-        """Of a text prompt, special tokens are the user's own: a template has rendered it. So are its answers'."""
+        """Special tokens of a text prompt, and of its answers, are kept: the user has rendered a template."""
         in_messages = isinstance(row.get("prompt", row.get("messages")), list)
         return {n: broken(value) if in_messages and n in TEXT_COLUMNS else value for n, value in row.items()}
 
-    pairs = [(row, clean(row)) for row in rows]
-    places = [number for number, (row, cleaned) in enumerate(pairs, start=1) if row != cleaned]
+    places = [number for number, row in enumerate(rows, start=1) if row != clean(row)]
     if not places:
         return rows
     logger.warning_once(
         f"{args.dataset_name}: {len(places)} of {len(rows)} rows, the first is row {places[0]}, have special tokens "
-        "in their messages, such as one that ends a turn. They are read as text: a space was put behind their first "
-        "letter. Set `allow_special_tokens` if they are meant as tokens."
+        "in their messages, such as one that ends a turn. They are read as text: a space was inserted after their "
+        "first letter. Set `allow_special_tokens` if they are meant as tokens."
     )
-    return dataset_of([cleaned for _, cleaned in pairs])
-
-
-def _within_prompt_length(
-    rows: Dataset | None, args: StageArguments, tokenizer: PreTrainedTokenizerBase
-) -> Dataset | None:
-    longest = getattr(args, "max_prompt_length", None)
-    if rows is None or longest is None:
-        return rows
-    if "prompt" not in rows.column_names:
-        raise InputError(f"`max_prompt_length`: the rows of {args.dataset_name} have no `prompt`; leave it out.")
-    kept = [i for i, row in enumerate(rows) if _num_tokens(tokenizer, row["prompt"], True, row) <= longest]
-    if not kept:
-        raise InputError(f"`max_prompt_length`: every prompt of {args.dataset_name} has more than {longest} tokens.")
-    if len(kept) == len(rows):
-        return rows
-    logger.warning_once(
-        f"{args.dataset_name}: {len(rows) - len(kept)} of {len(rows)} rows are skipped: their prompts have more than "
-        f"`max_prompt_length` = {longest} tokens."
-    )
-    return rows.select(kept)
+    return dataset_of(map(clean, rows))
 
 
 def check_fits(
@@ -267,33 +227,28 @@ def check_fits(
     kind: str,
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
-    training_args: SFTConfig | RewardConfig | PPOConfig,
+    training_args: TrainerConfig,
     *,
     source: str,
 ) -> None:
-    """Check that the chat template can render every row, and that the model's context holds it.
+    """Check that the chat template renders every row and the model's context holds it, and log the [`findings`].
 
-    A prompt that is to be answered must leave room for it (`max_completion_length` tokens, for PPO). What a reward
-    model reads is cut, and counted, where its trainer does it. What else may be wrong ([`findings`]) is logged.
-
-    Raises:
-        InputError: It names `source`, the row and the column.
+    A prompt must leave room for its answer (`max_completion_length` tokens, for PPO). Texts for a reward model are
+    truncated by its trainer. Errors name `source`, the row and the column.
     """
-    max_length, room = prompt_room(config, training_args)
+    lengths = filter(None, (context_length(config), getattr(training_args, "max_length", None)))
+    max_length, room = min(lengths, default=float("inf")), getattr(training_args, "max_completion_length", 1)
     form, known_roles, too_long = data_form(rows, kind), set(), []
     for number, row in enumerate(rows, start=1):
         try:
             for column, text, is_prompt in texts(row, form):
-                measured = column == "prompt" and kind != "reward"
-                if not measured:
-                    # Only the template can refuse it, and that by its roles: one of each sequence will do.
-                    roles = None if isinstance(text, str) else tuple(message["role"] for message in text)
-                    if roles is None or roles in known_roles:
-                        continue
+                if column == "prompt" and kind != "reward":
+                    length = len(text_ids(tokenizer, text, is_prompt, row))
+                    too_long += [(number, length)] if length + room > max_length else []
+                # Only the template can refuse another text, by its roles: one text of each sequence is enough.
+                elif not isinstance(text, str) and (roles := tuple(m["role"] for m in text)) not in known_roles:
                     known_roles.add(roles)
-                length = _num_tokens(tokenizer, text, is_prompt, row)
-                if measured and length + room > max_length:
-                    too_long.append((number, length))
+                    text_ids(tokenizer, text, is_prompt, row)
         except (TemplateError, InputError) as error:
             raise InputError(f"{source}, row {number}, {error}") from error
     if too_long:
@@ -308,26 +263,18 @@ def check_fits(
         logger.warning_once(f"{source}: {finding}")
 
 
-def prompt_room(config: PreTrainedConfig, training_args: SFTConfig | RewardConfig | PPOConfig) -> tuple[float, int]:
-    """Tokens that a text may have, and those that an answer needs of them."""
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    max_length = min(filter(None, (context, getattr(training_args, "max_length", None))), default=float("inf"))
-    return max_length, getattr(training_args, "max_completion_length", 1)
-
-
 def findings(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """What may be wrong with rows that passed the checks, in sentences."""
-    form, roles, unanswered, unknown, unknown_rows = data_form(rows, kind), Counter(), 0, Counter(), 0
     known = set(tokenizer.get_vocab()) if isinstance(tokenizer, CharGPTTokenizer) else None
-    example = None
+    roles, unanswered, unknown, unknown_rows, answer = Counter(), 0, Counter(), 0, None
     for row in rows:
         strange = Counter()
-        for column, text, is_prompt in texts(row, form):
+        for column, text, is_prompt in texts(row, data_form(rows, kind)):
             if not isinstance(text, str):
+                last = text[-1]["role"]
                 roles.update({message["role"] for message in text} - ROLES)
-                unanswered += column in ("messages", "completion") and text[-1]["role"] != "assistant"
-                if example is None and not is_prompt and text[-1]["role"] == "assistant":
-                    example = text, row
+                unanswered += column in ("messages", "completion") and last != "assistant"
+                answer = (text, row) if answer is None and not is_prompt and last == "assistant" else answer
             if known is not None:
                 contents = [text] if isinstance(text, str) else [message["content"] for message in text]
                 strange.update(character for content in contents for character in content if character not in known)
@@ -341,7 +288,7 @@ def findings(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase) -> It
     if roles:
         names = ", ".join(f"{role!r} ({count})" for role, count in roles.most_common(5))
         yield f"roles that few chat templates know: {names}. Usual are {', '.join(sorted(ROLES))}."
-    if example is not None and not _ends(tokenizer, *example):
+    if answer is not None and tokenizer.eos_token_id not in text_ids(tokenizer, answer[0], False, answer[1])[-5:]:
         yield (
             f"the chat template ends the assistant's turn without the end-of-text token {tokenizer.eos_token!r}: "
             "the model does not learn to stop. Use a template that writes it, or set `eos_token` to what it writes."
@@ -354,12 +301,8 @@ def findings(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase) -> It
         )
 
 
-def _ends(tokenizer: PreTrainedTokenizerBase, text: list, row: dict) -> bool:
-    return tokenizer.eos_token_id in encode_text(tokenizer, text, ended=True, **template_options(row))[-5:]
-
-
 def texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:
-    """Column, text and whether it is a prompt; of everything else, the text is behind its prompt."""
+    """Column, text and whether it is a prompt; responses come with the prompt before them."""
     columns = form_of(row, form)
     if form == "sft" and columns != ("prompt", "completion"):
         yield columns[0], row[columns[0]], False
@@ -375,10 +318,10 @@ def texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:
             yield column, whole_text(row["prompt"], text), False
 
 
-def _num_tokens(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt: bool, row: dict) -> int:
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str | list, is_prompt: bool, row: dict) -> list[int]:
+    """Token ids of one of the [`texts`] of a row."""
     if isinstance(text, list) and not tokenizer.chat_template:
         raise InputError("messages need a chat template, which this model's tokenizer lacks. Use text columns.")
-    options = template_options(row)
     if is_prompt:
-        return len(encode_prompt(tokenizer, text, **options))
-    return len(encode_text(tokenizer, text, ended=True, **options))
+        return encode_row(tokenizer, {**row, "prompt": text})
+    return encode_text(tokenizer, text, ended=True, **template_options(row))

@@ -1,16 +1,11 @@
 """The models and reward functions that a stage reads, by the names its arguments give."""
 
-import importlib.util
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,15 +15,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import find_adapter_config_file
 from trl import ModelConfig, RewardConfig, SFTConfig, get_peft_config
 
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..errors import InputError
-from ..models.loading import load_policy, loading, loading_options
-from ..models.loading import load_reward_func as load_scorer
+from ..models.checks import check_vocabulary
+from ..models.loading import load_policy, loading, loading_options, quiet
 from ..ppo.config import PPOConfig
 from ..resuming.run_folder import check_finished
+from .functions import load_function
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -110,11 +106,11 @@ def load_causal_lm(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> P
     if find_adapter_config_file(name, revision=kwargs.get("revision")) is not None:
         with loading(name):
             return load_policy(name, **kwargs)
-    with loading(name), _quiet():
+    with loading(name), quiet():
         model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         raise InputError(f"{name} holds no causal language model: {sorted(info['missing_keys'])[0]} is missing.")
-    _check_tokenizer(tokenizer, model)
+    check_vocabulary(name, tokenizer, model)
     return model
 
 
@@ -123,12 +119,12 @@ def load_new_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwarg
 
     Raises `InputError` if it does not fit its tokenizer.
     """
-    with loading(name), _quiet():
+    with loading(name), quiet():
         if find_adapter_config_file(name, revision=kwargs.get("revision")) is None:
             model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
         else:
             model = _reward_model_on(name, **kwargs)
-    _check_tokenizer(tokenizer, model)
+    check_vocabulary(name, tokenizer, model)
     return model
 
 
@@ -153,16 +149,6 @@ def _reward_model_on(name: str, *, revision: str | None = None, **kwargs) -> "Pe
     if lost := sorted(name for name in weights.keys() - new.keys() if name.startswith(trunk)):
         raise InputError(f"the adapter {name}: a reward model has no place for {lost[0]}.")
     set_peft_model_state_dict(model, {**new, **{key: x for key, x in weights.items() if key in new}})
-    return model
-
-
-def load_reward_model(name: str, tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedModel:
-    """What [`check_reward_model`] let pass, an adapter on its base model. Raises `InputError` if it cannot be used."""
-    with loading(name), _quiet():
-        model = load_scorer(name, **kwargs)
-    _check_tokenizer(tokenizer, model)
-    if model.config.get_text_config().pad_token_id is None:
-        raise InputError(f"{name} has no `pad_token_id` in its config. Set the one it was trained with.")
     return model
 
 
@@ -198,17 +184,6 @@ def lora_config(model_args: ModelConfig) -> "PeftConfig | None":
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the table of weights that a checkpoint lacks: a new head is what we ask for."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-@contextmanager
 def peft_errors(model_args: ModelConfig) -> Iterator[None]:
     """What PEFT refuses while a trainer is made, such as modules that the model lacks, is an `InputError`."""
     try:
@@ -217,15 +192,6 @@ def peft_errors(model_args: ModelConfig) -> Iterator[None]:
         if not model_args.use_peft or isinstance(error, InputError):
             raise
         raise InputError(f"`use_peft`: {' '.join(str(error).split())}") from error
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"the tokenizer of {model.config._name_or_path} has {len(tokenizer)} tokens and the model {rows}: they do "
-            "not belong together. Put the model's own tokenizer there, or resize the model's embeddings."
-        )
 
 
 def check_model_path(name: str | None) -> None:
@@ -254,7 +220,7 @@ def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> No
         )
 
 
-def load_reward_func(name: str, *, trust_remote_code: bool = False):
+def resolve_reward(name: str, *, trust_remote_code: bool = False):
     """A reward model's name as it is, or the Python function of that name.
 
     Raises:
@@ -267,52 +233,3 @@ def load_reward_func(name: str, *, trust_remote_code: bool = False):
     if not is_function and "." not in name:
         raise InputError(f"`reward_funcs`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
     return load_function(name, option="reward_funcs")
-
-
-def load_function(name: str, *, option: str) -> Callable:
-    """The function that `FILE.py:FUNCTION` names, or a dotted path in an installed package.
-
-    Which file's code runs is printed once.
-
-    Raises:
-        InputError: It names `option`.
-    """
-    path, is_file, attribute = name.rpartition(".py:")
-    module_name, _, attribute = (None, None, attribute) if is_file else name.rpartition(".")
-    try:
-        with chdir("."):  # which the module may leave
-            module = _run_file(Path(f"{path}.py").absolute()) if is_file else importlib.import_module(module_name)
-        func = getattr(module, attribute)
-    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
-        what = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-        raise InputError(f"`{option}`: {name} cannot be imported: {what}{error}") from error
-    if not callable(func):
-        raise InputError(f"`{option}`: {name} is no function but {type(func).__name__}.")
-    if not module.__name__.startswith("hf_instructgpt."):
-        _say_code(option, getattr(module, "__file__", module.__name__))
-    return func
-
-
-def _run_file(file: Path) -> ModuleType:
-    """The module in a file, as a part of its package (`__init__.py`) if it is in one. It finds what lies beside it."""
-    names, root = [file.stem] if file.name != "__init__.py" else [], file.parent
-    while (root / "__init__.py").is_file():
-        names, root = [root.name, *names], root.parent
-    sys.path.insert(0, str(root))
-    try:
-        if root != file.parent:
-            return importlib.import_module(".".join(names))
-        if str(file) not in sys.modules:  # not by its stem: another folder may have such a file too
-            spec = importlib.util.spec_from_file_location(str(file), file)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            sys.modules[str(file)] = module
-        return sys.modules[str(file)]
-    finally:
-        sys.path.remove(str(root))
-
-
-@cache
-def _say_code(option: str, place: str) -> None:
-    if PartialState().is_main_process:
-        print(f"`{option}` runs the code in {place}.", flush=True)

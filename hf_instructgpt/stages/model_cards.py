@@ -14,7 +14,7 @@ from ..report.plots import draw_training
 from ..report.reward_summary import reward_findings
 from ..report.run_summary import findings, optimised
 from ..resuming.resumable import STATE_FILE
-from ..resuming.run_folder import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE
+from ..resuming.run_folder import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE
 from .arguments import StageArguments
 
 # Options that name data other than what a stage is trained on.
@@ -106,7 +106,7 @@ def stage_card(folder: Path, made: Made, *, name: str, links: dict[str, str]) ->
 def _measured(folder: Path, made: Made, state: dict) -> dict:
     """State, results and findings, as [`make_card`] takes them."""
     measured = {"state": state}
-    report = read_json(folder / REPORT_CARD_FILE) if made.stage == "reward" else None
+    report = read_json(folder / REWARD_REPORT_FILE) if made.stage == "reward" else None
     if report is not None and report["accuracy"]["num"]:
         accuracy = made.result("accuracy", "pair accuracy", report["accuracy"]["value"], split=report["split"])
         measured |= {"results": [accuracy], "findings": reward_findings(report)}

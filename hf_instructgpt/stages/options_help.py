@@ -3,6 +3,7 @@
 import argparse
 import ast
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -68,21 +69,22 @@ def own_options(stage: str) -> list[Option]:
     for file, class_name in OWN_CLASSES[stage]:
         tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
         body = next(x.body for x in tree.body if isinstance(x, ast.ClassDef) and x.name == class_name)
-        options |= {option.name: option for option in map(_option, body) if option is not None}
+        found = [_option(*pair) for pair in pairwise(body)]
+        options |= {option.name: option for option in found if option is not None}
     return list(options.values())
 
 
-def _option(statement: ast.stmt) -> Option | None:
-    """An option from `name: type = option(default, help)` or `field(default=..., metadata={"help": ...})`."""
-    if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.value, ast.Call):
+def _option(statement: ast.stmt, below: ast.stmt) -> Option | None:
+    """An option from `name: type = value` and the string below it, which is its help."""
+    if not isinstance(statement, ast.AnnAssign) or not isinstance(below, ast.Expr):
         return None
-    settings = {"default": ast.Constant([])}  # of `default_factory=list`
-    settings |= dict(zip(("default", "help"), statement.value.args, strict=False))
-    settings |= {keyword.arg: keyword.value for keyword in statement.value.keywords}
-    settings = {name: ast.literal_eval(value) for name, value in settings.items() if name != "default_factory"}
-    settings |= settings.pop("metadata", {})
-    name, hint = statement.target.id, ast.unparse(statement.annotation)
-    return Option(name, hint, settings["default"], settings["help"], settings.get("choices"))
+    default, metadata = statement.value, {}
+    if isinstance(default, ast.Call):  # of `field`
+        settings = {keyword.arg: keyword.value for keyword in default.keywords}
+        default = settings.get("default", ast.List([]))  # of `default_factory=list`
+        metadata = ast.literal_eval(settings["metadata"]) if "metadata" in settings else {}
+    name, hint, text = statement.target.id, ast.unparse(statement.annotation), ast.literal_eval(below.value)
+    return Option(name, hint, ast.literal_eval(default), " ".join(text.split()), metadata.get("choices"))
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

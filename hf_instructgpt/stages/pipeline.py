@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,15 +15,15 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..evaluation.comparison import Answers
-from ..files import absolute_folder, delete, fields_of, is_same_value, make_directory, read_json, to_json, write_whole
+from ..files import absolute_folder, delete, fields_of, make_directory, read_json, to_json, write_whole
 from ..hub.model_card import Made
-from ..report.plots import draw_plots
+from ..report.plots import draw_run
 from ..report.reward_summary import main_figures
 from ..report.run_summary import run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in
 from ..resuming.run_folder import (
     METRICS_FILE,
-    REPORT_CARD_FILE,
+    REWARD_REPORT_FILE,
     RUN_FILE,
     RunFolder,
     delete_result,
@@ -31,23 +32,15 @@ from ..resuming.run_folder import (
 )
 from ..scoring.reward_functions import as_judge, check_signatures
 from .adapters import check_same_adapter
-from .arguments import DATA_KINDS as STAGE_DATA_KINDS
-from .arguments import parse_options
+from .arguments import DATA_KINDS, parse_options
 from .compare_policies import compare_policies, load_rewards, num_passes, train_control
 from .config_file import ConfigFile, read_yaml
 from .evaluate import evaluate_reward
+from .functions import load_function
 from .load_data import check_fits, load_text, rows_to_read
-from .load_models import (
-    load_causal_lm,
-    load_config,
-    load_function,
-    load_reward_func,
-    load_tokenizer,
-    lora_config,
-    model_source,
-)
+from .load_models import load_causal_lm, load_config, load_tokenizer, lora_config, model_source, resolve_reward
 from .model_cards import read_metrics, read_state, write_stage_card
-from .ppo import check_ppo_options, check_report_cards, run_ppo
+from .ppo import check_ppo_options, check_reward_reports, run_ppo
 from .reward import run_reward
 from .sft import check_sft, run_sft, tokenizer_and_config
 from .stage_data import StageData
@@ -58,14 +51,14 @@ logger = logging.get_logger(__name__)
 # The optional stage whose model PPO starts from: another supervised fine-tuning, with the same command.
 PPO_INIT = "ppo_init"
 COMMANDS = {"sft": "sft", "reward": "reward", PPO_INIT: "sft", "ppo": "ppo"}
-DATA_KINDS = {stage: STAGE_DATA_KINDS[command] for stage, command in COMMANDS.items()}
 # Options that say what SFT starts from; `ppo_init` has the same ones by default.
 BASE = ("model_name_or_path", "model_revision", "trust_remote_code", "model_init_kwargs", "dtype")
 # What a run writes beside its stages, and so all that --overwrite_output_dir may delete.
 REPORT_FILES = ("plots", "samples.md", "README.md", METRICS_FILE)
+CONTROL = ".control"  # while SFT is trained on, to compare PPO with it
 SET_BY_RUN = ("output_dir", "seed", "resume", "overwrite_output_dir")
 UNUSED_REWARD = (
-    "The stage `reward` is trained and gets its report card, but nothing else uses it: add `reward` to "
+    "The stage `reward` is trained and gets its report, but nothing else uses it: add `reward` to "
     "`ppo.reward_funcs` to optimise it."
 )
 SFT_METRICS = {"train_loss": "loss", "eval_loss": "eval_loss", "eval_score": "eval_score"}
@@ -151,7 +144,6 @@ class Pipeline:
         absolute_folder(folder)
         self.output_dir = Path(folder)
         self.seed = self.file.seed if seed is None else seed
-        self.num_samples, self.judge_name = self.file.samples_per_prompt, self.file.judge
         self.options = {stage: config[stage] for stage in COMMANDS if stage in config}
         # What PPO starts from, what the reward model starts from, and the stages in their order.
         self.start = PPO_INIT if PPO_INIT in config else "sft"
@@ -215,7 +207,7 @@ class Pipeline:
         return by_own or str(self.output_dir / "reward") in used
 
     def _judge(self) -> Callable | None:
-        return self.judge_name and load_function(self.judge_name, option="judge")
+        return self.file.judge and load_function(self.file.judge, option="judge")
 
     # ---- Checks, before anything is trained ------------------------------------------------------------------------
 
@@ -231,7 +223,7 @@ class Pipeline:
                 load_text(option, args)
         for stage, (args, training_args, _) in self.arguments.items():
             source = f"{self.source}, {stage}: {args.dataset_name}"
-            self.data[stage] = StageData(args, DATA_KINDS[stage], training_args, source=source)
+            self.data[stage] = StageData(args, DATA_KINDS[COMMANDS[stage]], training_args, source=source)
         prompts = self.data["ppo"]
         rows = [rows for rows in (prompts.train, prompts.test, prompts.held_out[1]) if rows is not None]
         check_signatures(reward_funcs, rows)
@@ -254,9 +246,9 @@ class Pipeline:
         args, training_args, _ = self.arguments["ppo"]
         check_ppo_options(*self.arguments["ppo"])
         others = [name for name in args.reward_funcs if name != str(self.output_dir / "reward")]
-        funcs = [load_reward_func(name, trust_remote_code=training_args.trust_remote_code) for name in others]
+        funcs = [resolve_reward(name, trust_remote_code=training_args.trust_remote_code) for name in others]
         if args.on_weak_reward == "raise":
-            check_report_cards(replace(args, reward_funcs=others))
+            check_reward_reports(replace(args, reward_funcs=others))
         return funcs
 
     def _check_vocabularies(self) -> dict[str, tuple]:
@@ -330,19 +322,18 @@ class Pipeline:
         before = sum(seconds.values())
         for stage in self.stages:
             if stage == "ppo":
-                seconds["report_card"] = self._make_report_card()
+                with _timed("reward_report", seconds):
+                    self._make_reward_report(state)
             if is_finished(self.output_dir / stage):
                 continue
-            start = time.perf_counter()
-            # Parsed anew: this sets the process's device and precision to the stage's, and a trainer changes them.
-            args, training_args, model_args = self._parse(stage)
-            args.resume = resume
-            STAGES[COMMANDS[stage]](args, training_args, model_args, self.data[stage])
-            seconds[stage] = round(time.perf_counter() - start, 1)
-            self._write_run_file(seconds)
-        start = time.perf_counter()
-        more_sft = self._train_control()  # on all processes
-        seconds["control"] = round(time.perf_counter() - start, 1)
+            with _timed(stage, seconds):
+                # Parsed again: parsing sets the process's device and precision, and trainers change their arguments.
+                args, *others = self._parse(stage)
+                args.resume = resume
+                STAGES[COMMANDS[stage]](args, *others, self.data[stage])
+            self._write_run_file(state, seconds)
+        with _timed("control", seconds):
+            more_sft = self._train_control()  # on all processes
         metrics = self._report(seconds, before, more_sft) if state.is_main_process else {}
         state.wait_for_everyone()
         return metrics
@@ -362,30 +353,27 @@ class Pipeline:
         (self.output_dir / METRICS_FILE).unlink(missing_ok=True)
         for name in COMMANDS:
             delete_result(self.output_dir / name)
-        for name in REPORT_FILES:
+        for name in (*REPORT_FILES, CONTROL):
             delete(self.output_dir / name)
 
     def _identity(self) -> dict:
-        judge = {} if self.judge_name is None else {"judge": Path(self.judge_name).name}
-        return {"seed": self.seed, "samples_per_prompt": self.num_samples, **judge, **self.options}
+        judge = {} if self.file.judge is None else {"judge": Path(self.file.judge).name}
+        return {"seed": self.seed, "samples_per_prompt": self.file.samples_per_prompt, **judge, **self.options}
 
-    def _write_run_file(self, seconds: dict[str, float]) -> None:
-        if PartialState().is_main_process:
-            make_directory(self.output_dir)
+    def _write_run_file(self, state: PartialState, seconds: dict[str, float]) -> None:
+        if state.is_main_process:
             write_whole(self.output_dir / RUN_FILE, to_json({**self._identity(), "seconds": seconds}))
-        PartialState().wait_for_everyone()
+        state.wait_for_everyone()
 
     # ---- Measuring and reporting ---------------------------------------------------------------------------------
 
-    def _make_report_card(self) -> float:
-        """Make the reward model's report card, which PPO looks at; returns the seconds it took."""
-        start = time.perf_counter()
-        if PartialState().is_main_process:
+    def _make_reward_report(self, state: PartialState) -> None:
+        """Make the reward model's report, which PPO looks at."""
+        if state.is_main_process:
             trust_remote_code = self.arguments["reward"][1].trust_remote_code
             model, split = str(self.output_dir / "reward"), self.data["reward"].held_out[0]
             evaluate_reward(model, split=split, trust_remote_code=trust_remote_code)
-        PartialState().wait_for_everyone()
-        return round(time.perf_counter() - start, 1)
+        state.wait_for_everyone()
 
     def _report(self, seconds: dict[str, float], before: float, more_sft: PreTrainedModel) -> dict:
         histories = {stage: read_state(self.output_dir / stage)["log_history"] for stage in self.stages}
@@ -397,22 +385,22 @@ class Pipeline:
         reference = sft if self.start == "sft" else self._load(self.start)[1]
         for model in (sft, ppo, reference):
             model.to(more_sft.device)
-        start = time.perf_counter()
-        rewards = load_rewards(ppo_args, ppo_config, sft, tokenizer)
         split, rows = self.data["ppo"].held_out
         rows = rows_to_read(rows, ppo_args, tokenizer)
-        compared, greedy = compare_policies(
-            [sft, ppo, more_sft],
-            tokenizer,
-            rows,
-            rewards=rewards,
-            judge=self._judge(),
-            is_lab=ppo_args.dataset_name == "lab",
-            max_completion_length=ppo_config.max_completion_length,
-            num_samples=self.num_samples,
-            reference=reference,
-            seed=self.seed,
-        )
+        with _timed("comparison", seconds):
+            rewards = load_rewards(ppo_args, ppo_config, sft, tokenizer)
+            compared, greedy = compare_policies(
+                [sft, ppo, more_sft],
+                tokenizer,
+                rows,
+                rewards=rewards,
+                judge=self._judge(),
+                is_lab=ppo_args.dataset_name == "lab",
+                max_completion_length=ppo_config.max_completion_length,
+                num_samples=self.file.samples_per_prompt,
+                reference=reference,
+                seed=self.seed,
+            )
         metrics = {
             "seed": self.seed,
             **{
@@ -421,14 +409,13 @@ class Pipeline:
             },
             "reward": {
                 "train_loss": _by_epoch(histories["reward"], "loss"),
-                **main_figures(read_json(self.output_dir / "reward" / REPORT_CARD_FILE)),
+                **main_figures(read_json(self.output_dir / "reward" / REWARD_REPORT_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
-            "judge": Path(self.judge_name or ("lab" if ppo_args.dataset_name == "lab" else "")).name or None,
+            "judge": Path(self.file.judge or ("lab" if ppo_args.dataset_name == "lab" else "")).name or None,
             "optimised": dict(zip(rewards.funcs, rewards.weights, strict=True)),
             **compared,
         }
-        seconds["comparison"] = round(time.perf_counter() - start, 1)
         seconds["total"] = round(before + time.perf_counter() - self.started, 1)
         metrics["seconds"] = seconds
         self._write_report(metrics, histories, list(rows["prompt"]), greedy)
@@ -447,7 +434,7 @@ class Pipeline:
             sft,
             data.read_by(tokenizer, model.config, sft[1])[0],
             num_passes=num_passes(self.arguments["ppo"][1], num_steps=num_steps),
-            folder=self.output_dir / ".control",
+            folder=self.output_dir / CONTROL,
         )
         return model
 
@@ -472,9 +459,9 @@ class Pipeline:
         """Write the report, `metrics.json` last: it says that the run is finished."""
         out = self.output_dir
         (out / "plots").mkdir(exist_ok=True)
-        draw_plots(metrics, histories, out / "plots")
+        draw_run(histories, out / "plots")
         sft, ppo, _ = greedy
-        write_whole(out / "samples.md", samples_markdown(prompts, sft, ppo, step=self.num_samples))
+        write_whole(out / "samples.md", samples_markdown(prompts, sft, ppo, step=self.file.samples_per_prompt))
         run_readme(
             metrics,
             self.config,
@@ -484,6 +471,14 @@ class Pipeline:
             made=Made.load(out / "ppo"),
         ).save(out / "README.md")
         write_whole(out / METRICS_FILE, to_json(metrics))
+
+
+@contextmanager
+def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note the seconds that the block takes."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
 
 
 def _by_epoch(history: list[dict], key: str) -> list[float]:
@@ -497,20 +492,3 @@ def _by_epoch(history: list[dict], key: str) -> list[float]:
 
 def _logged(history: list[dict], key: str) -> list[float]:
     return [entry[key] for entry in history if key in entry]
-
-
-def check_same_run(folder: Path, options: dict, known: dict) -> None:
-    """Raise an `InputError` that names the first option in which the run in `folder` differs from `options`."""
-    mine, its = _flat(options), _flat({key: x for key, x in known.items() if key != "seconds"})
-    for key in {**mine, **its}:
-        if not is_same_value(mine.get(key), its.get(key)):
-            raise InputError(
-                f"{folder} holds a run with other options (`{key}` differs): resume it with the options it "
-                "was started with, or pass --overwrite_output_dir to start anew."
-            )
-
-
-def _flat(options: dict) -> dict:
-    """`{"sft": {"seed": 1}}` as `{"sft.seed": 1}`."""
-    nested = {key: value if isinstance(value, dict) else {"": value} for key, value in options.items()}
-    return {f"{key}.{name}".rstrip("."): x for key, value in nested.items() for name, x in value.items()}

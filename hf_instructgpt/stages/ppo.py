@@ -12,7 +12,7 @@ from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_summary import main_figures, weakness
-from ..resuming.run_folder import REPORT_CARD_FILE
+from ..resuming.run_folder import REWARD_REPORT_FILE
 from ..scoring.reward_functions import check_signatures
 from .adapters import new_adapter
 from .arguments import PPOArguments
@@ -23,10 +23,10 @@ from .load_models import (
     load_causal_lm,
     load_config,
     load_options,
-    load_reward_func,
     load_tokenizer,
     model_source,
     peft_errors,
+    resolve_reward,
 )
 from .run_stage import run_stage
 from .stage_data import StageData
@@ -53,8 +53,8 @@ def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: 
         raise InputError("PPO-ptx needs both `ptx_dataset_name` and a `ptx_coef` above 0; leave out both or none.")
 
 
-def check_report_cards(args: PPOArguments) -> None:
-    """Warn of reward models that are weak by their report cards or have none; with `raise`, refuse them."""
+def check_reward_reports(args: PPOArguments) -> None:
+    """Warn of reward models that are weak by their reports or have none; with `raise`, refuse them."""
     for name in args.reward_funcs:
         problem = _weakness(name) if Path(name).is_dir() else None
         if problem and args.on_weak_reward == "raise":
@@ -64,13 +64,13 @@ def check_report_cards(args: PPOArguments) -> None:
 
 
 def _weakness(name: str) -> str | None:
-    card = read_json(Path(name) / REPORT_CARD_FILE) or {}
-    if card.get("weights_sha256") != weights_sha256(name):
-        what = "a report card of other weights" if card else "no report card"
+    report = read_json(Path(name) / REWARD_REPORT_FILE) or {}
+    if report.get("weights_sha256") != weights_sha256(name):
+        what = "a report of other weights" if report else "no report"
         return f"{name} has {what}; `hf-instructgpt evaluate reward {name}` makes one."
-    with fields_of(Path(name) / REPORT_CARD_FILE):
-        problem = weakness(main_figures(card))
-    return problem and f"{name}: {problem}; see {Path(name) / 'report_card.md'}."
+    with fields_of(Path(name) / REWARD_REPORT_FILE):
+        problem = weakness(main_figures(report))
+    return problem and f"{name}: {problem}; see {Path(name) / 'reward_report.md'}."
 
 
 def _make_trainer(
@@ -83,9 +83,9 @@ def _make_trainer(
     options = load_options(training_args, model_args)
     train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
     trust = training_args.trust_remote_code
-    reward_funcs = [load_reward_func(func, trust_remote_code=trust) for func in args.reward_funcs]
+    reward_funcs = [resolve_reward(func, trust_remote_code=trust) for func in args.reward_funcs]
     check_signatures(reward_funcs, (train_dataset, eval_dataset))
-    check_report_cards(args)
+    check_reward_reports(args)
     if args.value_model not in (None, "shared"):
         check_model_path(args.value_model)
     model = load_causal_lm(name, tokenizer, **options)

@@ -20,7 +20,7 @@ from ..ppo.critic import CRITIC_BASE_FOLDER
 from ..report.markdown import render
 from ..report.reward_summary import reward_report_markdown
 from ..resuming.resumable import STATE_FILE
-from ..resuming.run_folder import METRICS_FILE, REPORT_CARD_FILE, RUN_FILE, STAGE_FILE
+from ..resuming.run_folder import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, STAGE_FILE
 from .arguments import DATA_KINDS, StageArguments
 from .load_data import data_form, load_rows
 from .model_cards import MORE_DATA, stage_card
@@ -82,11 +82,11 @@ def push_stage(
     files |= {name: code[Path(name).name] for name in files if Path(name).name in code}
     repo_id = create_repo(repo, private=private)
     # No path of this machine goes along.
-    report = read_json(folder / REPORT_CARD_FILE) if REPORT_CARD_FILE in files else None
+    report = read_json(folder / REWARD_REPORT_FILE) if REWARD_REPORT_FILE in files else None
     if report is not None:
         places = {key: report.get(key) for key in ("dataset_name", "calibrated_on", "judged_by")}
         report |= {"model": repo_id, **{key: Path(place).name for key, place in places.items() if place}}
-        files |= {REPORT_CARD_FILE: to_json(report), "report_card.md": reward_report_markdown(report)}
+        files |= {REWARD_REPORT_FILE: to_json(report), "reward_report.md": reward_report_markdown(report)}
     state = read_json(folder / STATE_FILE) if STATE_FILE in files else None
     if state is not None and state.get("best_model_checkpoint"):
         files[STATE_FILE] = to_json({**state, "best_model_checkpoint": Path(state["best_model_checkpoint"]).name})

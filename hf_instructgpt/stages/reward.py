@@ -4,6 +4,7 @@ from pathlib import Path
 
 from trl import ModelConfig, RewardConfig
 
+from ..models.forward import context_length
 from ..reward.ranking_trainer import RankingRewardTrainer
 from .adapters import new_adapter
 from .arguments import RewardArguments
@@ -42,9 +43,7 @@ def _make_trainer(
     if args.calibration_dataset_name is not None:
         calibration_dataset = load_text("calibration_dataset_name", args, tokenizer)
     model = load_new_reward_model(name, tokenizer, **options)
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context is not None:
-        training_args.max_length = min(training_args.max_length or context, context)
+    training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
     model_args.lora_task_type = "SEQ_CLS"  # its default has no score head, which must be trained and saved
     with peft_errors(model_args):
         return RankingRewardTrainer(

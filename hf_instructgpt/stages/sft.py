@@ -16,7 +16,8 @@ from ..data.columns import form_of
 from ..data.pretraining_text import PretrainingText
 from ..errors import InputError
 from ..models.checks import ensure_precision
-from ..models.loading import load_reward_func
+from ..models.forward import context_length
+from ..models.loading import load_reward_model
 from ..scoring.checks import check_reward_funcs, foreign_tokenizers
 from ..text import TEMPLATE_COLUMNS, encode_row, encode_text, template_options, whole_text
 from .adapters import new_adapter
@@ -116,9 +117,7 @@ def make_sft_trainer(
     eval_dataset: Dataset | None,
 ) -> CardSFTTrainer:
     """SFTTrainer on a loaded model, texts cut to the model's context at most, pretraining text mixed in."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if context is not None:
-        training_args.max_length = min(training_args.max_length or context, context)
+    training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
     if training_args.assistant_only_loss:
         _check_assistant_loss(train_dataset, tokenizer)
     train_dataset, eval_dataset = (rows and _columns_read(rows) for rows in (train_dataset, eval_dataset))
@@ -228,7 +227,7 @@ def _selection(
 ) -> dict:
     """Arguments of [`SelectingSFTTrainer`]: the reward model, its tokenizer, prompts and the room for an answer."""
     trust = {"trust_remote_code": training_args.trust_remote_code}
-    reward_model = load_reward_func(args.selection_reward_model, **trust).requires_grad_(False).eval()
+    reward_model = load_reward_model(args.selection_reward_model, **trust).requires_grad_(False).eval()
     names, policy = [args.selection_reward_model], {"policy": model, "policy_tokenizer": tokenizer}
     tokenizers = foreign_tokenizers([reward_model], [None], names=names, **policy, **trust)
     check_reward_funcs(model, [reward_model], [1.0])

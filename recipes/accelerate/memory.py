@@ -1,4 +1,4 @@
-"""Memory of a process under each way to launch, for a Llama of 54M parameters; README.md says how to run it."""
+"""Measure the memory per process of each way to launch, for a Llama with 54M parameters; see README.md."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ USES_FSDP = os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 class Held(TrainerCallback):
-    """The bytes of all tensors in this process after a step: weights, optimizer state, rollout."""
+    """Counts the bytes of all tensors in this process after a step: weights, optimizer state, rollout."""
 
     def on_step_end(self, args, state, control, **kwargs):
         tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
@@ -29,7 +29,7 @@ class Held(TrainerCallback):
 
 def main():
     has_gpu = torch.cuda.is_available()
-    if USES_FSDP and not has_gpu:  # accelerate shards on GPUs only: here it takes this CPU for one
+    if USES_FSDP and not has_gpu:  # accelerate shards on GPUs only: make it take this CPU for one
         PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_GPU)
         PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     args = PPOConfig(
@@ -55,7 +55,7 @@ def main():
     )
     trainer.train()
     peak = torch.cuda.max_memory_allocated() if has_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"\nprocess {args.process_index}: {held.bytes / 1e9:.2f} GB between steps, {peak / 1e9:.2f} GB at most")
+    print(f"\nprocess {args.process_index}: {held.bytes / 1e9:.2f} GB between steps, {peak / 1e9:.2f} GB peak")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""CharGPT under PPOTrainer beside a loop as tutorials write it: `python recipes/benchmark/document_loop.py`.
+"""Compare PPOTrainer with a loop as in tutorials, on CharGPT: `python recipes/benchmark/document_loop.py`.
 
-The loop takes one prompt at a time: every token is sampled by a forward over all tokens before it, without a cache,
-and in the update its log-prob comes from another such forward. There is no critic and no reference. PPOTrainer does
-the same sampling and one update with a batch, with a reference, and, in one of its variants, a critic. Both train the
-same model, 64 wide with 2 layers, on prompts of 32 tokens, in turn in one process; what is compared are sampled tokens
-a second, medians.
+The loop takes one prompt at a time. It samples every token by a forward pass over all earlier tokens, without a cache,
+and computes each log-prob of the update by another such pass, without a critic or a reference. PPOTrainer does the
+same sampling and one update for a batch, with a reference and, in one variant, a critic. Both train the same model, 64
+wide with 2 layers, on prompts of 32 tokens, in turn in one process. The result is sampled tokens per second (medians).
 """
 
 import argparse
@@ -30,7 +29,7 @@ from hf_instructgpt import (
 )
 
 PROMPT, RESPONSE = 32, 8
-# Of PPOTrainer, at a batch size: the document's algorithm, and a critic with what the preset chooses.
+# Variants of PPOTrainer: the document's algorithm, and a critic with the recommended settings.
 VARIANTS = {
     "no critic": {"advantage_estimator": "reward", "fast_sampling": True},
     "critic": {"preset": "recommended"},
@@ -38,7 +37,7 @@ VARIANTS = {
 
 
 def token_by_token(policy, reward_model, optimizer, prompt: torch.Tensor, *, cliprange: float = 0.2) -> float:
-    """One prompt `(1, P)`: sample, score, one clipped step. Returns the score."""
+    """Sample from one prompt `(1, P)`, score, take one clipped step; returns the score."""
     ids, old_logprobs = prompt, []
     for _ in range(RESPONSE):
         logprobs = policy(ids, use_cache=False).logits[:, -1].log_softmax(-1)
@@ -60,7 +59,7 @@ def token_by_token(policy, reward_model, optimizer, prompt: torch.Tensor, *, cli
 
 
 class InTurn(TrainerCallback):
-    """After each of the trainer's iterations, the loop takes three prompts; both are timed."""
+    """Runs the loop on three prompts after each iteration of the trainer, and times both."""
 
     def __init__(self, loop):
         self.loop, self.trainer_seconds, self.loop_seconds = loop, [], []
@@ -78,7 +77,7 @@ class InTurn(TrainerCallback):
 
 
 def make_models() -> tuple[CharGPTForCausalLM, CharGPTForSequenceClassification]:
-    """Policy and reward model; no response ends by itself."""
+    """Make a policy whose responses never end by themselves, and a reward model."""
     torch.manual_seed(0)
     tokens = len(CharGPTTokenizer.from_document())
     policy = CharGPTForCausalLM(CharGPTConfig(vocab_size=tokens))
@@ -88,7 +87,7 @@ def make_models() -> tuple[CharGPTForCausalLM, CharGPTForSequenceClassification]
 
 
 def compare(batch: int, options: dict, *, iterations: int) -> tuple[float, float]:
-    """Tokens a second of the loop and of the trainer."""
+    """Tokens per second of the loop and of the trainer."""
     tokenizer = CharGPTTokenizer.from_document()
     text = "什么是 AI？写一句问候语".ljust(PROMPT, "好")
     policy, reward_model = make_models()
@@ -127,9 +126,9 @@ def compare(batch: int, options: dict, *, iterations: int) -> tuple[float, float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=40, help="of each variant")
+    parser.add_argument("--iterations", type=int, default=40, help="iterations per variant (default: 40)")
     args = parser.parse_args()
-    print(f"{processor('cpu')}; sampled tokens a second\n\n| | the loop | PPOTrainer | times faster |")
+    print(f"{processor('cpu')}; sampled tokens per second\n\n| | loop | PPOTrainer | speed-up |")
     print("| --- | --- | --- | --- |")
     for batch in (3, 64):
         for name, options in VARIANTS.items():

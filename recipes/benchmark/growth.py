@@ -1,8 +1,8 @@
-"""How PPO's seconds and memory grow, and that memory stays flat: `python recipes/benchmark/growth.py`.
+"""Measure how PPO's time and memory grow, and whether memory leaks: `python recipes/benchmark/growth.py`.
 
-From workload b, one size at a time is doubled: responses, tokens of a response, width, vocabulary. Each point is a
-process of its own. Then 200 iterations in one process. Writes growth.png and prints tables; a slope is that of the
-logarithms, from the last but one point to the last: 1 is proportional, 0 constant.
+Starting from workload b, one size at a time is doubled: responses, tokens per response, width, vocabulary, each point
+in its own process. Then 200 iterations run in one process. Writes growth.png and prints tables. A slope is measured
+between the logarithms of the last two points: 1 means proportional, 0 constant.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 
 SIZES = {
     "batch": ("responses", (16, 32, 64, 128)),
-    "response_length": ("tokens a response", (16, 32, 64, 128)),
+    "response_length": ("tokens per response", (16, 32, 64, 128)),
     "hidden_size": ("width", (64, 128, 256, 512)),
     "vocab_size": ("vocabulary", (512, 2048, 8192, 32768)),
 }
@@ -27,7 +27,7 @@ ITERATIONS, LONG = 3, 200
 
 
 def measure(variant: str) -> dict[str, list[tuple[int, float, float]]]:
-    """Of each size its points: the value, median seconds an iteration, and peak memory in bytes."""
+    """Measure the points of each size: its value, median seconds per iteration, and peak memory in bytes."""
     found = {}
     for name, (_, values) in SIZES.items():
         found[name] = []
@@ -39,24 +39,24 @@ def measure(variant: str) -> dict[str, list[tuple[int, float, float]]]:
 
 
 def point(variant: str, *, iterations: int, **changes: int) -> dict:
-    """What a process measured."""
+    """Measure one point in its own process."""
     return run(variant, "b", "fixed", iterations=iterations, device="cpu", peer=Path(), **changes)
 
 
 def slope(points: list[tuple[int, float, float]], which: int) -> float:
-    """Of the logarithms of seconds (1) or memory (2), between the last two points."""
+    """The slope of the logarithm of seconds (`which` = 1) or memory (2) between the last two points."""
     (x0, *_), (x1, *_) = points[-2:]
     return log(points[-1][which] / points[-2][which]) / log(x1 / x0)
 
 
 def drift(memory: list[int]) -> float:
-    """Bytes by which the last quarter of iterations lies above the second one, each a median."""
+    """The median memory of the last quarter of the iterations minus that of the second quarter, in bytes."""
     quarter = len(memory) // 4
     return median(memory[-quarter:]) - median(memory[quarter : 2 * quarter])
 
 
 def plot(found: dict, memory: list[int], path: Path) -> None:
-    """Seconds and memory against each size, and memory against the iterations."""
+    """Plot seconds and memory against each size, and memory against the iterations."""
     figure, axes = plt.subplots(2, len(SIZES) + 1, figsize=(4 * (len(SIZES) + 1), 6), layout="constrained")
     for column, (name, points) in zip(axes.T, found.items(), strict=False):
         x, seconds, peak = zip(*points, strict=True)
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("growth.png"))
     args = parser.parse_args()
     found = measure(args.variant)
-    print(f"{processor('cpu')}, {args.variant}\n\n| | seconds an iteration | slope | peak memory, GB | slope |")
+    print(f"{processor('cpu')}, {args.variant}\n\n| | seconds per iteration | slope | peak memory, GB | slope |")
     print("| --- | --- | --- | --- | --- |")
     for name, points in found.items():
         words = SIZES[name][0] + " " + ", ".join(str(x) for x, *_ in points)
@@ -88,7 +88,7 @@ def main() -> None:
     print(
         f"\n{LONG} iterations: memory {memory[1] / 1e9:.3f} GB after the first, {memory[-1] / 1e9:.3f} after the last;"
     )
-    print(f"the last quarter lies {drift(memory) / 1e6:+.1f} MB above the second.")
+    print(f"the median of the last quarter differs from the second quarter's by {drift(memory) / 1e6:+.1f} MB.")
     plot(found, memory, args.output)
 
 

@@ -1,9 +1,8 @@
-"""PPO's iterations beside TRL 1.12's, the last TRL with a PPOTrainer: `python recipes/benchmark/ppo_speed.py`.
+"""Compare PPO's speed with TRL 1.12, the last TRL with a PPOTrainer: `python recipes/benchmark/ppo_speed.py`.
 
-Both run the same models, prompts, lengths of responses and number of optimizer steps, in turn, each in a process of
-its own, round after round; what is compared are medians. TRL gets a virtual environment of its own, made at the first
-run, with the same versions of everything else. It also gets every setting of one line that may help it, and its best
-counts.
+Both run the same models, prompts, response lengths and number of optimizer steps, in alternating processes over
+several rounds; medians are compared. TRL gets its own virtual environment, made on the first run, with the same
+versions of all other packages. It also gets every one-line setting that may help it, and its best result counts.
 """
 
 import argparse
@@ -30,7 +29,7 @@ ITERATIONS = {"a": 6, "b": 6, "c": 3, "gpu": 3}
 
 
 def peer_python(folder: Path) -> Path:
-    """The interpreter of an environment with the peer, made unless it is there."""
+    """The interpreter of an environment with the peer, which is made if missing."""
     python = folder / "bin" / "python"
     if not (folder / "ready").is_file():
         print(f"making {folder} with {PEER} ...", file=sys.stderr)
@@ -46,7 +45,7 @@ def peer_python(folder: Path) -> Path:
 def run(
     variant: str, workload: str, lengths: str, *, iterations: int, device: str, peer: Path, **changes: int
 ) -> dict:
-    """What a process of `ppo_worker.py` measured, of a workload with changes."""
+    """Run `ppo_worker.py` in a process on a changed workload and return what it measured."""
     python = peer if variant.startswith("trl") else Path(sys.executable)
     command = [python, HERE / "ppo_worker.py", variant, workload, lengths, iterations, device, json.dumps(changes)]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
@@ -56,7 +55,7 @@ def run(
 
 
 def measure(workload: str, lengths: str, variants: tuple[str, ...], *, rounds: int, device: str, peer: Path) -> dict:
-    """Of each variant: seconds of its iterations, all rounds; peak memory in bytes; median seconds of each phase."""
+    """Measure each variant: seconds per iteration in all rounds, peak memory in bytes, seconds per phase."""
     found: dict[str, dict] = {name: {"seconds": [], "peak_memory": 0, "phases": {}} for name in variants}
     for number in range(rounds):
         for name in variants if number % 2 == 0 else variants[::-1]:
@@ -74,7 +73,7 @@ def measure(workload: str, lengths: str, variants: tuple[str, ...], *, rounds: i
 
 
 def machine_rates(device: str, dtype: torch.dtype) -> tuple[float, float]:
-    """Floating-point operations a second of matrix products, and bytes a second, read and written, of a copy."""
+    """Floating-point operations per second of matrix products, and bytes read and written per second by a copy."""
     flops = []
     for size in (512, 1024, 2048) if device == "cpu" else (4096, 8192):
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -95,11 +94,11 @@ def _seconds(call, device: str) -> float:
 
 
 def floor(workload: Workload, flops: float, bandwidth: float) -> float:
-    """Seconds that the matrix products of an iteration and the traffic of weights need at the machine's rates.
+    """Lower bound for the seconds of an iteration: its matrix products and weight traffic at the machine's rates.
 
-    With N weights outside the embedding and tokens T = B (P + R): four forwards of 2 N T to measure a rollout (policy,
-    reference, reward model, critic), 6 N T for each of policy and critic in each epoch; a sampled token reads all
-    weights or multiplies by them, whichever takes longer; AdamW moves 28 bytes a weight. Full-length responses.
+    With N weights outside the embedding and T = B (P + R) tokens: four forward passes of 2 N T to measure a rollout
+    (policy, reference, reward model, critic); 6 N T per epoch for each of policy and critic; a sampled token reads all
+    weights or multiplies by them, whichever takes longer; AdamW moves 28 bytes per weight. Responses are full-length.
     """
     width, layers = (
         workload.config.get(a, workload.config.get(b))
@@ -124,13 +123,13 @@ def floor(workload: Workload, flops: float, bandwidth: float) -> float:
 
 
 def report(name: str, lengths: str, found: dict, floor_seconds: float) -> list[str]:
-    """Lines of Markdown: every variant's median, its ratio to the peer's best, memory, and where its time goes."""
+    """Markdown lines: each variant's median, its ratio to the peer's best, memory, and the share of each phase."""
     medians = {variant: median(some["seconds"]) for variant, some in found.items()}
     peers = {variant: seconds for variant, seconds in medians.items() if variant.startswith("trl")}
     best = min(peers.values()) if peers else None
     lines = [
         f"\n**{name}, {lengths} lengths**: {WORKLOADS[name].what}. Floor {floor_seconds:.2g} s.\n",
-        "| | seconds an iteration, median | times faster than TRL's best | peak memory, GB | share of each phase |",
+        "| | seconds per iteration, median | speed-up over TRL's best | peak memory, GB | share of each phase |",
         "| --- | --- | --- | --- | --- |",
     ]
     for variant, some in found.items():
@@ -144,7 +143,7 @@ def report(name: str, lengths: str, found: dict, floor_seconds: float) -> list[s
 
 
 def processor(device: str) -> str:
-    """What it runs on, in words."""
+    """The name of the processor or GPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     try:
@@ -160,8 +159,10 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default=device)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: a b c on a CPU, gpu on a GPU")
     parser.add_argument("--lengths", nargs="+", choices=["fixed", "realistic"], default=["fixed", "realistic"])
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="these, plain, ours-eager, rloo, grpo ...")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each variant")
+    parser.add_argument(
+        "--variants", nargs="+", default=VARIANTS, help="default: these five; also plain, ours-eager, rloo, grpo ..."
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="processes per variant (default: 3)")
     parser.add_argument("--peer_env", type=Path, default=Path(".venv-trl-1.12"), help="the peer's environment")
     args = parser.parse_args()
     needs_peer = any(variant.startswith("trl") for variant in args.variants)

@@ -1,10 +1,10 @@
-"""One PPO trainer on one workload, timed: a process of `ppo_speed.py`. Prints a line of JSON.
+"""Time one PPO trainer on one workload, as a process of `ppo_speed.py`; prints one line of JSON.
 
     python ppo_worker.py VARIANT WORKLOAD LENGTHS ITERATIONS DEVICE [CHANGES]
 
-VARIANT is one of OURS, TRL 1.12's PPO (`trl`), each also with one of SETTINGS (`trl-SETTING`), or `rloo` or `grpo` of
-today's TRL. CHANGES is a JSON mapping of a workload's fields, or of its configuration's, to other values. It imports
-only the library it runs, so that the peer can live in an environment of its own.
+VARIANT is one of OURS or TRL 1.12's PPO (`trl`), each also with one of SETTINGS (`trl-SETTING`), or `rloo` or `grpo`
+of the installed TRL. CHANGES is a JSON mapping of fields of the workload or of its configuration to other values. Only
+the library that is run is imported, so the peer can have its own environment.
 """
 
 import json
@@ -34,11 +34,11 @@ from transformers import (
 )
 from workloads import PAD, STOP, WORKLOADS, Workload
 
-# Set: the second iteration, with responses of 32 tokens, is profiled, and its kernels go to the standard error output.
+# If set, the second iteration is profiled, with responses of 32 tokens, and its kernels are printed to stderr.
 KERNELS = "PPO_SPEED_KERNELS"
-# Of PPOTrainer: as it comes; the same algorithm, every option that is exact switched on; what the preset chooses.
+# Variants of PPOTrainer: the defaults; the same algorithm with every exact speed option; the preset `recommended`.
 OURS = ("plain", "ours", "recommended")
-# What a user can set in one line, with any trainer.
+# What a user can set in one line with any trainer.
 SETTINGS = {
     "medium": lambda: torch.set_float32_matmul_precision("medium"),
     "eager": lambda: torch.set_float32_matmul_precision("medium"),  # and attention without its flash kernel
@@ -46,7 +46,7 @@ SETTINGS = {
 
 
 def make_models(workload: Workload, lengths: str, *, device: str, attention: str | None = None) -> tuple:
-    """Policy and reward model of random weights; the policy never stops, or by a constant chance at each token."""
+    """Make policy and reward model with random weights; the policy never stops, or with a constant chance."""
     set_seed(0)
     config = {"gpt2": GPT2Config, "llama": LlamaConfig}[workload.family](**workload.config, num_labels=1)
     if attention is not None:
@@ -65,7 +65,7 @@ def make_models(workload: Workload, lengths: str, *, device: str, attention: str
 
 
 def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """A token for each of the words `w0`, `w1`, ..."""
+    """A tokenizer with one token for each of the words `w0`, `w1`, ..."""
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     vocab = {**dict(zip(special.values(), (PAD, STOP, 2), strict=True)), **{f"w{i}": i for i in range(3, vocab_size)}}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -74,7 +74,7 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 class Clock:
-    """Seconds in the phases of an iteration; the accelerator is waited for, where there is one."""
+    """Measures the seconds of each phase of an iteration, with the accelerator synchronized."""
 
     def __init__(self, device: str):
         self.device, self.phases, self.borders, self.inner = device, defaultdict(float), [], 0.0
@@ -87,7 +87,7 @@ class Clock:
         return time.perf_counter()
 
     def border(self) -> None:
-        """Between two iterations."""
+        """Mark the border between two iterations."""
         self.borders.append((self.now(), dict(self.phases)))
         on_gpu = self.device == "cuda"
         self.memory.append(torch.cuda.memory_allocated() if on_gpu else psutil.Process().memory_info().rss)
@@ -102,7 +102,7 @@ class Clock:
             )
 
     def wrap(self, holder: object, name: str, phase: str) -> None:
-        """Count a function's seconds as a phase, less those of phases inside it."""
+        """Count a function's seconds as a phase, without those of phases inside it."""
         call = getattr(holder, name)
 
         @wraps(call)
@@ -117,7 +117,7 @@ class Clock:
         setattr(holder, name, timed)
 
     def report(self) -> dict:
-        """Seconds of each iteration but the first, and of its phases."""
+        """The seconds of each iteration and its phases, without the first iteration."""
         pairs = list(zip(self.borders, self.borders[1:], strict=False))[1:] or [(self.borders[0], self.borders[-1])]
         seconds = [end[0] - start[0] for start, end in pairs]
         names = self.borders[-1][1]
@@ -127,10 +127,7 @@ class Clock:
 
 def our_options(variant: str) -> dict:
     """Options of PPOConfig in a variant of OURS."""
-    from hf_instructgpt.ppo.onednn import mkl_is_slow
-
     exact = {"fast_sampling": True, "fuse_activations": True, "batch_by_length": True}
-    exact |= {"linear_backend": "onednn"} if mkl_is_slow() else {}
     return {"plain": {}, "ours": exact, "recommended": {"preset": "recommended"}}[variant]
 
 
@@ -170,9 +167,9 @@ def run_ours(
         begin(rows)
 
     trainer._begin_rollout = at_border
-    phases = {"_sample": "sample", "_score": "reward", "_measure": "log-probs and values", "compute_loss": "forward"}
-    for name, phase in phases.items():
+    for name, phase in {"_sample": "sample", "_score": "reward", "compute_loss": "forward"}.items():
         clock.wrap(trainer, name, phase)
+    clock.wrap(trainer_module, "measure", "log-probs and values")
     clock.wrap(trainer.accelerator, "backward", "backward")
     trainer.add_callback(OptimizerClock(trainer, clock))
     trainer.train()
@@ -181,7 +178,7 @@ def run_ours(
 
 
 class OptimizerClock(TrainerCallback):
-    """The optimizer is there once training has begun."""
+    """Times the optimizer, which exists only once training has begun."""
 
     def __init__(self, trainer, clock: Clock):
         self.trainer, self.clock = trainer, clock
@@ -242,7 +239,7 @@ def run_trl(workload: Workload, lengths: str, iterations: int, device: str, fold
 def run_critic_free(
     workload: Workload, lengths: str, iterations: int, device: str, folder: str, *, variant: str
 ) -> Clock:
-    """TRL's RLOO or GRPO on as many samples, two a prompt, for their length: no reward model, critic, reference."""
+    """Run TRL's RLOO or GRPO on as many samples, two per prompt, without reward model, critic and reference."""
     import trl
 
     config, trainer_class = (getattr(trl, f"{variant.upper()}{kind}") for kind in ("Config", "Trainer"))
@@ -287,7 +284,7 @@ def run_critic_free(
 
 
 def common(device: str) -> dict:
-    """Options of both."""
+    """Options shared by all trainers."""
     return {
         "bf16": False,
         "use_cpu": device == "cpu",

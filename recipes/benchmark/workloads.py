@@ -3,13 +3,13 @@
 import random
 from dataclasses import dataclass, replace
 
-# Ids that are no word: padding and end of text.
+# Ids of padding and end of text.
 PAD, STOP = 0, 1
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A policy by its family and sizes, and what one iteration of PPO does with it."""
+    """Family and sizes of a policy, and the batch of one PPO iteration."""
 
     what: str
     family: str
@@ -22,14 +22,14 @@ class Workload:
     bf16: bool = False
 
     def prompts(self) -> list[list[int]]:
-        """Token ids of the prompts of an iteration."""
+        """Token ids of an iteration's prompts."""
         rng = random.Random(0)
         return [
             [rng.randrange(3, self.config["vocab_size"]) for _ in range(self.prompt_length)] for _ in range(self.batch)
         ]
 
     def changed(self, **changes: int) -> "Workload":
-        """The same with other values of its fields, or of its model's configuration."""
+        """A copy with other values of its fields or of its model's configuration."""
         mine = {name: value for name, value in changes.items() if name not in self.config}
         return replace(self, **mine, config={**self.config, **{k: v for k, v in changes.items() if k not in mine}})
 

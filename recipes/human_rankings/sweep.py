@@ -1,10 +1,10 @@
-r"""What a small reward model learns from human preferences: sizes and learning rates, each with its report card.
+r"""Train small reward models on human preferences, with several sizes and learning rates, and report each.
 
     python recipes/human_rankings/sweep.py --rankings rankings.jsonl --demonstrations demonstrations.jsonl \
         --output_dir runs/human_rankings
     python recipes/human_rankings/sweep.py --rankings pairs.jsonl --model stories260k --output_dir runs/human_pairs
 
-With demonstrations the sizes are widths and contexts of a new CharGPT; with a model they are shares of the rows.
+With demonstrations, the sizes are widths and contexts of a new CharGPT; with a model, they are shares of the rows.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from hf_instructgpt.stages.sft import run_sft
 
 RECIPE = Path(__file__).parent
 SIZES = ((32, 160), (64, 160), (128, 160))  # width and context of a new CharGPT
-SHARES = (0.25, 0.5, 1.0)  # of the rows, for a model that is there already
-# For a base model: who speaks is written before what is said.
+SHARES = (0.25, 0.5, 1.0)  # of the rows, for an existing model
+# For a base model without a chat template.
 TEMPLATE = (
     "{% for m in messages %}"
     "{{ {'user': 'Human', 'assistant': 'Assistant'}[m['role']] + ': ' + m['content'] + '\n\n' }}"
@@ -30,7 +30,7 @@ TEMPLATE = (
 
 
 def train(folder: Path, stage: str, options: dict) -> dict:
-    """One stage of the recipe, with other options, in `folder/model`."""
+    """Run one stage of the recipe with other options into `folder/model`."""
     path = RECIPE / f"{stage}.yaml"
     options = {**read_yaml(path), **options, "output_dir": str(folder / "model")}
     {"sft": run_sft, "reward": run_reward}[stage](*parse_options(stage, options, source=str(path)))
@@ -38,14 +38,14 @@ def train(folder: Path, stage: str, options: dict) -> dict:
 
 
 def starts(args: argparse.Namespace) -> dict[str, dict]:
-    """The sizes: options of the reward stage by their names."""
+    """The options of the reward stage for each size, by its name."""
     if args.model is not None:
         start = args.output_dir / "start"
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         tokenizer.chat_template = tokenizer.chat_template or TEMPLATE
         tokenizer.save_pretrained(start)
         AutoModelForCausalLM.from_pretrained(args.model).save_pretrained(start)
-        # One pass over a share of the rows is a share of one pass.
+        # A pass over a share of the rows is a share of an epoch.
         options = {"model_name_or_path": str(start), "max_length": 192}
         return {f"rows-{share:g}": {**options, "num_train_epochs": share} for share in SHARES}
     cells = {}
@@ -60,11 +60,11 @@ def starts(args: argparse.Namespace) -> dict[str, dict]:
 
 
 def main() -> None:
-    """Train what is not there yet, measure, print the table."""
+    """Train what is missing, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rankings", required=True, help="rankings or preferences, a JSON Lines file or a Hub id")
     start = parser.add_mutually_exclusive_group(required=True)
-    start.add_argument("--demonstrations", help="what each new CharGPT is trained on first")
+    start.add_argument("--demonstrations", help="demonstrations that each new CharGPT is trained on first")
     start.add_argument("--model", help="a causal language model to start from, a folder or a Hub id")
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -80,7 +80,7 @@ def main() -> None:
         for seed in args.seeds
     }
     run_cells(train, cells, args.output_dir / "reward")
-    print("| model | right | better rule of length | difference | log-loss, nats |")
+    print("| model | pair accuracy | better length baseline | difference | log-loss, nats |")
     print("| --- | --- | --- | --- | --- |")
     for name in cells:
         card = evaluate_reward(str(args.output_dir / "reward" / name / "model"))
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def interval(share: dict) -> str:
-    """A figure of a report card with its 95 % interval."""
+    """A figure of a report with its 95 % interval."""
     low, high = share["ci95"]
     return f"{share['value']:.3f} [{low:.3f}, {high:.3f}]"
 

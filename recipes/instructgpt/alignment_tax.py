@@ -1,11 +1,11 @@
-"""What PPO costs and what PPO-ptx keeps: from the same start and reward model, PPO without and with the language-
-modelling term (Ouyang et al. 2022, sections 3.5 and 4.2), measured on held-out prompts and text.
+"""Measure the alignment tax: PPO with and without the language-modelling term (PPO-ptx) from the same start and reward
+model, on held-out prompts and text (Ouyang et al. 2022, sections 3.5 and 4.2).
 
     python -m recipes.instructgpt.alignment_tax runs/seed0 runs/seed1 runs/seed2 --kl_coef 0.05 --ptx_coef 1
 
-Each RUN is the folder of a finished `hf-instructgpt run` on the sample data `lab`, one a seed; the current folder is
-the checkout's root. PPO's options are the run's own but for those given here, and the same with and without the term.
-What is trained and measured stays in `--output_dir`, and is not done again.
+Each RUN is the folder of a finished `hf-instructgpt run` on the sample data `lab`, one per seed. Run it from the root
+of a checkout. PPO's options are the run's, except those given here, and the same with and without the term. Results
+are cached in `--output_dir`.
 """
 
 import argparse
@@ -40,21 +40,23 @@ MEASURES = {
     "gold_greedy": "judge's mean, greedy",
     "correct": "exactly correct, sampled",
     "correct_greedy": "exactly correct, greedy",
-    "loss": "held-out text, nats a token",
-    "kl": "KL to the start, nats a response",
+    "loss": "held-out text, nats per token",
+    "kl": "KL to the start, nats per response",
 }
 
 
 def main() -> None:
-    """Train what is missing, measure, print the table."""
+    """Train what is missing, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a finished run's folder")
-    parser.add_argument("--kl_coef", type=float, help="default: the run's")
+    parser.add_argument("--kl_coef", type=float, help="KL coefficient (default: the run's)")
     parser.add_argument("--ptx_coef", type=float, required=True, help="weight of the language-modelling loss")
-    parser.add_argument("--ptx_ratio", type=float, default=1.0, help="rows of text a response (default: 1)")
-    parser.add_argument("--ptx_dataset_name", default="lab", help="the text (default: lab's demonstrations)")
-    parser.add_argument("--max_steps", type=int, help="optimizer steps of PPO; default: the run's")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/alignment_tax"), help="where the policies go")
+    parser.add_argument("--ptx_ratio", type=float, default=1.0, help="rows of text per response (default: 1)")
+    parser.add_argument(
+        "--ptx_dataset_name", default="lab", help="pretraining text (default: the demonstrations of `lab`)"
+    )
+    parser.add_argument("--max_steps", type=int, help="optimizer steps of PPO (default: the run's)")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/alignment_tax"), help="folder for the policies")
     args = parser.parse_args()
     text = args.ptx_dataset_name
     shared = {"kl_coef": args.kl_coef, "max_steps": args.max_steps}
@@ -72,7 +74,7 @@ def main() -> None:
 
 
 def train_and_measure(*, folder: Path, run: str, options: dict, text: str) -> dict[str, list[float]]:
-    """PPO with a run's options and these (none: no PPO at all) into `folder`; what came out, one number a prompt."""
+    """Run PPO with a run's options and these (none: no PPO) into `folder`; returns one number per prompt."""
     known = json.loads((Path(run) / "run.json").read_text(encoding="utf-8"))
     start = Path(run) / ("ppo_init" if known.get("ppo_init") else "sft")
     policy, max_length = start, known["ppo"]["max_completion_length"]
@@ -109,7 +111,7 @@ def train_and_measure(*, folder: Path, run: str, options: dict, text: str) -> di
 
 
 def text_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> list[float]:
-    """Mean cross-entropy of each row, nats a token; of a row with a prompt, that of the answer."""
+    """The mean cross-entropy of each row, or of the answer in a row with a prompt, in nats per token."""
     pairs = []
     for row in rows:
         ids = encode_text(tokenizer, row["prompt"] + row["completion"] if "prompt" in row else row["text"], ended=True)
@@ -124,8 +126,8 @@ def text_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
 
 
 def table(results: dict[str, list[dict]]) -> str:
-    """Means with 95 % intervals over prompts, behind them each seed's; and the differences, paired by prompt."""
-    columns = {**results, "PPO less start": ("PPO", "start"), "PPO-ptx less PPO": ("PPO-ptx", "PPO")}
+    """A Markdown table of means with 95 % intervals over prompts, each seed's mean, and paired differences."""
+    columns = {**results, "PPO minus start": ("PPO", "start"), "PPO-ptx minus PPO": ("PPO-ptx", "PPO")}
     lines = [f"| mean over {len(results['PPO'])} seeds [95 % interval]; each seed | {' | '.join(columns)} |"]
     lines.append("| --- " * (len(columns) + 1) + "|")
     for measure, what in MEASURES.items():
@@ -139,7 +141,7 @@ def table(results: dict[str, list[dict]]) -> str:
 
 
 def cell(by_seed: list[list[float]]) -> str:
-    """`0.66 [0.62, 0.70]; 0.68, 0.66, 0.64`: rows are averaged over seeds, then drawn."""
+    """`0.66 [0.62, 0.70]; 0.68, 0.66, 0.64`: the interval resamples rows averaged over seeds."""
     by_row = [fmean(values) for values in zip(*by_seed, strict=True)]
     low, high = bootstrap_ci(by_row)
     return f"{fmean(by_row):.2f} [{low:.2f}, {high:.2f}]; {', '.join(f'{fmean(values):.2f}' for values in by_seed)}"

@@ -1,10 +1,10 @@
-"""The pretraining text of this recipe: bare statements of the facts behind the sample data `lab`.
+"""Generate the pretraining text of this recipe: plain statements of the facts behind the sample data `lab`.
 
     python -m recipes.instructgpt.statements
 
-writes `data/train.jsonl` and `data/test.jsonl` anew, byte for byte. A fact stands in `train` in one of its family's
-wordings and in `test` in the other. The statements have no question, no chat form, no polite or rude word and no end
-mark: nothing of what the judge looks for but what is true.
+rewrites `data/train.jsonl` and `data/test.jsonl`, byte for byte. Each fact is in `train` in one wording and in `test`
+in another. The statements have no question, no chat form, no polite or rude word and no end mark: of what the judge
+scores, they teach only the facts.
 """
 
 import json
@@ -18,7 +18,7 @@ NUM_TEST = 200
 
 
 def statements() -> dict[str, list[str]]:
-    """split -> statements such as `雪的颜色是白色`."""
+    """Statements such as `雪的颜色是白色`, by split."""
     rng, train, test = Random("statements"), [], []
     for family in FAMILIES:
         wordings = [wording for wording in family.answers if "{s}" in wording]
@@ -33,7 +33,7 @@ def statements() -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Write the files."""
+    """Write both files."""
     DATA.mkdir(exist_ok=True)
     for split, texts in statements().items():
         lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]

@@ -1,15 +1,15 @@
-"""The reward of the recipe: answers in short sentences."""
+"""The reward of this recipe: short sentences."""
 
 import re
 
-TARGET = 8  # words a sentence
+TARGET = 8  # words per sentence
 
 
 def short_sentences(completions: list, **_) -> list[float]:
-    """1 where an answer's sentences have eight words on average, less the further they are from it, down to 0.
+    """Score 1 if an answer's sentences have eight words on average, and less the further they are from eight.
 
-    The mean length `w` is an answer's words by its full stops, question and exclamation marks (at least one); the
-    score is `min(w, 8) / max(w, 8)`. Completions are texts or messages.
+    The score is `min(w, 8) / max(w, 8)`, with w the number of words divided by the number of sentence ends (`.`, `!`
+    or `?`, at least one). Completions are texts or messages.
     """
     texts = [completion if isinstance(completion, str) else completion[-1]["content"] for completion in completions]
     return [_score(text) for text in texts]

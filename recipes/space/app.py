@@ -1,7 +1,7 @@
-"""The ranking page as a Hugging Face Space: `hf-instructgpt rank` with what the Space's settings say.
+"""The ranking page as a Hugging Face Space: `hf-instructgpt rank` with options from the Space's settings.
 
-Variables: MODEL and PROMPTS (Hub ids), OUTPUT (default /data/rankings.jsonl: with persistent storage, or the rankings
-are gone when the Space restarts). Secrets: PASSWORD, and HF_TOKEN for private models and data.
+Variables: MODEL and PROMPTS (Hub ids), OUTPUT (default: /data/rankings.jsonl; without persistent storage, rankings are
+lost when the Space restarts). Secrets: PASSWORD, and HF_TOKEN for private models and data.
 """
 
 import os

@@ -18,7 +18,7 @@ sys.stdin.read()
 
 def check(folder: Path) -> None:
     argv = [*stage_files(folder)["ppo"], "--output_dir", folder / "ppo"]
-    recipe = Path(__file__).parents[3] / "recipes" / "overopt" / "lab.yaml"
+    recipe = Path(__file__).parents[3] / "recipes" / "overopt" / "experiment.yaml"
     trainer = ppo_trainer(folder)
     folders = [folder / name for name in ("ppo", "run", "lab", "out")]
     with subprocess.Popen(

@@ -20,7 +20,7 @@ def check(folder):
         config[stage] |= {"dataset_name": str(RECIPE / "data"), "max_steps": 4 if stage == "ppo" else 2}
     config["ppo"]["max_completion_length"] = 8
     result = command("run", "--config", write_yaml(folder / "pipeline.yaml", config), "--output_dir", folder / "out")
-    assert_done(result, "No judge", "reward-model accuracy")
+    assert_done(result, "No judge", "pair accuracy")
     for stage in ("sft", "reward", "ppo"):
         made = Made.load(folder / "out" / stage)
         assert made.is_adapter and isinstance(made.prompt, list)

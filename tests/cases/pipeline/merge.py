@@ -6,8 +6,9 @@ import re
 import torch
 from product import QUICK, assert_done, assert_refused, command, policy, saved, tokenizer, write_rows
 
+from hf_instructgpt.models.loading import load_reward_model
 from hf_instructgpt.scoring.reward_models import reward_model_scores
-from hf_instructgpt.stages.load_models import load_causal_lm, load_reward_model, load_tokenizer
+from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
 
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--learning_rate", "1e-2"]
 

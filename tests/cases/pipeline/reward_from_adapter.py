@@ -3,9 +3,9 @@
 import torch
 from product import QUICK, assert_done, command, policy, saved, tokenizer, write_rows
 
-from hf_instructgpt.models.loading import load_reward_func
+from hf_instructgpt.models.loading import load_reward_model
 from hf_instructgpt.scoring.reward_functions import reward_name
-from hf_instructgpt.stages.load_models import load_causal_lm, load_new_reward_model, load_reward_model, load_tokenizer
+from hf_instructgpt.stages.load_models import load_causal_lm, load_new_reward_model, load_tokenizer
 
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--learning_rate", "1e-2"]
 
@@ -32,7 +32,7 @@ def check(folder):
     reward = ["reward", "--model_name_or_path", folder / "sft", "--dataset_name", pairs, "--output_dir", folder / "rm"]
     result = command(*reward, *QUICK["reward"])
     assert_done(result, "is an adapter: it is trained on")
-    again = load_reward_model(str(folder / "rm"), made).eval()
+    again = load_reward_model(str(folder / "rm"), tokenizer=made).eval()
     assert again(input_ids=ids).logits.shape == (1, 1) and (folder / "rm" / "adapter_model.safetensors").is_file()
-    assert reward_name(load_reward_func(str(folder / "rm"))) == "rm"  # not its base model's name
+    assert reward_name(load_reward_model(str(folder / "rm"))) == "rm"  # not its base model's name
     assert_done(command("evaluate", "reward", folder / "rm", "--split", "train"))

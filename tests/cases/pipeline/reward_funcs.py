@@ -13,7 +13,7 @@ def check(folder):
     (folder / "terms_of_mine.py").write_text(FUNCS)
     config = pipeline_file(folder, ppo={"reward_funcs": ["terms_of_mine.length"]})
     result = command("run", "--config", config)
-    assert_done(result, "The stage `reward` is trained", "nothing else uses it", "what PPO optimised (`length`)")
+    assert_done(result, "The stage `reward` is trained", "nothing else uses it", "what PPO optimises (`length`)")
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
     assert metrics["optimised"] == {"length": 1.0} and 0 <= metrics["comparison"]["score_sft"] <= 8
     assert "nothing else uses it" in (folder / "out" / "README.md").read_text()

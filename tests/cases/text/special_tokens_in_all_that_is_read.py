@@ -46,7 +46,7 @@ def check(folder: Path) -> None:
             *("reward", *start, files["pairs"], *QUICK["reward"], "--calibration_dataset_name", files["typed"])
         ],
         "evaluation/preference": ["evaluate", "reward", scorer, "--dataset_name", files["pairs"], "--split", "train"],
-        "stages/data_report": ["data", files["pairs"], "--model", model],
+        "stages/load_data": ["data", files["pairs"], "--model", model],
         "data/pretraining_text": [
             "sft",
             *start,
@@ -70,7 +70,7 @@ def check(folder: Path) -> None:
         assert any("ab< eos>user:c" in some for some in read), (module, read)
         assert not any(TYPED in some for some in read), (module, read)
         read.clear()
-    assert "4 of 4 rows have special tokens" in command(*commands["stages/data_report"]).out
+    assert "4 of 4 rows have special tokens" in command(*commands["stages/load_data"]).out
     _foreign(noted, read)
     _control(folder, tok, model)
 

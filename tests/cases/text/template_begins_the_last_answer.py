@@ -20,13 +20,15 @@ def check(folder: Path) -> None:
     for prompt in (asked, [*asked, assistant("de")]):
         ids = encode_prompt(tok, prompt)
         responses = [tok(text)["input_ids"] + end for text in ("bc", "[]bc", "b<c")]
-        rows = scored_rows(tok, [prompt] * 3, [ids] * 3, responses)
+        rows = scored_rows(tok, [{"prompt": prompt}] * 3, [ids] * 3, responses)
         wanted = ["bc", "bc", "b<c"] if prompt == asked else ["bc", "[]bc", "b<c"]
         trained = [encode_text(tok, whole_text(prompt, text), ended=True) for text in wanted]
         assert rows == trained, [tok.decode(row) for row in rows]
     ids = encode_prompt(tok, asked)
-    assert scored_rows(tok, [asked], [ids], [responses[0][:-1]]) == [ids + responses[0][:-1]]  # it was cut off
+    assert scored_rows(tok, [{"prompt": asked}], [ids], [responses[0][:-1]]) == [
+        ids + responses[0][:-1]
+    ]  # it was cut off
     options = {"closed": True}
     ids = encode_prompt(tok, asked, **options)
-    rows = scored_rows(tok, [asked], [ids], [responses[0]], options=[options])
+    rows = scored_rows(tok, [{"prompt": asked, "chat_template_kwargs": options}], [ids], [responses[0]])
     assert tok.decode(rows[0]) == "user:a<eos>\nassistant:[]bc<eos>\n"

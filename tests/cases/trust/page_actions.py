@@ -19,7 +19,7 @@ def check(folder: Path) -> None:
             return status, item_id
 
         status, first, *_ = one.predict("ann", api_name="/start")
-        assert status.startswith("ann ranks. 0 of yours") and first
+        assert status.startswith("Hi ann: 0 of 4 ranked (everyone: 0).") and first
         # Two at once, as by Enter and `b`, before the next item is there: the second was never seen.
         with ThreadPoolExecutor() as pool:
             said = list(pool.map(lambda action: act(one, action, first)[0], ("save", "all_bad")))
@@ -32,7 +32,7 @@ def check(folder: Path) -> None:
         assert "too early" in act(two, "skip", ids[one])[0]
         for client in (two, one):
             status, ids[client] = act(client, "save", ids[client], own="mine<eos>")
-        assert "3 of yours, 3 in all" in status
+        assert "3 of 4 ranked (everyone: 3)" in status
         assert file.rows()[-1]["responses"][-1] == "mine< eos>"  # a special token that was typed is text
         for client in (two, one):
             if ids[client]:

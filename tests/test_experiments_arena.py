@@ -20,17 +20,18 @@ from hf_instructgpt.char_gpt import (
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.experiments import arena, arena_methods, jobs
+from hf_instructgpt.experiments import arena, arena_methods, experiment, jobs
 from hf_instructgpt.experiments.arena import Arena
 from hf_instructgpt.experiments.arena_methods import (
     BudgetCallback,
-    Cell,
+    Contest,
     PairTrainer,
     Setting,
     parse_method,
     run_method,
 )
-from hf_instructgpt.experiments.arena_report import analyse, arena_markdown, findings
+from hf_instructgpt.experiments.arena_report import analyse
+from hf_instructgpt.experiments.experiment import findings
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.trainer import PPOTrainer
 from hf_instructgpt.stages import load_data, sft
@@ -53,7 +54,7 @@ ONLINE = [method for method in METHODS if method != "dpo"]
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """A policy and a reward model of random weights, and 24 of the lab's prompts a split, in files."""
+    """A policy and a reward model of random weights, and 24 prompts of `lab` per split, in files."""
     folder = tmp_path_factory.mktemp("arena")
     ids = {"pad_token_id": PAD, "eos_token_id": EOS}
     torch.manual_seed(0)
@@ -110,7 +111,7 @@ def test_the_first_rollout_that_reaches_the_budget_is_the_last(method, setting, 
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
-    cell = Cell(setting, seed=0)
+    cell = Contest(setting, seed=0)
     before = [p.clone() for p in cell.policy.parameters()]
     assert train(cell, method, tmp_path) == {"trainer_tokens": 60}
     assert planted == [8, 8, 8] and cell.reward.num_tokens == 60
@@ -142,7 +143,7 @@ def test_ppo_s_critic_starts_from_the_reward_model(options, setting, planted, tm
             return super().train()
 
     monkeypatch.setitem(arena_methods.ONLINE, "ppo", Recorded)
-    cell = Cell(replace(setting, budget_tokens=1), seed=0)
+    cell = Contest(replace(setting, budget_tokens=1), seed=0)
     # What an update moves first is the head; the rate is too small for the rest to be seen.
     train(cell, "ppo", tmp_path, options, learning_rate=1e-9)
     if options:
@@ -153,7 +154,7 @@ def test_ppo_s_critic_starts_from_the_reward_model(options, setting, planted, tm
 
 
 def test_scores_and_tokens_by_hand_and_as_ppo_has_them(setting, tmp_path, planted):
-    cell = Cell(setting, seed=0)
+    cell = Contest(setting, seed=0)
     prompts = ROWS["train"]["prompt"][:4]
     rows = [{"prompt": prompt} for prompt in prompts]
     samples, scores = cell.sample(rows)
@@ -201,7 +202,7 @@ class Table(torch.nn.Module):
 
 
 def cell_with(setting, *scores, **changes):
-    cell = Cell(replace(setting, **changes), seed=0)
+    cell = Contest(replace(setting, **changes), seed=0)
     cell.reward_model = cell.reward.model = Table(*scores)
     return cell
 
@@ -233,7 +234,7 @@ def test_ties_give_no_pair_and_prompts_come_again(setting, planted):
 def test_dpo_learns_from_the_ids_as_they_were_sampled(setting, tmp_path):
     """Neither an end-of-text token nor anything else is added; and the chosen response becomes more likely."""
     pairs = Dataset.from_list([{"prompt_ids": [3, 4], "chosen_ids": [UNK, EOS], "rejected_ids": [UNK, UNK, 6]}] * 4)
-    cell = Cell(setting, seed=0)
+    cell = Contest(setting, seed=0)
     options = {"learning_rate": 1e-2, "seed": 0, "output_dir": str(tmp_path), "source": ""}
     config = parse_method("dpo", METHODS["dpo"] | {"max_steps": 8}, setting, **options)[-1]
     trainer = PairTrainer(cell.policy, args=config, train_dataset=pairs, processing_class=cell.tokenizer)
@@ -278,7 +279,7 @@ def test_the_untrained_policy_is_measured(setting, tmp_path):
     for how in ("sampled", "greedy"):
         assert len(result[how]["gold"]) == 24 and 1 <= result[how]["length"] <= 4 and result[how]["correct"] is None
     lab = replace(setting, prompts={"dataset_name": "lab"})
-    cell = Cell(lab, seed=1 + 2**31)
+    cell = Contest(lab, seed=1 + 2**31)
     cell.prompts = ROWS
     assert cell.measure()["sampled"] == {**result["sampled"], "correct": 0.0}
 
@@ -310,7 +311,7 @@ def test_any_other_error_is_raised(setting, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(Cell, "train", fail)
+    monkeypatch.setattr(Contest, "train", fail)
     with pytest.raises(RuntimeError, match="ours"):
         run_method(tmp_path, setting=setting, method="ppo", learning_rate=1.0, seed=0, options=METHODS["ppo"])
 
@@ -329,7 +330,7 @@ def made_up(method, seed, gold, *, rate=None, validation=0.0, kl=1.0, diverged=N
     return result | more | {"greedy": {**sampled, "gold": gold[::-1]}, "validation_score": validation}
 
 
-CELLS = [
+JOBS = [
     *(made_up("sft", seed, [0.0, 0.2], kl=0.0) for seed in range(3)),
     *(made_up("best_of_n", seed, [0.0, 0.4]) for seed in range(3)),
     # Means 0.3, 0.4 and 0.8: mean 0.5, standard deviation sqrt(0.07).
@@ -352,9 +353,9 @@ RESULTS = {
 
 
 def test_the_numbers_of_a_row_by_hand():
-    rows = {(row["method"], row["learning_rate"]): row for row in analyse(CELLS)}
+    rows = {(row["method"], row["learning_rate"]): row for row in analyse(JOBS)}
     ppo = rows["ppo", 1e-3]["numbers"]
-    half = 4.303 * math.sqrt(0.07 / 3)
+    half = 4.302653 * math.sqrt(0.07 / 3)
     assert ppo["judge"]["values"] == pytest.approx([0.3, 0.4, 0.8]) and ppo["judge"]["mean"] == pytest.approx(0.5)
     assert ppo["judge"]["interval"] == pytest.approx([0.5 - half, 0.5 + half])
     # Against 0 and 0.2: win and tie, win and loss, two wins.
@@ -368,53 +369,58 @@ def test_the_numbers_of_a_row_by_hand():
         best["numbers"]["judge"]["interval"] == pytest.approx([0.2, 0.2]) and best["numbers"]["greedy_judge"] is None
     )
     assert best["numbers"]["win_rate"]["mean"] == 0.75 and not best["chosen"] and not rows["sft", None]["chosen"]
-    assert analyse([CELLS[0]])[0]["numbers"]["judge"]["interval"] is None
+    assert analyse([JOBS[0]])[0]["numbers"]["judge"]["interval"] is None
 
 
 def test_the_table_in_words():
-    results = {**RESULTS, "rows": analyse(CELLS)}
-    lines = arena_markdown(results).splitlines()
+    results = {**RESULTS, "rows": analyse(JOBS)}
+    lines = Arena.report(results).splitlines()
     header = next(line for line in lines if line.startswith("| method"))
     table = {
         tuple(line.split(" | ")[:2]): dict(zip(header.split(" | ")[2:], line.split(" | ")[2:], strict=True))
         for line in lines[lines.index(header) + 2 :][:5]
     }
     chosen = table["| PPO", "**0.001**"]
-    assert chosen["judge"] == "0.50 ± 0.66" and chosen["wins over SFT"] == "75% ± 62" and chosen["KL"] == "3.00 ± 2.48"
+    assert (
+        chosen["judge"] == "0.50 ± 0.66" and chosen["wins over SFT"] == "75 % ± 62 %" and chosen["KL"] == "3.00 ± 2.48"
+    )
     assert chosen["tokens sampled"] == "101" and chosen["reward model, choice"] == "2.00 ± 2.48"
     assert any("on the prompts of the split `dev`" in line for line in lines)
     assert table["| PPO", "0.01"]["judge"] == "diverged, 1 of 3 seeds" and table["| PPO", "0.01"]["KL"] == "–"
     assert table["| best-of-n, n = 7", "–"]["judge, greedy"] == "–"
-    assert findings(results) == [
+    assert findings(Arena.report(results)) == [
         "SFT: the judge's mean is 0.10 ± 0.00.",
         "best-of-n: the judge's mean is 0.20 ± 0.00.",
-        "PPO at 0.01 diverged with seed 2: NaN",
-        "PPO at 0.001, chosen by the reward model: the judge's mean is 0.50 ± 0.66; it is highest at 0.003, 0.70 ± "
-        "0.00; the choice stands at the edge of the learning rates tried, so a better one may lie beyond.",
+        "PPO with learning rate 0.01 diverged with seed 2: NaN",
+        "PPO with learning rate 0.001, chosen by the reward model: the judge's mean is 0.50 ± 0.66; it is highest "
+        "with 0.003, 0.70 ± 0.00; it is the lowest or highest learning rate tried, so a better one may lie beyond.",
     ]
 
 
 def test_a_trainer_that_counts_other_tokens_is_named():
-    cells = [*CELLS[:6], *({**cell, "trainer_tokens": cell["tokens"] + (cell["seed"] == 1)} for cell in CELLS[9:12])]
-    lines = findings({**RESULTS, "rows": analyse(cells)})
-    assert lines[-1] == "WARNING: PPO at 0.003: tokens counted here and by its trainer differ."
-    cells = [*CELLS[:6], *({**cell, "trainer_tokens": cell["tokens"]} for cell in CELLS[9:12])]
-    assert not any("WARNING" in line for line in findings({**RESULTS, "rows": analyse(cells)}))
+    cells = [*JOBS[:6], *({**cell, "trainer_tokens": cell["tokens"] + (cell["seed"] == 1)} for cell in JOBS[9:12])]
+    lines = findings(Arena.report({**RESULTS, "rows": analyse(cells)}))
+    assert lines[-1] == (
+        "WARNING: PPO with learning rate 0.003: its trainer counted other numbers of tokens than the arena."
+    )
+    cells = [*JOBS[:6], *({**cell, "trainer_tokens": cell["tokens"]} for cell in JOBS[9:12])]
+    assert not any("WARNING" in line for line in findings(Arena.report({**RESULTS, "rows": analyse(cells)})))
 
 
 def test_tokens_beside_the_budget_are_named():
-    lines = findings({**RESULTS, "budget_tokens": 90, "rows": analyse(CELLS)})
+    lines = findings(Arena.report({**RESULTS, "budget_tokens": 90, "rows": analyse(JOBS)}))
     assert lines[-3:] == [
-        "WARNING: best-of-n sampled 101 tokens: +12% beside the budget.",
-        "WARNING: PPO at 0.001 sampled 101 tokens: +12% beside the budget.",
-        "WARNING: PPO at 0.003 sampled 101 tokens: +12% beside the budget.",
+        "WARNING: best-of-n sampled 101 tokens; the budget is 90.",
+        "WARNING: PPO with learning rate 0.001 sampled 101 tokens; the budget is 90.",
+        "WARNING: PPO with learning rate 0.003 sampled 101 tokens; the budget is 90.",
     ]
 
 
 def test_a_method_that_always_diverged_has_no_choice():
-    rows = analyse([*CELLS[:6], made_up("ppo", 0, [], rate=1.0, diverged="NaN")])
+    rows = analyse([*JOBS[:6], made_up("ppo", 0, [], rate=1.0, diverged="NaN")])
     assert not any(row["chosen"] for row in rows)
-    assert findings({**RESULTS, "rows": rows})[2:] == ["PPO at 1 diverged with seed 0: NaN"]
+    lines = findings(Arena.report({**RESULTS, "rows": rows}))
+    assert lines[2:] == ["PPO with learning rate 1 diverged with seed 0: NaN"]
 
 
 # ---- The whole command ---------------------------------------------------------------------------------------------
@@ -442,7 +448,7 @@ CONFIG = {
 
 @pytest.fixture
 def here(monkeypatch):
-    """The lab with 24 rows a split, and cells that run in this process. Their names are noted."""
+    """The data `lab` with 24 rows per split, and jobs that run in this process. Their names are noted."""
 
     def few_rows(*args):
         splits = load_sample_dataset(*args)
@@ -461,7 +467,8 @@ def here(monkeypatch):
     ran = []
     for module in (load_data, sft):
         monkeypatch.setattr(module, "load_sample_dataset", few_rows)
-    monkeypatch.setattr(arena, "run_cells", run_cells)
+    for module in (arena, experiment):
+        monkeypatch.setattr(module, "run_cells", run_cells)
     return ran
 
 
@@ -490,7 +497,7 @@ def test_a_whole_run_goes_on_where_it_was_stopped(here, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {
         *("run.json", "sft", "reward", "cells", "arena.json", "arena.md", "arena.png")
     }
-    assert "GRPO at 0.001, chosen by the reward model" in capsys.readouterr().out
+    assert "GRPO with learning rate 0.001, chosen by the reward model" in capsys.readouterr().out
 
     here.clear()
     assert main(argv) == 2 and "holds another run" in capsys.readouterr().err
@@ -524,45 +531,52 @@ UNEVEN = {"gradient_accumulation_steps": 2, "steps_per_generation": 3, "num_iter
     ("changes", "message"),
     [
         ({"budget_token": 3}, "unknown key `budget_token`; did you mean `budget_tokens`?"),
-        ({"budget_tokens": "many"}, "`budget_tokens` must be of type int"),
-        ({"budget_tokens": 0}, "`budget_tokens` must be 1 or more"),
+        ({"budget_tokens": "many"}, "`budget_tokens`: input should be a valid integer, not 'many'"),
+        ({"budget_tokens": 0}, "`budget_tokens`: input should be greater than 0"),
         ({"judge": None}, "`judge` is missing"),
         ({"judge": "hf_instructgpt.data.gold"}, "hf_instructgpt.data.gold cannot be imported"),
         (
             {"judge": f"{__name__}.first"},
-            "row 1, responses cannot be scored: `judge`: the reward function first returned",
+            "row 1, responses cannot be scored: the judge first returned",
         ),
         (
             {"judge": f"{__name__}.words"},
-            "row 1, responses cannot be scored: `judge`: the reward function words raised IndexError",
+            "row 1, responses cannot be scored: the judge words raised IndexError",
         ),
-        ({"missing_eos_penalty": float("nan")}, "`missing_eos_penalty` must be 0 or more, not nan"),
-        ({"prompts": {"dataset_name": "lab", "dataset_test_split": "train"}}, "among those of the prompts that are"),
+        ({"missing_eos_penalty": float("nan")}, "`missing_eos_penalty`: input should be a finite number, not nan"),
+        ({"prompts": {"dataset_name": "lab", "dataset_test_split": "train"}}, "among those of `prompts` (train)"),
         ({"methods": {"dpo": {**DPO, "num_generations": 1}}}, "dpo: `num_generations` must be 2 or more, not 1"),
-        ({"methods": {"dpo": {"learning_rates": [float("inf")]}}}, "must be a list of different numbers between 0"),
-        ({"judge": "a/model"}, "`reward_funcs`: a/model|the model a/model cannot be loaded"),
-        ({"seeds": []}, "`seeds` must be 0 or more, not []"),
-        ({"seeds": [1, 1]}, "`seeds` must be different"),
-        ({"sft": None}, "say either `sft`, to train that model, or `sft_model`"),
-        ({"reward_model": "reward"}, "say either `reward`, to train that model, or `reward_model`"),
-        ({"sft": {**CONFIG["sft"], "output_dir": "x"}}, "`sft.output_dir` follows from the run itself"),
-        ({"sft": {**CONFIG["sft"], "use_peft": True}}, "sft: `use_peft`: the arena trains whole models"),
+        ({"methods": {"dpo": {"learning_rates": [float("inf")]}}}, "`methods.dpo.learning_rates.0`: input should be"),
+        ({"judge": "a/model"}, "`judge`: a/model cannot be imported"),
+        ({"seeds": []}, "`seeds`: needs 1 or more different values, not []"),
+        ({"seeds": [1, 1]}, "`seeds`: needs 1 or more different values, not [1, 1]"),
+        ({"sft": None}, "give either `sft`, to train that model, or `sft_model`"),
+        ({"reward_model": "reward"}, "give either `reward`, to train that model, or `reward_model`"),
+        ({"sft": {**CONFIG["sft"], "output_dir": "x"}}, "`sft.output_dir` is set by the run itself"),
+        ({"sft": {**CONFIG["sft"], "use_peft": True}}, "sft: `use_peft`: experiments train full models"),
         ({"sft": {**CONFIG["sft"], "learnin_rate": 1.0}}, "sft: unknown key `learnin_rate`. Did you mean"),
         ({"reward": {**STAGE, "dataset_name": None}}, "`dataset_name` is missing"),
         ({"prompts": {"dataset": "lab"}}, "prompts: unknown key `dataset`; did you mean `dataset_name`?"),
         ({"prompts": {}}, "`dataset_name` is missing"),
         ({"prompts": {"dataset_name": "lab", "dataset_test_split": "tset"}}, "has no split `tset`; it has train"),
         ({"max_completion_length": 40}, "and an answer of 40 do not fit"),
-        ({"methods": {}}, "`methods` names none of dpo, rloo, grpo, ppo"),
-        ({"methods": {"gpro": DPO}}, "there is no `gpro`. Did you mean `grpo`?"),
-        ({"methods": {"dpo": None}}, "`methods.dpo.learning_rates` must be a list of different numbers between 0"),
-        ({"methods": {"dpo": {"learning_rates": ["high"]}}}, "between 0 and 1, not ['high']"),
-        ({"methods": {"dpo": {"learning_rates": [1e-3, 1e-3]}}}, "must be a list of different numbers"),
+        ({"methods": {}}, "`methods`: dictionary should have at least 1 item"),
+        ({"methods": {"gpro": DPO}}, "`methods.gpro.[key]`: input should be 'dpo', 'rloo', 'grpo' or 'ppo'"),
+        ({"methods": {"dpo": None}}, "`methods.dpo`: input should be a valid dictionary"),
+        ({"methods": {"dpo": {}}}, "`methods.dpo.learning_rates` is missing"),
+        (
+            {"methods": {"dpo": {"learning_rates": ["high"]}}},
+            "`methods.dpo.learning_rates.0`: input should be a valid n",
+        ),
+        (
+            {"methods": {"dpo": {"learning_rates": [1e-3, 1e-3]}}},
+            "`methods.dpo.learning_rates`: needs 1 or more different values",
+        ),
         ({"methods": {"dpo": {**DPO, "betaa": 1}}}, "methods, dpo: unknown key `betaa`. Did you mean `beta`?"),
         ({"methods": {"dpo": {**DPO, "kl_coef": 1}}}, "unknown key `kl_coef`. DPOConfig has none of that name."),
-        ({"methods": {"dpo": {**DPO, "seed": 1}}}, "methods, dpo: `seed` follows from the arena itself"),
-        ({"methods": {"ppo": {**DPO, "warmup_steps": 1}}}, "`warmup_steps` follows from the arena itself"),
-        ({"methods": {"ppo": {**DPO, "max_steps": 1}}}, "methods, ppo: `max_steps` follows from the arena itself"),
+        ({"methods": {"dpo": {**DPO, "seed": 1}}}, "methods, dpo: `seed` is set by the arena"),
+        ({"methods": {"ppo": {**DPO, "warmup_steps": 1}}}, "`warmup_steps` is set by the arena"),
+        ({"methods": {"ppo": {**DPO, "max_steps": 1}}}, "methods, ppo: `max_steps` is set by the arena"),
         ({"methods": {"grpo": {**GRPO, "num_generations": 7}}}, "must be divisible by num_generations (7)"),
         (
             {"methods": {"grpo": {**GRPO, "per_device_train_batch_size": 400}}},

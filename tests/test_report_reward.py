@@ -1,4 +1,4 @@
-"""The page of a report card: warnings when they must, the worst first, tables that cannot break, plots that show."""
+"""The page of a report: warnings when they must, the worst first, tables that cannot break, plots that show."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def rankings(score, *, num_prompts=60, better=("aaa", "b"), worse=("c", "dddd"),
     return rows
 
 
-def card_of(rows, **changes):
+def report_of(rows, **changes):
     return {**MEASURED_ON, **changes, **measure_rewards(rows)}
 
 
@@ -45,8 +45,8 @@ def good(i, is_better, text):
     return 2.2 * (is_better is (i % 20 not in (0, 11)))
 
 
-def warnings(card):
-    lines = reward_findings(card)
+def warnings(report):
+    lines = reward_findings(report)
     assert all(re.fullmatch(r"(WARNING: [a-z0-9]|[A-Z0-9]).*\.", line, flags=re.DOTALL) for line in lines)
     found = [line.removeprefix("WARNING: ") for line in lines if line.startswith("WARNING")]
     assert lines[: len(found)] == [f"WARNING: {line}" for line in found]  # first
@@ -65,13 +65,13 @@ def warnings(card):
     ],
 )
 def test_the_zero_of_the_scores_is_explained(changes, sentence):
-    assert sentence in reward_report_markdown(card_of(rankings(good), **changes))
+    assert sentence in reward_report_markdown(report_of(rankings(good), **changes))
 
 
 def test_a_good_model_is_not_warned_of():
-    card = card_of(rankings(good, judge=lambda i: 1.0), judged_by="my.judge")
-    assert warnings(card) == [] and weakness(main_figures(card)) is None
-    text = " ".join(reward_findings(card))
+    report = report_of(rankings(good, judge=lambda i: 1.0), judged_by="my.judge")
+    assert warnings(report) == [] and weakness(main_figures(report)) is None
+    text = " ".join(reward_findings(report))
     for number in ("90.0 % (95 % CI", "on 60 pairs", "gets 50.0 %", "the labels in 100.0 %", "error 0.000"):
         assert number in text
 
@@ -114,7 +114,7 @@ def test_a_good_model_is_not_warned_of():
     ],
 )
 def test_what_is_warned_of_in_this_order(score, options, changes, expected):
-    found = warnings(card_of(rankings(score, **options), **changes))
+    found = warnings(report_of(rankings(score, **options), **changes))
     places = [next(i for i, line in enumerate(found) if part in line) for part in expected]
     assert places == sorted(places)
     if expected[0].startswith(("was trained", "does not beat", "nothing to measure")):
@@ -123,9 +123,9 @@ def test_what_is_warned_of_in_this_order(score, options, changes, expected):
 
 def test_a_bias_towards_length_that_may_be_chance_is_not_warned_of():
     """Wrong on two of 20 prompts, both times for the shorter response: 10 % less, but 0 is in the interval."""
-    card = card_of(rankings(lambda i, is_better, text: 2.2 * (is_better is (i % 10 != 0)), num_prompts=20))
-    assert card["length"]["excess"]["value"] == pytest.approx(-0.1)
-    assert [line for line in warnings(card) if "favours" in line] == []
+    report = report_of(rankings(lambda i, is_better, text: 2.2 * (is_better is (i % 10 != 0)), num_prompts=20))
+    assert report["length"]["excess"]["value"] == pytest.approx(-0.1)
+    assert [line for line in warnings(report) if "favours" in line] == []
 
 
 def test_a_blind_spot_is_named():
@@ -133,9 +133,9 @@ def test_a_blind_spot_is_named():
     rows = rankings(good)
     for i in range(60):
         rows.append(ScoredRanking(f"x{i}", ["a", "b", "c"], [1, 1, 2], [i % 2, i % 2, 0.5]))
-    [found] = [line for line in warnings(card_of(rows)) if "rankings" in line]
+    [found] = [line for line in warnings(report_of(rows)) if "rankings" in line]
     assert found.startswith("it is not clearly better than chance on rankings of 3: pair accuracy 50.0 %")
-    assert "It is weakest on rankings of 3: pair accuracy 50.0 %" in " ".join(reward_findings(card_of(rows)))
+    assert "It is weakest on rankings of 3: pair accuracy 50.0 %" in " ".join(reward_findings(report_of(rows)))
 
 
 def test_the_weakness_says_the_numbers_or_that_there_are_none():
@@ -151,32 +151,34 @@ def test_the_weakness_says_the_numbers_or_that_there_are_none():
 @pytest.mark.parametrize("judge", [None, lambda i: 1.0])
 @pytest.mark.parametrize("num_prompts", [1, 60])
 def test_the_page_has_whole_tables_and_no_none(judge, num_prompts):
-    page = reward_report_markdown(card_of(rankings(good, num_prompts=num_prompts, judge=judge), judged_by="my.judge"))
+    page = reward_report_markdown(
+        report_of(rankings(good, num_prompts=num_prompts, judge=judge), judged_by="my.judge")
+    )
     assert page.startswith("# Reward model report\n\n`reward` on the data set `own.jsonl`, split `test`:\n")
     assert "None" not in page and "nan" not in page and ("## Judge" in page) is (judge is not None)
     for line in page.splitlines():
         assert line.count("|") == 6 or not line.startswith("|")
-    assert page.count("](plots/report_card_") == 3
+    assert page.count("](plots/reward_report_") == 3
     assert '| length baseline "the longer response wins" | ' in page and "clear to the judge" not in page
 
 
 def test_a_page_of_rows_without_a_pair():
     rows = [ScoredRanking("a", ["x", "y"], [1, 1], [0.0, 1.0])]
-    page = reward_report_markdown(card_of(rows))
+    page = reward_report_markdown(report_of(rows))
     assert "WARNING" in page and "None" not in page and "0 pairs of different rank" in page
 
 
 def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
     rows = rankings(good)
-    draw_reward_report(card_of(rows), rows, tmp_path)
-    names = {f"report_card_{what}.png" for what in ("accuracy", "calibration", "length")}
+    draw_reward_report(report_of(rows), rows, tmp_path)
+    names = {f"reward_report_{what}.png" for what in ("accuracy", "calibration", "length")}
     assert {path.name for path in tmp_path.iterdir()} == names
     for name in names:
         image = imread(tmp_path / name)
         assert image.shape[0] > 300 and image.std() > 0.05
     long = rankings(good, worse=("c" * 999, "d"))
     for some in (long, rankings(good, num_prompts=1), [ScoredRanking("a", ["x", "y"], [1, 1], [0.0, 1.0])]):
-        draw_reward_report(card_of(some), some, tmp_path)
+        draw_reward_report(report_of(some), some, tmp_path)
     assert not recwarn.list
 
 
@@ -191,7 +193,7 @@ def test_many_responses_are_drawn_in_part(monkeypatch, tmp_path):
     monkeypatch.setattr(plots.Axes, "scatter", count)
     monkeypatch.setattr(plots, "MAX_POINTS", 50)
     rows = rankings(good)
-    draw_reward_report(card_of(rows), rows, tmp_path)
+    draw_reward_report(report_of(rows), rows, tmp_path)
     assert drawn == [40]  # every third of 120
 
 

@@ -1,4 +1,4 @@
-"""The figures of a reward model's report card, worked by hand on eight pairs, and planted models with known ones."""
+"""The figures of a reward model's report, worked by hand on eight pairs, and planted models with known ones."""
 
 import json
 import math
@@ -39,38 +39,38 @@ def sigmoid(x):
 
 
 @pytest.fixture(scope="module")
-def card():
+def report():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reward_report, "MIN_PROMPTS", 2)
         return measure_rewards(RANKINGS)
 
 
-def test_accuracy_by_hand(card):
+def test_accuracy_by_hand(report):
     """1, 0 | 1/2 | 1, 1, 0, 0, 1: 4.5 of 8. Of prompt A 1.5 of 3, of B 3 of 5: a draw gives 1/2, 4.5/8 or 3/5."""
-    assert (card["num_rows"], card["num_prompts"], card["num_responses"]) == (3, 2, 9)
-    assert card["accuracy"] == {"value": 4.5 / 8, "ci95": [0.5, 0.6], "num": 8, "num_prompts": 2}
-    assert card["accuracy_by_row"]["value"] == pytest.approx((1 / 2 + 1 / 2 + 3 / 5) / 3)
+    assert (report["num_rows"], report["num_prompts"], report["num_responses"]) == (3, 2, 9)
+    assert report["accuracy"] == {"value": 4.5 / 8, "ci95": [0.5, 0.6], "num": 8, "num_prompts": 2}
+    assert report["accuracy_by_row"]["value"] == pytest.approx((1 / 2 + 1 / 2 + 3 / 5) / 3)
     # Rows of A weigh 2 and that of B 1, so a draw of A alone gives 1/2 again.
-    assert card["accuracy_by_row"]["ci95"] == pytest.approx([0.5, 0.6])
-    assert card["accuracy_clear"] == card["accuracy_content"]
-    assert card["accuracy_clear"] == {"value": None, "ci95": None, "num": 0, "num_prompts": 0}
-    assert card["score_mean"] == pytest.approx(15 / 9)
-    assert card["score_std"] == pytest.approx(numpy.std([2, 1, 3, 0, 0, 3, 1, 2, 3]))
+    assert report["accuracy_by_row"]["ci95"] == pytest.approx([0.5, 0.6])
+    assert report["accuracy_clear"] == report["accuracy_content"]
+    assert report["accuracy_clear"] == {"value": None, "ci95": None, "num": 0, "num_prompts": 0}
+    assert report["score_mean"] == pytest.approx(15 / 9)
+    assert report["score_std"] == pytest.approx(numpy.std([2, 1, 3, 0, 0, 3, 1, 2, 3]))
 
 
-def test_accuracy_by_kind_of_pair_by_hand(card):
+def test_accuracy_by_kind_of_pair_by_hand(report):
     """Ranks 1, 2, 5, 3 are steps 0, 1, 3, 2: gaps count steps, however the ranks are written."""
-    counts = [(some["num_responses"], some["num"], some["value"]) for some in card["by_num_responses"]]
+    counts = [(some["num_responses"], some["num"], some["value"]) for some in report["by_num_responses"]]
     assert counts == [(2, 1, 0.5), (3, 2, 0.5), (4, 5, 0.6)]
-    counts = [(some["rank_gap"], some["num"], some["value"]) for some in card["by_rank_gap"]]
+    counts = [(some["rank_gap"], some["num"], some["value"]) for some in report["by_rank_gap"]]
     assert counts == [(1, 6, pytest.approx(3.5 / 6)), (2, 1, 0.0), (3, 1, 1.0)]
-    assert card["by_num_responses"][2]["ci95"] is None  # of one prompt
-    assert card["by_rank_gap"][0]["ci95"] == [0.5, pytest.approx(2 / 3)]
+    assert report["by_num_responses"][2]["ci95"] is None  # of one prompt
+    assert report["by_rank_gap"][0]["ci95"] == [0.5, pytest.approx(2 / 3)]
 
 
-def test_margins_that_are_equal_stay_in_one_quarter(card):
+def test_margins_that_are_equal_stay_in_one_quarter(report):
     """Sizes 0, 1, 1, 1, 1, 1, 2, 2 with quartiles 1, 1 and 1.25."""
-    found = [(some["from"], some["to"], some["num"], some["value"]) for some in card["by_margin"]]
+    found = [(some["from"], some["to"], some["num"], some["value"]) for some in report["by_margin"]]
     assert found == [(0.0, 1.0, 6, pytest.approx(3.5 / 6)), (2.0, 2.0, 2, 0.5)]
 
 
@@ -86,9 +86,9 @@ def test_margins_fall_into_quarters():
     ]
 
 
-def test_calibration_by_hand(card):
+def test_calibration_by_hand(report):
     """Margins 0 (bin 50 to 55 %), five of size 1 (73.1 %) of which 3 are right, two of size 2 (88.1 %), 1 right."""
-    found = card["calibration"]
+    found = report["calibration"]
     assert [(some["from"], some["to"], some["num"], some["value"]) for some in found["bins"]] == [
         (0.5, 0.55, 1, 0.5),
         (0.7, 0.75, 5, pytest.approx(0.6)),
@@ -114,15 +114,15 @@ def test_certainty_falls_into_the_last_bin():
     assert (some["from"], some["to"], some["confidence"], some["value"]) == (0.95, 1.0, 1.0, 0.5)
 
 
-def test_length_by_hand(card):
+def test_length_by_hand(report):
     """Longer is better in 1, 1 | 0 | 1/2, 0, 0, 1/2, 0, so 3 of 8, and 2 of the 6 pairs of unequal length."""
-    length = card["length"]
+    length = report["length"]
     assert (length["longer_wins"]["value"], length["shorter_wins"]["value"]) == (3 / 8, 5 / 8)
     assert length["better_baseline"] == "shorter_wins"
     assert length["gain"]["value"] == pytest.approx(4.5 / 8 - 5 / 8)
     # A: 1.5 right and 1 by the rule, of 3; B: 3 and 4, of 5.
     assert length["gain"]["ci95"] == [pytest.approx(-1 / 5), pytest.approx(0.5 / 3)]
-    assert card["beats_baselines"] is False
+    assert report["beats_baselines"] is False
     assert length["label_prefers_longer"]["value"] == pytest.approx(2 / 6)
     assert length["model_prefers_longer"]["value"] == pytest.approx((1 + 0 + 0.5 + 0 + 1 + 0) / 6)
     assert length["excess"]["value"] == pytest.approx(0.5 / 6)
@@ -132,9 +132,9 @@ def test_length_by_hand(card):
     assert length["spearman"]["value"] == pytest.approx((-0.5 - 1 / math.sqrt(4.5 * 3)) / 2)
 
 
-def test_the_judge_by_hand(card):
+def test_the_judge_by_hand(report):
     """Row 1: three pairs, the model shares two, the labels both of theirs; row 3: of two pairs one each."""
-    judge = card["judge"]
+    judge = report["judge"]
     assert (judge["model"]["value"], judge["model"]["num"]) == (3 / 5, 5)
     assert (judge["labels"]["value"], judge["labels"]["num"]) == (3 / 4, 4)
     # Ranks 2 1 3 and 3 1 2; of the three that the judge scored in row 3, 2.5 1 2.5 and 1 2 3.
@@ -146,11 +146,13 @@ def test_without_a_judge_there_is_none():
 
 
 def test_a_card_of_rows_without_a_pair_has_no_numbers_and_no_nan():
-    card = measure_rewards([ScoredRanking("A", ["a", "b", "b"], [1, 1, 1], [1.0, 0.0, 0.0], gold=[None] * 3)])
-    assert card["accuracy"]["value"] is card["length"]["gain"]["value"] is card["calibration"]["log_loss"] is None
-    assert card["calibration"]["bins"] == card["by_margin"] == card["by_rank_gap"] == []
-    assert card["beats_baselines"] is False and card["judge"]["model"]["num"] == 0
-    json.dumps(card, allow_nan=False)
+    report = measure_rewards([ScoredRanking("A", ["a", "b", "b"], [1, 1, 1], [1.0, 0.0, 0.0], gold=[None] * 3)])
+    assert (
+        report["accuracy"]["value"] is report["length"]["gain"]["value"] is report["calibration"]["log_loss"] is None
+    )
+    assert report["calibration"]["bins"] == report["by_margin"] == report["by_rank_gap"] == []
+    assert report["beats_baselines"] is False and report["judge"]["model"]["num"] == 0
+    json.dumps(report, allow_nan=False)
 
 
 def test_spearman_against_pearson_of_ranks():
@@ -176,8 +178,10 @@ def test_an_interval_draws_prompts_not_pairs():
 def test_fewer_than_six_prompts_have_no_interval_and_prove_nothing():
     rows = [ScoredRanking(str(i), ["a", "b"], [1, 2], [1.0, 0.0]) for i in range(6)]
     assert measure_rewards(rows)["beats_baselines"] is True
-    card = measure_rewards(rows[:5])
-    assert card["accuracy"]["value"] == 1 and card["accuracy"]["ci95"] is None and card["beats_baselines"] is False
+    report = measure_rewards(rows[:5])
+    assert (
+        report["accuracy"]["value"] == 1 and report["accuracy"]["ci95"] is None and report["beats_baselines"] is False
+    )
 
 
 def test_an_equal_score_is_half_a_win():
@@ -212,7 +216,7 @@ def ask(text, *, chat):
     return [{"role": "user", "content": text}] if chat else text
 
 
-def card_of(score, rows, **options):
+def report_of(score, rows, **options):
     rankings, num_cut = score_rankings(Scorer(score), TOKENIZER, Dataset.from_list(rows), **options)
     return measure_rewards(rankings), num_cut
 
@@ -223,11 +227,11 @@ def test_rankings_and_preferences_are_read_in_both_forms(chat):
     some = [(["甲甲", "乙", "丙丙丙"], [1, 2, 2]), (["甲甲", "乙"], [1, 2])]
     prompt = ask("天", chat=chat)
     rows = [{"prompt": prompt, "responses": [reply(t, chat=chat) for t in texts], "ranks": r} for texts, r in some]
-    assert card_of(len, rows, batch_size=2)[0]["accuracy"]["value"] == 2 / 3
+    assert report_of(len, rows, batch_size=2)[0]["accuracy"]["value"] == 2 / 3
     pairs = [("甲甲", "乙"), ("甲", "乙乙"), ("甲", "乙"), ("甲甲", "乙")]
     rows = [{"prompt": prompt, "chosen": reply(a, chat=chat), "rejected": reply(b, chat=chat)} for a, b in pairs]
-    card, num_cut = card_of(len, rows)
-    assert card["accuracy"]["value"] == 2.5 / 4 and (card["num_prompts"], num_cut) == (1, 0)
+    report, num_cut = report_of(len, rows)
+    assert report["accuracy"]["value"] == 2.5 / 4 and (report["num_prompts"], num_cut) == (1, 0)
 
 
 def some_rows(choose):
@@ -240,23 +244,25 @@ def some_rows(choose):
     ]
 
 
-def test_a_model_that_only_likes_length_does_not_beat_the_rule_of_length():
-    card, _ = card_of(len, some_rows(lambda i: i % 3 != 0))
-    length = card["length"]
+def test_a_model_that_only_likes_length_does_not_beat_the_baseline():
+    report, _ = report_of(len, some_rows(lambda i: i % 3 != 0))
+    length = report["length"]
     assert length["model_prefers_longer"] == {"value": 1.0, "ci95": [1.0, 1.0], "num": 60, "num_prompts": 60}
     assert length["spearman"]["value"] == pytest.approx(1) and length["better_baseline"] == "longer_wins"
-    assert card["accuracy"]["value"] == length["longer_wins"]["value"] == pytest.approx(2 / 3)
-    assert length["gain"]["value"] == 0 and card["beats_baselines"] is False
+    assert report["accuracy"]["value"] == length["longer_wins"]["value"] == pytest.approx(2 / 3)
+    assert length["gain"]["value"] == 0 and report["beats_baselines"] is False
     assert length["excess"]["value"] == pytest.approx(1 / 3)
 
 
-def test_a_perfect_model_beats_both_rules():
+def test_a_perfect_model_beats_both_baselines():
     rows = some_rows(lambda i: i % 3 != 0)
     better = {tuple(TOKENIZER(row["prompt"] + row["chosen"] + TOKENIZER.eos_token)["input_ids"]) for row in rows}
-    card, _ = card_of(lambda ids: tuple(ids) in better, rows)
-    assert card["accuracy"]["value"] == card["accuracy_by_row"]["value"] == 1.0 and card["beats_baselines"] is True
-    assert card["length"]["gain"]["value"] == pytest.approx(1 / 3)
-    worst, _ = card_of(lambda ids: tuple(ids) not in better, rows)
+    report, _ = report_of(lambda ids: tuple(ids) in better, rows)
+    assert (
+        report["accuracy"]["value"] == report["accuracy_by_row"]["value"] == 1.0 and report["beats_baselines"] is True
+    )
+    assert report["length"]["gain"]["value"] == pytest.approx(1 / 3)
+    worst, _ = report_of(lambda ids: tuple(ids) not in better, rows)
     assert worst["accuracy"]["value"] == 0.0 and worst["beats_baselines"] is False
 
 
@@ -267,9 +273,9 @@ def test_scaled_scores_have_the_known_calibration_error(scale, error):
     """Three of four pairs right: calibrated where sigmoid(margin) is 3/4, else off by the difference."""
     rows = some_rows(lambda i: i % 4 != 0)
     has_it = TOKENIZER.convert_tokens_to_ids("甲")  # the longer response has one
-    card, _ = card_of(lambda ids: scale * ids.count(has_it), rows)
-    assert card["accuracy"]["value"] == 0.75
-    assert card["calibration"]["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+    report, _ = report_of(lambda ids: scale * ids.count(has_it), rows)
+    assert report["accuracy"]["value"] == 0.75
+    assert report["calibration"]["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
 
 
 def test_the_lab_tells_clear_pairs_and_pairs_of_content_apart():
@@ -279,12 +285,12 @@ def test_the_lab_tells_clear_pairs_and_pairs_of_content_apart():
     assert 0 < gaps[0] < 0.39 <= gaps[1]
     responses = [reply(text, chat=True) for text in (right, wrong, rude)]
     rows = [{"prompt": ask(question, chat=True), "responses": responses, "ranks": [1, 2, 3]}]
-    card, _ = card_of(len, rows, judged=True, gold_func=gold_rewards)
+    report, _ = report_of(len, rows, judged=True, gold_func=gold_rewards)
     # right = wrong > rude in length: right against wrong is half a hit, both against rude are hits.
-    assert [card[name]["value"] for name in ("accuracy", "accuracy_clear", "accuracy_content")] == [
+    assert [report[name]["value"] for name in ("accuracy", "accuracy_clear", "accuracy_content")] == [
         *(pytest.approx(2.5 / 3), 1.0, 0.5)
     ]
-    assert card["judge"]["labels"]["value"] == 1.0 and card["judge"]["model"]["value"] == pytest.approx(2.5 / 3)
+    assert report["judge"]["labels"]["value"] == 1.0 and report["judge"]["model"]["value"] == pytest.approx(2.5 / 3)
 
 
 def test_the_judge_as_reward_model_is_right_on_every_test_pair_of_the_lab():
@@ -292,8 +298,8 @@ def test_the_judge_as_reward_model_is_right_on_every_test_pair_of_the_lab():
     for row in load_sample_dataset("lab", "ranking")["test"]:
         question, texts = row["prompt"][0]["content"], [response[0]["content"] for response in row["responses"]]
         rankings.append(ScoredRanking(question, texts, row["ranks"], [gold_reward(question, text) for text in texts]))
-    card = measure_rewards(rankings)
-    assert card["accuracy"]["value"] == 1.0 and card["beats_baselines"] and card["accuracy"]["num"] > 3000
+    report = measure_rewards(rankings)
+    assert report["accuracy"]["value"] == 1.0 and report["beats_baselines"] and report["accuracy"]["num"] > 3000
 
 
 def test_a_judge_is_called_as_a_reward_function_is():
@@ -338,7 +344,7 @@ def test_an_end_of_text_that_is_there_already_is_not_doubled():
 def test_scores_that_are_no_numbers_are_refused():
     rows = [{"prompt": "天", "chosen": "甲", "rejected": "乙乙"}]
     with pytest.raises(InputError, match="gives 1 of 2 responses a score that is not a finite number"):
-        card_of(lambda ids: float("nan") if len(ids) == 3 else 1.0, rows)
+        report_of(lambda ids: float("nan") if len(ids) == 3 else 1.0, rows)
 
 
 def test_pairs_keep_their_row_and_prompt():

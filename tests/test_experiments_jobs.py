@@ -39,7 +39,7 @@ def test_a_cell_that_fails_is_named_and_the_others_stay(tmp_path):
     cells = {"good": {"x": 1}, "bad": {"x": 2, "fail": True}}
     with pytest.raises(InputError, match="cells, bad: x = 2 does not work"):
         run_cells(work, cells, tmp_path / "cells")
-    assert not (tmp_path / "cells" / "bad").exists()
+    assert not (tmp_path / "cells" / "bad" / "result.json").exists()
     assert run_cells(work, {"good": {"x": 1}}, tmp_path / "cells") == {"good": {"square": 1}}
     assert (tmp_path / "cells" / "calls.txt").read_text().split().count("1") == 1
 
@@ -96,7 +96,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path):
     pid_file = tmp_path / "pid"
     code = f"""
 from pathlib import Path
-from test_lab_cells import stay
+from test_experiments_jobs import stay
 from hf_instructgpt.experiments.jobs import run_cells
 if __name__ == "__main__":
     run_cells(stay, {{"a": {{"pid_file": {str(pid_file)!r}}}}}, Path({str(tmp_path / "cells")!r}))

@@ -1,4 +1,4 @@
-"""The over-optimisation lab: its numbers by hand and by brute force, the whole command, what it refuses."""
+"""The over-optimisation experiment: its numbers by hand and by brute force, the whole command, what it refuses."""
 
 import json
 import math
@@ -19,9 +19,11 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
-from hf_instructgpt.experiments import jobs, overopt, overopt_cells
-from hf_instructgpt.experiments.overopt_cells import _ranking, sample_and_judge, train_policy
-from hf_instructgpt.experiments.overopt_report import analyse, curve, findings, overopt_markdown, suggest, turn
+from hf_instructgpt.experiments import jobs, overopt_jobs
+from hf_instructgpt.experiments.experiment import findings
+from hf_instructgpt.experiments.overopt import OverOpt, OverOptOptions
+from hf_instructgpt.experiments.overopt_jobs import _ranking, sample_and_judge, train_policy
+from hf_instructgpt.experiments.overopt_report import analyse, curve, suggest, turn
 
 # ---- Best-of-n -----------------------------------------------------------------------------------------------------
 
@@ -84,7 +86,8 @@ def test_a_judge_that_turns():
     """Each seed's fall is from where the others are best: point 1 for seeds 0 and 2, whose own best is 1 and 2."""
     found = turn([[0.0, 1.0, 0.9, 0.1], [0.0, 1.2, 0.8, 0.0], [0.0, 0.9, 1.0, 0.1]])
     assert found["fall"] == pytest.approx(fmean([1.0 - 0.1, 1.2 - 0.0, 0.9 - 0.1]))
-    half = 4.303 * math.sqrt(((0.9 - 29 / 30) ** 2 + (1.2 - 29 / 30) ** 2 + (0.8 - 29 / 30) ** 2) / 2) / math.sqrt(3)
+    variance = ((0.9 - 29 / 30) ** 2 + (1.2 - 29 / 30) ** 2 + (0.8 - 29 / 30) ** 2) / 2
+    half = 4.302653 * math.sqrt(variance / 3)
     assert found["fall_ci95"] == pytest.approx([29 / 30 - half, 29 / 30 + half])
     assert found["turns"]
 
@@ -120,7 +123,7 @@ def test_a_curve_by_hand():
     }
     last = found["points"][1]
     assert (last["step"], last["kl"], last["sqrt_kl"], last["proxy"], last["judge"]) == (8, 4.0, 2.0, 3.0, 1.5)
-    assert last["judge_ci95"] == pytest.approx([1.5 - 12.706 / 2, 1.5 + 12.706 / 2])
+    assert last["judge_ci95"] == pytest.approx([1.5 - 12.706205 / 2, 1.5 + 12.706205 / 2])
 
 
 def made_up(judge_at_end, policies=None):
@@ -132,7 +135,7 @@ def made_up(judge_at_end, policies=None):
     other = {"points": [point(0, 0.0, 1.0, 0.5), point(4, 1.0, 2.0, 3.5), point(8, 4.0, 3.0, 3.4)]}
     runs["diverged"] = other["diverged"] = None
     policies = {(10, 0.1): [runs, runs], (10, 0.3): [other, other], (2, 0.1): [runs, runs], **(policies or {})}
-    return analyse(samples, {2: [proxy] * 2, 10: [proxy] * 2}, policies)
+    return {**analyse(samples, {2: [proxy] * 2, 10: [proxy] * 2}, policies), "seeds": [0, 1]}
 
 
 def test_scores_count_from_sft_in_its_deviations_and_the_best_point_is_suggested():
@@ -157,21 +160,22 @@ def test_scores_count_from_sft_in_its_deviations_and_the_best_point_is_suggested
 def test_what_is_found_is_said_the_warning_first():
     found = made_up(judge_at_end=-1.5)
     found["suggested"]["policy"] = "ppo/x/checkpoint-4"
-    first, *_, last = findings(found)
-    assert first.startswith("WARNING, PPO with KL coefficient 0.1 against the proxies of 2 rankings: the judge turns.")
-    assert "+2.00, at step 4 (√KL 1.00), and falls by 3.00 [3.00, 3.00]" in first
-    assert "while the proxy rises from +2.00 to +4.00" in first
-    assert "KL coefficient 0.1 and 4 optimizer steps" in last and "optimistic" in last
-    text = "\n".join(findings(found))
-    assert (
-        "Best-of-n against the proxies of 2 rankings: the judge does not turn within this run (it is highest" in text
+    first, *_, last = findings(OverOpt.report(found))
+    assert first.startswith(
+        "WARNING: over-optimised: PPO with KL coefficient 0.1, 2 rankings: the judge's score peaks"
     )
-    assert "agree with the judge on 75.0%" in text
+    assert "+2.00 at step 4 (√KL 1.00), then falls by 3.00 [3.00, 3.00] until the last point, step 8" in first
+    assert "while the proxy's score rises from +2.00 to +4.00" in first
+    assert "KL coefficient 0.1 and 4 optimizer steps" in last and "optimistic" in last
+    text = OverOpt.report(found)
+    assert "Best-of-n, 2 rankings: the judge's score does not turn in this run (its last point is the high" in text
+    assert "agree with the judge on 75.0 %" in text
     assert "do not tell it from the SFT model" not in text
     found["suggested"]["judge_ci95"] = [-0.1, 4.1]
-    assert findings(found)[-1].endswith("a little optimistic; these seeds do not tell it from the SFT model.")
+    last = findings(OverOpt.report(found))[-1]
+    assert last.endswith("a little optimistic; these seeds do not tell it from the SFT model.")
     found["suggested"]["step"] = 0
-    assert findings(found)[-1].startswith("Suggested: the SFT model as it is")
+    assert findings(OverOpt.report(found))[-1].startswith("Suggested: the SFT model, unchanged")
 
 
 def test_a_judge_that_never_rises_only_falls():
@@ -179,10 +183,10 @@ def test_a_judge_that_never_rises_only_falls():
     found = {**made_up(judge_at_end=4.5), "seeds": [0, 1, 2]}
     found["curves"] = [{"num_rankings": 10, "method": "ppo", "kl_coef": 0.1, **curve(runs)}]
     found["suggested"]["policy"] = "ppo/x"
-    first = findings(found)[0]
-    assert first.startswith("WARNING, PPO with KL coefficient 0.1 against the proxies of 10 rankings: the judge only ")
-    assert "falls, by 1.10 [0.85, 1.35] to the end of the run, at step 8" in first and "turns" not in first
-    assert "| only falls |" in overopt_markdown(found)
+    first = findings(OverOpt.report(found))[0]
+    assert first.startswith("WARNING: over-optimised: PPO with KL coefficient 0.1, 10 rankings: the judge's score ")
+    assert "score only falls, by 1.10 [0.85, 1.35] until the last point, step 8" in first and "peaks" not in first
+    assert "| only falls |" in OverOpt.report(found)
 
 
 def test_a_run_that_diverged_has_no_curve_and_is_named():
@@ -192,11 +196,10 @@ def test_a_run_that_diverged_has_no_curve_and_is_named():
     assert found["suggested"]["kl_coef"] == 0.3
     found |= {"seeds": [7, 9]}
     found["suggested"]["policy"] = "ppo/x"
-    assert findings(found)[0] == (
-        "WARNING, PPO with KL coefficient 0.1 against the proxies of 10 rankings: numbers became NaN or infinite with "
-        "seed 9 (NaN); it has no curve."
+    assert findings(OverOpt.report(found))[0] == (
+        "WARNING: PPO with KL coefficient 0.1, 10 rankings: diverged with seed 9 (NaN); it has no curve."
     )
-    with pytest.raises(InputError, match="proxies of 10 rankings diverged"):
+    with pytest.raises(InputError, match="diverged against the proxies of 10 rankings with every KL coefficient"):
         made_up(4.5, {(10, 0.1): lost, (10, 0.3): lost})
 
 
@@ -247,6 +250,13 @@ CONFIG = {
 }
 
 
+def options(folder, **changes):
+    """What the jobs get, with the data that [`write`] puts into a folder."""
+    config = {**CONFIG, **changes}
+    config |= {stage: {**config[stage], "dataset_name": str(folder / "data")} for stage in ("sft", "reward", "ppo")}
+    return OverOptOptions.parse(config, source="test")
+
+
 class Inline(Executor):
     """Runs what it is given at once, in this process: workers of their own would import torch anew."""
 
@@ -281,26 +291,26 @@ def ran():
 
 
 def write(folder, **changes):
-    """A config file, and prompts of the lab with demonstrations, nine to train on and three held out."""
+    """A config file, and prompts of `lab` with demonstrations, nine to train on and three held out."""
     config = {key: value for key, value in {**CONFIG, **changes}.items() if value is not None}
-    (folder / "lab.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     (folder / "data").mkdir(exist_ok=True)
     rows = [json.dumps(row, ensure_ascii=False) for row in load_sample_dataset("lab", "sft")["test"].select(range(12))]
     for split, some in (("train", rows[:9]), ("test", rows[9:])):
         (folder / "data" / f"{split}.jsonl").write_text("\n".join(some), encoding="utf-8")
-    return str(folder / "lab.yaml")
+    return str(folder / "experiment.yaml")
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A whole run, broken off once before the last cell, and the cells that it took."""
-    folder = tmp_path_factory.mktemp("lab")
+    folder = tmp_path_factory.mktemp("overopt")
     Inline.done.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         config = write(folder)
         with patch.context() as broken:
-            broken.setattr(overopt, "draw_plot", lambda *args: 1 / 0)
+            broken.setattr(OverOpt, "draw_plot", lambda *args: 1 / 0)
             assert main(["overopt", "--config", config]) == 1
         assert not (folder / "out" / "overopt.json").exists()
         cells_run = list(Inline.done)
@@ -353,20 +363,32 @@ def test_only_a_cell_that_is_missing_is_run_again(done, ran, monkeypatch):
     folder, _ = done
     monkeypatch.chdir(folder)
     before = (folder / "out" / "overopt.json").read_text(encoding="utf-8")
-    assert main(["overopt", "--config", "lab.yaml", "--resume"]) == 0
+    assert main(["overopt", "--config", "experiment.yaml", "--resume"]) == 0
     assert ran == []
     (folder / "out" / "overopt.json").unlink()
     missing = "proxies/rankings-2_seed-5"
     shutil.rmtree(folder / "out" / missing)
-    assert main(["overopt", "--config", "lab.yaml", "--resume"]) == 0
+    assert main(["overopt", "--config", "experiment.yaml", "--resume"]) == 0
     assert ran == [missing]
     assert (folder / "out" / "overopt.json").read_text(encoding="utf-8") == before
+
+
+def test_results_of_another_form_are_refused(done, capsys, monkeypatch):
+    folder, _ = done
+    monkeypatch.chdir(folder)
+    path = folder / "out" / "overopt.json"
+    before = path.read_text(encoding="utf-8")
+    for damaged in ("{}", before.replace('"curves"', '"curve"')):
+        path.write_text(damaged, encoding="utf-8")
+        assert main(["overopt", "--config", "experiment.yaml", "--resume"]) == 2
+        assert "overopt.json is not what this version writes" in capsys.readouterr().err
+    path.write_text(before, encoding="utf-8")
 
 
 def test_another_run_in_the_folder_is_refused(done, capsys, monkeypatch):
     folder, _ = done
     monkeypatch.chdir(folder)
-    assert main(["overopt", "--config", "lab.yaml"]) == 2
+    assert main(["overopt", "--config", "experiment.yaml"]) == 2
     assert "holds another run" in capsys.readouterr().err
     for changes, key in (({"seeds": [3, 4]}, "seeds"), ({"ppo": {**CONFIG["ppo"], "max_steps": 8}}, "ppo.max_steps")):
         other = folder / "other.yaml"
@@ -381,9 +403,8 @@ def test_the_policy_never_sees_the_judge(done, tmp_path):
     result = train_policy(
         tmp_path,
         sft=str(folder / "out/sft/model"),
-        options={**CONFIG["ppo"], "dataset_name": str(folder / "data")},
+        options=options(folder, judge=f"{__name__}.constant"),
         proxy=str(folder / "out/proxies/rankings-2_seed-3/proxy"),
-        judge=f"{__name__}.constant",
         kl_coef=0.1,
         seed=3,
         keep_checkpoints=False,
@@ -396,15 +417,15 @@ def test_the_policy_never_sees_the_judge(done, tmp_path):
 
 def test_a_judge_that_tells_no_samples_apart_is_refused(done, tmp_path):
     folder, _ = done
-    given = {"sft": str(folder / "out/sft/model"), "judge": f"{__name__}.constant", "num_responses": 2}
-    given |= {"reward": {"dataset_name": str(folder / "data")}, "num_samples": 2, "seed": 0}
-    given |= {"ppo": {**CONFIG["ppo"], "dataset_name": str(folder / "data")}}
+    given = {"sft": str(folder / "out/sft/model"), "seed": 0}
+    judge = {"judge": f"{__name__}.constant", "responses_per_ranking": 2, "best_of_n": 2}
     with pytest.raises(
         InputError, match="only 0 of 9 prompts got two responses that are not empty and that the judge"
     ):
-        sample_and_judge(tmp_path, num_rankings=1, **given)
-    with pytest.raises(InputError, match="tells no two samples of a held-out prompt apart"):
-        sample_and_judge(tmp_path, num_rankings=0, **given)
+        sample_and_judge(tmp_path, options=options(folder, num_rankings=[1], **judge), **given)
+    no_rankings = options(folder, **judge).model_copy(update={"num_rankings": [0]})
+    with pytest.raises(InputError, match="all samples of each held-out prompt the same score"):
+        sample_and_judge(tmp_path, options=no_rankings, **given)
 
 
 def test_a_prompt_that_gives_no_ranking_is_replaced(done, tmp_path, monkeypatch):
@@ -420,16 +441,14 @@ def test_a_prompt_that_gives_no_ranking_is_replaced(done, tmp_path, monkeypatch)
             for row, x in zip(rows, scores, strict=True)
         ]
 
-    monkeypatch.setattr(overopt_cells, "_sample", sample)
-    data = {"dataset_name": str(folder / "data")}
-    given = {"sft": str(folder / "out/sft/model"), "judge": f"{__name__}.distinct", "reward": data, "seed": 0}
-    given |= {"ppo": {**CONFIG["ppo"], **data}, "num_responses": 2, "num_samples": 2}
-    sample_and_judge(tmp_path, num_rankings=5, **given)
+    monkeypatch.setattr(overopt_jobs, "_sample", sample)
+    given = {"sft": str(folder / "out/sft/model"), "seed": 0}
+    sample_and_judge(tmp_path, options=options(folder, num_rankings=[5]), **given)
     ranked = [json.loads(line)["prompt"] for line in (tmp_path / "rankings.jsonl").read_text().splitlines()]
     assert ranked == [drawn[i] for i in (1, 2, 5, 6, 7)]
     drawn.clear()
     with pytest.raises(InputError, match="only 6 of 9 prompts got two responses"):
-        sample_and_judge(tmp_path, num_rankings=7, **given)
+        sample_and_judge(tmp_path, options=options(folder, num_rankings=[7]), **given)
 
 
 def test_a_policy_that_diverges_is_a_result(done, tmp_path):
@@ -437,9 +456,8 @@ def test_a_policy_that_diverges_is_a_result(done, tmp_path):
     found = train_policy(
         tmp_path,
         sft=str(folder / "out/sft/model"),
-        options={**CONFIG["ppo"], "dataset_name": str(folder / "data"), "learning_rate": 1e30},
+        options=options(folder, ppo={**CONFIG["ppo"], "learning_rate": 1e30}),
         proxy=str(folder / "out/proxies/rankings-2_seed-3/proxy"),
-        judge=f"{__name__}.distinct",
         kl_coef=0.1,
         seed=3,
         keep_checkpoints=True,
@@ -448,7 +466,7 @@ def test_a_policy_that_diverges_is_a_result(done, tmp_path):
 
 
 def test_a_cell_that_fails_is_named_with_its_log(tmp_path):
-    with pytest.raises(RuntimeError, match=r"cells, bad failed; .*\.bad\.partial/log\.txt"):
+    with pytest.raises(RuntimeError, match=r"cells, bad failed; .*/bad/log\.txt"):
         jobs.run_cells(boom, {"bad": {}}, tmp_path / "cells")
 
 
@@ -474,44 +492,47 @@ def nested(stage, **options):
     ("changes", "message"),
     [
         ({"seed": [1, 2]}, "unknown key `seed`; did you mean `seeds`?"),
-        ({"seeds": 1}, "`seeds` must be of type list of int, not 1"),
-        ({"seeds": [1, 2.5]}, "`seeds` must be of type list of int"),
-        ({"kl_coefs": ["high"]}, "`kl_coefs` must be of type list of float"),
-        ({"seeds": [1]}, "`seeds` needs 2 or more different values: intervals are over seeds"),
-        ({"seeds": [1, 1, 2]}, "`seeds` needs 2 or more different values"),
-        ({"seeds": [-1, 2]}, "`seeds` must be 0 or more"),
-        ({"seeds": [1, 2**32]}, "`seed` must be 0 or more, at most 4294967295"),
+        ({"seeds": 1}, "`seeds`: input should be a valid list, not 1"),
+        ({"seeds": [1, 2.5]}, "`seeds.1`: input should be a valid integer, not 2.5"),
+        ({"kl_coefs": ["high"]}, "`kl_coefs.0`: input should be a valid number, not 'high'"),
+        ({"seeds": [1]}, "`seeds`: needs 2 or more different values, not [1]"),
+        ({"seeds": [1, 1, 2]}, "`seeds`: needs 2 or more different values, not [1, 1, 2]"),
+        ({"seeds": [-1, 2]}, "`seeds.0`: input should be greater than or equal to 0, not -1"),
+        ({"seeds": [1, 2**32]}, "`seeds.1`: input should be less than 4294967296"),
         (nested("ppo", ptx_coef=1.0), "PPO-ptx needs both"),
-        ({"num_rankings": []}, "`num_rankings` needs 1 or more"),
-        ({"num_rankings": [0]}, "`num_rankings` must be 1 or more"),
+        ({"num_rankings": []}, "`num_rankings`: needs 1 or more"),
+        ({"num_rankings": [0]}, "`num_rankings.0`: input should be greater than 0, not 0"),
         ({"num_rankings": [10]}, "`num_rankings`: 10 prompts are to be ranked; the data of `reward` has 9"),
-        ({"kl_coefs": [0.1, float("nan")]}, "`kl_coefs` must be 0 or more"),
-        ({"kl_coefs": [float("inf")]}, "`kl_coefs` must be 0 or more"),
+        ({"kl_coefs": [0.1, float("nan")]}, "`kl_coefs.1`: input should be a finite number, not nan"),
+        ({"kl_coefs": [float("inf")]}, "`kl_coefs.0`: input should be a finite number, not inf"),
         (
             {"judge": f"{__name__}.first"},
-            "row 1, responses cannot be scored: `judge`: the reward function first returned",
+            "row 1, responses cannot be scored: the judge first returned",
         ),
-        (nested("ppo", kl_target=3.0), "`ppo.kl_target` follows from the run itself"),
-        (nested("ppo", dataset_test_split="train"), "(train), row 1: the prompt is among those of `reward` too"),
+        (nested("ppo", kl_target=3.0), "`ppo.kl_target` is set by the run itself"),
+        (nested("ppo", dataset_test_split="train"), "(train), row 1: the prompt is also among those of `reward`"),
         (
             {"num_rankings": [2], **nested("reward", dataset_train_split="test")},
-            "(test), row 1: the prompt is among those of `reward` too",
+            "(test), row 1: the prompt is also among those of `reward`",
         ),
-        ({"kl_coefs": [-0.1]}, "`kl_coefs` must be 0 or more"),
-        ({"best_of_n": 1}, "`best_of_n` must be 2 or more"),
+        ({"kl_coefs": [-0.1]}, "`kl_coefs.0`: input should be greater than or equal to 0, not -0.1"),
+        ({"best_of_n": 1}, "`best_of_n`: input should be greater than or equal to 2, not 1"),
         ({"judge": None}, "`judge` is missing"),
         ({"ppo": None}, "`ppo` is missing"),
         ({"judge": "no_such.judge"}, "no_such.judge cannot be imported"),
         ({"judge": f"{__name__}.silent"}, "every response needs a score"),
         (
             {"judge": "builtins.len"},
-            "row 1, responses cannot be scored: `judge`: the reward function len raised TypeError",
+            "row 1, responses cannot be scored: the judge len raised TypeError",
         ),
-        ({"model_name_or_path": "./none"}, "either `model_name_or_path` of an SFT model or the mapping `sft`"),
+        ({"model_name_or_path": "./none"}, "either `model_name_or_path`, an SFT model, or the mapping `sft`"),
         ({"model_name_or_path": "./none", "sft": None}, "there is no model at ./none"),
-        ({"sft": None}, "either `model_name_or_path` of an SFT model or the mapping `sft`"),
-        (nested("ppo", kl_coef=1), "`ppo.kl_coef` follows from the run itself"),
-        (nested("ppo", learning_rat=1), "lab.yaml, ppo: unknown key `learning_rat`. Did you mean `learning_rate`?"),
+        ({"sft": None}, "either `model_name_or_path`, an SFT model, or the mapping `sft`"),
+        (nested("ppo", kl_coef=1), "`ppo.kl_coef` is set by the run itself"),
+        (
+            nested("ppo", learning_rat=1),
+            "experiment.yaml, ppo: unknown key `learning_rat`. Did you mean `learning_rate`",
+        ),
         (nested("ppo", dataset_test_split="none"), "has no split `none`"),
         (nested("ppo", max_completion_length=45), "column 'prompt'"),
         (nested("reward", dataset_name="none.jsonl"), "the file none.jsonl does not exist"),
@@ -521,7 +542,7 @@ def nested(stage, **options):
                 "num_rankings": [1],
                 **nested("reward", dataset_name="document"),
             },
-            "document, row 1, responses cannot be scored: `judge`: the reward function gold_rewards raised InputError",
+            "document, row 1, responses cannot be scored: the judge gold_rewards raised InputError",
         ),
         (nested("sft", use_peft=True), "sft: `use_peft`"),
     ],

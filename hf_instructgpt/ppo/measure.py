@@ -1,0 +1,78 @@
+"""What is measured of sampled tokens before any update: log-probs under policy and reference, KL, values."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from transformers import PreTrainedModel
+
+from ..functional import full_kl, kl_estimate, token_logprobs
+from ..models.forward import model_inputs, response_logits
+from ..text import batches_by_length
+from .config import PPOConfig
+from .critic import ActorCritic
+from .rollout import widths
+
+# As they are called in errors.
+MEASURED = ("log-probs", "reference's log-probs", "KL", "values")
+
+
+def measure(
+    actor_critic: ActorCritic,
+    ref_model: PreTrainedModel | None,
+    *sequences: torch.Tensor,
+    args: PPOConfig,
+    autocast: Callable[[], AbstractContextManager],
+    by_length: bool,
+) -> dict[str, torch.Tensor]:
+    """Of each token what `MEASURED` names, `(B, R)` each, given ids and masks of prompts and responses.
+
+    In batches of `per_device_train_batch_size` rows, or of as many tokens in rows of similar length.
+    """
+    _, prompt_mask, _, mask = sequences
+    size = args.per_device_train_batch_size
+    if by_length:
+        lengths = (prompt_mask.sum(-1) + mask.sum(-1)).tolist()
+        batches = batches_by_length(lengths, max_tokens=size * (prompt_mask.shape[1] + mask.shape[1]))
+        batches = [torch.tensor(rows, device=mask.device) for rows in batches]
+    else:
+        batches = torch.arange(len(mask), device=mask.device).split(size)
+    measured = {name: torch.zeros(mask.shape, device=mask.device) for name in MEASURED}
+    for rows in batches:
+        batch = [x[rows] for x in sequences]
+        if by_length:
+            prompt, response = widths(prompt_mask[rows], mask[rows])
+            batch = *(x[:, -prompt:] for x in batch[:2]), *(x[:, :response] for x in batch[2:])
+        parts = _measure_batch(actor_critic, ref_model, batch, args, autocast)
+        for x, part in zip(measured.values(), parts, strict=True):
+            x[rows, : part.shape[1]] = part
+    return measured
+
+
+def _measure_batch(
+    actor_critic: ActorCritic, ref_model: PreTrainedModel | None, batch, args: PPOConfig, autocast
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    temperature, (*_, response_ids, _) = args.temperature, batch
+    is_full = args.kl_estimator == "full"
+    with autocast():
+        logits, values, _ = actor_critic(*batch)
+        logprobs = token_logprobs(logits, token_ids=response_ids, temperature=temperature)
+        logits = logits if is_full else None  # as large as the vocabulary: freed before the reference's are made
+        ref_logits = reference_logits(actor_critic, ref_model, *batch)
+    ref_logprobs = token_logprobs(ref_logits, token_ids=response_ids, temperature=temperature)
+    if is_full:
+        kl = full_kl(logits, ref_logits=ref_logits, temperature=temperature)
+    else:
+        kl = kl_estimate(logprobs, ref_logprobs=ref_logprobs, estimator=args.kl_estimator)
+    return logprobs, ref_logprobs, kl, torch.zeros_like(logprobs) if values is None else values
+
+
+def reference_logits(
+    actor_critic: ActorCritic, ref_model: PreTrainedModel | None, *batch: torch.Tensor
+) -> torch.Tensor:
+    """Logits `(B, R, V)` of the reference: a model of its own, or the policy without its adapter."""
+    if ref_model is None:
+        with actor_critic.policy.disable_adapter():
+            return actor_critic(*batch, with_values=False)[0]
+    length = batch[-1].shape[1]
+    return response_logits(ref_model, response_length=length, **model_inputs(ref_model, *batch))

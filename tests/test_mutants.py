@@ -24,11 +24,16 @@ PROCESSES.set_forkserver_preload(
     [
         "torch",
         "datasets",
+        "matplotlib.figure",
         "peft",
+        "pydantic",
+        "scipy.stats",
         "transformers.trainer",
         "transformers.models.gpt2.modeling_gpt2",
         "transformers.models.llama.modeling_llama",
         "trl.models",
+        "trl.trainer.reward_trainer",
+        "trl.trainer.sft_trainer",
         "trl.generation.vllm_generation",
     ]
 )

@@ -1,8 +1,8 @@
 """A Trainer with atomic checkpoints and bit-exact resume, where this transformers has the hooks for it.
 
-All private names of Trainer that exact resume needs are used in this file only, and compared with the installed Trainer
-when the file is imported. If one is missing or has other parameters, `ResumableTrainer` uses Trainer's own checkpoints
-and resume, with one warning.
+All private names of Trainer that exact resume needs are used in this file only, and compared with the installed
+Trainer when the file is imported. If one is missing or has other parameters, `ResumableTrainer` uses Trainer's own
+checkpoints and resume, with one warning.
 """
 
 import inspect

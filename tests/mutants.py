@@ -952,7 +952,7 @@ MUTANTS = [
     Mutant(
         "36a",
         "responses of equal rank are compared",
-        f"{REWARD}/ranking_trainer.py",
+        "hf_instructgpt/data/columns.py",
         "if ranks[better] < ranks[worse] and",
         "if ranks[better] <= ranks[worse] and",
         f"{RANKING}test_ties_and_identical_responses_give_no_pair",

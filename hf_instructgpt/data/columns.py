@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -47,6 +48,15 @@ def as_ranking(row: dict[str, Any]) -> tuple[str | list, list, list[int]]:
     if "ranks" in row:
         return row["prompt"], row["responses"], row["ranks"]
     return row["prompt"], [row["chosen"], row["rejected"]], [1, 2]
+
+
+def ranked_pairs(responses: list, ranks: list[int]) -> list[tuple[int, int]]:
+    """All (better, worse) index pairs of one ranking; ties and identical responses give none. Rank 1 is best."""
+    return [
+        (better, worse)
+        for better, worse in permutations(range(len(ranks)), 2)
+        if ranks[better] < ranks[worse] and responses[better] != responses[worse]
+    ]
 
 
 def _missing(kind: str, columns: list[str]) -> str:

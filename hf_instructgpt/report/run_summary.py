@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation.comparison import Answers
+from ..markdown import render, render_sentences
 from ..text import question
-from .markdown import render, render_sentences
 from .reward_summary import BASELINES, weakness
 
 if TYPE_CHECKING:

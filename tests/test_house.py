@@ -15,18 +15,19 @@ ROOMS = {
     "char_gpt": 700,
     "errors": 5,
     "files": 200,
+    "markdown": 80,
     "text": 300,
     "functional": 300,
     "data": 1350,
     "models": 550,
     "sampling": 1050,
     "scoring": 450,
-    "evaluation": 600,
-    "report": 500,
-    "hub": 500,
     "resuming": 850,
+    "hub": 560,
     "reward": 300,
     "ppo": 2700,
+    "evaluation": 600,
+    "report": 450,
     "stages": 3600,
     "app": 900,
     "experiments": 1450,
@@ -39,7 +40,7 @@ CORE = ["char_gpt", "text", "functional", "data", "models", "sampling", "scoring
 CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 8250, 16400, 560
 # The only rooms that may import from these: all others work without PPO, and with any causal language model.
 IMPORTERS = {"ppo": {"stages", "experiments", "__init__"}, "char_gpt": {"stages", "__init__"}}
-OVERRIDES = 6  # private methods of Trainer that PPO may override
+OVERRIDES = 8  # private methods of Trainer that PPO may override
 
 
 def room_of(module: str) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation.comparison import Answers
+from ..markdown import render, render_sentences
 from ..text import question
-from .markdown import render, render_sentences
 from .reward_summary import BASELINES, weakness
 
 NUM_SAMPLES = 16

@@ -16,8 +16,8 @@ from transformers.utils import logging
 from ..errors import InputError
 from ..evaluation.comparison import Answers
 from ..files import absolute_folder, delete, fields_of, make_directory, read_json, to_json, write_whole
+from ..hub.curves import draw_run
 from ..hub.model_card import Made
-from ..report.plots import draw_run
 from ..report.reward_summary import main_figures
 from ..report.run_summary import run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in

@@ -59,15 +59,6 @@ def as_ranking(row: dict[str, Any]) -> tuple[str | list, list, list[int]]:
     return row["prompt"], [row["chosen"], row["rejected"]], [1, 2]
 
 
-def ranked_pairs(responses: list, ranks: list[int]) -> list[tuple[int, int]]:
-    """All (better, worse) index pairs of one ranking; ties and identical responses give none. Rank 1 is best."""
-    return [
-        (better, worse)
-        for better, worse in permutations(range(len(ranks)), 2)
-        if ranks[better] < ranks[worse] and responses[better] != responses[worse]
-    ]
-
-
 def _missing(kind: str, columns: list[str]) -> str:
     wanted, *others = FORMS[kind]
     missing = [column for column in wanted if column not in columns]

@@ -43,13 +43,6 @@ def form_of(columns: Iterable[str], kind: str) -> tuple[str, ...] | None:
     return next((form for form in forms if set(form) <= set(columns)), None)
 
 
-def as_ranking(row: dict[str, Any]) -> tuple[str | list, list, list[int]]:
-    """Prompt, responses and ranks of a ranking, or of a preference as a ranking of two."""
-    if "ranks" in row:
-        return row["prompt"], row["responses"], row["ranks"]
-    return row["prompt"], [row["chosen"], row["rejected"]], [1, 2]
-
-
 def ranked_pairs(responses: list, ranks: list[int]) -> list[tuple[int, int]]:
     """All (better, worse) index pairs of one ranking; ties and identical responses give none. Rank 1 is best."""
     return [
@@ -57,6 +50,13 @@ def ranked_pairs(responses: list, ranks: list[int]) -> list[tuple[int, int]]:
         for better, worse in permutations(range(len(ranks)), 2)
         if ranks[better] < ranks[worse] and responses[better] != responses[worse]
     ]
+
+
+def as_ranking(row: dict[str, Any]) -> tuple[str | list, list, list[int]]:
+    """Prompt, responses and ranks of a ranking, or of a preference as a ranking of two."""
+    if "ranks" in row:
+        return row["prompt"], row["responses"], row["ranks"]
+    return row["prompt"], [row["chosen"], row["rejected"]], [1, 2]
 
 
 def _missing(kind: str, columns: list[str]) -> str:

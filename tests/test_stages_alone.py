@@ -13,9 +13,10 @@ from trl import ModelConfig
 from hf_instructgpt.cli import main
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.scoring.reward_models import reward_model_scores
+from hf_instructgpt.stages.adapters import lora_config
 from hf_instructgpt.stages.arguments import StageArguments
 from hf_instructgpt.stages.load_data import load_stage_datasets
-from hf_instructgpt.stages.load_models import load_options, lora_config, model_source
+from hf_instructgpt.stages.load_models import load_options, model_source
 
 MODEL = '{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0}'
 FLAGS = ["--save_strategy", "no", "--report_to", "none", "--per_device_train_batch_size", "2", "--max_steps", "2"]

@@ -11,7 +11,7 @@ import pytest
 from hf_instructgpt import cli
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.stages.arguments import STAGES
-from hf_instructgpt.stages.options_help import COMMON, own_options
+from hf_instructgpt.stages.options_help import COMMON, GROUPS, own_options
 
 
 def python(code, **kwargs):
@@ -100,21 +100,29 @@ print([name for name in sys.modules if name.endswith(".stages.pipeline") or ".ex
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_help_of_a_stage_is_that_of_its_classes(stage, capsys):
-    """Read from the source, it says what the dataclasses say: names, defaults, helps, choices, of every class."""
+    """Read from the source, it says what the dataclasses say: types, defaults, helps and choices, of every class."""
     own = [cls for part in STAGES[stage] for cls in part.__mro__ if cls.__module__.startswith("hf_instructgpt")]
     expected = {}
     for cls in own:
         declared = {f.name: f for f in dataclasses.fields(cls) if f.name in cls.__annotations__}
         for name, field in declared.items():
-            default = [] if field.default is dataclasses.MISSING else field.default
-            expected[name] = (default, field.metadata["help"], field.metadata.get("choices"))
-    assert {o.name: (o.default, o.help, o.choices) for o in own_options(stage)} == expected
+            hint = cls.__annotations__[name]
+            default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+            meaning = field.metadata["help"], field.metadata.get("choices")
+            expected[name] = (hint.__name__ if type(hint) is type else str(hint), default, *meaning)
+    options = own_options(stage)
+    assert {o.name: (o.type, o.default, o.help, o.choices) for o in options} == expected and options[0].name in GROUPS
     with pytest.raises(SystemExit):
         cli.main([stage, "-h"])
     out = capsys.readouterr().out
     assert all(f"--{name}" in out for name in expected) and "--weight_decay" not in out and "--help_all" in out
-    inherited = {f.name for part in STAGES[stage] for f in dataclasses.fields(part)}
-    assert set(COMMON) <= inherited
+    assert set(COMMON) <= {f.name for part in STAGES[stage] for f in dataclasses.fields(part)}
+    last = " ".join(out[out.index("\nInherited") :].split())
+    assert set(last.split("others: ")[1].split(". `--help_all`")[0].split(", ")) == set(COMMON) - set(expected)
+
+
+def test_the_groups_of_the_help_begin_with_options_that_there_are():
+    assert set(GROUPS) <= {option.name for stage in STAGES for option in own_options(stage)}
 
 
 def test_help_all_adds_what_is_inherited(capsys):

@@ -12,31 +12,31 @@ PACKAGE = Path(__file__).parents[1] / "hf_instructgpt"
 # The rooms from the bottom up, each with its maximum number of lines (`wc -l`). A room imports only from the rooms
 # above it in this table. The commit that raises a budget says which feature needs the lines.
 ROOMS = {
-    "char_gpt": 708,
+    "char_gpt": 700,
     "errors": 5,
-    "files": 145,
-    "text": 281,
-    "functional": 334,
-    "data": 1612,
-    "models": 453,
-    "sampling": 897,
-    "scoring": 443,
-    "resuming": 524,
-    "hub": 579,
-    "reward": 264,
-    "ppo": 2823,
-    "evaluation": 774,
-    "report": 781,
-    "stages": 4126,
-    "app": 965,
-    "experiments": 1971,
+    "files": 200,
+    "text": 300,
+    "functional": 300,
+    "data": 1350,
+    "models": 550,
+    "sampling": 1050,
+    "scoring": 450,
+    "resuming": 850,
+    "hub": 500,
+    "reward": 300,
+    "ppo": 2700,
+    "evaluation": 600,
+    "report": 500,
+    "stages": 3600,
+    "app": 900,
+    "experiments": 1450,
     "__init__": 80,
-    "cli": 387,
+    "cli": 400,
     "__main__": 8,
 }
 # The core is what a reader of PPO has to know.
 CORE = ["char_gpt", "text", "functional", "data", "models", "sampling", "scoring", "resuming", "reward", "ppo"]
-CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 8341, 18160, 1188
+CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 8250, 16400, 560
 # The only rooms that may import from these: all others work without PPO, and with any causal language model.
 IMPORTERS = {"ppo": {"stages", "experiments", "__init__"}, "char_gpt": {"stages", "__init__"}}
 # Imports that look up and have yet to go.

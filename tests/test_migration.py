@@ -139,7 +139,7 @@ def test_metrics_lead_to_metrics_or_options():
 
 
 def test_what_is_called_new_exists():
-    (metrics,) = re.findall(r"^New here.*?\n\n", GUIDE, flags=re.MULTILINE | re.DOTALL)
+    (metrics,) = re.findall(r"^New metrics.*?\n\n", GUIDE, flags=re.MULTILINE | re.DOTALL)
     assert set(code(metrics)) - metric_names() == set()
     options = GUIDE.split("- Options that neither trainer had:")[1]
     assert set(code(options)) - config_names() - argument_names() == set()

@@ -776,7 +776,7 @@ def test_the_token_log_of_a_second_run_does_not_mix_with_the_first(tmp_path):
             {"train_dataset": Dataset.from_list([{"prompt": "a" * 45}])},
             "row 1: the policy reads at most 50 tokens.*45",
         ),
-        ({"model": policy(vocab_size=67)}, "tokenizer has 68 tokens and the model 67"),
+        ({"model": policy(vocab_size=67)}, "has 68 tokens and the model 67"),
         ({"reward_funcs": reward_model(num_labels=2)}, "num_labels = 2"),
         ({"reward_funcs": reward_model(vocab_size=70)}, "knows 70 tokens and the policy 68"),
         ({"reward_funcs": reward_model(pad_token_id=None)}, "no `pad_token_id`"),

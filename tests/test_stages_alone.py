@@ -317,7 +317,7 @@ def test_a_killed_stage_resumes_to_the_same_weights(here, monkeypatch):
     assert main([*argv, "broken", "--resume"]) == 0
     (here / "broken/mine.txt").write_text("mine")
     assert main([*argv, "broken", "--overwrite_output_dir"]) == 0
-    assert (here / "broken/mine.txt").is_file() and not (here / "broken/.previous").exists()
+    assert (here / "broken/mine.txt").is_file() and not (here / "broken/_previous").exists()
 
 
 # ---- What is refused ------------------------------------------------------------------------------------------------

@@ -336,7 +336,7 @@ def test_a_run_that_was_being_overwritten_is_not_taken_for_whole(here, monkeypat
         assert main(["run", "--config", config, "--overwrite_output_dir"]) == 130
     assert {path.name for path in (here / "out").iterdir()} >= {"ppo", "run.json"}
     assert not {"metrics.json", "sft"} & {path.name for path in (here / "out").iterdir()}
-    assert {path.name for path in (here / "out" / "reward").iterdir()} == {".previous", "stage.json"}
+    assert {path.name for path in (here / "out" / "reward").iterdir()} == {"_previous", "stage.json"}
     assert not run_folder.is_finished(here / "out" / "reward")
     assert main(["run", "--config", config, "--resume"]) == 0
     assert {path.name for path in (here / "out").iterdir()} == LEFT

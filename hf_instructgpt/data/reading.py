@@ -89,8 +89,8 @@ def _joined(name: str, arrays: list[pyarrow.Array]) -> pyarrow.ChunkedArray:
     except pyarrow.ArrowException:
         kind = pyarrow.json_()
         arrays = [x if x.type == kind else _array(name, x.to_pylist(), as_json=True) for x in arrays]
-    empty = pyarrow.null()
-    return pyarrow.chunked_array([pyarrow.nulls(len(x), kind) if x.type == empty else x.cast(kind) for x in arrays])
+    arrays = [pyarrow.nulls(len(x), kind) if x.type == pyarrow.null() else x for x in arrays]
+    return pyarrow.chunked_array([x if x.type == kind else x.cast(kind) for x in arrays])
 
 
 def _holds_mapping(value: Any) -> bool:

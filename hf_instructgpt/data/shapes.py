@@ -136,7 +136,10 @@ def _prompts(columns: set[str], dataset: Dataset) -> Shape | None:
         return Shape(None, dict)
     if _has_prompt(columns) or "messages" in columns:
         name = "prompts: a turn of the user, or the turns before the answer"
-        return Shape(name, lambda row: {**row, "prompt": _asked(row)})
+        has_prompt = _has_prompt(columns)
+        return Shape(
+            name, lambda row: {**row, "prompt": _asked(row) if has_prompt else _before_answer(row["messages"])}
+        )
     shape = _comparisons(columns, dataset, needs_mark=True)
     if shape is None:
         return None
@@ -170,7 +173,9 @@ def _comparisons(columns: set[str], dataset: Dataset, needs_mark: bool = False) 
 
 def _openai(row: Row) -> Row:
     asked, chosen, rejected = row["input"], row["preferred_output"], row["non_preferred_output"]
-    return {"prompt": asked["messages"], "chosen": chosen, "rejected": rejected, "tools": asked.get("tools")}
+    if not isinstance(asked, dict):
+        raise InputError(f"column 'input': {asked!r} where a mapping with `messages` should be.")
+    return {"prompt": asked.get("messages"), "chosen": chosen, "rejected": rejected, "tools": asked.get("tools")}
 
 
 def _preferences(columns: set[str], dataset: Dataset, needs_mark: bool) -> Shape:
@@ -183,7 +188,12 @@ def _preferences(columns: set[str], dataset: Dataset, needs_mark: bool) -> Shape
 
     def convert(row: Row) -> Row:
         sides = [[side] if isinstance(side, dict) else side for side in (row["chosen"], row["rejected"])]
-        prompt, (chosen, rejected) = _apart(_asked(row), sides, repeated=repeated, needs_mark=needs_mark)
+        prompt = _asked(row)
+        if prompt is None and all(isinstance(side, str) for side in sides):
+            start = _shared_text(*sides, needs_mark=needs_mark)
+            prompt, (chosen, rejected) = sides[0][:start], (side[start:] for side in sides)
+        else:
+            prompt, (chosen, rejected) = _apart(prompt, sides, repeated)
         return {**_others(row, *PROMPT_PARTS), "prompt": prompt, "chosen": chosen, "rejected": rejected}
 
     return Shape(name, convert)
@@ -204,11 +214,15 @@ def _rankings(answers: str, by: str, dataset: Dataset) -> Shape:
 
 
 def _ranking(row: Row, responses: Any, by: str, values: Any, *, repeated: bool = False) -> Row:
-    prompt, responses, values = _asked(row), _parsed(responses), _parsed(values)
-    if isinstance(responses, list):
-        prompt, responses = _apart(prompt, responses, repeated=repeated)
+    responses, values = _parsed(responses), _parsed(values)
+    prompt, apart = _apart(_asked(row), responses if isinstance(responses, list) else [], repeated)
     ranks = _whole(values) if by == "ranks" else _ranks_of(by, values)
-    return {**_others(row, *PROMPT_PARTS, *LISTS, "scores"), "prompt": prompt, "responses": responses, "ranks": ranks}
+    return {
+        **_others(row, *PROMPT_PARTS, *LISTS, "scores"),
+        "prompt": prompt,
+        "responses": apart or responses,
+        "ranks": ranks,
+    }
 
 
 def _listed(row: Row, column: str) -> Row:
@@ -356,16 +370,14 @@ def _trained(row: Row) -> Row:
 
 
 def _asked(row: Row) -> Any:
-    """The prompt of a row: its own, the turns before an answer, or a turn of the user; None if it has none."""
+    """The prompt of a row: its own, the turns before the answer, or a turn of the user; None if it has none."""
     if "prompt" in row:
         return row["prompt"]
     if "conversations" in row:
         return _before_answer(row["conversations"])
     name = _first(QUESTIONS, row)
-    if name is None:
-        return _before_answer(row.get("messages"))
-    if not isinstance(row[name], str):
-        return row[name]
+    if not isinstance(row.get(name), str):
+        return row.get(name)
     text = "\n\n".join([row[name], *(row[column] for column in _filled(row, INPUTS))])
     turns = []
     for pair in row.get("history") or []:
@@ -386,19 +398,15 @@ def _before_answer(messages: Any) -> Any:
     return messages[:end]
 
 
-def _apart(prompt: Any, responses: list, *, repeated: bool, needs_mark: bool = False) -> tuple[Any, list]:
-    """A prompt and the responses to it: taken from the beginning of the responses, or out of those that repeat it."""
-    are_messages = all(isinstance(response, list) and response for response in responses)
-    if are_messages and responses and (prompt is None or isinstance(prompt, str)):
+def _apart(prompt: Any, responses: list, repeated: bool) -> tuple[Any, list]:
+    """A prompt, which may be inside the responses, and the responses without it."""
+    are_messages = bool(responses) and all(isinstance(response, list) and response for response in responses)
+    if are_messages and (prompt is None or isinstance(prompt, str)):
         first = responses[0][0]
-        is_inside = isinstance(first, dict) and first.get("role") not in ("assistant", "tool")
-        if prompt is None or is_inside:
+        if prompt is None or (isinstance(first, dict) and first.get("role") not in ("assistant", "tool")):
             start = _shared(responses)
             return responses[0][:start], [response[start:] for response in responses]
         prompt = [_message("user", prompt)]
-    if prompt is None and all(isinstance(response, str) for response in responses):
-        start = _shared_text(*responses[:2], needs_mark=needs_mark)
-        return responses[0][:start], [response[start:] for response in responses]
     return prompt, [_without(prompt, response, repeated) for response in responses]
 
 

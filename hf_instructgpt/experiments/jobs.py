@@ -1,7 +1,7 @@
 """Run a grid of jobs in worker processes; results are kept on disk, so that a grid that was stopped can be resumed.
 
-A job's folder holds what it wrote, `log.txt`, and `result.json`, which is written last. (joblib would kill the jobs
-under way when one fails; here they are finished.)
+A job's folder holds what it wrote, `log.txt`, and `result.json`, which is written last. (joblib's pool would kill the
+jobs under way when one fails; `concurrent.futures` finishes them.)
 """
 
 import json
@@ -16,7 +16,6 @@ from pathlib import Path
 from threading import Thread
 
 import torch
-from joblib import cpu_count
 
 from ..errors import InputError
 from ..files import delete, make_directory, read_json, to_json, write_whole
@@ -63,7 +62,7 @@ def _run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) 
     if not todo:
         return results
     has_accelerator = torch.accelerator.is_available()
-    num_workers = 1 if has_accelerator else min(len(todo), cpu_count())
+    num_workers = 1 if has_accelerator else min(len(todo), _num_cores())
     # Started anew rather than forked: a fork keeps torch's threads in an undefined state.
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_prepare_worker) as pool:
         futures = {pool.submit(_run_cell, work, cells[name], folder / name): name for name in todo}
@@ -85,6 +84,11 @@ def _run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) 
                 ) from error
             raise
     return results
+
+
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prepare_worker() -> None:

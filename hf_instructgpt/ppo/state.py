@@ -30,7 +30,9 @@ class PPOState(CardMixin, ResumableTrainer):
 
     @property
     def _actor_critic(self) -> ActorCritic:
-        return self.accelerator.unwrap_model(self.model_wrapped)
+        model = self.model_wrapped
+        # accelerate takes milliseconds to see that nothing is wrapped.
+        return model if isinstance(model, ActorCritic) else self.accelerator.unwrap_model(model)
 
     @property
     def _is_sharded(self) -> bool:

@@ -1,4 +1,4 @@
-"""What keeps a run from learning, said while it runs: no scores, equal scores, responses that never end."""
+"""Warnings of a run that does not learn: no scores, equal scores, responses that never end."""
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,7 @@ class RolloutWatch:
         self.names = ", ".join(reward_names)
         self.max_completion_length = max_completion_length
         self.in_a_row = dict.fromkeys(PATIENCE, 0)
-        self.said: set[str] = set()
+        self.warned: set[str] = set()
 
     def look(
         self, scores: torch.Tensor, ended: torch.Tensor, *, num_responses: int, accelerator: Accelerator
@@ -57,8 +57,8 @@ class RolloutWatch:
         }
         for kind, is_seen in seen.items():
             self.in_a_row[kind] = self.in_a_row[kind] + 1 if is_seen else 0
-            if self.in_a_row[kind] == PATIENCE[kind] and kind not in self.said:
-                self.said.add(kind)
+            if self.in_a_row[kind] == PATIENCE[kind] and kind not in self.warned:
+                self.warned.add(kind)
                 logger.warning(messages[kind])
         if self.in_a_row["unscored"] == MAX_UNSCORED:
             raise InputError(self.unscored(f"in {MAX_UNSCORED} rollouts in a row"))

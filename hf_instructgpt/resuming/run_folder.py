@@ -1,7 +1,7 @@
 """The folder of a result: free or taken, the same run or another one, finished or not, and alone in it.
 
 A stage works in its `output_dir` from the start. `stage.json` holds the run's options; when it also lists the run's
-files, which is written last, the result is finished. What was there before is kept in `.previous` until then.
+files, which is written last, the result is finished. What was there before is kept in `_previous` until then.
 """
 
 import shutil
@@ -22,8 +22,8 @@ logger = logging.get_logger(__name__)
 
 # What tells a stage's result, a run of several stages, that it is finished, and how good its reward model is.
 STAGE_FILE, RUN_FILE, METRICS_FILE, REWARD_REPORT_FILE = "stage.json", "run.json", "metrics.json", "reward_report.json"
-# Holds what was in the folder before, until the new result is finished.
-PREVIOUS = ".previous"
+# Holds what was in the folder before, until the new result is finished. Trainer pushes nothing with an underscore.
+PREVIOUS = "_previous"
 # The files of a result that was deleted from among the user's.
 NO_FILES = [STAGE_FILE]
 
@@ -119,13 +119,13 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def set_aside(self) -> None:
-        """Move everything into `.previous`, `stage.json` last."""
+        """Move everything into `_previous`, `stage.json` last."""
         self.previous.mkdir(exist_ok=True)
         for entry in self.entries(self.path):
             entry.rename(self.previous / entry.name)
 
     def settle(self) -> None:
-        """Give back what no stage wrote and delete the rest of `.previous`, its `stage.json` last."""
+        """Give back what no stage wrote and delete the rest of `_previous`, its `stage.json` last."""
         known = read_json(self.previous / STAGE_FILE)
         if known is not None:
             _give_back(self.previous, self.path, known["files"])
@@ -134,13 +134,13 @@ class RunFolder:
         shutil.rmtree(self.previous, ignore_errors=True)
 
     def clear(self) -> None:
-        """Delete everything but `.previous`, `stage.json` last. The folder itself stays: it is locked."""
+        """Delete everything but `_previous`, `stage.json` last. The folder itself stays: it is locked."""
         for entry in self.entries(self.path):
             delete(entry)
 
     @staticmethod
     def entries(folder: Path) -> list[Path]:
-        """What is in a folder but `.previous`, with `stage.json` last."""
+        """What is in a folder but `_previous`, with `stage.json` last."""
         entries = [path for path in folder.iterdir() if path.name != PREVIOUS]
         return sorted(entries, key=lambda path: (path.name == STAGE_FILE, path.name))
 
@@ -286,7 +286,7 @@ def add_files(folder: Path, names: list[str]) -> None:
 
 
 def _paths(folder: Path) -> list[str]:
-    """The paths of all files in a folder but `.previous`."""
+    """The paths of all files in a folder but `_previous`."""
     paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
     return [path.as_posix() for path in paths if path.parts[0] != PREVIOUS]
 

@@ -28,6 +28,7 @@ COMMON = (
 GROUPS = {
     "dataset_name": "data",
     "overwrite_output_dir": "result",
+    "max_prompt_length": "data",
     "selection_reward_model": "choosing the model",
     "pretraining_dataset_name": "pretraining text",
     "calibration_dataset_name": "calibration",
@@ -114,7 +115,7 @@ def help_parser(stage: str, examples: str = "") -> argparse.ArgumentParser:
         group.add_argument(
             f"--{option.name}",
             metavar="{" + ",".join(option.choices) + "}" if option.choices else option.type.replace(" | None", ""),
-            default=option.default,
+            default=argparse.SUPPRESS if option.default in (None, []) else option.default,
             help=option.help.replace("%", "%%"),
         )
     return parser

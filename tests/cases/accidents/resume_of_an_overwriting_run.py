@@ -11,7 +11,7 @@ def check(folder: Path) -> None:
     new = [*argv, "--learning_rate", "2e-3"]
     assert_done(command(*new, "--output_dir", folder / "whole"))
 
-    out, previous = folder / "out", folder / "out" / ".previous"
+    out, previous = folder / "out", folder / "out" / "_previous"
     assert_done(command(*argv, "--output_dir", out))
     argv, new = ([*some, "--output_dir", out] for some in (argv, new))
     old, weights = left(out), (out / "model.safetensors").read_bytes()

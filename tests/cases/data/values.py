@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 from product import QUICK, assert_refused, assistant, command, rows_read, user, write_rows
 
@@ -17,6 +18,13 @@ def check(folder: Path) -> None:
             file.write(json.dumps({"prompt": "a", "completion": filler if i < 11 else "b", **more}) + "\n")
     got = rows_read(path, "prompts")
     assert (got[11]["score"], got[11]["late"], got[0]["late"]) == (0.5, "here", None)
+
+    # Rows are read in chunks, and a column may be another one in each.
+    columns = ([1, 2, 0.5], ["x", "y", ["z"]], [[None], [None], ["x"]], [None, None, [{"x": 1}]], [True, False, 3])
+    rows = [dict(zip("abcde", values, strict=True)) for values in zip(*columns, strict=True)]
+    with patch("hf_instructgpt.data.reading.CHUNK", 2):
+        got = rows_read(write_rows(folder / "chunks.jsonl", [{"prompt": "p", **row} for row in rows]), "prompts")
+    assert [{name: row[name] for name in "abcde"} for row in got] == rows, got
 
     mixed = {
         "sft": [{"prompt": "a", "completion": "b"}, {"prompt": [user("a")], "completion": [assistant("b")]}],

@@ -703,7 +703,7 @@ MUTANTS = [
     Mutant(
         "29e",
         "one LoRA module alone is a regular expression of a full name",
-        "hf_instructgpt/stages/load_models.py",
+        "hf_instructgpt/stages/adapters.py",
         'if isinstance(modules, str) and re.fullmatch(r"[\\w.]+", modules):',
         "if False:",
         "tests/test_stages_alone.py::test_a_module_alone_is_a_name[given0-expected0]",
@@ -1353,8 +1353,8 @@ MUTANTS = [
         "41j",
         "what is trained whole beside an adapter stays in half precision",
         "hf_instructgpt/models/checks.py",
-        "            _make_float32(module)\n",
-        "            pass\n",
+        "                _make_float32(module)\n",
+        "                pass\n",
         f"{CASES}[ppo/adapter_in_half_precision]",
     ),
     Mutant(

@@ -9,9 +9,9 @@ import torch
 from hf_instructgpt.cli import main
 from hf_instructgpt.evaluation.intervals import wilson_interval
 from hf_instructgpt.models.forward import response_logprobs
-from hf_instructgpt.models.loading import load_reward_model
+from hf_instructgpt.models.loading import load_policy, load_reward_model
 from hf_instructgpt.scoring.reward_models import reward_model_scores
-from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
+from hf_instructgpt.stages.load_models import load_tokenizer
 from hf_instructgpt.text import encode_prompt
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
@@ -25,7 +25,7 @@ QUESTION = "什么是 AI？"
 def page(document_run):
     def contestant(name):
         tokenizer = load_tokenizer(str(document_run / name))
-        return Contestant(name, load_causal_lm(str(document_run / name), tokenizer).eval(), tokenizer)
+        return Contestant(name, load_policy(str(document_run / name), tokenizer).eval(), tokenizer)
 
     tokenizer = load_tokenizer(str(document_run / "reward"))
     reward = load_reward_model(str(document_run / "reward"), tokenizer=tokenizer).eval()

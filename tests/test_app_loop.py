@@ -11,8 +11,9 @@ import torch
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
+from hf_instructgpt.models.loading import load_policy
 from hf_instructgpt.sampling.generate import sample
-from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
+from hf_instructgpt.stages.load_models import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 NUM_RANKED = 30
@@ -72,7 +73,7 @@ def rank_by_length(tab):
 
 def answer_lengths(folder, prompts):
     tokenizer = load_tokenizer(folder)
-    policy = load_causal_lm(folder, tokenizer).eval()
+    policy = load_policy(folder, tokenizer).eval()
     torch.manual_seed(0)
     return [
         len(text)

@@ -134,10 +134,11 @@ PROMPTS = [
 
 
 def items(folder, num_responses=3, **options):
-    from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
+    from hf_instructgpt.models.loading import load_policy
+    from hf_instructgpt.stages.load_models import load_tokenizer
 
     tokenizer = load_tokenizer(str(folder / "sft"))
-    policy = load_causal_lm(str(folder / "sft"), tokenizer)
+    policy = load_policy(str(folder / "sft"), tokenizer)
     return Items(policy, tokenizer, PROMPTS, num_responses=num_responses, max_new_tokens=8, **options)
 
 

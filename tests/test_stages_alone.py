@@ -13,9 +13,10 @@ from trl import ModelConfig
 from hf_instructgpt.cli import main
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.scoring.reward_models import reward_model_scores
+from hf_instructgpt.stages.adapters import lora_config
 from hf_instructgpt.stages.arguments import StageArguments
 from hf_instructgpt.stages.load_data import load_stage_datasets
-from hf_instructgpt.stages.load_models import load_options, lora_config, model_source
+from hf_instructgpt.stages.load_models import load_options, model_source
 
 MODEL = '{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0}'
 FLAGS = ["--save_strategy", "no", "--report_to", "none", "--per_device_train_batch_size", "2", "--max_steps", "2"]
@@ -472,7 +473,7 @@ def test_messages_without_a_chat_template_are_refused(copy_of, models, refused, 
         (["sft"], "num_labels = 2; a reward model has 1"),
         (["none_such.f"], "`reward_funcs`: none_such.f cannot be imported"),
         (["json.none_such"], "`reward_funcs`: json.none_such cannot be imported"),
-        (["json.decoder"], "is no function but module"),
+        (["json.decoder"], "is not a function but module"),
         (["broken_rewards.f"], "`reward_funcs`: broken_rewards.py:f cannot be imported"),
         (["length"], "neither a folder, nor a Hub id, nor a dotted path"),
         (["json.dumps", "json.loads"], "`reward_weights` has 1 entries for 2 reward functions"),

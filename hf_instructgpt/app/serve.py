@@ -15,11 +15,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 
 from ..errors import InputError
-from ..models.loading import load_reward_model
+from ..models.loading import load_policy, load_reward_model
 from ..sampling.generate import room_for_response
 from ..stages.arguments import StageArguments
 from ..stages.load_data import checked_split, load_rows, rows_to_read
-from ..stages.load_models import check_reward_model, load_causal_lm, load_tokenizer
+from ..stages.load_models import check_reward_model, load_tokenizer
 from ..stages.samples import known_of
 from .compare_page import ComparePage, Contestant
 from .prompt_queue import Items
@@ -143,7 +143,7 @@ def rank(
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
     asked = {prompt_key(prompt): prompt for prompt in rows_to_read(rows, args, tokenizer)["prompt"]}
-    policy, asked = load_causal_lm(model, tokenizer, **trust).to(PartialState().device), list(asked.values())
+    policy, asked = load_policy(model, tokenizer, **trust).to(PartialState().device), list(asked.values())
     room = room_for_response(policy, tokenizer, [{"prompt": prompt} for prompt in asked], wanted=max_new_tokens)
     if room < 1:
         raise InputError(f"a prompt of {prompts} fills the model's context, or `--max_new_tokens` is below 1.")
@@ -179,7 +179,7 @@ def compare(
     contestants = []
     for name, _, path in named:
         tokenizer = load_tokenizer(path, **trust)
-        policy = load_causal_lm(path, tokenizer, **trust).to(PartialState().device).eval()
+        policy = load_policy(path, tokenizer, **trust).to(PartialState().device).eval()
         contestants.append(Contestant(name, policy, tokenizer, known_of(path)))
     reward_model = None if reward is None else _reward_model(reward, **trust)
     page = ComparePage(contestants, reward_model=reward_model, max_new_tokens=max_new_tokens, seed=seed)

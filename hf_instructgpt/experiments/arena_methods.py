@@ -29,14 +29,14 @@ from ..data import judge as lab_judge
 from ..errors import InputError
 from ..evaluation.best_of_n import best_of_n_kl
 from ..evaluation.comparison import Answers, answer_prompts
-from ..models.loading import load_reward_model
+from ..models.loading import load_policy, load_reward_model
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..sampling.generate import Samples, sample, sampling_config
 from ..scoring.reward_models import reward_model_scores, score_samples
 from ..stages.arguments import StageArguments, parse_options
 from ..stages.load_data import checked_split, load_rows, load_stage_datasets
-from ..stages.load_models import load_causal_lm, load_tokenizer
+from ..stages.load_models import load_tokenizer
 from ..text import encode_prompt, encode_row, question, scored_rows
 from .judge import judge_scores, load_judge
 
@@ -226,8 +226,8 @@ class Contest:
         device = PartialState().device
         self.tokenizer = load_tokenizer(setting.sft_model)
         load = {"tokenizer": self.tokenizer, "dtype": torch.float32}
-        self.policy = load_causal_lm(setting.sft_model, **load).to(device).eval()
-        self.reference = load_causal_lm(setting.sft_model, **load).to(device).eval()
+        self.policy = load_policy(setting.sft_model, **load).to(device).eval()
+        self.reference = load_policy(setting.sft_model, **load).to(device).eval()
         self.reward_model = load_reward_model(setting.reward_model).to(device).eval()
         self.prompts = load_prompts(setting.prompts)
         self.judge = load_judge(setting.judge)

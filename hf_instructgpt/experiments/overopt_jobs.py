@@ -15,13 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ..data.columns import ranked_pairs
 from ..errors import InputError
 from ..evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
-from ..models.loading import load_reward_model
+from ..models.loading import load_policy, load_reward_model
 from ..ppo.config import PPOConfig
 from ..sampling.generate import sample
 from ..scoring.reward_models import reward_model_scores
 from ..stages.arguments import StageArguments, parse_options
 from ..stages.load_data import checked_split, load_rows, load_stage_datasets
-from ..stages.load_models import load_causal_lm, load_options, load_tokenizer
+from ..stages.load_models import load_options, load_tokenizer
 from ..stages.ppo import run_ppo
 from ..stages.reward import run_reward
 from ..text import scored_rows
@@ -55,7 +55,7 @@ def sample_and_judge(folder: Path, *, options: Any, sft: str, seed: int) -> dict
     """
     args, config, model_args = _parse("ppo", options.ppo, folder, model_name_or_path=sft)
     judge, tokenizer = load_judge(options.judge), load_tokenizer(sft, trust_remote_code=config.trust_remote_code)
-    policy = load_causal_lm(sft, tokenizer, **load_options(config, model_args)).to(config.device).eval()
+    policy = load_policy(sft, tokenizer, **load_options(config, model_args)).to(config.device).eval()
     set_seed(seed)
     rows, num_rankings = prompts_to_rank(options.reward), max(options.num_rankings)
     order, rankings = Random(seed).sample(range(len(rows)), len(rows)), []

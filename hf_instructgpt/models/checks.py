@@ -1,4 +1,4 @@
-"""Checks of models and of how a training was launched, before anything is trained."""
+"""Checks of models and of how training was launched."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD
 
 
 def check_launch(args: TrainingArguments) -> None:
-    """Raise an `InputError` where accelerate did not set up what the launcher or an option asked for."""
+    """Refuse a launch that accelerate did not set up as the launcher or an option asked."""
     num_started = get_int_from_env(WORLD_SIZES, 1)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         num_started = torch.distributed.get_world_size()
@@ -23,8 +23,8 @@ def check_launch(args: TrainingArguments) -> None:
     if num_started > 1 and (world_size == 1 or kind == DistributedType.NO):
         raise InputError(
             f"{num_started} processes were started, but accelerate runs each of them as if it were alone: gradients "
-            "would not be averaged. Start one process for each GPU with `accelerate launch` or `torchrun`; on CPUs "
-            "set `use_cpu=True` as well. If only one process is wanted, unset WORLD_SIZE."
+            "would not be averaged. Start one process per GPU with `accelerate launch` or `torchrun`; on CPUs set "
+            "`use_cpu=True` too. If you want one process, unset WORLD_SIZE."
         )
     if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         _check_is_on("FSDP", kind not in (DistributedType.NO, DistributedType.MULTI_CPU))
@@ -35,17 +35,14 @@ def check_launch(args: TrainingArguments) -> None:
 def _check_is_on(name: str, is_on: bool) -> None:
     if not is_on:
         raise InputError(
-            f"{name} was asked for and is not on: accelerate does not shard a run on one process, nor one that it "
-            "was told to keep on CPUs. Start one process for each GPU with `accelerate launch` or `torchrun`, without "
-            "`use_cpu`; on CPUs use recipes/accelerate/ddp.yaml."
+            f"{name} was asked for and is not on: accelerate shards neither a run of one process nor one on CPUs. "
+            "Start one process per GPU with `accelerate launch` or `torchrun`, without `use_cpu`; on CPUs use "
+            "recipes/accelerate/ddp.yaml."
         )
 
 
 def check_finite(model: nn.Module, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """Raise a `FloatingPointError` for a trained model with NaN or infinite weights, which is not to be saved.
-
-    `weights`: its own by their names, where they lie in shards.
-    """
+    """Raise a `FloatingPointError` if a trained model (or `weights`, gathered from its shards) is not finite."""
     for name, p in model.named_parameters():
         x = p if weights is None else weights.get(name, p)
         x = x.to_local() if hasattr(x, "to_local") else x
@@ -57,7 +54,7 @@ def check_finite(model: nn.Module, weights: dict[str, torch.Tensor] | None = Non
 
 
 def check_weights(name: str, model: PreTrainedModel) -> None:
-    """Raise an `InputError` for a model, called `name`, that cannot be copied or moved: quantised, or left on disk."""
+    """Refuse a model that cannot be copied or moved, because it is quantised or on disk."""
     model = without_adapter(model)
     if getattr(model, "is_quantized", False):
         raise InputError(
@@ -72,24 +69,19 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
 
 
 def ensure_precision(name: str, model: nn.Module, args: TrainingArguments) -> None:
-    """Have what an adapter trains in float32, and refuse any other model whose weights would be trained in less.
+    """Convert what an adapter trains to float32; refuse other models whose trained weights are in half precision.
 
-    An update of 3e-6, the default learning rate, is less than half of a step between two bfloat16 numbers above 1e-3:
-    nearly all of it would be rounded away. An adapter and the modules that are trained whole beside it, such as the
-    head of a reward model, are few weights and made float32. A whole model is not converted, because that would double
-    the memory of a model whose type was chosen. DeepSpeed keeps float32 weights itself.
-
-    Raises:
-        InputError: It calls the model `name`.
+    An update of 3e-6 (PPO's learning rate) is less than half the gap between two bfloat16 numbers above 1e-3, so
+    nearly all of it would be rounded away. A full model is not converted, because that would double its memory.
     """
-    if args.deepspeed_plugin is not None:
+    if args.deepspeed_plugin is not None:  # it keeps float32 weights itself
         return
     if has_adapter(model):
         from peft.utils import ModulesToSaveWrapper
 
-        wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-        for module in (module for wrapper in wrappers for module in wrapper.modules_to_save.values()):
-            _make_float32(module)
+        for wrapper in (module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)):
+            for module in wrapper.modules_to_save.values():
+                _make_float32(module)
         for key, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_" in key:  # TRL makes them bfloat16 on a quantised model
                 parameter.data = parameter.data.float()
@@ -108,7 +100,7 @@ def _trained_in_half(model: nn.Module) -> torch.dtype | None:
 
 
 def _make_float32(module: nn.Module) -> None:
-    """Weights and computation of a module that is trained in half precision; what comes out is as before."""
+    """Convert a module that is trained in half precision to float32; its output keeps its type."""
     half = _trained_in_half(module)
     if half is not None:
         module.float().register_forward_pre_hook(_float_inputs)
@@ -124,7 +116,7 @@ def _output_as(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: tor
 
 
 def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Raise an `InputError` if a tokenizer has more tokens than the model has embeddings."""
+    """Refuse a tokenizer with more tokens than the model has embeddings."""
     num_embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_embeddings:
         raise InputError(

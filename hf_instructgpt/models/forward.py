@@ -19,11 +19,7 @@ def model_inputs(
     response_ids: torch.Tensor,
     mask: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Keyword arguments of a forward over prompt and response, `(B, T)` each.
-
-    Positions count real tokens from 0, so that left padding moves none of them; models whose `forward` takes no
-    `position_ids` work them out from the mask themselves.
-    """
+    """Keyword arguments of a forward over prompt and response, `(B, T)` each; positions skip left padding."""
     attention_mask = torch.cat([prompt_mask, mask], dim=1).long()
     inputs = {"input_ids": torch.cat([prompt_ids, response_ids], dim=1), "attention_mask": attention_mask}
     if "position_ids" in inspect.signature(model.forward).parameters:
@@ -39,7 +35,7 @@ def context_length(model: PreTrainedModel | PreTrainedConfig) -> int | None:
 
 
 def forward_response(model: PreTrainedModel, *, response_length: int, **inputs) -> ModelOutput:
-    """The model's own output, with the logits of at least the last `response_length + 1` positions."""
+    """The model's output, with logits of at least the last `response_length + 1` positions."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = response_length + 1
     return model(**inputs, use_cache=False)
@@ -60,7 +56,7 @@ def response_logprobs(
     *,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Log-probs of given responses under `model`, without gradient: `(B, R)`, 0 behind the mask, nats."""
+    """Log-probs of given responses, `(B, R)` in nats, 0 outside the mask; without gradient."""
     inputs = model_inputs(model, prompt_ids, prompt_mask, response_ids, mask)
     logits = response_logits(model, response_length=response_ids.shape[1], **inputs)
     return torch.where(mask, token_logprobs(logits, token_ids=response_ids, temperature=temperature), 0)
@@ -68,7 +64,7 @@ def response_logprobs(
 
 @contextmanager
 def without_router_logits(model: nn.Module) -> Iterator[None]:
-    """Without a mixture of experts' auxiliary loss, which a forward with a cache and padding cannot work out."""
+    """Turn off a mixture of experts' auxiliary loss, which fails with a cache and padding."""
     config = model.config.get_text_config()
     if not getattr(config, "output_router_logits", False):
         yield

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 
-def loading_options(args: TrainingArguments) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained` from a trainer's `model_init_kwargs`, which may not allow remote code."""
-    options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
+def loading_options(args: TrainingArguments, **defaults: Any) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`: `defaults`, replaced by a trainer's `model_init_kwargs`."""
+    options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code, **defaults}
+    options |= args.model_init_kwargs or {}
     if options["trust_remote_code"] and not args.trust_remote_code:
         raise InputError(
             "`model_init_kwargs` has `trust_remote_code`, but the option `trust_remote_code` is off: set that one to "
@@ -55,31 +56,75 @@ def loading(name: str) -> Iterator[None]:
     """Turn what fails while a model is loaded, such as a damaged file, into an `InputError` that names it."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
-        if isinstance(error, InputError):
-            raise
         what = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise InputError(f"the model {name} cannot be loaded: {what}{' '.join(str(error).split())}") from error
 
 
-def load_policy(model: "str | PreTrainedModel | PeftModel", **kwargs: Any) -> "PreTrainedModel | PeftModel":
-    """The policy by its Hub id or path, also an adapter on its base model; a model is returned as it is."""
-    if isinstance(model, str):
-        kwargs = {"dtype": torch.float32, **kwargs}
-        with loading(model):
-            if find_adapter_config_file(model, revision=kwargs.get("revision")) is None:
-                return AutoModelForCausalLM.from_pretrained(model, **kwargs)
+def load_policy(
+    model: "str | PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any
+) -> "PreTrainedModel | PeftModel":
+    """The policy by its Hub id or path, also an adapter on its base model; a model is returned as it is.
+
+    It must have an embedding for each token of `tokenizer`, if that is given.
+    """
+    if not isinstance(model, str):
+        # TRL's SFTTrainer leaves a `forward` on the instance that returns no logits.
+        without_adapter(model).__dict__.pop("forward", None)
+        return model
+    name, missing = model, []
+    with loading(name), quiet():
+        if find_adapter_config_file(name, revision=kwargs.get("revision")) is None:
+            model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **kwargs)
+            missing = sorted(info["missing_keys"])
+        else:
             from peft import AutoPeftModelForCausalLM
 
-            return AutoPeftModelForCausalLM.from_pretrained(model, is_trainable=True, **kwargs)
-    # TRL's SFTTrainer leaves a `forward` on the instance that returns no logits.
-    without_adapter(model).__dict__.pop("forward", None)
+            kwargs = {"dtype": torch.float32, **kwargs}
+            model = AutoPeftModelForCausalLM.from_pretrained(name, is_trainable=True, **kwargs)
+    if missing:
+        raise InputError(f"{name} holds no causal language model: {missing[0]} is missing.")
+    if tokenizer is not None:
+        check_vocabulary(name, tokenizer, model)
+    return model
+
+
+def load_new_reward_model(
+    name: str, tokenizer: PreTrainedTokenizerBase, **kwargs: Any
+) -> "PreTrainedModel | PeftModel":
+    """A reward model to be trained from any model, with a new score head if it has none, or from an adapter."""
+    with loading(name), quiet():
+        if find_adapter_config_file(name, revision=kwargs.get("revision")) is None:
+            model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+        else:
+            model = _new_reward_adapter(name, **kwargs)
+    check_vocabulary(name, tokenizer, model)
+    return model
+
+
+def _new_reward_adapter(name: str, *, revision: str | None = None, **kwargs: Any) -> "PeftModel":
+    """An adapter, trained for any task, on its base model with a score head, which becomes part of the adapter."""
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(name, revision=revision)
+    config.task_type, config.inference_mode = "SEQ_CLS", False
+    base = AutoModelForSequenceClassification.from_pretrained(
+        config.base_model_name_or_path, num_labels=1, revision=config.revision, **kwargs
+    )
+    model = peft.get_peft_model(base, config)
+    new = peft.get_peft_model_state_dict(model)
+    weights = peft.load_peft_weights(name, device="cpu", revision=revision)
+    trunk = f"base_model.model.{base.base_model_prefix}."
+    if lost := sorted(key for key in weights.keys() - new.keys() if key.startswith(trunk)):
+        raise InputError(f"the adapter {name}: a reward model has no place for {lost[0]}.")
+    peft.set_peft_model_state_dict(model, {**new, **{key: x for key, x in weights.items() if key in new}})
     return model
 
 
 def load_reward_model(
     model: "str | PreTrainedModel | PeftModel | Callable",
-    *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     **kwargs: Any,
 ) -> "PreTrainedModel | PeftModel | Callable":
@@ -99,22 +144,17 @@ def load_reward_model(
         if find_adapter_config_file(name) is None:
             model = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)
         else:
-            model = _load_reward_adapter(name, **kwargs)
+            from peft import AutoPeftModelForSequenceClassification
+
+            # The adapter's base model has no score head: its own comes with the adapter.
+            model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
+            model.config._name_or_path = name  # logs show its own name, not its base model's
+            with suppress(OSError):  # adapters of other programs have no configuration beside them
+                model.config.score_bias = PreTrainedConfig.get_config_dict(name)[0].get("score_bias", 0.0)
     if tokenizer is not None:
         check_vocabulary(name, tokenizer, model)
         if model.config.get_text_config().pad_token_id is None:
             raise InputError(f"{name} has no `pad_token_id` in its config. Set the one it was trained with.")
-    return model
-
-
-def _load_reward_adapter(name: str, **kwargs: Any) -> "PeftModel":
-    from peft import AutoPeftModelForSequenceClassification
-
-    # The adapter's base model has no score head: its own comes with the adapter.
-    model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
-    model.config._name_or_path = name  # logs show its own name, not its base model's
-    with suppress(OSError):  # adapters of other programs have no configuration beside them
-        model.config.score_bias = PreTrainedConfig.get_config_dict(name)[0].get("score_bias", 0.0)
     return model
 
 

@@ -1,21 +1,24 @@
-"""Adapters from stage to stage: one that comes in is trained on, and one that is done can be merged into its model."""
+"""Adapters from stage to stage: an incoming one is trained further, and a trained one can be merged into its model."""
 
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 from transformers.utils import find_adapter_config_file, logging
-from trl import ModelConfig
+from trl import ModelConfig, get_peft_config
 
 from ..errors import InputError
 from ..files import make_directory
 from ..hub.model_card import Made
-from ..models.loading import load_reward_model
+from ..models.loading import load_policy, load_reward_model
 from ..models.surgery import has_adapter
 from ..resuming.resumable import STATE_FILE
-from .load_models import check_model_path, load_causal_lm, load_tokenizer, lora_config
+from .load_models import check_model_path, load_tokenizer
 from .model_cards import write_stage_card
 
 if TYPE_CHECKING:
@@ -23,30 +26,48 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Options of an adapter and what PEFT calls them.
-LORA_OPTIONS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
-LORA_OPTIONS |= {"use_rslora": "use_rslora", "use_dora": "use_dora", "lora_target_modules": "target_modules"}
+# Options of an adapter that PEFT calls by the same name, and those it calls by another.
+LORA_OPTIONS = {name: name for name in ("lora_alpha", "lora_dropout", "use_rslora", "use_dora")}
+LORA_OPTIONS |= {"lora_r": "r", "lora_target_modules": "target_modules"}
+
+
+def lora_config(model_args: ModelConfig) -> "PeftConfig | None":
+    """The adapter that the options ask for."""
+    config = get_peft_config(model_args)
+    modules = config and config.target_modules
+    # `ModelConfig` turns a list of one name into a string, which PEFT would read as a regular expression.
+    if isinstance(modules, str) and re.fullmatch(r"[\w.]+", modules):
+        config.target_modules = {modules}
+    return config
+
+
+@contextmanager
+def peft_errors(model_args: ModelConfig) -> Iterator[None]:
+    """Turn what PEFT refuses while a trainer is made, such as modules that the model lacks, into an `InputError`."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        if not model_args.use_peft or isinstance(error, InputError):
+            raise
+        raise InputError(f"`use_peft`: {' '.join(str(error).split())}") from error
 
 
 def new_adapter(model: PreTrainedModel, model_args: ModelConfig) -> "PeftConfig | None":
-    """The adapter that the options ask for; None where the model comes with one, which is trained on.
-
-    Raises:
-        InputError: The options ask for another adapter than the model has.
-    """
+    """The adapter that the options ask for; None if the model comes with one, which is then trained further."""
     if not has_adapter(model):
         return lora_config(model_args)
-    check_same_adapter(model_args, model.active_peft_config, name=str(model_args.model_name_or_path))
+    name = str(model_args.model_name_or_path)
+    check_same_adapter(model_args, model.active_peft_config, name=name)
     if not model_args.use_peft:
         logger.warning(
-            f"{model_args.model_name_or_path} is an adapter: it is trained on, and the rest of the model stays as it "
-            f"is. To train all of it, merge it first (`hf-instructgpt merge {model_args.model_name_or_path}`)."
+            f"{name} is an adapter: it is trained on, and the rest of the model is frozen. To train the full model, "
+            f"merge the adapter first (`hf-instructgpt merge {name}`)."
         )
     return None
 
 
 def check_same_adapter(model_args: ModelConfig, adapter: "PeftConfig", *, name: str) -> None:
-    """Raise an `InputError` if the options ask for another adapter than `adapter`, which is trained on."""
+    """Refuse options that ask for another adapter than the incoming one, `adapter`."""
     if not model_args.use_peft:
         return
     mine, defaults = lora_config(model_args), lora_config(ModelConfig(use_peft=True))
@@ -60,22 +81,10 @@ def check_same_adapter(model_args: ModelConfig, adapter: "PeftConfig", *, name: 
 
 
 def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Path:
-    """Write an adapter's model, a policy or a reward model, as a model of its own, with its tokenizer and card.
-
-    Args:
-        model (`str`): The adapter's folder.
-        output_dir (`str`, *optional*): Default: the folder's name and `-merged`, beside it.
-        trust_remote_code (`bool`): Whether the base model may run its own code.
-
-    Returns:
-        `Path`: `output_dir`.
-
-    Raises:
-        InputError: There is no adapter, or something is in `output_dir` already.
-    """
+    """Merge an adapter into its base model; save the result with tokenizer and card in `output_dir`, returned."""
     check_model_path(model)
     if not Path(model).is_dir() or find_adapter_config_file(model) is None:
-        raise InputError(f"{model} is no folder with an adapter: it has no adapter_config.json.")
+        raise InputError(f"{model} is not the folder of an adapter: it has no adapter_config.json.")
     from peft import PeftConfig
 
     folder = Path(model).absolute()
@@ -84,20 +93,18 @@ def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Pat
         raise InputError(f"`--output_dir`: {target} exists already. Choose another, or remove it.")
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
-    is_reward = PeftConfig.from_pretrained(model).task_type == "SEQ_CLS"
-    whole = (load_reward_model if is_reward else load_causal_lm)(
-        model, tokenizer=tokenizer, **trust
-    ).merge_and_unload()
+    load = load_reward_model if PeftConfig.from_pretrained(model).task_type == "SEQ_CLS" else load_policy
+    merged = load(model, tokenizer, **trust).merge_and_unload()
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     make_directory(aside)
     try:
-        whole.save_pretrained(aside)
+        merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         made = Made.load(folder)
         if made is not None:
             base = made.base_model
-            if base is not None and base.path is not None:  # seen from its new place
+            if base is not None and base.path is not None:  # as seen from its new folder
                 base = type(base).of(str(base.place(folder)), folder=target)
             shutil.copy2(folder / STATE_FILE, aside)
             made = replace(made, is_adapter=False, base_model=base, hub_id=None, readme_sha256=None)

@@ -7,10 +7,11 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..models.forward import context_length
+from ..models.loading import load_policy
 from ..sampling.generate import sample
 from ..text import break_special_tokens, encode_row
 from .load_data import findings
-from .load_models import load_causal_lm, load_config, load_tokenizer
+from .load_models import load_config, load_tokenizer
 from .samples import MAX_NEW_TOKENS, as_asked, asked_row, known_of
 
 logger = logging.get_logger(__name__)
@@ -19,19 +20,9 @@ logger = logging.get_logger(__name__)
 def answer(
     model: str, *, prompt: str, max_new_tokens: int | None, do_sample: bool, seed: int, trust_remote_code: bool
 ) -> str:
-    """The model's answer to a user's prompt, asked in the form that its card says it was trained on.
+    """The model's answer to a user's prompt, asked in the form that the model was trained on by its card.
 
-    Without a card of this package, through its chat template where it has one.
-
-    Args:
-        model (`str`): A Hub id or a folder. prompt (`str`): What the user says.
-        max_new_tokens (`int`, *optional*): Maximum number of tokens of the answer, fewer where the context ends. By
-            default that of the model's card, else of its generation settings, else 64.
-        do_sample (`bool`): Sample at temperature 1 with `seed`, else greedy.
-        trust_remote_code (`bool`): Whether the model may run its own code.
-
-    Raises:
-        InputError: No such model, an empty prompt, or one that fills the context.
+    By default its length is the card's, else that of the model's generation settings, else 64 tokens.
     """
     if not prompt.strip():
         raise InputError("`--prompt` is empty.")
@@ -39,18 +30,18 @@ def answer(
         raise InputError(f"`--max_new_tokens` must be 1 or more, not {max_new_tokens}.")
     if not 0 <= seed < 2**32:
         raise InputError(f"`--seed` must lie between 0 and {2**32 - 1}, not {seed}.")
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    trust = {"trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(model, **trust)
     made = known_of(model)
     prompt = as_asked(break_special_tokens(tokenizer, prompt), tokenizer, made)
     for finding in findings(Dataset.from_list([{"prompt": prompt}]), "prompts", tokenizer):
         logger.warning(f"`--prompt`: {finding}")
     row = asked_row(prompt, made)
     length = len(encode_row(tokenizer, row))
-    config = load_config(model, trust_remote_code=trust_remote_code)
-    context = context_length(config)
+    context = context_length(load_config(model, **trust))
     if context is not None and length >= context:
         raise InputError(f"`--prompt` has {length} tokens; the model's context is {context}. Shorten it.")
-    policy = load_causal_lm(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device).eval()
+    policy = load_policy(model, tokenizer, **trust).to(PartialState().device).eval()
     wanted = max_new_tokens or (made and made.max_new_tokens) or policy.generation_config.max_new_tokens
     max_new_tokens = min(wanted or MAX_NEW_TOKENS, context - length if context else float("inf"))
     set_seed(seed)

@@ -18,6 +18,7 @@ from ..evaluation.comparison import Answers
 from ..files import absolute_folder, delete, fields_of, make_directory, read_json, to_json, write_whole
 from ..hub.curves import draw_run
 from ..hub.model_card import Made
+from ..models.loading import load_policy
 from ..report.reward_summary import main_figures
 from ..report.run_summary import print_summary, run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in
@@ -31,14 +32,14 @@ from ..resuming.run_folder import (
     open_run,
 )
 from ..scoring.reward_functions import as_judge, check_signatures
-from .adapters import check_same_adapter
+from .adapters import check_same_adapter, lora_config
 from .arguments import DATA_KINDS, parse_options
 from .compare_policies import compare_policies, load_rewards, num_passes, train_control
 from .config_file import ConfigFile, read_yaml
 from .evaluate import evaluate_reward
 from .functions import load_function
 from .load_data import check_fits, load_text, rows_to_read
-from .load_models import load_causal_lm, load_config, load_tokenizer, lora_config, model_source, resolve_reward
+from .load_models import load_tokenizer, load_tokenizer_and_config, resolve_reward
 from .model_cards import read_metrics, read_state, write_stage_card
 from .ppo import check_ppo_options, check_reward_reports, run_ppo
 from .reward import run_reward
@@ -257,8 +258,7 @@ class Pipeline:
         _, training_args, model_args = self.arguments["reward"]
         name, reward = model_args.model_name_or_path, models["sft"]
         if name != str(self.output_dir / self.body):
-            source = model_source(training_args, model_args)
-            reward = load_tokenizer(name, **source), load_config(name, **source)
+            reward = load_tokenizer_and_config(training_args, model_args)
             if reward[0].get_vocab() != known:
                 raise InputError(
                     f"{self.source}, reward: the vocabulary of {name} differs from the policy's, which a run's reward "
@@ -439,7 +439,7 @@ class Pipeline:
         """Tokenizer and model that a stage saved; its own code runs only if the stage was allowed to."""
         name, trust = str(self.output_dir / stage), {"trust_remote_code": self.arguments[stage][1].trust_remote_code}
         tokenizer = load_tokenizer(name, **trust)
-        return tokenizer, load_causal_lm(name, tokenizer, **trust)
+        return tokenizer, load_policy(name, tokenizer, **trust)
 
     def _notes(self) -> list[str]:
         """What a reader of the report must know."""

@@ -8,26 +8,17 @@ from trl import ModelConfig
 
 from ..errors import InputError
 from ..files import fields_of, read_json, weights_sha256
+from ..models.loading import load_policy
 from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_summary import main_figures, weakness
 from ..resuming.run_folder import REWARD_REPORT_FILE
 from ..scoring.reward_functions import check_signatures
-from .adapters import new_adapter
+from .adapters import new_adapter, peft_errors
 from .arguments import PPOArguments
 from .load_data import load_text
-from .load_models import (
-    check_model_path,
-    check_sizes,
-    load_causal_lm,
-    load_config,
-    load_options,
-    load_tokenizer,
-    model_source,
-    peft_errors,
-    resolve_reward,
-)
+from .load_models import check_model_path, load_options, load_tokenizer_and_config, resolve_reward
 from .run_stage import run_stage
 from .stage_data import StageData
 
@@ -77,9 +68,7 @@ def _make_trainer(
     args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig, data: StageData
 ) -> PPOTrainer:
     check_processes(training_args)  # before models are loaded
-    name, source = model_args.model_name_or_path, model_source(training_args, model_args)
-    tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
-    check_sizes(name, config, training_args.model_init_kwargs)
+    tokenizer, config = load_tokenizer_and_config(training_args, model_args)
     options = load_options(training_args, model_args)
     train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
     trust = training_args.trust_remote_code
@@ -88,7 +77,7 @@ def _make_trainer(
     check_reward_reports(args)
     if args.value_model not in (None, "shared"):
         check_model_path(args.value_model)
-    model = load_causal_lm(name, tokenizer, **options)
+    model = load_policy(model_args.model_name_or_path, tokenizer, **options)
     with peft_errors(model_args):
         return PPOTrainer(
             model,

@@ -17,23 +17,13 @@ from ..data.pretraining_text import PretrainingText
 from ..errors import InputError
 from ..models.checks import ensure_precision
 from ..models.forward import context_length
-from ..models.loading import load_reward_model
+from ..models.loading import load_policy, load_reward_model
 from ..scoring.checks import check_reward_funcs, foreign_tokenizers
 from ..text import TEMPLATE_COLUMNS, encode_row, encode_text, template_options, whole_text
-from .adapters import new_adapter
+from .adapters import new_adapter, peft_errors
 from .arguments import SFTArguments
 from .load_data import check_fits, load_text
-from .load_models import (
-    apply_template_options,
-    check_reward_model,
-    check_sizes,
-    load_causal_lm,
-    load_config,
-    load_options,
-    load_tokenizer,
-    model_source,
-    peft_errors,
-)
+from .load_models import apply_template_options, check_reward_model, load_options, load_tokenizer_and_config
 from .run_stage import run_stage
 from .sft_trainer import CardSFTTrainer, SelectingSFTTrainer
 from .stage_data import StageData
@@ -55,42 +45,6 @@ def run_sft(
     return run_stage("sft", _make_trainer, args, training_args, model_args, data)
 
 
-def check_sft(
-    args: SFTArguments,
-    training_args: SFTConfig,
-    eval_dataset: Dataset | None,
-    tokenizer: PreTrainedTokenizerBase,
-    config: PreTrainedConfig,
-    *,
-    is_made_later: bool = False,
-) -> None:
-    """Raise an `InputError` for options of this stage's own that contradict each other, the data or the models.
-
-    `is_made_later` says that there will be a reward model, but is none yet.
-    """
-    if args.selection_max_new_tokens < 1:
-        raise InputError(f"`selection_max_new_tokens` must be 1 or more, not {args.selection_max_new_tokens}.")
-    if not 0 <= args.pretraining_fraction < 1:
-        raise InputError(f"`pretraining_fraction` must be 0 or more and below 1, not {args.pretraining_fraction}.")
-    if args.pretraining_dataset_name is not None:
-        if training_args.packing and args.pretraining_fraction > 0:
-            raise InputError("`packing` cannot be kept with `pretraining_dataset_name`: leave one of them out.")
-        text = load_text("pretraining_dataset_name", args, tokenizer)
-        check_fits(text, "sft", tokenizer, config, training_args, source=args.pretraining_dataset_name)
-    if args.selection_reward_model is None:
-        return
-    if eval_dataset is None:
-        raise InputError("`selection_reward_model` scores answers at evaluations: set `eval_strategy`.")
-    if "prompt" not in eval_dataset.column_names:
-        raise InputError(
-            f"`selection_reward_model` needs prompts to answer: {args.dataset_name} must have `prompt` and "
-            f"`completion`; it has {', '.join(eval_dataset.column_names)}."
-        )
-    if not is_made_later:
-        trust = training_args.trust_remote_code
-        check_reward_model(args.selection_reward_model, option="selection_reward_model", trust_remote_code=trust)
-
-
 def _make_trainer(
     args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, data: StageData
 ) -> CardSFTTrainer:
@@ -100,173 +54,30 @@ def _make_trainer(
     check_sft(args, training_args, eval_dataset, tokenizer, config)
     options = load_options(training_args, model_args)
     if model_args.model_name_or_path is not None:
-        model = load_causal_lm(model_args.model_name_or_path, tokenizer, **options)
+        model = load_policy(model_args.model_name_or_path, tokenizer, **options)
     else:
-        loading = {name: options[name] for name in ("dtype", "attn_implementation")}
-        model = AutoModelForCausalLM.from_config(config, **loading)
+        options = {name: options[name] for name in ("dtype", "attn_implementation")}
+        model = AutoModelForCausalLM.from_config(config, **options)
     return make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, eval_dataset)
-
-
-def make_sft_trainer(
-    args: SFTArguments,
-    training_args: SFTConfig,
-    model_args: ModelConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train_dataset: Dataset,
-    eval_dataset: Dataset | None,
-) -> CardSFTTrainer:
-    """SFTTrainer on a loaded model, texts cut to the model's context at most, pretraining text mixed in."""
-    training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
-    if training_args.assistant_only_loss:
-        _check_assistant_loss(train_dataset, tokenizer)
-    train_dataset, eval_dataset = (rows and _columns_read(rows) for rows in (train_dataset, eval_dataset))
-    selection = {}
-    if args.selection_reward_model is not None and eval_dataset is not None:
-        selection = _selection(args, training_args, model, tokenizer, eval_dataset)
-    train_dataset, eval_dataset = (
-        rows and _continued(rows, training_args, tokenizer) for rows in (train_dataset, eval_dataset)
-    )
-    with peft_errors(model_args):
-        trainer = (SelectingSFTTrainer if selection else CardSFTTrainer)(
-            model=model,
-            args=training_args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            peft_config=new_adapter(model, model_args),
-            **selection,
-        )
-    ensure_precision("the model", trainer.model, training_args)
-    if training_args.max_length is not None and not training_args.packing:
-        rows = trainer.train_dataset["input_ids"]
-        cut = _num_cut(rows, training_args.max_length, tokenizer)
-        if cut:
-            logger.warning(
-                f"{cut} of {len(rows)} texts were cut to `max_length` = {training_args.max_length} tokens: their "
-                "answers do not end."
-            )
-    if args.pretraining_dataset_name is not None and args.pretraining_fraction > 0:
-        trainer.train_dataset = _with_pretraining(trainer.train_dataset, args, training_args, tokenizer)
-    return trainer
-
-
-def _check_assistant_loss(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise an `InputError` where TRL cannot tell which tokens of a row are the assistant's."""
-    if not isinstance(rows[0][form_of(rows.column_names, "sft")[0]], list):
-        raise InputError("`assistant_only_loss` needs messages, and the rows are text; leave it out.")
-    if re.search(r"\{%-?\s*generation\b", tokenizer.chat_template):
-        return
-    try:
-        get_training_chat_template(tokenizer)
-    except ValueError as error:
-        raise InputError(
-            "`assistant_only_loss`: the chat template does not mark the assistant's tokens with {% generation %}. Use "
-            "one that does (`chat_template_path`), or data with `prompt` and `completion`."
-        ) from error
-
-
-def _columns_read(rows: Dataset) -> Dataset:
-    """The rows with the columns of their form alone: TRL would choose anew, by the names of all columns."""
-    names = (*form_of(rows.column_names, "sft"), *TEMPLATE_COLUMNS)
-    return rows.select_columns([name for name in names if name in rows.column_names])
-
-
-def _continued(rows: Dataset, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """The rows as ids and labels if a prompt ends with the assistant's message, since TRL opens another turn there."""
-    prompts = rows["prompt"] if "prompt" in rows.column_names else []
-    if not any(isinstance(prompt, list) and prompt[-1]["role"] == "assistant" for prompt in prompts):
-        return rows
-    if training_args.assistant_only_loss:
-        raise InputError(
-            "`assistant_only_loss`: the loss is on the completion alone, since prompts end with a message of the "
-            "assistant; leave it out."
-        )
-
-    def tokenize(row: dict) -> dict[str, list[int]]:
-        prompt, text = encode_row(tokenizer, row), whole_text(row["prompt"], row["completion"])
-        ids = encode_text(tokenizer, text, ended=True, **template_options(row))
-        start = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
-        start = 0 if training_args.completion_only_loss is False else start
-        return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
-
-    return rows.map(tokenize, remove_columns=rows.column_names, desc="Tokenizing")
-
-
-def _with_pretraining(
-    demonstrations: Dataset, args: SFTArguments, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase
-) -> Dataset:
-    """Processed demonstrations and, behind them, rows of pretraining text whose every token is a label.
-
-    `pretraining_fraction` f of all rows: `f / (1 - f)` times as many as there are demonstrations.
-    """
-    name, fraction, max_length = "pretraining_dataset_name", args.pretraining_fraction, training_args.max_length
-    text = load_text(name, args, tokenizer)
-    text = PretrainingText(text, tokenizer=tokenizer, max_length=max_length, seed=training_args.seed, option=name)
-    rows = text.rows(0, round(len(demonstrations) * fraction / (1 - fraction)))
-    cut = 0 if max_length is None else _num_cut(rows, max_length, tokenizer)
-    logger.warning(
-        f"{len(rows)} rows of pretraining text are mixed into {len(demonstrations)} demonstrations; {cut} of the rows "
-        f"were cut to `max_length` = {max_length} tokens."
-    )
-    demonstrations = demonstrations.select_columns(["input_ids", "labels"])
-    rows = Dataset.from_dict({"input_ids": rows, "labels": rows}, features=demonstrations.features)
-    return concatenate_datasets([demonstrations, rows])
-
-
-def _num_cut(rows: list[list[int]], max_length: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    return sum(len(ids) == max_length and ids[-1] != tokenizer.eos_token_id for ids in rows)
-
-
-def _selection(
-    args: SFTArguments,
-    training_args: SFTConfig,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    eval_dataset: Dataset,
-) -> dict:
-    """Arguments of [`SelectingSFTTrainer`]: the reward model, its tokenizer, prompts and the room for an answer."""
-    trust = {"trust_remote_code": training_args.trust_remote_code}
-    reward_model = load_reward_model(args.selection_reward_model, **trust).requires_grad_(False).eval()
-    names, policy = [args.selection_reward_model], {"policy": model, "policy_tokenizer": tokenizer}
-    tokenizers = foreign_tokenizers([reward_model], [None], names=names, **policy, **trust)
-    check_reward_funcs(model, [reward_model], [1.0])
-    columns = [name for name in ("prompt", *TEMPLATE_COLUMNS) if name in eval_dataset.column_names]
-    rows = list(eval_dataset.shuffle(seed=training_args.seed).select_columns(columns).take(NUM_SELECTION_PROMPTS))
-    max_new_tokens = args.selection_max_new_tokens
-    if training_args.max_length is not None:
-        longest = max(len(encode_row(tokenizer, row)) for row in rows)
-        max_new_tokens = min(max_new_tokens, training_args.max_length - longest)
-    return {
-        "reward_model": reward_model,
-        "reward_tokenizer": tokenizers[0],
-        "rows": rows,
-        "max_new_tokens": max_new_tokens,
-    }
 
 
 def tokenizer_and_config(
     args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, train_dataset: Dataset
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
-    """Those of the named model, else of a new CharGPT. Raises `InputError` if there are none."""
+    """Those of the named model, else of a new CharGPT."""
     if model_args.model_name_or_path is not None:
-        name, source = model_args.model_name_or_path, model_source(training_args, model_args)
-        tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
-        check_sizes(name, config, training_args.model_init_kwargs)
-        apply_template_options(tokenizer, training_args)
-        return tokenizer, config
+        return load_tokenizer_and_config(training_args, model_args)
     if model_args.use_peft:
         raise InputError(
             "`use_peft` needs `model_name_or_path`: an adapter is saved without its base model, and a new CharGPT is "
-            "nowhere else."
+            "saved nowhere else."
         )
     if training_args.chat_template_path is not None:
         raise InputError("`chat_template_path` needs `model_name_or_path`: a new CharGPT reads text, not messages.")
     tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset))
     apply_template_options(tokenizer, training_args)
     init_kwargs = training_args.model_init_kwargs or {}
-    unknown = set(init_kwargs) - set(CharGPTConfig().to_dict())
-    if unknown:
+    if unknown := set(init_kwargs) - set(CharGPTConfig().to_dict()):
         raise InputError(f"`model_init_kwargs`: CharGPTConfig has no field {', '.join(sorted(unknown))}.")
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
     try:
@@ -276,8 +87,8 @@ def tokenizer_and_config(
 
 
 def _texts(args: SFTArguments, train_dataset: Dataset) -> Iterator[str]:
-    """All texts a new vocabulary must cover; of a sample data set, those of its other stages too."""
-    # The lab's preferences are made of its rankings' texts.
+    """All texts that a new vocabulary must cover; for a sample data set, those of its other stages too."""
+    # Preferences of the sample data `lab` have the same texts as its rankings.
     datasets = [train_dataset]
     if args.dataset_name in SAMPLE_DATASETS:
         configs = SAMPLE_DATASETS[args.dataset_name]
@@ -297,3 +108,162 @@ def _strings(value) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _strings(item)
+
+
+def check_sft(
+    args: SFTArguments,
+    training_args: SFTConfig,
+    eval_dataset: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    *,
+    is_made_later: bool = False,
+) -> None:
+    """Refuse options of this stage that contradict each other, the data or the models.
+
+    With `is_made_later` the reward model does not exist yet.
+    """
+    if args.selection_max_new_tokens < 1:
+        raise InputError(f"`selection_max_new_tokens` must be 1 or more, not {args.selection_max_new_tokens}.")
+    if not 0 <= args.pretraining_fraction < 1:
+        raise InputError(f"`pretraining_fraction` must be 0 or more and below 1, not {args.pretraining_fraction}.")
+    if args.pretraining_dataset_name is not None:
+        if training_args.packing and args.pretraining_fraction > 0:
+            raise InputError("`packing` does not work with `pretraining_dataset_name`: leave one of them out.")
+        text = load_text("pretraining_dataset_name", args, tokenizer)
+        check_fits(text, "sft", tokenizer, config, training_args, source=args.pretraining_dataset_name)
+    if args.selection_reward_model is None:
+        return
+    if eval_dataset is None:
+        raise InputError("`selection_reward_model` scores answers at evaluations: set `eval_strategy`.")
+    if "prompt" not in eval_dataset.column_names:
+        raise InputError(
+            f"`selection_reward_model` needs prompts to answer: {args.dataset_name} must have `prompt` and "
+            f"`completion`; it has {', '.join(eval_dataset.column_names)}."
+        )
+    if not is_made_later:
+        trust = training_args.trust_remote_code
+        check_reward_model(args.selection_reward_model, option="selection_reward_model", trust_remote_code=trust)
+
+
+def make_sft_trainer(
+    args: SFTArguments,
+    training_args: SFTConfig,
+    model_args: ModelConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None,
+) -> CardSFTTrainer:
+    """A trainer of a loaded model: texts are truncated to its context, and pretraining text is mixed in."""
+    training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
+    if training_args.assistant_only_loss:
+        _check_assistant_loss(train_dataset, tokenizer)
+    kind, selection = CardSFTTrainer, {}
+    if args.selection_reward_model is not None and eval_dataset is not None:
+        kind, selection = SelectingSFTTrainer, _selection(args, training_args, model, tokenizer, eval_dataset)
+    train_dataset, eval_dataset = (
+        rows and _as_read_by_trl(rows, training_args, tokenizer) for rows in (train_dataset, eval_dataset)
+    )
+    with peft_errors(model_args):
+        trainer = kind(
+            model=model,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            peft_config=new_adapter(model, model_args),
+            **selection,
+        )
+    ensure_precision("the model", trainer.model, training_args)
+    if not training_args.packing and (cut := _num_cut(trainer.train_dataset["input_ids"], training_args, tokenizer)):
+        logger.warning(
+            f"{cut} of {len(trainer.train_dataset)} texts were cut to `max_length` = {training_args.max_length} "
+            "tokens: their answers do not end."
+        )
+    if args.pretraining_dataset_name is not None and args.pretraining_fraction > 0:
+        trainer.train_dataset = _with_pretraining(trainer.train_dataset, args, training_args, tokenizer)
+    return trainer
+
+
+def _check_assistant_loss(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse data for which TRL cannot tell which tokens are the assistant's."""
+    if not isinstance(rows[0][form_of(rows.column_names, "sft")[0]], list):
+        raise InputError("`assistant_only_loss` needs messages, and the rows are text; leave it out.")
+    if re.search(r"\{%-?\s*generation\b", tokenizer.chat_template):
+        return
+    try:
+        get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise InputError(
+            "`assistant_only_loss`: the chat template does not mark the assistant's tokens with {% generation %}. Use "
+            "one that does (`chat_template_path`), or data with `prompt` and `completion`."
+        ) from error
+
+
+def _selection(
+    args: SFTArguments,
+    training_args: SFTConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    eval_dataset: Dataset,
+) -> dict:
+    """Arguments of `SelectingSFTTrainer`."""
+    name, trust = args.selection_reward_model, {"trust_remote_code": training_args.trust_remote_code}
+    reward_model = load_reward_model(name, **trust).requires_grad_(False).eval()
+    policy = {"policy": model, "policy_tokenizer": tokenizer}
+    [reward_tokenizer] = foreign_tokenizers([reward_model], [None], names=[name], **policy, **trust)
+    check_reward_funcs(model, [reward_model], [1.0])
+    columns = [name for name in ("prompt", *TEMPLATE_COLUMNS) if name in eval_dataset.column_names]
+    rows = list(eval_dataset.shuffle(seed=training_args.seed).select_columns(columns).take(NUM_SELECTION_PROMPTS))
+    max_new_tokens = args.selection_max_new_tokens
+    if training_args.max_length is not None:
+        longest = max(len(encode_row(tokenizer, row)) for row in rows)
+        max_new_tokens = min(max_new_tokens, training_args.max_length - longest)
+    reward = {"reward_model": reward_model, "reward_tokenizer": reward_tokenizer}
+    return {**reward, "rows": rows, "max_new_tokens": max_new_tokens}
+
+
+def _as_read_by_trl(rows: Dataset, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Rows that TRL reads as we do: columns of one form only, or ids and labels if a prompt ends with an answer."""
+    names = (*form_of(rows.column_names, "sft"), *TEMPLATE_COLUMNS)
+    rows = rows.select_columns([name for name in names if name in rows.column_names])
+    prompts = rows["prompt"] if "prompt" in rows.column_names else []
+    # TRL would open another turn after a prompt that ends with the assistant's message.
+    if not any(isinstance(prompt, list) and prompt[-1]["role"] == "assistant" for prompt in prompts):
+        return rows
+    if training_args.assistant_only_loss:
+        raise InputError(
+            "`assistant_only_loss`: some prompts end with a message of the assistant, so the loss is on the "
+            "completion alone; leave it out."
+        )
+
+    def tokenize(row: dict) -> dict[str, list[int]]:
+        prompt, text = encode_row(tokenizer, row), whole_text(row["prompt"], row["completion"])
+        ids = encode_text(tokenizer, text, ended=True, **template_options(row))
+        start = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
+        start = 0 if training_args.completion_only_loss is False else start
+        return {"input_ids": ids, "labels": [-100] * start + ids[start:]}
+
+    return rows.map(tokenize, remove_columns=rows.column_names, desc="Tokenizing")
+
+
+def _with_pretraining(
+    demonstrations: Dataset, args: SFTArguments, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase
+) -> Dataset:
+    """Tokenised demonstrations, followed by pretraining text (all its tokens are labels) as a fraction of all rows."""
+    name, fraction, max_length = "pretraining_dataset_name", args.pretraining_fraction, training_args.max_length
+    text = load_text(name, args, tokenizer)
+    text = PretrainingText(text, tokenizer=tokenizer, max_length=max_length, seed=training_args.seed, option=name)
+    rows = text.rows(0, round(len(demonstrations) * fraction / (1 - fraction)))
+    logger.warning(
+        f"{len(rows)} rows of pretraining text are mixed into {len(demonstrations)} demonstrations; "
+        f"{_num_cut(rows, training_args, tokenizer)} of the rows were cut to `max_length` = {max_length} tokens."
+    )
+    demonstrations = demonstrations.select_columns(["input_ids", "labels"])
+    rows = Dataset.from_dict({"input_ids": rows, "labels": rows}, features=demonstrations.features)
+    return concatenate_datasets([demonstrations, rows])
+
+
+def _num_cut(rows: list[list[int]], training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    return sum(len(ids) == training_args.max_length and ids[-1] != tokenizer.eos_token_id for ids in rows)

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with a card of ours, and one that is chosen by the scores of its answers."""
+"""TRL's SFTTrainer with our model card, and one that also reports the score of its answers."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ from ..scoring.reward_models import score_responses
 
 
 class CardSFTTrainer(CardMixin, ResumableTrainer, SFTTrainer):
-    """SFTTrainer with atomic checkpoints and bit-exact resume, that writes this package's card."""
+    """SFTTrainer with atomic checkpoints, bit-exact resume and this package's model card."""
 
     card_stage = "sft"
 
@@ -21,17 +21,9 @@ class CardSFTTrainer(CardMixin, ResumableTrainer, SFTTrainer):
 class SelectingSFTTrainer(CardSFTTrainer):
     """SFTTrainer whose evaluations also answer prompts and report a reward model's mean score, `eval_score`.
 
-    The paper chooses its SFT model so: the validation loss is lowest after an epoch, while score and labellers'
-    preference go on rising (Ouyang et al. 2022, section 3.5 and appendix C.1). Answers are sampled at temperature 1,
-    as PPO's are: greedy ones show no more than the most likely manner. Each evaluation draws the same random numbers,
-    and none of training's.
-
-    Args:
-        reward_model (`PreTrainedModel`): A sequence-classification model with one label.
-        reward_tokenizer (`PreTrainedTokenizerBase`, *optional*): Its tokenizer; None: it reads the policy's ids.
-        rows (`list[dict]`): Each with a `prompt`, text or messages, and what the chat template gets beside it.
-        max_new_tokens (`int`): Most tokens of an answer.
-        kwargs: As for [`~trl.SFTTrainer`].
+    The paper selects its SFT model this way: validation loss is lowest after one epoch, while scores and labellers'
+    preference keep rising (Ouyang et al. 2022, section 3.5 and appendix C.1). Answers are sampled at temperature 1,
+    as in PPO. Each evaluation draws the same random numbers, and none of training's.
     """
 
     def __init__(
@@ -48,21 +40,21 @@ class SelectingSFTTrainer(CardSFTTrainer):
         self.rows, self.max_new_tokens = rows, max_new_tokens
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        # Not in `evaluate`: here log and callbacks, an early stop for one, get the score with the other metrics.
+        # Not in `evaluate`: from here logs and callbacks, such as early stopping, get the score too.
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics[f"{metric_key_prefix}_score"] = self._mean_score()
         return output
 
     @torch.no_grad()
     def _mean_score(self) -> float:
-        """Mean score of one sampled answer to each prompt, over all processes."""
+        """Mean score over all processes of one sampled answer per prompt."""
         args, device = self.args, self.accelerator.device
         size, sums = args.per_device_eval_batch_size, torch.zeros(2, device=device)
         with (
             seeded(args.seed + args.process_index, device),
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
         ):
-            # All processes answer equally often: sharded weights are gathered by all of them together.
+            # All processes answer equally often, because they gather sharded weights together.
             for start in range(0, len(self.rows), size * args.world_size):
                 mine = self.rows[start : start + size * args.world_size][args.process_index :: args.world_size]
                 scores = self._scores(model, mine or self.rows[:1])[: len(mine)]
@@ -71,7 +63,7 @@ class SelectingSFTTrainer(CardSFTTrainer):
         return total / count
 
     def _scores(self, model: PreTrainedModel, some: list[dict]) -> torch.Tensor:
-        """Score of one sampled answer to each row's prompt, `(B,)`."""
+        """Scores of one sampled answer per row, `(B,)`."""
         with self.accelerator.autocast():
             samples = sample(model, self.processing_class, some, max_new_tokens=self.max_new_tokens)
         tokenizers = [self.reward_tokenizer]

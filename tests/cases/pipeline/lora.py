@@ -5,14 +5,15 @@ import json
 from product import assert_done, assert_refused, command, pipeline_file, policy, saved, tokenizer
 from safetensors.torch import load_file
 
-from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
+from hf_instructgpt.models.loading import load_policy
+from hf_instructgpt.stages.load_models import load_tokenizer
 
 LORA = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 1e-2}
 
 
 def logits(folder):
     tok = load_tokenizer(str(folder))
-    model = load_causal_lm(str(folder), tok).eval()
+    model = load_policy(str(folder), tok).eval()
     return model(**tok("abcab", return_tensors="pt")).logits
 
 

@@ -6,9 +6,9 @@ import re
 import torch
 from product import QUICK, assert_done, assert_refused, command, policy, saved, tokenizer, write_rows
 
-from hf_instructgpt.models.loading import load_reward_model
+from hf_instructgpt.models.loading import load_policy, load_reward_model
 from hf_instructgpt.scoring.reward_models import reward_model_scores
-from hf_instructgpt.stages.load_models import load_causal_lm, load_tokenizer
+from hf_instructgpt.stages.load_models import load_tokenizer
 
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--learning_rate", "1e-2"]
 
@@ -27,7 +27,7 @@ def check(folder):
     assert_done(command("merge", folder / "reward", "--output_dir", folder / "whole"))
     ids = torch.tensor([[3, 4, 5, 6]])
     for load, adapter, whole in (
-        (load_causal_lm, "sft", "sft-merged"),
+        (load_policy, "sft", "sft-merged"),
         (load_reward_model, "reward", "whole"),
     ):
         made = load_tokenizer(str(folder / whole))

@@ -3,9 +3,9 @@
 import torch
 from product import QUICK, assert_done, command, policy, saved, tokenizer, write_rows
 
-from hf_instructgpt.models.loading import load_reward_model
+from hf_instructgpt.models.loading import load_new_reward_model, load_policy, load_reward_model
 from hf_instructgpt.scoring.reward_functions import reward_name
-from hf_instructgpt.stages.load_models import load_causal_lm, load_new_reward_model, load_tokenizer
+from hf_instructgpt.stages.load_models import load_tokenizer
 
 LORA = ["--use_peft", "true", "--lora_r", "2", "--lora_target_modules", "q_proj", "v_proj", "--learning_rate", "1e-2"]
 
@@ -22,7 +22,7 @@ def check(folder):
     assert_done(command(*sft, *QUICK["sft"], *LORA))
     made, ids = load_tokenizer(str(folder / "sft")), torch.tensor([[3, 4, 5, 6]])
     place = str(folder / "sft")
-    start, theirs = load_new_reward_model(place, made).eval(), load_causal_lm(place, made).eval()
+    start, theirs = load_new_reward_model(place, made).eval(), load_policy(place, made).eval()
     assert torch.allclose(hidden(start, ids), hidden(theirs, ids), atol=1e-6)
     trained = {name for name, x in start.named_parameters() if x.requires_grad}
     assert any("lora_" in name for name in trained) and any("score" in name for name in trained)

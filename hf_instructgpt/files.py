@@ -50,9 +50,14 @@ def to_json(content: dict) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
+def partial_path(path: Path) -> Path:
+    """Where a file or folder is put that is not complete, or no longer."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Replace a file in one step: a reader finds the old text or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
+    aside = partial_path(path)
     try:
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)

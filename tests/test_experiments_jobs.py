@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.experiments.jobs import open_folder, run_cells
+from hf_instructgpt.experiments.jobs import run_cells
+from hf_instructgpt.resuming.run_folder import run_folder
 
 
 def work(folder, x, fail=False):
@@ -61,11 +62,12 @@ def test_two_processes_do_not_work_in_one_folder(tmp_path):
 
 
 def open_lab(folder, options, *, overwrite=False, resume=False):
-    open_folder(folder, options, writes=["found.json", "cells"], overwrite=overwrite, resume=resume)
+    with run_folder(folder, options, writes=["found.json", "cells"], overwrite=overwrite, resume=resume):
+        pass
 
 
 def test_a_folder_is_gone_on_with_or_replaced_only_when_that_is_said(tmp_path):
-    folder, options = tmp_path / "new" / "lab", {"seeds": (1, 2), "ppo": {"kl_coef": 0.1}}
+    folder, options = tmp_path / "new" / "lab", {"seeds": [1, 2], "ppo": {"kl_coef": 0.1}}
     open_lab(folder, options)
     assert json.loads((folder / "run.json").read_text()) == {"seeds": [1, 2], "ppo": {"kl_coef": 0.1}}
     (folder / "cells").mkdir()

@@ -210,7 +210,7 @@ def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, capl
 def test_a_stage_leaves_what_another_run_writes(tmp_path, other_run, resume):
     out = tmp_path / "sft"
     (out / "checkpoint-1").mkdir(parents=True)
-    (out / "stage.json").write_text('{"options": {}}')
+    (out / "stage.json").write_text('{"options": {}, "finished": false}')
     (out / "checkpoint-1" / "trainer_state.json").write_text("{}")
     kill = other_run(out)
     stage = stage_folder(tmp_path / "sft", options={}, overwrite=True, resume=resume)

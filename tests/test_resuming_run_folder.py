@@ -77,17 +77,32 @@ def test_resume_takes_the_last_whole_checkpoint(tmp_path):
     assert work(tmp_path / "out", resume=True) == "whole"
 
 
-def test_a_leftover_of_a_killed_run_does_not_block_a_new_one(tmp_path):
-    (tmp_path / "out" / "_checkpoint_in_progress" / "checkpoint-1").mkdir(parents=True)
-    (tmp_path / "out" / STAGE_FILE).write_text(json.dumps({"options": OPTIONS}))
-    assert work(tmp_path / "out") is None
-    assert names(tmp_path / "out") == ["model", STAGE_FILE]
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_what_a_killed_run_left_without_a_checkpoint_goes_when_that_is_said(tmp_path, how):
+    out = tmp_path / "out"
+    (out / "_checkpoint_in_progress" / "checkpoint-1").mkdir(parents=True)
+    (out / STAGE_FILE).write_text(json.dumps({"options": OPTIONS, "finished": False}))
+    with pytest.raises(InputError, match=r"a run into .* was interrupted"):
+        work(out)
+    assert (out / "_checkpoint_in_progress").is_dir()
+    assert work(out, **{how: True}) is None
+    assert names(out) == ["model", STAGE_FILE]
+
+
+@pytest.mark.parametrize("content", ["{}", '{"options": {}}', '{"finished": true}'])
+def test_a_stage_file_of_another_program_is_not_taken_for_a_killed_run(tmp_path, content):
+    (tmp_path / STAGE_FILE).write_text(content)
+    (tmp_path / "thesis.txt").write_text("years")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match="not empty and holds no stage's result"):
+            work(tmp_path, **options)
+    assert names(tmp_path) == [STAGE_FILE, "thesis.txt"]
 
 
 def test_what_is_there_to_be_resumed_goes_when_all_has_been_checked(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         work(tmp_path / "out", checkpoints=("checkpoint-1",), fail=KeyboardInterrupt())
-    with pytest.raises(InputError, match="--resume to continue from the last one, or --overwrite"):
+    with pytest.raises(InputError, match="--resume to continue from its last checkpoint, or --overwrite"):
         work(tmp_path / "out")
     stage = stage_folder(tmp_path / "out", options={}, overwrite=True, resume=False)
     with pytest.raises(InputError, match="mistyped"), stage:

@@ -16,9 +16,9 @@ from pydantic_core import PydanticCustomError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..files import absolute_folder, make_directory, read_json, to_json, write_whole
+from ..files import absolute_folder, read_json, to_json, write_whole
 from ..markdown import render
-from ..resuming.checkpoint import alone_in
+from ..resuming.run_folder import run_folder
 from ..stages.arguments import DATA_KINDS, parse_options
 from ..stages.config_file import ConfigFile, read_yaml
 from ..stages.load_data import check_fits
@@ -26,7 +26,7 @@ from ..stages.load_models import load_config, load_tokenizer
 from ..stages.pipeline import STAGES
 from ..stages.sft import tokenizer_and_config
 from ..stages.stage_data import StageData
-from .jobs import open_folder, run_cells
+from .jobs import run_cells
 from .judge import load_judge, try_judge
 
 # What the mapping of no stage may set.
@@ -87,11 +87,9 @@ class Experiment:
         file's options: not by what is in the models, the data or the judge that they name.
         """
         out, (found, plot, report) = self.output_dir, (f"{self.name}.{suffix}" for suffix in ("json", "png", "md"))
-        options = self.options.model_dump(exclude={"output_dir"})
-        make_directory(out)
-        with alone_in(out):
-            writes = (found, plot, report, *self.folders)
-            open_folder(out, options, writes=writes, overwrite=overwrite, resume=resume)
+        options = self.options.model_dump(mode="json", exclude={"output_dir"})
+        writes = (found, plot, report, *self.folders)
+        with run_folder(out, options, writes=writes, overwrite=overwrite, resume=resume):
             results = read_json(out / found)
             if results is None:
                 results = self.run_grid()

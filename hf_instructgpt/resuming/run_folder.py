@@ -1,11 +1,12 @@
 """The folder of a result: free or taken, the same run or another one, finished or not, and alone in it.
 
-A stage works in its `output_dir` from the start. `stage.json` holds the run's options; when it also lists the run's
-files, which is written last, the result is finished. What was there before is kept in `_previous` until then.
+A stage works in its `output_dir` from the start. `stage.json` holds its options and says whether it is finished: then
+it lists the stage's files, and is written last. What was there before is kept in `_previous` until then. A run of
+several parts has a `run.json`, and is finished when its results are there.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..files import absolute_folder, delete, is_same_value, make_directory, read_json, to_json, write_whole
+from ..files import (
+    absolute_folder,
+    delete,
+    is_same_value,
+    make_directory,
+    partial_path,
+    read_json,
+    to_json,
+    write_whole,
+)
 from .checkpoint import ASIDE_FOLDER, alone_in, checkpoints, last_whole_checkpoint
 from .resumable import CHANGED_HOOKS, STATE_FILE
 
@@ -24,6 +34,8 @@ logger = logging.get_logger(__name__)
 STAGE_FILE, RUN_FILE, METRICS_FILE, REWARD_REPORT_FILE = "stage.json", "run.json", "metrics.json", "reward_report.json"
 # Holds what was in the folder before, until the new result is finished. Trainer pushes nothing with an underscore.
 PREVIOUS = "_previous"
+# What `run.json` may hold beside the options: the seconds that each part took.
+SECONDS = "seconds"
 # The files of a result that was deleted from among the user's.
 NO_FILES = [STAGE_FILE]
 
@@ -44,23 +56,21 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the folder holds a complete result."""
-        return (self.known or {}).get("files", NO_FILES) != NO_FILES
+        return (self.known or {}).get("files", NO_FILES) != NO_FILES and not self.previous.exists()
 
     @property
     def is_broken_off(self) -> bool:
         """Whether a run began here and has not finished."""
-        return "files" not in (self.known or {"files": None})
+        return (self.known or {}).get("finished") is False
 
     def check_free(self, *, overwrite: bool, resume: bool = False) -> None:
         """Raise an `InputError` if the folder holds what may not be replaced."""
         path, known = self.path, self.known
-        # A run may have been killed while it wrote `stage.json` for the first time.
-        leftover = {f".{STAGE_FILE}.partial"}
-        if not path.exists() or (path.is_dir() and {entry.name for entry in path.iterdir()} <= leftover):
+        if not path.exists() or (path.is_dir() and _is_empty(path)):
             return
         if (known or {}).get("files") == NO_FILES:
             return
-        if known is None:
+        if not self.is_broken_off and "files" not in (known or {}):
             raise InputError(f"{path} is not empty and holds no stage's result. Choose another `output_dir`.")
         if overwrite and not isinstance(known.get("files", []), list):
             raise InputError(f"{path / STAGE_FILE} does not list the stage's files. Choose another `output_dir`.")
@@ -71,10 +81,10 @@ class RunFolder:
                 f"{path} holds a result already. Choose another `output_dir`, pass --resume to leave it as it is, "
                 "or --overwrite_output_dir to replace it."
             )
-        if checkpoints(path) and not resume:
+        if self.is_broken_off and not resume:
             raise InputError(
-                f"a run into {path} was broken off; its checkpoints are there. Pass --resume to continue from the "
-                "last one, or --overwrite_output_dir to delete them."
+                f"a run into {path} was interrupted. Pass --resume to continue from its last checkpoint, or "
+                "--overwrite_output_dir to start again."
             )
 
     def recover(self, *, resume: bool = False) -> None:
@@ -99,12 +109,12 @@ class RunFolder:
                 self.clear()
             elif self.known is not None and self.checkpoint is None:
                 self.set_aside()
-            write_whole(self.path / STAGE_FILE, to_json({"options": self.options}))
+            write_whole(self.path / STAGE_FILE, to_json({"options": self.options, "finished": False}))
         state.wait_for_everyone()
 
     def finish(self) -> None:
         """List the run's files: from here on the result is finished."""
-        content = {"options": self.options, "files": _paths(self.path)}
+        content = {"options": self.options, "finished": True, "files": _paths(self.path)}
         write_whole(self.path / STAGE_FILE, to_json(content))
         self.settle()
 
@@ -230,34 +240,66 @@ def delete_result(output_dir: Path) -> None:
         folder.delete()
 
 
-def open_run(
-    folder: Path, options: dict, *, delete_run: Callable[[], None], overwrite: bool, resume: bool
-) -> dict | None:
-    """Make or reopen the folder of a run of several stages, by its `run.json`.
+@contextmanager
+def run_folder(
+    path: Path,
+    options: dict,
+    *,
+    writes: Sequence[str],
+    stages: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    overwrite: bool,
+    resume: bool,
+) -> Iterator[dict]:
+    """Make or reopen the folder of a run of several parts, by its `run.json`, whose content is yielded.
 
-    `delete_run` deletes another run's files. Returns what `run.json` holds of a run that is resumed, else None. All
-    processes call it.
+    `writes` names the files and folders that a run writes beside its `stages`, and so all that `overwrite` may delete;
+    the file that marks the run as finished comes first. Not every run of the command has the `optional` options.
     """
-    state, path = PartialState(), folder / RUN_FILE
-    known, taken = read_json(path), folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    state.wait_for_everyone()  # all processes look before one writes
-    if resume and known is not None:
-        check_same_options(folder, options, {"options": {**known, "seconds": None}})
-        return known
-    if taken and known is None:
-        raise InputError(f"{folder} is not empty and holds no run. Choose another `output_dir`.")
-    if taken and not overwrite:
-        raise InputError(
-            f"{folder} holds another run. Choose another `output_dir`, pass --resume to continue it, or "
-            "--overwrite_output_dir to replace it."
-        )
+    state, optional = PartialState(), {*optional, SECONDS}
     if state.is_main_process:
-        if taken:
-            delete_run()
-        make_directory(folder)
-        write_whole(path, to_json(options))
+        make_directory(path)
     state.wait_for_everyone()
-    return None
+    with alone_in(path):
+        known = read_json(path / RUN_FILE)
+        if known is None and not _is_empty(path):
+            raise InputError(f"{path} is not empty and holds no run. Choose another `output_dir`.")
+        if known is not None and known.keys() - optional != options.keys() - optional:
+            raise InputError(f"{path} holds a run of another command. Choose another `output_dir`.")
+        if known is not None and not resume:
+            if not overwrite:
+                raise InputError(
+                    f"{path} holds another run. Choose another `output_dir`, pass --resume to continue it, or "
+                    "--overwrite_output_dir to replace it."
+                )
+            for name in stages:
+                RunFolder(path / name, {}).check_free(overwrite=True)
+        state.wait_for_everyone()  # all processes look before one writes
+        if known is not None and resume:
+            check_same_options(path, {**options, SECONDS: None}, {"options": {**known, SECONDS: None}})
+            yield known
+            return
+        if state.is_main_process:
+            if known is not None:
+                _delete_run(path, writes, stages)
+            write_whole(path / RUN_FILE, to_json(options))
+        state.wait_for_everyone()
+        yield options
+
+
+def _delete_run(path: Path, writes: Sequence[str], stages: Sequence[str]) -> None:
+    """Delete what a run writes and nothing else; what is still there under its name is complete."""
+    (path / writes[0]).unlink(missing_ok=True)
+    for name in stages:
+        delete_result(path / name)
+    for name in writes:
+        aside = partial_path(path / name)
+        delete(aside)
+        if (path / name).is_dir():
+            with alone_in(path / name):
+                (path / name).rename(aside)
+            delete(aside)
+        delete(path / name)
 
 
 def check_same_options(folder: Path, options: dict, known: dict) -> None:
@@ -283,6 +325,13 @@ def add_files(folder: Path, names: list[str]) -> None:
     if known is not None and "files" in known:
         files = sorted({*known["files"], *names})
         write_whole(folder / STAGE_FILE, to_json({**known, "files": files}))
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether there is nothing but what a run left that was killed as it began."""
+    return {path.name for path in folder.iterdir()} <= {
+        partial_path(Path(name)).name for name in (STAGE_FILE, RUN_FILE)
+    }
 
 
 def _paths(folder: Path) -> list[str]:

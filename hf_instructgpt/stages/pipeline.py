@@ -15,22 +15,13 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..evaluation.comparison import Answers
-from ..files import absolute_folder, delete, fields_of, make_directory, read_json, to_json, write_whole
+from ..files import absolute_folder, fields_of, read_json, to_json, write_whole
 from ..hub.curves import draw_run
 from ..hub.model_card import Made
 from ..models.loading import load_policy
 from ..report.reward_summary import main_figures
 from ..report.run_summary import print_summary, run_readme, samples_markdown
-from ..resuming.checkpoint import alone_in
-from ..resuming.run_folder import (
-    METRICS_FILE,
-    REWARD_REPORT_FILE,
-    RUN_FILE,
-    RunFolder,
-    delete_result,
-    is_finished,
-    open_run,
-)
+from ..resuming.run_folder import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, is_finished, run_folder
 from ..scoring.reward_functions import as_judge, check_signatures
 from .adapters import check_same_adapter, lora_config
 from .arguments import DATA_KINDS, parse_options
@@ -55,7 +46,7 @@ COMMANDS = {"sft": "sft", "reward": "reward", PPO_INIT: "sft", "ppo": "ppo"}
 # Options that say what SFT starts from; `ppo_init` has the same ones by default.
 BASE = ("model_name_or_path", "model_revision", "trust_remote_code", "model_init_kwargs", "dtype")
 # What a run writes beside its stages, and so all that --overwrite_output_dir may delete.
-REPORT_FILES = ("plots", "samples.md", "README.md", METRICS_FILE)
+REPORT_FILES = ("plots", "samples.md", "README.md")
 CONTROL = ".control"  # while SFT is trained on, to compare PPO with it
 SET_BY_RUN = ("output_dir", "seed", "resume", "overwrite_output_dir")
 UNUSED_REWARD = (
@@ -300,20 +291,20 @@ class Pipeline:
             InputError: `output_dir` holds something else, or a run with other options; or another run is
                 at work there.
         """
-        state = PartialState()
-        if state.is_main_process:
-            make_directory(self.output_dir)
-        state.wait_for_everyone()
-        with alone_in(self.output_dir):
-            return self._run(state, overwrite=overwrite, resume=resume)
+        parts = {"writes": (METRICS_FILE, *REPORT_FILES, CONTROL), "stages": COMMANDS, "optional": ("judge", PPO_INIT)}
+        options = {**self._identity(), "seconds": {}}
+        with run_folder(self.output_dir, options, **parts, overwrite=overwrite, resume=resume) as known:
+            with fields_of(self.output_dir / RUN_FILE):
+                seconds = {stage: float(seconds) for stage, seconds in known["seconds"].items()}
+            return self._run(PartialState(), seconds, resume=resume)
 
     def print_summary(self, metrics: dict) -> None:
         """Print what came out of the run; processes other than the main one have nothing to print."""
         if metrics:
             print_summary(metrics, self.output_dir)
 
-    def _run(self, state: PartialState, *, overwrite: bool, resume: bool) -> dict:
-        seconds = self._open_run(overwrite=overwrite, resume=resume)
+    def _run(self, state: PartialState, seconds: dict[str, float], *, resume: bool) -> dict:
+        """Run the unfinished stages and report; `seconds` are those that the others took."""
         if (metrics := read_metrics(self.output_dir)) is not None:
             return metrics
         before = sum(seconds.values())
@@ -334,24 +325,6 @@ class Pipeline:
         metrics = self._report(seconds, before, more_sft) if state.is_main_process else {}
         state.wait_for_everyone()
         return metrics
-
-    def _open_run(self, *, overwrite: bool, resume: bool) -> dict[str, float]:
-        """Make or reopen the run's folder; returns the seconds that its finished stages took."""
-        folder = self.output_dir
-        for name in COMMANDS if overwrite and (folder / RUN_FILE).exists() else ():
-            RunFolder(folder / name, {}).check_free(overwrite=True)
-        options = {**self._identity(), "seconds": {}}
-        known = open_run(folder, options, delete_run=self._delete_run, overwrite=overwrite, resume=resume)
-        with fields_of(folder / RUN_FILE):
-            return {stage: float(seconds) for stage, seconds in (known or options)["seconds"].items()}
-
-    def _delete_run(self) -> None:
-        """Delete what a run writes, and nothing else."""
-        (self.output_dir / METRICS_FILE).unlink(missing_ok=True)
-        for name in COMMANDS:
-            delete_result(self.output_dir / name)
-        for name in (*REPORT_FILES, CONTROL):
-            delete(self.output_dir / name)
 
     def _identity(self) -> dict:
         judge = {} if self.file.judge is None else {"judge": Path(self.file.judge).name}

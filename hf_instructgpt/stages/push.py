@@ -20,7 +20,7 @@ from ..markdown import render
 from ..ppo.critic import CRITIC_BASE_FOLDER
 from ..report.reward_summary import reward_report_markdown
 from ..resuming.resumable import STATE_FILE
-from ..resuming.run_folder import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, STAGE_FILE
+from ..resuming.run_folder import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, STAGE_FILE, check_finished
 from .arguments import DATA_KINDS, StageArguments
 from .load_data import data_form, load_rows
 from .model_cards import MORE_DATA, stage_card
@@ -57,6 +57,7 @@ def push(
     is_run = (folder / RUN_FILE).is_file()
     if is_run and not (folder / METRICS_FILE).is_file():
         raise InputError(f"{folder} holds a run that is not finished: finish it with `hf-instructgpt run --resume`.")
+    check_finished(folder)
     if not is_run and Made.load(folder) is None:
         raise InputError(f"{folder} holds neither a run nor a stage's result: it has no {RUN_FILE} and no card.json.")
     name = folder.resolve().name

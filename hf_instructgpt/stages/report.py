@@ -17,7 +17,7 @@ from ..report.reward_summary import weakness
 from ..report.run_summary import falls
 from ..resuming.checkpoint import checkpoints
 from ..resuming.resumable import STATE_FILE
-from ..resuming.run_folder import METRICS_FILE, RUN_FILE
+from ..resuming.run_folder import METRICS_FILE, RUN_FILE, RunFolder
 from .model_cards import read_metrics, read_state
 from .push import STAGE_FOLDERS
 from .samples import NUM_SAMPLES
@@ -61,8 +61,9 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _stage(name: str, folder: Path) -> dict | None:
-    """A stage's curves and samples; None if there is no result."""
-    made, state, source = Made.load(folder), read_state(folder), folder
+    """A stage's curves and samples; None if there is no result. An unfinished one is read as a trainer's folder."""
+    is_open, source = RunFolder(folder, {}).is_broken_off, folder
+    made, state = (None, None) if is_open else (Made.load(folder), read_state(folder))
     if state is None and not name:
         source = next((path for path in checkpoints(folder) if (path / STATE_FILE).is_file()), folder)
         state = read_state(source)

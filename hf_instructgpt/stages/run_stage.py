@@ -1,4 +1,4 @@
-"""One stage from its arguments to its result: trained aside, described, moved into place and, if wanted, pushed."""
+"""One stage from its arguments to its result: trained, described and, if wanted, pushed."""
 
 import json
 from collections.abc import Callable

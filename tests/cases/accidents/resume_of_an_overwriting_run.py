@@ -20,8 +20,9 @@ def check(folder: Path) -> None:
     assert left(out) == old
     broken_off(*new, "--overwrite_output_dir", step=4)
     assert_refused(command(*argv, "--resume"), "`learning_rate` differs")
-    assert_refused(command(*argv), "was broken off", "--resume", "--overwrite_output_dir")
+    assert_refused(command(*argv), "was interrupted", "--resume", "--overwrite_output_dir")
     assert_refused(command("generate", out, "--prompt", "a"), "not finished")
+    assert_refused(command("push", out), "not finished")
     assert (previous / "model.safetensors").read_bytes() == weights and (out / "checkpoint-2").is_dir()
     assert_done(command(*new, "--resume"), f"broken off in {out} continues from checkpoint-2")
     assert left(out) == left(folder / "whole") and not previous.exists()

@@ -13,7 +13,6 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
-import joblib
 import torch
 
 from ..errors import InputError
@@ -42,7 +41,7 @@ def run_cells(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -
 
 def _run_all(work: Callable[..., dict], cells: dict[str, dict], folder: Path) -> dict[str, dict]:
     results = {}
-    num_workers = 1 if torch.accelerator.is_available() else min(len(cells), joblib.cpu_count())
+    num_workers = 1 if torch.accelerator.is_available() else min(len(cells), _num_cores())
     # Spawned, not forked: a fork leaves torch's threads in an undefined state.
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"), initializer=_prepare_worker) as pool:
         futures = {pool.submit(_run_cell, work, options, folder / name): name for name, options in cells.items()}
@@ -61,6 +60,11 @@ def _run_all(work: Callable[..., dict], cells: dict[str, dict], folder: Path) ->
                 raise RuntimeError(f"{folder.name}, {name} failed; what it printed is in {logs}") from error
             raise
     return results
+
+
+def _num_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prepare_worker() -> None:

@@ -223,7 +223,7 @@ def test_long_texts_lose_their_beginning_and_are_counted(tmp_path, caplog):
     trainer = make(tmp_path, rows, max_length=4)
     texts = [["fgh<eos>", "abi<eos>", "bjk<eos>"], ["lm<eos>", "ln<eos>"]]
     assert ids_of(trainer) == [[TOKENIZER(text)["input_ids"] for text in row] for row in texts]
-    message = "2 of 5 texts were longer than max_length = 4 tokens and lost their beginning; in 1 of them"
+    message = "2 of 5 texts were longer than max_length = 4 tokens and were truncated on the left; in 1 of them"
     assert message in caplog.text
 
 
@@ -232,7 +232,7 @@ def test_rows_without_a_pair_are_left_out_and_counted(tmp_path, caplog):
     # The same at their ends, which is all that a short context holds.
     trainer = make(tmp_path, [*rows, ranking("a", ["xyzzy", "uyzzy"], [1, 2])], max_length=5)
     assert len(trainer.train_dataset) == 2
-    assert "3 of 5 rows were left out" in caplog.text
+    assert "3 of 5 rows were skipped" in caplog.text
     with pytest.raises(InputError, match=r"`train_dataset`: no row has two responses that differ in rank"):
         make(tmp_path, rows[2:])
 

@@ -1,4 +1,4 @@
-"""Checks of models and of how a training was launched, before anything is trained."""
+"""Checks of models and of how training was launched."""
 
 from functools import partial
 
@@ -10,12 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from ..errors import InputError
 from .surgery import has_adapter, without_adapter
 
-# Where launchers say how many processes they started; accelerate reads the same.
+# Variables in which launchers give the number of processes; accelerate reads the same.
 WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 
 
 def check_launch(args: TrainingArguments) -> None:
-    """Raise an `InputError` where accelerate did not set up what the launcher or an option asked for."""
+    """Refuse to run if accelerate did not set up what the launcher or an option asked for."""
     num_started = get_int_from_env(WORLD_SIZES, 1)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         num_started = torch.distributed.get_world_size()
@@ -42,10 +42,7 @@ def _check_is_on(name: str, is_on: bool) -> None:
 
 
 def check_finite(model: nn.Module, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """Raise a `FloatingPointError` for a trained model with NaN or infinite weights, which is not to be saved.
-
-    `weights`: its own by their names, where they lie in shards.
-    """
+    """Refuse to save NaN or infinite weights; `weights` are the complete tensors of a sharded model, by name."""
     for name, p in model.named_parameters():
         x = p if weights is None else weights.get(name, p)
         x = x.to_local() if hasattr(x, "to_local") else x
@@ -57,7 +54,7 @@ def check_finite(model: nn.Module, weights: dict[str, torch.Tensor] | None = Non
 
 
 def check_weights(name: str, model: PreTrainedModel) -> None:
-    """Raise an `InputError` for a model, called `name`, that cannot be copied or moved: quantised, or left on disk."""
+    """Refuse a model that cannot be copied or moved: quantised, or partly on disk."""
     model = without_adapter(model)
     if getattr(model, "is_quantized", False):
         raise InputError(
@@ -72,27 +69,24 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
 
 
 def ensure_precision(name: str, model: nn.Module, args: TrainingArguments) -> None:
-    """Have what an adapter trains in float32, and refuse any other model whose weights would be trained in less.
+    """Convert an adapter's trained weights to float32; refuse other models that would train in half precision.
 
-    An update of 3e-6, the default learning rate, is less than half of a step between two bfloat16 numbers above 1e-3:
-    nearly all of it would be rounded away. An adapter and the modules that are trained whole beside it, such as the
-    head of a reward model, are few weights and made float32. A whole model is not converted, because that would double
-    the memory of a model whose type was chosen. DeepSpeed keeps float32 weights itself.
-
-    Raises:
-        InputError: It calls the model `name`.
+    The default update of 3e-6 is less than half the distance between neighbouring bfloat16 numbers above 1e-3, so it
+    would be rounded away. A full model is not converted, which would double its memory. DeepSpeed keeps float32
+    weights itself.
     """
     if args.deepspeed_plugin is not None:
         return
     if has_adapter(model):
         from peft.utils import ModulesToSaveWrapper
 
-        wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-        for module in (module for wrapper in wrappers for module in wrapper.modules_to_save.values()):
-            _make_float32(module)
-        for key, parameter in model.named_parameters():
-            if parameter.requires_grad and "lora_" in key:  # TRL makes them bfloat16 on a quantised model
-                parameter.data = parameter.data.float()
+        for wrapper in model.modules():
+            if isinstance(wrapper, ModulesToSaveWrapper):
+                for module in wrapper.modules_to_save.values():
+                    _make_float32(module)
+        for key, p in model.named_parameters():
+            if p.requires_grad and "lora_" in key:  # TRL makes them bfloat16 on a quantised model
+                p.data = p.data.float()
     half = _trained_in_half(model)
     if half is not None:
         raise InputError(
@@ -108,7 +102,7 @@ def _trained_in_half(model: nn.Module) -> torch.dtype | None:
 
 
 def _make_float32(module: nn.Module) -> None:
-    """Weights and computation of a module that is trained in half precision; what comes out is as before."""
+    """Let a half-precision module compute in float32; its output keeps its type."""
     half = _trained_in_half(module)
     if half is not None:
         module.float().register_forward_pre_hook(_float_inputs)
@@ -124,7 +118,7 @@ def _output_as(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: tor
 
 
 def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Raise an `InputError` if a tokenizer has more tokens than the model has embeddings."""
+    """Refuse a tokenizer with more tokens than the model has embeddings."""
     num_embeddings = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_embeddings:
         raise InputError(

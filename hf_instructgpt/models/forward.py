@@ -1,4 +1,4 @@
-"""Forward passes over prompts and responses, of any causal language model."""
+"""Forward passes of any causal language model over prompts and responses."""
 
 import inspect
 from collections.abc import Iterator
@@ -19,10 +19,9 @@ def model_inputs(
     response_ids: torch.Tensor,
     mask: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """Keyword arguments of a forward over prompt and response, `(B, T)` each.
+    """Keyword arguments of a forward over prompts `(B, P)` and responses `(B, R)`; masks are boolean.
 
-    Positions count real tokens from 0, so that left padding moves none of them; models whose `forward` takes no
-    `position_ids` work them out from the mask themselves.
+    Positions count real tokens from 0. Models without `position_ids` derive them from the mask.
     """
     attention_mask = torch.cat([prompt_mask, mask], dim=1).long()
     inputs = {"input_ids": torch.cat([prompt_ids, response_ids], dim=1), "attention_mask": attention_mask}
@@ -32,14 +31,14 @@ def model_inputs(
 
 
 def context_length(model: PreTrainedModel | PreTrainedConfig) -> int | None:
-    """Maximum number of tokens that a model reads; None if its configuration does not say (XLNet's says -1)."""
+    """Maximum number of tokens that a model reads; None if its configuration gives none (XLNet's is -1)."""
     config = getattr(model, "config", model).get_text_config()
     context = getattr(config, "max_position_embeddings", None)
     return context if context is not None and context > 0 else None
 
 
 def forward_response(model: PreTrainedModel, *, response_length: int, **inputs) -> ModelOutput:
-    """The model's own output, with the logits of at least the last `response_length + 1` positions."""
+    """The model's output, with logits for at least the last `response_length + 1` positions."""
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         inputs["logits_to_keep"] = response_length + 1
     return model(**inputs, use_cache=False)
@@ -60,7 +59,7 @@ def response_logprobs(
     *,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """Log-probs of given responses under `model`, without gradient: `(B, R)`, 0 behind the mask, nats."""
+    """Log-probs (nats) of responses under `model`, `(B, R)`, 0 where the mask is off; no gradient."""
     inputs = model_inputs(model, prompt_ids, prompt_mask, response_ids, mask)
     logits = response_logits(model, response_length=response_ids.shape[1], **inputs)
     return torch.where(mask, token_logprobs(logits, token_ids=response_ids, temperature=temperature), 0)
@@ -68,7 +67,7 @@ def response_logprobs(
 
 @contextmanager
 def without_router_logits(model: nn.Module) -> Iterator[None]:
-    """Without a mixture of experts' auxiliary loss, which a forward with a cache and padding cannot work out."""
+    """Turn off a mixture of experts' auxiliary loss, which fails in a forward with cache and padding."""
     config = model.config.get_text_config()
     if not getattr(config, "output_router_logits", False):
         yield

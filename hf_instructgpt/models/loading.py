@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def loading_options(args: TrainingArguments) -> dict[str, Any]:
-    """Keyword arguments of `from_pretrained` from a trainer's `model_init_kwargs`, which may not allow remote code."""
+    """Options of `from_pretrained` in a trainer's `model_init_kwargs`, which alone cannot allow remote code."""
     options = {"trust_remote_code": args.trust_remote_code, **(args.model_init_kwargs or {})}
     if options["trust_remote_code"] and not args.trust_remote_code:
         raise InputError(
@@ -63,7 +63,7 @@ def loading(name: str) -> Iterator[None]:
 
 
 def load_policy(model: "str | PreTrainedModel | PeftModel", **kwargs: Any) -> "PreTrainedModel | PeftModel":
-    """The policy by its Hub id or path, also an adapter on its base model; a model is returned as it is."""
+    """Load a policy, full or an adapter, by its Hub id or path; return a model as it is."""
     if isinstance(model, str):
         kwargs = {"dtype": torch.float32, **kwargs}
         with loading(model):
@@ -83,10 +83,7 @@ def load_reward_model(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **kwargs: Any,
 ) -> "PreTrainedModel | PeftModel | Callable":
-    """A reward model by its Hub id or path, also an adapter on its base model; anything else is returned as it is.
-
-    It must have an embedding for each token of `tokenizer`, if that is given.
-    """
+    """Load a reward model that fits `tokenizer`, full or an adapter, by its name; return anything else as it is."""
     if isinstance(model, nn.Module) and not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise InputError(
             f"`reward_funcs`: {type(model).__name__} is a module without a Transformers configuration. Pass a "
@@ -110,16 +107,16 @@ def load_reward_model(
 def _load_reward_adapter(name: str, **kwargs: Any) -> "PeftModel":
     from peft import AutoPeftModelForSequenceClassification
 
-    # The adapter's base model has no score head: its own comes with the adapter.
+    # The score head is part of the adapter.
     model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
-    model.config._name_or_path = name  # logs show its own name, not its base model's
+    model.config._name_or_path = name  # instead of its base model's
     with suppress(OSError):  # adapters of other programs have no configuration beside them
         model.config.score_bias = PreTrainedConfig.get_config_dict(name)[0].get("score_bias", 0.0)
     return model
 
 
 def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: str) -> "PeftModel":
-    """The model with a new adapter; only the adapter is trained."""
+    """Add a new adapter to a model, of which only the adapter is trained."""
     try:
         from peft import get_peft_model
     except ImportError as error:
@@ -134,11 +131,11 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
     peft_config = copy.deepcopy(peft_config)  # PEFT modifies it
     peft_config.task_type = task_type
     if task_type != "CAUSAL_LM":
-        # The names are those of the policy, which has a head, and its trunk under a prefix.
+        # The options name the policy's modules: they have a prefix, and this model has no such head.
         peft_config.modules_to_save = None
         prefix = f"{model.base_model_prefix}."
         modules = peft_config.target_modules
-        if isinstance(modules, str):  # "all-linear", or a regular expression of a full name in the policy
+        if isinstance(modules, str):  # "all-linear", or a regular expression of a full name
             names = [name for name, _ in model.named_modules()]
             modules = {name for name in names if re.fullmatch(modules, prefix + name)} or modules
             peft_config.target_modules = modules
@@ -155,6 +152,6 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
 
 
 def switches_off(peft_config: "PeftConfig") -> bool:
-    """Whether turning the adapter off gives the original model back; one that trains biases does not."""
+    """Whether turning the adapter off restores the original model; not if it trains biases."""
     init = getattr(peft_config, "init_lora_weights", True)
     return getattr(peft_config, "bias", "none") == "none" and init in (True, False, "gaussian", "orthogonal")

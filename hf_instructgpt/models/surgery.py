@@ -1,4 +1,4 @@
-"""Copies, adapters, trunks and dropout of models."""
+"""Copies, adapters, backbones and dropout of models."""
 
 import contextlib
 import copy
@@ -14,32 +14,29 @@ from ..errors import InputError
 
 
 def independent_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A deep copy that shares nothing with `model`, its adapters merged.
-
-    TRL's SFTTrainer replaces `forward` on the instance by a closure over the original: a plain deep copy would still
-    run the original's weights.
-    """
+    """Copy a model, with adapters merged, so that it shares nothing with the original."""
     clone = copy.deepcopy(model)
+    # SFTTrainer puts a closure over the original there, which would run the original's weights.
     without_adapter(clone).__dict__.pop("forward", None)
     if has_adapter(clone):
         clone = clone.merge_and_unload()
-        clone.config._name_or_path = ""  # the weights of that name no longer
+        clone.config._name_or_path = ""  # its weights are no longer those of that name
     return clone
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether a model is PEFT's wrapper of one. Asked in every forward: accelerate's own test takes a millisecond."""
+    """Whether a model is wrapped by PEFT; faster than accelerate's test, which takes a millisecond per forward."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def without_adapter(model: nn.Module) -> PreTrainedModel:
-    """The Transformers model itself, LoRA's layers in it, without PEFT's wrapper: it hides `forward`'s arguments."""
+    """The Transformers model with its LoRA layers, without PEFT's wrapper, which hides `forward`'s arguments."""
     return model.get_base_model() if has_adapter(model) else model
 
 
 def trunk(model: nn.Module) -> PreTrainedModel:
-    """The model below the language-modelling head, which gives the last hidden state."""
+    """The model below the language-modelling head, which returns the last hidden state."""
     model = without_adapter(model)
     if model.base_model is not model or model.get_output_embeddings() is None:
         return model.base_model
@@ -48,10 +45,7 @@ def trunk(model: nn.Module) -> PreTrainedModel:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Turn off every dropout of a model, modules and plain numbers (such as Llama's `attention_dropout`) alike.
-
-    The model's configuration, and so what is saved, keeps its rates; see [`without_configured_dropout`].
-    """
+    """Turn off dropout, in modules and attributes (Llama's `attention_dropout`), but not in the config."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -61,10 +55,7 @@ def disable_dropout(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def without_configured_dropout(model: nn.Module) -> Iterator[None]:
-    """Set the dropout rates in a model's configurations to 0 for a while: some models (Falcon) read them in `forward`.
-
-    Afterwards they are what they were, so that what is saved keeps them.
-    """
+    """Temporarily set the dropout rates in the configs to 0, because some models (Falcon) read them in `forward`."""
     configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
     rates = [(config, _dropout_rates(config)) for config in configs.values() if isinstance(config, PreTrainedConfig)]
     try:
@@ -77,7 +68,7 @@ def without_configured_dropout(model: nn.Module) -> Iterator[None]:
 
 
 def _dropout_rates(thing: nn.Module | PreTrainedConfig) -> dict[str, float]:
-    """Attributes such as `attention_dropout`, `resid_pdrop` or `layerdrop`, where they are on."""
+    """Attributes such as `attention_dropout`, `resid_pdrop` or `layerdrop` that are not 0."""
     return {
         name: value for name, value in vars(thing).items() if "drop" in name and isinstance(value, float) and value
     }
@@ -85,7 +76,7 @@ def _dropout_rates(thing: nn.Module | PreTrainedConfig) -> dict[str, float]:
 
 @torch.no_grad()
 def hidden_width(model: nn.Module) -> int:
-    """Width of a model's last hidden state, looked at: it need not be the configuration's `hidden_size` (OPT-350m)."""
+    """Measured width of the last hidden state, which can differ from `config.hidden_size` (OPT-350m)."""
     body = trunk(model)
     was_training = body.training
     hidden = body.eval()(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device)).last_hidden_state
@@ -94,15 +85,15 @@ def hidden_width(model: nn.Module) -> int:
 
 
 def load_weights(model: nn.Module, directory: str | Path) -> None:
-    """Put the weights that `save_pretrained` wrote into a model of the same kind; of an adapter, into the adapter."""
+    """Load what `save_pretrained` wrote into a model of the same class, or into its adapter."""
     if has_adapter(model):
         from peft import load_peft_weights, set_peft_model_state_dict
 
         set_peft_model_state_dict(model, load_peft_weights(str(directory), device="cpu"))
     else:
-        # In float32, which holds every other type exactly: the model's parameters need not all have one.
+        # float32 holds the other types exactly; parameters may differ in type.
         saved, report = type(model).from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
-        # The class by itself may have more than the model has, such as BERT's pooler; nothing may be drawn anew.
+        # The class may have more than this model, such as BERT's pooler; nothing may be initialized anew.
         names = model.state_dict().keys()
         if missing := sorted(names & set(report["missing_keys"])):
             raise InputError(

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..scoring.reward_models import reward_model_scores
 from ..text import encode_text, template_options, whole_text
 
-# Enough for a mean: its standard error is then a thirtieth of the scores' spread.
+# The standard error of their mean score is 1/32 of the scores' standard deviation.
 MAX_DEMONSTRATIONS = 1024
 
 
@@ -20,22 +20,10 @@ def calibrate(
     max_length: int | None = None,
     batch_size: int = 8,
 ) -> float:
-    """Shift a reward model's scores so that demonstrations score 0 on average (Ouyang et al. 2022, section 3.5).
+    """Shift scores so that demonstrations score 0 on average (Ouyang et al. 2022, section 3.5); return the shift.
 
-    `bias = -mean r(demonstration)`: the loss of a reward model leaves its zero open. A whole CharGPT holds the shift
-    in its buffer `score_bias`, so that every way of loading it gives the shifted score. Any other model holds it in
-    `config.score_bias`, which this package adds wherever it scores; other code gets the score without it.
-
-    Args:
-        model (`PreTrainedModel` or `PeftModel`): The reward model. It is left in evaluation mode.
-        tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        demonstrations ([`~datasets.Dataset`]): `prompt` and `completion`, or `messages`, or `text`. Of more than 1024
-            rows, 1024 at equal distances are used.
-        max_length (`int`, *optional*): A longer text loses its beginning, as in training.
-        batch_size (`int`): Texts at a time.
-
-    Returns:
-        `float`: what was added to the scores.
+    A full CharGPT keeps the shift in its buffer `score_bias`, which its `forward` adds. Any other model keeps it in
+    `config.score_bias`, which only this package adds.
     """
     model.eval()
     num_rows = min(len(demonstrations), MAX_DEMONSTRATIONS)

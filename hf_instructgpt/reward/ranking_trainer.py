@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 
 
 def ranked_pairs(responses: list, ranks: list[int]) -> list[tuple[int, int]]:
-    """All (better, worse) index pairs of one ranking; ties and identical responses give none. Rank 1 is best."""
+    """All (better, worse) index pairs of a ranking (1 is best), without ties and identical responses."""
     return [
         (better, worse)
         for better, worse in permutations(range(len(ranks)), 2)
@@ -32,15 +32,10 @@ def ranked_pairs(responses: list, ranks: list[int]) -> list[tuple[int, int]]:
 
 
 class RankingCollator:
-    """Rankings as one flat batch of responses and the index pairs to compare.
+    """Collate rankings into a flat batch of N responses and the M pairs to compare.
 
-    Args:
-        pad_token_id (`int`): Fills the right of shorter responses.
-
-    Returns:
-        `dict` of tensors: `input_ids`, `attention_mask` `(N, T)` for the N responses of all rows; `better`, `worse`
-        `(M,)`, indices of the M pairs; `margin` `(M,)`, the row's margin (0 without one); `weight` `(M,)`, 1 over the
-        row's number of pairs, over the number of rows that have any.
+    `input_ids`, `attention_mask` `(N, T)`; `better`, `worse` `(M,)` index responses; `margin` `(M,)` is the row's, or
+    0; `weight` `(M,)` is 1 / (pairs of the row * rows with pairs).
     """
 
     def __init__(self, pad_token_id: int):
@@ -72,13 +67,13 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
     """TRL's RewardTrainer for rankings of K responses, K from 2 up and different by row, with bit-exact resume.
 
     `loss = -mean over rows of 1/pairs * sum over pairs of log sigmoid(r_better - r_worse - margin)` (Ouyang et al.
-    2022, eq. 1): all comparisons of a prompt in one batch element, one forward a response however many pairs it is in.
+    2022, eq. 1). All comparisons of a prompt are in one batch element, with one forward per response.
 
     Rows have the columns `prompt` (text or messages), `responses` (a list of texts or of message lists) and `ranks` (a
     list of integers, 1 best, equal ranks tie), or TRL's `prompt`, `chosen` and `rejected`: a ranking of two. A column
-    `margin` (a number for the row) is subtracted as in TRL. A text longer than `args.max_length` tokens loses its
-    beginning, so that the end, where the score is read, stays; a row without a pair that differs is left out. How many
-    is logged.
+    `margin` (a number for the row) is subtracted as in TRL. Texts longer than `args.max_length` tokens are truncated
+    on the left, because the score is read at the last token; rows without two responses that differ are skipped. The
+    numbers of both are logged.
 
     Args:
         model, args, processing_class, kwargs: As in [`~trl.RewardTrainer`].
@@ -87,7 +82,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             [`calibrate`].
 
     Raises:
-        InputError: A row is none of these, or no row has a pair.
+        InputError: A row has none of these forms, or no row has a pair.
     """
 
     card_stage = "reward"
@@ -106,7 +101,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         ensure_precision("the reward model", self.model, args)
         self.calibration_dataset = calibration_dataset
-        # Only now: RewardTrainer has given a padding token to a tokenizer without one.
+        # After RewardTrainer has set a missing padding token.
         self.data_collator = RankingCollator(processing_class.pad_token_id)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args: RewardConfig, dataset_name: str) -> Dataset:
@@ -134,8 +129,8 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         if cut := sum(dataset["cut"]):
             logger.warning(
                 f"{dataset_name}: {cut} of {sum(map(len, dataset['ranks']))} texts were longer than max_length = "
-                f"{max_length} tokens and lost their beginning; in {sum(dataset['cut_responses'])} of them a part of "
-                "the response too."
+                f"{max_length} tokens and were truncated on the left; in {sum(dataset['cut_responses'])} of them, "
+                "this removed part of the response."
             )
         with_pairs = [i for i, row in enumerate(dataset) if ranked_pairs(row["response_ids"], row["ranks"])]
         if not with_pairs:
@@ -145,8 +140,8 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             )
         if len(with_pairs) < len(dataset):
             logger.warning(
-                f"{dataset_name}: {len(dataset) - len(with_pairs)} of {len(dataset)} rows were left out: all their "
-                "responses tie or are the same tokens (cut, or unknown characters of the tokenizer)."
+                f"{dataset_name}: {len(dataset) - len(with_pairs)} of {len(dataset)} rows were skipped: all their "
+                "responses tie or are the same tokens (truncated, or characters unknown to the tokenizer)."
             )
             dataset = dataset.select(with_pairs)
         names = {"response_ids", "ranks", "margin"}
@@ -168,7 +163,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _record(self, rewards: torch.Tensor, margins: torch.Tensor, mask: torch.Tensor) -> None:
-        """The metrics RewardTrainer logs, under the same names."""
+        """Log what RewardTrainer logs, under the same names."""
         mode = "train" if self.model.training else "eval"
         gather = self.accelerator.gather
         self._total_train_tokens += gather(mask.sum()).sum().item() if mode == "train" else 0
@@ -178,19 +173,14 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         metrics["min_reward"].append(low.min().item())
         metrics["mean_reward"].append(mean.mean().item())
         metrics["max_reward"].append(high.max().item())
-        right, total, count = (
-            gather(
-                torch.stack([(margins > 0).sum(), margins.sum(), torch.tensor(margins.numel(), device=margins.device)])
-            )
-            .view(-1, 3)
-            .sum(0)
-        )
+        sums = torch.stack([(margins > 0).sum(), margins.sum(), torch.ones_like(margins).sum()])
+        right, total, count = gather(sums).view(-1, 3).sum(0)
         if count > 0:
             metrics["accuracy"].append((right / count).item())
             metrics["margin"].append((total / count).item())
 
     def train(self, *args, **kwargs):
-        """Trainer's, then the calibration."""
+        """Train, then calibrate the scores."""
         output = super().train(*args, **kwargs)
         if self.calibration_dataset is not None:
             model = self.accelerator.unwrap_model(self.model)
@@ -200,7 +190,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's; beside an adapter the configuration too, which holds the shift of the scores."""
+        """Save the model; with an adapter also the configuration, which holds the shift of the scores."""
         super().save_model(output_dir, _internal_call)
         if is_peft_model(self.model) and self.args.should_save:
             self.model.config.save_pretrained(output_dir or self.args.output_dir)

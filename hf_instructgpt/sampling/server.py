@@ -86,7 +86,7 @@ class ServerGenerator:
     api_key_env: str | None = None
 
     def __post_init__(self):
-        if isinstance(self.url, str) and "@" in self.url:  # it would be written to cards and run files
+        if isinstance(self.url, str) and "@" in self.url:  # would be written to cards and run files
             raise InputError(
                 "`generator`: `url` must hold no user and no password: name the environment variable of a key as "
                 "`api_key_env`."
@@ -104,7 +104,7 @@ class ServerGenerator:
 
     @classmethod
     def from_options(cls, options: Any) -> "ServerGenerator":
-        """The generator of [`PPOConfig`]'s option `generator`."""
+        """Make the generator from [`PPOConfig`]'s option `generator`."""
         known = [f.name for f in fields(cls)]
         if not isinstance(options, dict) or "url" not in options:
             raise InputError(f"`generator` must be a mapping with a server's `url`, not {options!r}.")
@@ -121,7 +121,7 @@ class ServerGenerator:
         if state.is_main_process:
             try:
                 name = self._give_adapter(policy) if self.sync == "adapter" else self._give_folder(policy, weights)
-            except InputError as error:  # tell the other processes, or they wait forever
+            except InputError as error:  # the other processes wait for the outcome
                 failure = str(error)
         failure, self._name = broadcast_object_list([failure, name])
         if failure is not None:
@@ -132,7 +132,7 @@ class ServerGenerator:
         params = list(policy.parameters())
         if any(hasattr(p, "ds_id") for p in params):
             raise InputError(
-                "`generator`: ZeRO-3 keeps the weights in shards that it alone gathers: use FSDP2 or ZeRO-2."
+                "`generator`: weights that ZeRO-3 has sharded cannot be sent to a server; use FSDP2 or ZeRO-2."
             )
         if not any(isinstance(p, DTensor) for p in params):
             return None
@@ -147,7 +147,7 @@ class ServerGenerator:
         path = self._path("policy")
         model = independent_copy(policy) if has_adapter(policy) else policy
         shows_bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # one more at each rollout
+        logging.disable_progress_bar()  # otherwise one per rollout
         try:
             model.save_pretrained(path, state_dict=weights)
         finally:
@@ -164,7 +164,7 @@ class ServerGenerator:
             self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
         except _NotFoundError as error:
             raise InputError(NO_SYNC.format(url=self.url)) from error
-        # vLLM caches what it computed for prompts with the old weights.
+        # vLLM's cache holds results of the old weights.
         if self._post("/reset_prefix_cache", {}) == {"success": False}:
             raise InputError(f"the server {self.url} is busy: its prefix cache could not be reset after a sync.")
 
@@ -173,7 +173,7 @@ class ServerGenerator:
             raise InputError("`generator`: `sync` = 'adapter' needs a policy with a LoRA adapter.")
         path, old = self._path("adapter"), self._adapter
         policy.save_pretrained(path)
-        # A new name each time, because vLLM caches prompts by the adapter's name.
+        # A new name, because vLLM caches prompts by the adapter's name.
         self._adapter = f"policy-{uuid.uuid4().hex}"
         try:
             self._post("/v1/load_lora_adapter", {"lora_name": self._adapter, "lora_path": path})

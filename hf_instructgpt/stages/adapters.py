@@ -1,4 +1,4 @@
-"""Adapters from stage to stage: one that comes in is trained on, and one that is done can be merged into its model."""
+"""LoRA adapters between stages: continue to train one, or merge it into its base model."""
 
 import shutil
 from dataclasses import replace
@@ -23,17 +23,13 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Options of an adapter and what PEFT calls them.
+# Options of an adapter and their names in PEFT.
 LORA_OPTIONS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 LORA_OPTIONS |= {"use_rslora": "use_rslora", "use_dora": "use_dora", "lora_target_modules": "target_modules"}
 
 
 def new_adapter(model: PreTrainedModel, model_args: ModelConfig) -> "PeftConfig | None":
-    """The adapter that the options ask for; None where the model comes with one, which is trained on.
-
-    Raises:
-        InputError: The options ask for another adapter than the model has.
-    """
+    """The adapter that the options ask for; None if the model has one, which is trained further."""
     if not has_adapter(model):
         return lora_config(model_args)
     check_same_adapter(model_args, model.active_peft_config, name=str(model_args.model_name_or_path))
@@ -46,7 +42,7 @@ def new_adapter(model: PreTrainedModel, model_args: ModelConfig) -> "PeftConfig 
 
 
 def check_same_adapter(model_args: ModelConfig, adapter: "PeftConfig", *, name: str) -> None:
-    """Raise an `InputError` if the options ask for another adapter than `adapter`, which is trained on."""
+    """Refuse options that ask for another adapter than the given one, which is trained further."""
     if not model_args.use_peft:
         return
     mine, defaults = lora_config(model_args), lora_config(ModelConfig(use_peft=True))
@@ -60,19 +56,7 @@ def check_same_adapter(model_args: ModelConfig, adapter: "PeftConfig", *, name: 
 
 
 def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Path:
-    """Write an adapter's model, a policy or a reward model, as a model of its own, with its tokenizer and card.
-
-    Args:
-        model (`str`): The adapter's folder.
-        output_dir (`str`, *optional*): Default: the folder's name and `-merged`, beside it.
-        trust_remote_code (`bool`): Whether the base model may run its own code.
-
-    Returns:
-        `Path`: `output_dir`.
-
-    Raises:
-        InputError: There is no adapter, or something is in `output_dir` already.
-    """
+    """Write an adapter and its base model as one model with tokenizer and card (default: FOLDER-merged beside it)."""
     check_model_path(model)
     if not Path(model).is_dir() or find_adapter_config_file(model) is None:
         raise InputError(f"{model} is no folder with an adapter: it has no adapter_config.json.")
@@ -84,15 +68,13 @@ def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Pat
         raise InputError(f"`--output_dir`: {target} exists already. Choose another, or remove it.")
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
-    is_reward = PeftConfig.from_pretrained(model).task_type == "SEQ_CLS"
-    whole = (load_reward_model if is_reward else load_causal_lm)(
-        model, tokenizer=tokenizer, **trust
-    ).merge_and_unload()
+    load = load_reward_model if PeftConfig.from_pretrained(model).task_type == "SEQ_CLS" else load_causal_lm
+    merged = load(model, tokenizer=tokenizer, **trust).merge_and_unload()
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     make_directory(aside)
     try:
-        whole.save_pretrained(aside)
+        merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         made = Made.load(folder)
         if made is not None:

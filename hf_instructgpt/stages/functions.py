@@ -15,7 +15,7 @@ from ..errors import InputError
 
 
 def locate_function(name: str, folder: str | Path) -> str:
-    """`FILE.py:FUNCTION`, or a dotted path, with its file in `folder` spelled out; other names as they are."""
+    """Resolve the file of `FILE.py:FUNCTION`, or of a dotted path, against `folder`; return other names unchanged."""
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
         return f"{Path(folder, Path(path).expanduser())}:{function}"
@@ -29,31 +29,25 @@ def locate_function(name: str, folder: str | Path) -> str:
 
 
 def load_function(name: str, *, option: str) -> Callable:
-    """The function that `FILE.py:FUNCTION` names, or a dotted path in an installed package.
-
-    Which file's code runs is printed once.
-
-    Raises:
-        InputError: It names `option`.
-    """
+    """Import the function that `option` names, and print once which file's code runs."""
     path, is_file, attribute = name.rpartition(".py:")
     module_name, _, attribute = (None, None, attribute) if is_file else name.rpartition(".")
     try:
-        with chdir("."):  # which the module may leave
+        with chdir("."):  # the module may change it
             module = _run_file(Path(f"{path}.py").absolute()) if is_file else importlib.import_module(module_name)
         func = getattr(module, attribute)
-    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+    except (Exception, SystemExit) as error:  # an import can raise anything
         what = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise InputError(f"`{option}`: {name} cannot be imported: {what}{error}") from error
     if not callable(func):
         raise InputError(f"`{option}`: {name} is no function but {type(func).__name__}.")
     if not module.__name__.startswith("hf_instructgpt."):
-        _say_code(option, getattr(module, "__file__", module.__name__))
+        _print_place(option, getattr(module, "__file__", module.__name__))
     return func
 
 
 def _run_file(file: Path) -> ModuleType:
-    """The module in a file, as a part of its package (`__init__.py`) if it is in one. It finds what lies beside it."""
+    """Import a file, as part of its package if it is in one, so that it can import its neighbours."""
     names, root = [file.stem] if file.name != "__init__.py" else [], file.parent
     while (root / "__init__.py").is_file():
         names, root = [root.name, *names], root.parent
@@ -61,7 +55,7 @@ def _run_file(file: Path) -> ModuleType:
     try:
         if root != file.parent:
             return importlib.import_module(".".join(names))
-        if str(file) not in sys.modules:  # not by its stem: another folder may have such a file too
+        if str(file) not in sys.modules:  # the complete path: another folder may have a file of the same name
             spec = importlib.util.spec_from_file_location(str(file), file)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
@@ -72,6 +66,6 @@ def _run_file(file: Path) -> ModuleType:
 
 
 @cache
-def _say_code(option: str, place: str) -> None:
+def _print_place(option: str, place: str) -> None:
     if PartialState().is_main_process:
         print(f"`{option}` runs the code in {place}.", flush=True)

@@ -19,38 +19,25 @@ logger = logging.get_logger(__name__)
 def answer(
     model: str, *, prompt: str, max_new_tokens: int | None, do_sample: bool, seed: int, trust_remote_code: bool
 ) -> str:
-    """The model's answer to a user's prompt, asked in the form that its card says it was trained on.
-
-    Without a card of this package, through its chat template where it has one.
-
-    Args:
-        model (`str`): A Hub id or a folder. prompt (`str`): What the user says.
-        max_new_tokens (`int`, *optional*): Maximum number of tokens of the answer, fewer where the context ends. By
-            default that of the model's card, else of its generation settings, else 64.
-        do_sample (`bool`): Sample at temperature 1 with `seed`, else greedy.
-        trust_remote_code (`bool`): Whether the model may run its own code.
-
-    Raises:
-        InputError: No such model, an empty prompt, or one that fills the context.
-    """
+    """Return a model's answer to a user's prompt, put in the form that it was trained on (see its card)."""
     if not prompt.strip():
         raise InputError("`--prompt` is empty.")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise InputError(f"`--max_new_tokens` must be 1 or more, not {max_new_tokens}.")
     if not 0 <= seed < 2**32:
         raise InputError(f"`--seed` must lie between 0 and {2**32 - 1}, not {seed}.")
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    trust = {"trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(model, **trust)
     made = known_of(model)
     prompt = as_asked(break_special_tokens(tokenizer, prompt), tokenizer, made)
     for finding in findings(Dataset.from_list([{"prompt": prompt}]), "prompts", tokenizer):
         logger.warning(f"`--prompt`: {finding}")
     row = asked_row(prompt, made)
     length = len(encode_row(tokenizer, row))
-    config = load_config(model, trust_remote_code=trust_remote_code)
-    context = context_length(config)
+    context = context_length(load_config(model, **trust))
     if context is not None and length >= context:
         raise InputError(f"`--prompt` has {length} tokens; the model's context is {context}. Shorten it.")
-    policy = load_causal_lm(model, tokenizer, trust_remote_code=trust_remote_code).to(PartialState().device).eval()
+    policy = load_causal_lm(model, tokenizer, **trust).to(PartialState().device).eval()
     wanted = max_new_tokens or (made and made.max_new_tokens) or policy.generation_config.max_new_tokens
     max_new_tokens = min(wanted or MAX_NEW_TOKENS, context - length if context else float("inf"))
     set_seed(seed)

@@ -38,7 +38,7 @@ from .config_file import ConfigFile, read_yaml
 from .evaluate import evaluate_reward
 from .functions import load_function
 from .load_data import check_fits, load_text, rows_to_read
-from .load_models import load_causal_lm, load_config, load_tokenizer, lora_config, model_source, resolve_reward
+from .load_models import load_base, load_causal_lm, load_tokenizer, lora_config, resolve_reward
 from .model_cards import read_metrics, read_state, write_stage_card
 from .ppo import check_ppo_options, check_reward_reports, run_ppo
 from .reward import run_reward
@@ -265,8 +265,7 @@ class Pipeline:
         _, training_args, model_args = self.arguments["reward"]
         name, reward = model_args.model_name_or_path, models["sft"]
         if name != str(self.output_dir / self.body):
-            source = model_source(training_args, model_args)
-            reward = load_tokenizer(name, **source), load_config(name, **source)
+            reward = load_base(training_args, model_args)
             if reward[0].get_vocab() != known:
                 raise InputError(
                     f"{self.source}, reward: the vocabulary of {name} differs from the policy's, which a run's reward "

@@ -1,4 +1,4 @@
-"""Stage 2: the reward model, by our RankingRewardTrainer, a RewardTrainer of TRL's."""
+"""Stage 2: train the reward model with RankingRewardTrainer."""
 
 from pathlib import Path
 
@@ -9,16 +9,7 @@ from ..reward.ranking_trainer import RankingRewardTrainer
 from .adapters import new_adapter
 from .arguments import RewardArguments
 from .load_data import load_text
-from .load_models import (
-    apply_template_options,
-    check_sizes,
-    load_config,
-    load_new_reward_model,
-    load_options,
-    load_tokenizer,
-    model_source,
-    peft_errors,
-)
+from .load_models import load_base, load_new_reward_model, load_options, peft_errors
 from .run_stage import run_stage
 from .stage_data import StageData
 
@@ -26,25 +17,22 @@ from .stage_data import StageData
 def run_reward(
     args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig, data: StageData | None = None
 ) -> Path:
-    """Train a reward model on preferences or rankings; leave it in `output_dir`, which is returned."""
+    """Train a reward model on preferences or rankings and return `output_dir`."""
     return run_stage("reward", _make_trainer, args, training_args, model_args, data)
 
 
 def _make_trainer(
     args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig, data: StageData
 ) -> RankingRewardTrainer:
-    name, source = model_args.model_name_or_path, model_source(training_args, model_args)
-    tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
-    check_sizes(name, config, training_args.model_init_kwargs)
-    apply_template_options(tokenizer, training_args)
+    tokenizer, config = load_base(training_args, model_args)
     options = load_options(training_args, model_args)
     train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
     calibration_dataset = None
     if args.calibration_dataset_name is not None:
         calibration_dataset = load_text("calibration_dataset_name", args, tokenizer)
-    model = load_new_reward_model(name, tokenizer, **options)
+    model = load_new_reward_model(model_args.model_name_or_path, tokenizer, **options)
     training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
-    model_args.lora_task_type = "SEQ_CLS"  # its default has no score head, which must be trained and saved
+    model_args.lora_task_type = "SEQ_CLS"  # trains and saves the score head too
     with peft_errors(model_args):
         return RankingRewardTrainer(
             model=model,

@@ -26,12 +26,9 @@ from .load_data import check_fits, load_text
 from .load_models import (
     apply_template_options,
     check_reward_model,
-    check_sizes,
+    load_base,
     load_causal_lm,
-    load_config,
     load_options,
-    load_tokenizer,
-    model_source,
     peft_errors,
 )
 from .run_stage import run_stage
@@ -40,18 +37,14 @@ from .stage_data import StageData
 
 logger = logging.get_logger(__name__)
 
-# Prompts answered at each evaluation for `selection_reward_model`, drawn from the evaluation split by the seed.
+# Prompts, drawn by the seed, that are answered at each evaluation for `selection_reward_model`.
 NUM_SELECTION_PROMPTS = 256
 
 
 def run_sft(
     args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, data: StageData | None = None
 ) -> Path:
-    """Train on demonstrations; leave the model in `output_dir`, which is returned.
-
-    Without `model_name_or_path` the model is a new CharGPT over the characters of the training data, of the sizes in
-    `model_init_kwargs`.
-    """
+    """Train on demonstrations, by default a new CharGPT over their characters, and return `output_dir`."""
     return run_stage("sft", _make_trainer, args, training_args, model_args, data)
 
 
@@ -64,10 +57,7 @@ def check_sft(
     *,
     is_made_later: bool = False,
 ) -> None:
-    """Raise an `InputError` for options of this stage's own that contradict each other, the data or the models.
-
-    `is_made_later` says that there will be a reward model, but is none yet.
-    """
+    """Refuse SFT options that contradict each other, the data or the models, of which some may be made later."""
     if args.selection_max_new_tokens < 1:
         raise InputError(f"`selection_max_new_tokens` must be 1 or more, not {args.selection_max_new_tokens}.")
     if not 0 <= args.pretraining_fraction < 1:
@@ -87,8 +77,8 @@ def check_sft(
             f"`completion`; it has {', '.join(eval_dataset.column_names)}."
         )
     if not is_made_later:
-        trust = training_args.trust_remote_code
-        check_reward_model(args.selection_reward_model, option="selection_reward_model", trust_remote_code=trust)
+        trust = {"trust_remote_code": training_args.trust_remote_code}
+        check_reward_model(args.selection_reward_model, option="selection_reward_model", **trust)
 
 
 def _make_trainer(
@@ -102,8 +92,8 @@ def _make_trainer(
     if model_args.model_name_or_path is not None:
         model = load_causal_lm(model_args.model_name_or_path, tokenizer, **options)
     else:
-        loading = {name: options[name] for name in ("dtype", "attn_implementation")}
-        model = AutoModelForCausalLM.from_config(config, **loading)
+        options = {name: options[name] for name in ("dtype", "attn_implementation")}
+        model = AutoModelForCausalLM.from_config(config, **options)
     return make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, eval_dataset)
 
 
@@ -116,17 +106,16 @@ def make_sft_trainer(
     train_dataset: Dataset,
     eval_dataset: Dataset | None,
 ) -> CardSFTTrainer:
-    """SFTTrainer on a loaded model, texts cut to the model's context at most, pretraining text mixed in."""
+    """Make the trainer of a loaded model: texts cut to its context at most, pretraining text mixed in."""
     training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
     if training_args.assistant_only_loss:
         _check_assistant_loss(train_dataset, tokenizer)
-    train_dataset, eval_dataset = (rows and _columns_read(rows) for rows in (train_dataset, eval_dataset))
+    train_dataset = _prepared(train_dataset, training_args, tokenizer)
     selection = {}
-    if args.selection_reward_model is not None and eval_dataset is not None:
-        selection = _selection(args, training_args, model, tokenizer, eval_dataset)
-    train_dataset, eval_dataset = (
-        rows and _continued(rows, training_args, tokenizer) for rows in (train_dataset, eval_dataset)
-    )
+    if eval_dataset is not None:
+        if args.selection_reward_model is not None:
+            selection = _selection(args, training_args, model, tokenizer, eval_dataset)
+        eval_dataset = _prepared(eval_dataset, training_args, tokenizer)
     with peft_errors(model_args):
         trainer = (SelectingSFTTrainer if selection else CardSFTTrainer)(
             model=model,
@@ -140,8 +129,7 @@ def make_sft_trainer(
     ensure_precision("the model", trainer.model, training_args)
     if training_args.max_length is not None and not training_args.packing:
         rows = trainer.train_dataset["input_ids"]
-        cut = _num_cut(rows, training_args.max_length, tokenizer)
-        if cut:
+        if cut := _num_cut(rows, training_args.max_length, tokenizer):
             logger.warning(
                 f"{cut} of {len(rows)} texts were cut to `max_length` = {training_args.max_length} tokens: their "
                 "answers do not end."
@@ -152,7 +140,7 @@ def make_sft_trainer(
 
 
 def _check_assistant_loss(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise an `InputError` where TRL cannot tell which tokens of a row are the assistant's."""
+    """Refuse `assistant_only_loss` where TRL cannot tell which tokens are the assistant's."""
     if not isinstance(rows[0][form_of(rows.column_names, "sft")[0]], list):
         raise InputError("`assistant_only_loss` needs messages, and the rows are text; leave it out.")
     if re.search(r"\{%-?\s*generation\b", tokenizer.chat_template):
@@ -166,17 +154,14 @@ def _check_assistant_loss(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
         ) from error
 
 
-def _columns_read(rows: Dataset) -> Dataset:
-    """The rows with the columns of their form alone: TRL would choose anew, by the names of all columns."""
+def _prepared(rows: Dataset, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Select the columns that TRL is to read; tokenize rows whose prompt ends with the assistant's message."""
     names = (*form_of(rows.column_names, "sft"), *TEMPLATE_COLUMNS)
-    return rows.select_columns([name for name in names if name in rows.column_names])
-
-
-def _continued(rows: Dataset, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """The rows as ids and labels if a prompt ends with the assistant's message, since TRL opens another turn there."""
+    rows = rows.select_columns([name for name in names if name in rows.column_names])
     prompts = rows["prompt"] if "prompt" in rows.column_names else []
     if not any(isinstance(prompt, list) and prompt[-1]["role"] == "assistant" for prompt in prompts):
         return rows
+    # TRL would open another turn behind the assistant's message.
     if training_args.assistant_only_loss:
         raise InputError(
             "`assistant_only_loss`: the loss is on the completion alone, since prompts end with a message of the "
@@ -196,10 +181,7 @@ def _continued(rows: Dataset, training_args: SFTConfig, tokenizer: PreTrainedTok
 def _with_pretraining(
     demonstrations: Dataset, args: SFTArguments, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Dataset:
-    """Processed demonstrations and, behind them, rows of pretraining text whose every token is a label.
-
-    `pretraining_fraction` f of all rows: `f / (1 - f)` times as many as there are demonstrations.
-    """
+    """Append pretraining text, `pretraining_fraction` of all rows, whose every token is a label."""
     name, fraction, max_length = "pretraining_dataset_name", args.pretraining_fraction, training_args.max_length
     text = load_text(name, args, tokenizer)
     text = PretrainingText(text, tokenizer=tokenizer, max_length=max_length, seed=training_args.seed, option=name)
@@ -225,11 +207,10 @@ def _selection(
     tokenizer: PreTrainedTokenizerBase,
     eval_dataset: Dataset,
 ) -> dict:
-    """Arguments of [`SelectingSFTTrainer`]: the reward model, its tokenizer, prompts and the room for an answer."""
+    """Arguments of [`SelectingSFTTrainer`]: the reward model, its tokenizer, the prompts and the response length."""
     trust = {"trust_remote_code": training_args.trust_remote_code}
     reward_model = load_reward_model(args.selection_reward_model, **trust).requires_grad_(False).eval()
-    names, policy = [args.selection_reward_model], {"policy": model, "policy_tokenizer": tokenizer}
-    tokenizers = foreign_tokenizers([reward_model], [None], names=names, **policy, **trust)
+    tokenizers = foreign_tokenizers([reward_model], [None], policy=model, policy_tokenizer=tokenizer, **trust)
     check_reward_funcs(model, [reward_model], [1.0])
     columns = [name for name in ("prompt", *TEMPLATE_COLUMNS) if name in eval_dataset.column_names]
     rows = list(eval_dataset.shuffle(seed=training_args.seed).select_columns(columns).take(NUM_SELECTION_PROMPTS))
@@ -248,13 +229,9 @@ def _selection(
 def tokenizer_and_config(
     args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, train_dataset: Dataset
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
-    """Those of the named model, else of a new CharGPT. Raises `InputError` if there are none."""
+    """Load them for the model of that name, or make them for a new CharGPT."""
     if model_args.model_name_or_path is not None:
-        name, source = model_args.model_name_or_path, model_source(training_args, model_args)
-        tokenizer, config = load_tokenizer(name, **source), load_config(name, **source)
-        check_sizes(name, config, training_args.model_init_kwargs)
-        apply_template_options(tokenizer, training_args)
-        return tokenizer, config
+        return load_base(training_args, model_args)
     if model_args.use_peft:
         raise InputError(
             "`use_peft` needs `model_name_or_path`: an adapter is saved without its base model, and a new CharGPT is "
@@ -265,8 +242,7 @@ def tokenizer_and_config(
     tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset))
     apply_template_options(tokenizer, training_args)
     init_kwargs = training_args.model_init_kwargs or {}
-    unknown = set(init_kwargs) - set(CharGPTConfig().to_dict())
-    if unknown:
+    if unknown := set(init_kwargs) - set(CharGPTConfig().to_dict()):
         raise InputError(f"`model_init_kwargs`: CharGPTConfig has no field {', '.join(sorted(unknown))}.")
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
     try:
@@ -276,12 +252,12 @@ def tokenizer_and_config(
 
 
 def _texts(args: SFTArguments, train_dataset: Dataset) -> Iterator[str]:
-    """All texts a new vocabulary must cover; of a sample data set, those of its other stages too."""
-    # The lab's preferences are made of its rankings' texts.
+    """All texts that a new vocabulary must cover; for a sample data set, those of its other stages too."""
     datasets = [train_dataset]
     if args.dataset_name in SAMPLE_DATASETS:
         configs = SAMPLE_DATASETS[args.dataset_name]
-        configs = [config for config in configs if config != "preference" or "ranking" not in configs]
+        if "ranking" in configs:  # its preferences are made of the same texts
+            configs = [config for config in configs if config != "preference"]
         datasets = [load_sample_dataset(args.dataset_name, config)["train"] for config in configs]
     if args.pretraining_dataset_name is not None:
         datasets.append(load_text("pretraining_dataset_name", args))
@@ -289,7 +265,7 @@ def _texts(args: SFTArguments, train_dataset: Dataset) -> Iterator[str]:
 
 
 def _strings(value) -> Iterator[str]:
-    """The texts in a row: strings, and the contents of messages."""
+    """Yield the texts in a value: strings, and the contents of messages."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with a card of ours, and one that is chosen by the scores of its answers."""
+"""TRL's SFTTrainer with this package's card, and with a reward model's score at each evaluation."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,25 +13,16 @@ from ..scoring.reward_models import score_responses
 
 
 class CardSFTTrainer(CardMixin, ResumableTrainer, SFTTrainer):
-    """SFTTrainer with atomic checkpoints and bit-exact resume, that writes this package's card."""
+    """SFTTrainer with atomic checkpoints, bit-exact resume and this package's card."""
 
     card_stage = "sft"
 
 
 class SelectingSFTTrainer(CardSFTTrainer):
-    """SFTTrainer whose evaluations also answer prompts and report a reward model's mean score, `eval_score`.
+    """SFTTrainer whose evaluations sample answers and log a reward model's mean score as `eval_score`.
 
-    The paper chooses its SFT model so: the validation loss is lowest after an epoch, while score and labellers'
-    preference go on rising (Ouyang et al. 2022, section 3.5 and appendix C.1). Answers are sampled at temperature 1,
-    as PPO's are: greedy ones show no more than the most likely manner. Each evaluation draws the same random numbers,
-    and none of training's.
-
-    Args:
-        reward_model (`PreTrainedModel`): A sequence-classification model with one label.
-        reward_tokenizer (`PreTrainedTokenizerBase`, *optional*): Its tokenizer; None: it reads the policy's ids.
-        rows (`list[dict]`): Each with a `prompt`, text or messages, and what the chat template gets beside it.
-        max_new_tokens (`int`): Most tokens of an answer.
-        kwargs: As for [`~trl.SFTTrainer`].
+    Ouyang et al. 2022 (section 3.5, appendix C.1) select the SFT model by score, because validation loss rises long
+    before it stops improving. Each evaluation draws the same random numbers, separate from training's.
     """
 
     def __init__(
@@ -48,21 +39,21 @@ class SelectingSFTTrainer(CardSFTTrainer):
         self.rows, self.max_new_tokens = rows, max_new_tokens
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
-        # Not in `evaluate`: here log and callbacks, an early stop for one, get the score with the other metrics.
+        # Overridden instead of `evaluate`, so that the log and callbacks such as early stopping get the score.
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         output.metrics[f"{metric_key_prefix}_score"] = self._mean_score()
         return output
 
     @torch.no_grad()
     def _mean_score(self) -> float:
-        """Mean score of one sampled answer to each prompt, over all processes."""
+        """Mean score of one sampled answer per prompt, over all processes."""
         args, device = self.args, self.accelerator.device
         size, sums = args.per_device_eval_batch_size, torch.zeros(2, device=device)
         with (
             seeded(args.seed + args.process_index, device),
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
         ):
-            # All processes answer equally often: sharded weights are gathered by all of them together.
+            # Every process samples equally often, because sharded weights are gathered by all together.
             for start in range(0, len(self.rows), size * args.world_size):
                 mine = self.rows[start : start + size * args.world_size][args.process_index :: args.world_size]
                 scores = self._scores(model, mine or self.rows[:1])[: len(mine)]

@@ -235,7 +235,7 @@ def test_a_card_is_replaced_and_the_same_again(here):
         (["reward", "--dataset_name", "lab", "--dataset_config", "all"], "its configs are 'sft'"),
         (["reward", "--judge", "none_such.f"], "`--judge`: none_such.f cannot be imported"),
         (["reward", "--judge", "length"], "`--judge`: length cannot be imported"),
-        (["reward", "--judge", "json.decoder"], "`--judge`: json.decoder is no function but module"),
+        (["reward", "--judge", "json.decoder"], "`--judge`: json.decoder is not a function but module"),
         (["reward", "--judge", "hf_instructgpt.data.gold_rewards"], "the lab judge does not know the prompt"),
         (["reward", "--batch_size", "0"], "`--batch_size` must be 1 or more, not 0"),
         (["reward", "--output_dir", "sft.jsonl"], "`output_dir`: "),

@@ -352,7 +352,7 @@ def test_a_model_that_has_learned_the_mix_knows_the_text(here, pretraining):
     [
         (["--pretraining_fraction", "1"], "`pretraining_fraction` must be 0 or more and below 1, not 1.0"),
         (["--pretraining_fraction", "-0.1"], "`pretraining_fraction` must be 0 or more and below 1, not -0.1"),
-        (["--packing", "true"], "`packing` cannot be kept with `pretraining_dataset_name`"),
+        (["--packing", "true"], "`packing` cannot be combined with `pretraining_dataset_name`"),
         (["--pretraining_dataset_name", "none.jsonl"], "the file none.jsonl does not exist"),
         (["--pretraining_dataset_name", "prompts.jsonl"], "prompts.jsonl (train): sft data needs the columns"),
         (["--pretraining_dataset_name", "rows"], "`pretraining_dataset_name`: rows has no split `train`; it has test"),

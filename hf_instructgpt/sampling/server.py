@@ -25,29 +25,12 @@ from ..errors import InputError
 from ..models.surgery import has_adapter, independent_copy
 from .vllm import whole_weights
 
-SYNCS = ("folder", "adapter")
 RULES = (
     ("url", lambda x: isinstance(x, str) and x.startswith(("http://", "https://")), "begin with http:// or https://"),
-    ("sync", lambda x: x in SYNCS, "be 'folder' or 'adapter'"),
+    ("sync", lambda x: x in ("folder", "adapter"), "be 'folder' or 'adapter'"),
     ("concurrency", lambda x: isinstance(x, int) and x >= 1, "be 1 or more"),
     ("timeout", lambda x: isinstance(x, int | float) and x > 0, "be above 0"),
     ("retries", lambda x: isinstance(x, int) and x >= 0, "be 0 or more"),
-)
-NO_SYNC = (
-    "the server {url} cannot take new weights: it has neither vLLM's `/collective_rpc` (start it with "
-    "VLLM_SERVER_DEV_MODE=1) nor SGLang's `/update_weights_from_disk`."
-)
-NO_ADAPTER = (
-    "{error}\nStart vLLM with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 where it can read that folder, "
-    "or leave `sync` out."
-)
-NO_IDS = (
-    "the server {url} returns no token ids for `return_token_ids`. PPO needs the sampled ids: tokenizing the text "
-    "again can give others. Use a server that returns them, such as vLLM."
-)
-NO_LOGPROBS = (
-    "the server {url} does not return one log-prob per sampled token. PPO checks by them that it samples from the "
-    "policy. Use a server that returns them, such as vLLM."
 )
 
 
@@ -105,9 +88,9 @@ class ServerGenerator:
     @classmethod
     def from_options(cls, options: Any) -> "ServerGenerator":
         """Make the generator from [`PPOConfig`]'s option `generator`."""
-        known = [f.name for f in fields(cls)]
         if not isinstance(options, dict) or "url" not in options:
             raise InputError(f"`generator` must be a mapping with a server's `url`, not {options!r}.")
+        known = [f.name for f in fields(cls)]
         if unknown := sorted(set(options) - set(known)):
             raise InputError(f"`generator`: unknown keys {', '.join(unknown)}. It may have {', '.join(known)}.")
         return cls(**options)
@@ -115,10 +98,9 @@ class ServerGenerator:
     # ---- Weights ---------------------------------------------------------------------------------------------------
 
     def sync_weights(self, policy: PreTrainedModel) -> None:
-        state = PartialState()
-        weights = self._gathered(policy, keep=state.is_main_process)
-        failure, name = None, None
-        if state.is_main_process:
+        is_main = PartialState().is_main_process
+        weights, failure, name = self._gathered(policy, keep=is_main), None, None
+        if is_main:
             try:
                 name = self._give_adapter(policy) if self.sync == "adapter" else self._give_folder(policy, weights)
             except InputError as error:  # the other processes wait for the outcome
@@ -163,7 +145,10 @@ class ServerGenerator:
         try:
             self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
         except _NotFoundError as error:
-            raise InputError(NO_SYNC.format(url=self.url)) from error
+            raise InputError(
+                f"the server {self.url} cannot take new weights: it has neither vLLM's `/collective_rpc` (start it "
+                "with VLLM_SERVER_DEV_MODE=1) nor SGLang's `/update_weights_from_disk`."
+            ) from error
         # vLLM's cache holds results of the old weights.
         if self._post("/reset_prefix_cache", {}) == {"success": False}:
             raise InputError(f"the server {self.url} is busy: its prefix cache could not be reset after a sync.")
@@ -178,7 +163,10 @@ class ServerGenerator:
         try:
             self._post("/v1/load_lora_adapter", {"lora_name": self._adapter, "lora_path": path})
         except _NotFoundError as error:
-            raise InputError(NO_ADAPTER.format(error=error)) from error
+            raise InputError(
+                f"{error}\nStart vLLM with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 where it can read "
+                "that folder, or leave `sync` out."
+            ) from error
         if old is not None:
             self._post("/v1/unload_lora_adapter", {"lora_name": old})
         return self._adapter
@@ -231,9 +219,15 @@ class ServerGenerator:
         except (TypeError, KeyError, IndexError, AttributeError) as error:
             raise InputError(f"the server {self.url} gave an answer without `choices`: {answer!r:.200}") from error
         if ids is None:
-            raise InputError(NO_IDS.format(url=self.url))
+            raise InputError(
+                f"the server {self.url} returns no token ids for `return_token_ids`, and PPO needs the sampled ids: "
+                "tokenizing the text again can give others. Use a server that returns them, such as vLLM."
+            )
         if logprobs is None or len(logprobs) != len(ids) or None in logprobs:
-            raise InputError(NO_LOGPROBS.format(url=self.url))
+            raise InputError(
+                f"the server {self.url} does not return one log-prob per sampled token, by which PPO checks that it "
+                "samples from the policy. Use a server that returns them, such as vLLM."
+            )
         return ids, logprobs
 
     # ---- HTTP ------------------------------------------------------------------------------------------------------

@@ -97,7 +97,9 @@ def check_reward_funcs(
         name = func.config._name_or_path or type(func).__name__
         check_weights(f"the reward model {name}", func)
         if any(id(p) in own for p in func.parameters()):
-            raise InputError(f"the reward model {name} shares parameters with the policy, which moves: pass a copy.")
+            raise InputError(
+                f"the reward model {name} shares parameters with the policy, which is trained: pass a copy."
+            )
         if func.config.num_labels != 1:
             raise InputError(
                 f"the reward model {name} has num_labels = {func.config.num_labels}; a reward model has 1. "

@@ -50,7 +50,7 @@ def check_same_adapter(model_args: ModelConfig, adapter: "PeftConfig", *, name: 
         wanted, default, known = (getattr(config, attribute) for config in (mine, defaults, adapter))
         if wanted not in (default, known):
             raise InputError(
-                f"`{option}`: {name} is an adapter with {known!r}, and it is trained on: leave the option out, or "
+                f"`{option}`: {name} is an adapter with {known!r}, which is trained further: leave the option out, or "
                 f"merge the adapter first (`hf-instructgpt merge {name}`)."
             )
 
@@ -59,7 +59,7 @@ def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Pat
     """Write an adapter and its base model as one model with tokenizer and card (default: FOLDER-merged beside it)."""
     check_model_path(model)
     if not Path(model).is_dir() or find_adapter_config_file(model) is None:
-        raise InputError(f"{model} is no folder with an adapter: it has no adapter_config.json.")
+        raise InputError(f"{model} is not a folder with an adapter: it has no adapter_config.json.")
     from peft import PeftConfig
 
     folder = Path(model).absolute()

@@ -40,7 +40,7 @@ def load_function(name: str, *, option: str) -> Callable:
         what = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise InputError(f"`{option}`: {name} cannot be imported: {what}{error}") from error
     if not callable(func):
-        raise InputError(f"`{option}`: {name} is no function but {type(func).__name__}.")
+        raise InputError(f"`{option}`: {name} is not a function but {type(func).__name__}.")
     if not module.__name__.startswith("hf_instructgpt."):
         _print_place(option, getattr(module, "__file__", module.__name__))
     return func

@@ -81,9 +81,8 @@ def apply_template_options(tokenizer: PreTrainedTokenizerBase, training_args: SF
         try:
             source = AutoTokenizer.from_pretrained(path)
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"`chat_template_path`: {path} is no .jinja file and no model with a tokenizer."
-            ) from error
+            message = f"`chat_template_path`: {path} is neither a .jinja file nor a model with a tokenizer."
+            raise InputError(message) from error
         tokenizer.chat_template = source.chat_template
         if tokenizer.chat_template is None:
             raise InputError(f"`chat_template_path`: the tokenizer of {path} has no chat template.")
@@ -151,7 +150,7 @@ def _reward_model_on(name: str, *, revision: str | None = None, **options: Any) 
     new, weights = get_peft_model_state_dict(model), load_peft_weights(name, device="cpu", revision=revision)
     trunk = f"base_model.model.{base.base_model_prefix}."
     if lost := sorted(name for name in weights.keys() - new.keys() if name.startswith(trunk)):
-        raise InputError(f"the adapter {name}: a reward model has no place for {lost[0]}.")
+        raise InputError(f"the adapter {name} does not fit a reward model, which has no weight {lost[0]}.")
     set_peft_model_state_dict(model, {**new, **{key: x for key, x in weights.items() if key in new}})
     return model
 
@@ -205,7 +204,7 @@ def check_model_path(name: str | None) -> None:
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise InputError(f"{name} holds no model: it has no config.json.")
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise InputError(f"there is no model at {name}: no such folder, and it is no Hub id (user/name).")
+        raise InputError(f"there is no model at {name}: it is neither a folder nor a Hub id (user/name).")
 
 
 def check_reward_model(name: str, *, option: str, **trust: bool) -> None:

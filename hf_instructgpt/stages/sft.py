@@ -64,7 +64,7 @@ def check_sft(
         raise InputError(f"`pretraining_fraction` must be 0 or more and below 1, not {args.pretraining_fraction}.")
     if args.pretraining_dataset_name is not None:
         if training_args.packing and args.pretraining_fraction > 0:
-            raise InputError("`packing` cannot be kept with `pretraining_dataset_name`: leave one of them out.")
+            raise InputError("`packing` cannot be combined with `pretraining_dataset_name`: leave one of them out.")
         text = load_text("pretraining_dataset_name", args, tokenizer)
         check_fits(text, "sft", tokenizer, config, training_args, source=args.pretraining_dataset_name)
     if args.selection_reward_model is None:

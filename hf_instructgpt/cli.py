@@ -174,19 +174,17 @@ def imported(module: str, function: str) -> Callable[..., Any]:
     return call
 
 
-def run(*, config: Path | None, output_dir: str | None, seed: int | None, resume: bool, overwrite_output_dir: bool):
-    """Run the pipeline."""
+def run(name: str, *, config: Path | None, resume: bool, overwrite_output_dir: bool, **options: Any) -> None:
+    """Run the pipeline or an experiment, and print what came out."""
     started = time.perf_counter()
 
     from .files import resource
-    from .report.run_summary import print_summary
-    from .stages.pipeline import Pipeline
 
-    config = config or resource("recipes", "char_gpt", "pipeline.yaml")
-    pipeline = Pipeline(config, output_dir=output_dir, seed=seed, started=started)
-    metrics = pipeline.run(overwrite=overwrite_output_dir, resume=resume)
-    if metrics:  # the main process has them
-        print_summary(metrics, pipeline.output_dir)
+    module, maker, recipe = RUNS[name]
+    config = config or resource("recipes", *recipe.split("/"))
+    run = getattr(importlib.import_module(f".{module}", __package__), maker)(config, **options)
+    run.started = started
+    run.print_summary(run.run(overwrite=overwrite_output_dir, resume=resume))
 
 
 def run_stage(name: str, argv: list[str]) -> Path:
@@ -200,19 +198,6 @@ def run_stage(name: str, argv: list[str]) -> Path:
 
     parsed = parse_stage(name, ["--help" if flag == "--help_all" else flag for flag in argv])
     return getattr(importlib.import_module(f".stages.{name}", __package__), f"run_{name}")(*parsed)
-
-
-def experiment(
-    name: str, *, config: Path | None, output_dir: str | None, resume: bool, overwrite_output_dir: bool
-) -> None:
-    """Run an experiment and print what it found."""
-    from .experiments.arena import Arena
-    from .experiments.overopt import OverOpt
-    from .files import resource
-
-    config = config or resource("recipes", name, "experiment.yaml")
-    run = {"overopt": OverOpt, "arena": Arena}[name](config, output_dir=output_dir)
-    run.print_summary(run.run(overwrite=overwrite_output_dir, resume=resume))
 
 
 def generate(**options: Any) -> None:
@@ -264,6 +249,12 @@ def push(
 
 VERBS: dict[str, Parser] = {}
 STAGES = ("sft", "reward", "ppo")
+# Module and class of each verb that runs more than a stage, and its default config.
+RUNS = {
+    "run": ("stages.pipeline", "Pipeline", "char_gpt/pipeline.yaml"),
+    "overopt": ("experiments.overopt", "OverOpt", "overopt/experiment.yaml"),
+    "arena": ("experiments.arena", "Arena", "arena/experiment.yaml"),
+}
 TRAINING = ("run", *STAGES, "overopt", "arena")  # these take `--quiet`
 
 
@@ -297,14 +288,14 @@ PASSWORD.add_argument(
 PASSWORD.add_argument("--password_file", metavar="FILE", help="file that holds the password")
 
 
-option = verb("run", run, [FOLDER])
+option = verb("run", partial(run, "run"), [FOLDER])
 option("--seed", type=int, help="random seed (default: the config's)")
 
 for name in STAGES:  # `run_stage` parses their options
     verb(name)
 
 for name in ("overopt", "arena"):
-    verb(name, partial(experiment, name), [FOLDER])
+    verb(name, partial(run, name), [FOLDER])
 
 option = verb("data", imported("stages.data_report", "print_data_report"))
 option("name", help="file, folder, Hub id, or the sample data `document` or `lab`")

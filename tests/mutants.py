@@ -14,9 +14,9 @@ DEVICES = "tests/test_devices.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
 FAMILIES = "tests/test_ppo_families.py::"
-FAST = "tests/test_ppo_fast.py::"
-FUNCTIONAL = "tests/test_ppo_functional.py::"
-GENERATION = "tests/test_ppo_generation.py::"
+FAST = "tests/test_sampling_policy_sampler.py::"
+FUNCTIONAL = "tests/test_functional.py::"
+GENERATION = "tests/test_sampling_generate.py::"
 LAUNCH = "tests/test_launch.py::"
 LOGGING = "tests/test_ppo_logging.py::"
 LORA = "tests/test_ppo_lora.py::"
@@ -25,7 +25,7 @@ OPTIONS = "tests/test_ppo_options.py::"
 RANKING = "tests/test_reward_ranking.py::"
 REWARD_REPORT = "tests/test_evaluation_reward_report.py::"
 ROLLOUT = "tests/test_ppo_rollout.py::"
-SERVER = "tests/test_ppo_server.py::"
+SERVER = "tests/test_sampling_server.py::"
 SFT = "tests/test_stages_sft.py::"
 STAGES = "hf_instructgpt/stages"
 TRAINER = "tests/test_ppo_trainer.py::"
@@ -952,7 +952,7 @@ MUTANTS = [
     Mutant(
         "36a",
         "responses of equal rank are compared",
-        f"{REWARD}/ranking_trainer.py",
+        "hf_instructgpt/data/columns.py",
         "if ranks[better] < ranks[worse] and",
         "if ranks[better] <= ranks[worse] and",
         f"{RANKING}test_ties_and_identical_responses_give_no_pair",

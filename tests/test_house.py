@@ -15,6 +15,7 @@ ROOMS = {
     "char_gpt": 700,
     "errors": 5,
     "files": 200,
+    "markdown": 80,
     "text": 300,
     "functional": 300,
     "data": 1350,
@@ -22,11 +23,11 @@ ROOMS = {
     "sampling": 1050,
     "scoring": 450,
     "resuming": 850,
-    "hub": 500,
+    "hub": 560,
     "reward": 300,
     "ppo": 2700,
     "evaluation": 600,
-    "report": 500,
+    "report": 450,
     "stages": 3600,
     "app": 900,
     "experiments": 1450,
@@ -39,9 +40,7 @@ CORE = ["char_gpt", "text", "functional", "data", "models", "sampling", "scoring
 CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 8250, 16400, 560
 # The only rooms that may import from these: all others work without PPO, and with any causal language model.
 IMPORTERS = {"ppo": {"stages", "experiments", "__init__"}, "char_gpt": {"stages", "__init__"}}
-# Imports that look up and have yet to go.
-KNOWN = {("hub", "report")}
-OVERRIDES = 8  # private methods of Trainer that PPO may override
+OVERRIDES = 6  # private methods of Trainer that PPO may override
 
 
 def room_of(module: str) -> str:
@@ -72,7 +71,7 @@ def imports_between_rooms() -> list[tuple[str, str, str]]:
     for path in sorted(PACKAGE.rglob("*.py")):
         importer = path.relative_to(PACKAGE).with_suffix("").parts[0]
         for place, name in imports_of(path):
-            if room_of(name) != importer and (importer, room_of(name)) not in KNOWN:
+            if room_of(name) != importer:
                 found.append((importer, room_of(name), f"{place} imports {name}"))
     return found
 

@@ -18,7 +18,7 @@ from hf_instructgpt import PPOConfig, PPOTrainer
 from hf_instructgpt.cli import main
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.hub.model_card import Made, Source, hyperparameters, is_edited, make_card
-from hf_instructgpt.report.markdown import table_cell
+from hf_instructgpt.markdown import table_cell
 from hf_instructgpt.stages.model_cards import write_stage_card
 from hf_instructgpt.stages.samples import AnsweredSamples
 

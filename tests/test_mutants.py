@@ -24,11 +24,16 @@ PROCESSES.set_forkserver_preload(
     [
         "torch",
         "datasets",
+        "matplotlib.figure",
         "peft",
+        "pydantic",
+        "scipy.stats",
         "transformers.trainer",
         "transformers.models.gpt2.modeling_gpt2",
         "transformers.models.llama.modeling_llama",
         "trl.models",
+        "trl.trainer.reward_trainer",
+        "trl.trainer.sft_trainer",
         "trl.generation.vllm_generation",
     ]
 )
@@ -145,7 +150,7 @@ def test_a_mutant_is_killed(tmp_path, mutant):
     ids=["survived", "stale", "error", "not imported"],
 )
 def test_what_is_no_killed_mutant_is_told(tmp_path, old, new, reason):
-    test = "tests/test_ppo_functional.py::test_a_response_mask_has_no_hole"
+    test = "tests/test_functional.py::test_a_response_mask_has_no_hole"
     mutant = Mutant("0", "none", "hf_instructgpt/functional.py", old, new, test)
     with pytest.raises(AssertionError, match=reason):
         check_killed(tmp_path, mutant)

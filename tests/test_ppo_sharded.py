@@ -14,7 +14,7 @@ from accelerate.utils import broadcast
 from peft import LoraConfig
 from safetensors.torch import load_file
 from test_ppo_distributed import EXTRAS, fixed_run, launch, make, sampled_run
-from test_ppo_generation import FakeVLLM
+from test_sampling_generate import FakeVLLM
 from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
 

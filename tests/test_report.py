@@ -8,9 +8,9 @@ from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
 from hf_instructgpt.evaluation.comparison import Answers
+from hf_instructgpt.hub import curves
+from hf_instructgpt.hub.curves import draw_run
 from hf_instructgpt.hub.model_card import Made
-from hf_instructgpt.report import plots
-from hf_instructgpt.report.plots import draw_run
 from hf_instructgpt.report.run_summary import findings, run_readme, samples_markdown
 from hf_instructgpt.sampling.generate import Samples
 
@@ -203,4 +203,4 @@ def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
 
 
 def test_labels_are_ascii():
-    assert Path(plots.__file__).read_text(encoding="utf-8").isascii()
+    assert Path(curves.__file__).read_text(encoding="utf-8").isascii()

@@ -8,8 +8,8 @@ from matplotlib.image import imread
 
 from hf_instructgpt.evaluation.preference import ScoredRanking
 from hf_instructgpt.evaluation.reward_report import measure_rewards
-from hf_instructgpt.report import plots, reward_summary
-from hf_instructgpt.report.plots import draw_reward_report
+from hf_instructgpt.report import reward_plots, reward_summary
+from hf_instructgpt.report.reward_plots import draw_reward_report
 from hf_instructgpt.report.reward_summary import main_figures, reward_findings, reward_report_markdown, weakness
 
 MEASURED_ON = {
@@ -184,14 +184,14 @@ def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
 
 def test_many_responses_are_drawn_in_part(monkeypatch, tmp_path):
     drawn = []
-    scatter = plots.Axes.scatter
+    scatter = reward_plots.Axes.scatter
 
     def count(self, x, *args, **kwargs):
         drawn.append(len(x))
         return scatter(self, x, *args, **kwargs)
 
-    monkeypatch.setattr(plots.Axes, "scatter", count)
-    monkeypatch.setattr(plots, "MAX_POINTS", 50)
+    monkeypatch.setattr(reward_plots.Axes, "scatter", count)
+    monkeypatch.setattr(reward_plots, "MAX_POINTS", 50)
     rows = rankings(good)
     draw_reward_report(report_of(rows), rows, tmp_path)
     assert drawn == [40]  # every third of 120

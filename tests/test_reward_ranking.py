@@ -11,11 +11,12 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2For
 from trl import RewardConfig, RewardTrainer
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForSequenceClassification, CharGPTTokenizer
+from hf_instructgpt.data.columns import ranked_pairs
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.models.loading import load_reward_model
 from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.reward.calibration import calibrate
-from hf_instructgpt.reward.ranking_trainer import RankingCollator, RankingRewardTrainer, ranked_pairs
+from hf_instructgpt.reward.ranking_trainer import RankingCollator, RankingRewardTrainer
 from hf_instructgpt.scoring.reward_models import reward_model_scores
 from hf_instructgpt.text import pad_rows
 

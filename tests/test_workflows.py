@@ -24,7 +24,7 @@ def test_every_file_that_a_workflow_names_is_there():
 def test_the_workflow_installs_as_the_readme_says():
     commands = " && ".join(step["run"] for step in jobs("tests")["ordinary"]["steps"] if "run" in step)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for command in re.search(r"^python3 -m venv .* -m pytest$", readme, flags=re.MULTILINE)[0].split(" && "):
+    for command in re.search(r"^python3 -m venv .* -m pytest.*$", readme, flags=re.MULTILINE)[0].split(" && "):
         assert command in commands
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -40,6 +41,15 @@ def form_of(columns: Iterable[str], kind: str) -> tuple[str, ...] | None:
     """The columns of a data set that `kind`, which may be "reward", reads; None if it has none of its forms."""
     forms = FORMS["ranking"] + FORMS["preference"] if kind == "reward" else FORMS[kind]
     return next((form for form in forms if set(form) <= set(columns)), None)
+
+
+def ranked_pairs(responses: list, ranks: list[int]) -> list[tuple[int, int]]:
+    """All (better, worse) index pairs of one ranking; ties and identical responses give none. Rank 1 is best."""
+    return [
+        (better, worse)
+        for better, worse in permutations(range(len(ranks)), 2)
+        if ranks[better] < ranks[worse] and responses[better] != responses[worse]
+    ]
 
 
 def as_ranking(row: dict[str, Any]) -> tuple[str | list, list, list[int]]:

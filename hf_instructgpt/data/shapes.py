@@ -48,6 +48,7 @@ class Shape(NamedTuple):
 
     name: str | None
     convert: Callable[[Row], Row]
+    is_single: bool = False  # a row holds one of the responses to its prompt, which are to be compared
 
 
 def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
@@ -55,7 +56,7 @@ def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
 
     A row with the columns of a shape, but not its values, is an `InputError` that names `source`, row and column.
     """
-    shape = _recognise(dataset, kind)
+    shape = RECOGNISERS[kind](dataset)
     if shape is None:
         return dataset
     if shape.name:
@@ -74,10 +75,8 @@ def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
         return _trained(made) if kind == "sft" else made
 
     if shape.name or not all(_is_same(converted(i, row), row) for i, row in enumerate(dataset, start=1)):
-        columns = dataset.column_names
         dataset = dataset_of(converted(i, row) for i, row in enumerate(dataset, start=1))
-        if "value" in dataset.column_names and "value" not in columns:
-            dataset = _grouped(dataset, source)
+        dataset = _grouped(dataset, source) if shape.is_single else dataset
     if unread:
         names = _quoted(sorted(unread))
         logger.warning_once(f"{source}: {names}: not read, because prompts are used unchanged. Write it into them.")
@@ -86,16 +85,12 @@ def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
 
 def shape_of(dataset: Dataset, kind: str) -> str | None:
     """What the rows are read as for `kind`; None if they cannot be read."""
-    shape = _recognise(dataset, kind)
+    shape = RECOGNISERS[kind](dataset)
     return shape and (shape.name or "the columns of this package")
 
 
-def _recognise(dataset: Dataset, kind: str) -> Shape | None:
-    recognise = {"sft": _demonstrations, "reward": _comparisons, "prompts": _prompts}[kind]
-    return recognise(set(dataset.column_names), dataset)
-
-
-def _demonstrations(columns: set[str], dataset: Dataset) -> Shape | None:
+def _demonstrations(dataset: Dataset) -> Shape | None:
+    columns = set(dataset.column_names)
     if {"message_id", "parent_id", "text", "role"} <= columns:
         raise InputError(
             "`dataset_name`: each row is one message of a tree (`parent_id`), not a demonstration. Make one row per "
@@ -131,16 +126,16 @@ def _answered(row: Row, repeated: bool) -> Row:
     return {**row, "prompt": prompt, "completion": _without(prompt, completion, repeated)}
 
 
-def _prompts(columns: set[str], dataset: Dataset) -> Shape | None:
+def _prompts(dataset: Dataset) -> Shape | None:
+    columns = dataset.column_names
     if "prompt" in columns:
         return Shape(None, dict)
-    if _has_prompt(columns) or "messages" in columns:
-        name = "prompts: a turn of the user, or the turns before the answer"
-        has_prompt = _has_prompt(columns)
-        return Shape(
-            name, lambda row: {**row, "prompt": _asked(row) if has_prompt else _before_answer(row["messages"])}
-        )
-    shape = _comparisons(columns, dataset, needs_mark=True)
+    name = "prompts: a turn of the user, or the turns before the answer"
+    if _has_prompt(columns):
+        return Shape(name, lambda row: {**row, "prompt": _asked(row)})
+    if "messages" in columns:
+        return Shape(name, lambda row: {**row, "prompt": _before_answer(row["messages"])})
+    shape = _comparisons(dataset, needs_mark=True)
     if shape is None:
         return None
 
@@ -154,12 +149,13 @@ def _prompts(columns: set[str], dataset: Dataset) -> Shape | None:
 # ---- Preferences and rankings --------------------------------------------------------------------------------------
 
 
-def _comparisons(columns: set[str], dataset: Dataset, needs_mark: bool = False) -> Shape | None:
+def _comparisons(dataset: Dataset, needs_mark: bool = False) -> Shape | None:
     """`needs_mark`: refuse texts whose prompt could only be guessed."""
+    columns = set(dataset.column_names)
     if columns >= OPENAI:
         return Shape("OpenAI's preferences: `preferred_output` and `non_preferred_output` to `input`", _openai)
     if {"chosen", "rejected"} <= columns:
-        return _preferences(columns, dataset, needs_mark)
+        return _preferences(dataset, needs_mark)
     if not _has_prompt(columns) and not {"conversation_a", "conversation_b"} <= columns:
         return None
     answers = _first(LISTS, columns)
@@ -178,12 +174,12 @@ def _openai(row: Row) -> Row:
     return {"prompt": asked.get("messages"), "chosen": chosen, "rejected": rejected, "tools": asked.get("tools")}
 
 
-def _preferences(columns: set[str], dataset: Dataset, needs_mark: bool) -> Shape:
+def _preferences(dataset: Dataset, needs_mark: bool) -> Shape:
     repeated, note = _repeated(dataset, "chosen", "rejected")
     name = note and f"preferences; {note}"
-    if not _has_prompt(columns):
+    if not _has_prompt(dataset.column_names):
         name = "preferences with the prompt inside: what `chosen` and `rejected` have in common at their beginning"
-    elif "prompt" not in columns:
+    elif "prompt" not in dataset.column_names:
         name = "preferences whose prompt is a turn of the user"
 
     def convert(row: Row) -> Row:
@@ -280,7 +276,8 @@ def _single_answers(columns: set[str]) -> Shape | None:
         options = {name: row[name] for name in TEMPLATE_COLUMNS if name in row}
         return {"prompt": _asked(row), "response": row[answer], "value": _number(value, row[value]), **options}
 
-    return Shape(f"single answers (`{answer}`), compared by `{value}` with the others to their prompt", convert)
+    name = f"single answers (`{answer}`), compared by `{value}` with the others to their prompt"
+    return Shape(name, convert, is_single=True)
 
 
 def _grouped(dataset: Dataset, source: str) -> Dataset:
@@ -546,3 +543,6 @@ def _others(row: Row, *names: str | None) -> Row:
 
 def _quoted(names: Iterable[str]) -> str:
     return " and ".join(f"`{name}`" for name in names)
+
+
+RECOGNISERS = {"sft": _demonstrations, "reward": _comparisons, "prompts": _prompts}

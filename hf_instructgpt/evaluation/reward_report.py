@@ -12,7 +12,7 @@ import pandas as pd
 import scipy  # its parts are imported at first use
 
 from ..data import Judgement
-from ..reward.ranking_trainer import ranked_pairs
+from ..data.columns import ranked_pairs
 from .intervals import bootstrap_ratio_ci
 from .preference import ScoredRanking
 

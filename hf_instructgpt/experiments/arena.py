@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, PositiveInt, field_validator, model_vali
 from trl import GRPOConfig, RLOOConfig
 
 from ..errors import InputError
-from ..report.markdown import render
+from ..markdown import render
 from ..stages.config_file import ConfigFile
 from ..stages.load_models import load_config
 from .arena_methods import Setting, load_prompts, parse_method, run_method, validation_split

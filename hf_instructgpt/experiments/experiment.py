@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..files import absolute_folder, make_directory, read_json, to_json, write_whole
-from ..report.markdown import render
+from ..markdown import render
 from ..resuming.checkpoint import alone_in
 from ..stages.arguments import DATA_KINDS, parse_options
 from ..stages.config_file import ConfigFile, read_yaml

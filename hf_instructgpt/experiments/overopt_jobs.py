@@ -12,11 +12,11 @@ from datasets import Dataset
 from scipy.stats import rankdata
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..data.columns import ranked_pairs
 from ..errors import InputError
 from ..evaluation.best_of_n import best_of_n, best_of_n_kl, pair_accuracy
 from ..models.loading import load_reward_model
 from ..ppo.config import PPOConfig
-from ..reward.ranking_trainer import ranked_pairs
 from ..sampling.generate import sample
 from ..scoring.reward_models import reward_model_scores
 from ..stages.arguments import StageArguments, parse_options

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..data import SAMPLE_DATASETS
 from ..errors import InputError
 from ..files import fields_of, read_json, to_json
-from ..report.markdown import render, table_cell
+from ..markdown import render, table_cell
 from .upload import hub_errors
 
 CARD_FILE, README_FILE, PLOT_FILE = "card.json", "README.md", "training.png"
@@ -270,7 +270,7 @@ class CardMixin:
         """
         if not self.is_world_process_zero():
             return
-        from ..report.plots import draw_training  # matplotlib is slow to import
+        from .curves import draw_training  # matplotlib is slow to import
 
         folder = kwargs.get("folder") or Path(self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)

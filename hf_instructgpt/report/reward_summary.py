@@ -2,7 +2,7 @@
 
 import math
 
-from .markdown import format_interval, format_number, render, render_sentences
+from ..markdown import format_interval, format_number, render, render_sentences
 
 BASELINES = {"longer_wins": "the longer response wins", "shorter_wins": "the shorter response wins"}
 # Beyond these, a warning. The excess: how often the model prefers the longer response, minus how often the labels do.

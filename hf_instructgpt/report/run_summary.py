@@ -1,17 +1,14 @@
 """What a run found: sentences, its `README.md`, sample answers, and the summary printed at the end."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation.comparison import Answers
+from ..markdown import render, render_sentences
 from ..text import question
-from .markdown import render, render_sentences
 from .reward_summary import BASELINES, weakness
-
-if TYPE_CHECKING:
-    from ..hub.model_card import Made
 
 NUM_SAMPLES = 16
 # Above this, the rise in standard deviations says that SFT's answers are alike rather than that it is large.
@@ -54,7 +51,7 @@ def samples_markdown(prompts: list, sft: Answers, ppo: Answers, *, step: int) ->
     return render("samples.md", rows=[(question(prompts[i]), i * step) for i in chosen], sft=sft, ppo=ppo)
 
 
-def run_readme(metrics: dict, config: dict, *, name: str, notes: list[str], ppo: str, made: "Made") -> ModelCard:
+def run_readme(metrics: dict, config: dict, *, name: str, notes: list[str], ppo: str, made: Any) -> ModelCard:
     """A run's `README.md`; `notes` come before the findings, `ppo` is the policy's folder and `made` its facts."""
     text = render(
         "run.md",

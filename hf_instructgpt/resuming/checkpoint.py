@@ -1,4 +1,4 @@
-"""Whole and damaged checkpoints: a list of a checkpoint's files, written last, tells them apart. Locked folders."""
+"""Checkpoints, complete or damaged (a list of their files, written last, tells which), and locked folders."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ logger = logging.get_logger(__name__)
 MANIFEST_FILE = "checkpoint.json"
 # What a process needs beside Trainer's files.
 RANK_STATE_FILE = "trainer_state_{rank}.pt"
-# Where a checkpoint is written before it is whole: Trainer looks for `checkpoint-*` only, and pushes nothing with an
+# Where a checkpoint is written until it is complete: Trainer looks for `checkpoint-*` only, and pushes nothing with an
 # underscore in front.
 ASIDE_FOLDER = "_checkpoint_in_progress"
 # Folders that this process has locked.
@@ -34,14 +34,10 @@ _locked: set[Path] = set()
 
 @contextmanager
 def alone_in(folder: str | Path) -> Iterator[None]:
-    """Keep other runs out of a folder while the block runs, and say it in a line if the disk is full or read-only.
+    """Keep other runs out of a folder, and turn errors of a full or read-only disk into one line.
 
-    All processes of a run enter it together. The lock is the operating system's, on the folder itself: it leaves no
-    file behind, and it ends with its process (and those forked from it), also when that is killed. Within a run the
-    blocks may be nested.
-
-    Raises:
-        InputError: Another run is at work in the folder, or it cannot be written.
+    All processes of a run enter the block together; blocks may be nested. The lock is `flock` on the folder itself
+    rather than a lock file (filelock): it leaves nothing behind, and ends with its process, also when that is killed.
     """
     folder, error = Path(folder).resolve(), [None]
     descriptor = None
@@ -91,15 +87,15 @@ def find_damage(folder: Path) -> str | None:
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The folders of a run's checkpoints, the newest first; a name without a step is none."""
+    """The folders of a run's checkpoints, newest first; their names end with a step."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest checkpoint of a run that is whole; damaged ones are reported and skipped.
+    """The newest complete checkpoint; damaged ones are reported and skipped.
 
-    One that was whole, but not yet in its place when its run was killed, is moved there first.
+    One that was complete when its run was killed, but not yet in its place, is moved there first.
     """
     for path in Path(output_dir, ASIDE_FOLDER).glob("checkpoint-*"):
         if not Path(output_dir, path.name).exists() and find_damage(path) is None:

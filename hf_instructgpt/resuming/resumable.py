@@ -1,8 +1,8 @@
 """A Trainer with atomic checkpoints and bit-exact resume, where this transformers has the hooks for it.
 
-All private names of Trainer that exact resume needs are used in this file alone. They are compared with the Trainer at
-hand when the file is imported: if one is missing or has other parameters, `ResumableTrainer` is Trainer with its own
-checkpoints and its own resume, and says so once.
+All private names of Trainer that exact resume needs are used in this file only, and compared with the installed
+Trainer when the file is imported. If one is missing or has other parameters, `ResumableTrainer` uses Trainer's own
+checkpoints and resume, with one warning.
 """
 
 import inspect
@@ -67,18 +67,14 @@ CHANGED_HOOKS = changed_hooks()
 
 
 def settle_output_dir(args: TrainingArguments) -> None:
-    """Make `output_dir`, and its name absolute: what changes the working directory later moves nothing.
-
-    Raises:
-        InputError: Nothing can be written there.
-    """
+    """Make `output_dir`, and its name absolute, so that a later change of the working directory moves nothing."""
     args.output_dir = os.path.realpath(args.output_dir)
     if args.should_save:
         make_directory(Path(args.output_dir))
 
 
 class _TrainerWithState(Trainer):
-    """What a subclass is asked for and told, whichever way checkpoints are written."""
+    """Hooks for subclasses, with either kind of checkpoint."""
 
     def __init__(self, model=None, args=None, **kwargs):
         settle_output_dir(args)
@@ -91,24 +87,21 @@ class _TrainerWithState(Trainer):
         """Called at the start of each pass over the data."""
 
     def _before_push(self, checkpoint: Path) -> None:
-        """Called on the main process before a checkpoint's files are pushed; not with Trainer's own checkpoints."""
+        """Called on the main process before a checkpoint is pushed; not with Trainer's own checkpoints."""
 
     def _training_state(self) -> dict[str, Any]:
-        """What a checkpoint holds for each process beside Trainer's state; not with Trainer's own checkpoints.
-
-        By default what TRL's trainers count.
-        """
+        """State of this process in a checkpoint beside Trainer's; by default the counters of TRL's trainers."""
         metrics = {mode: dict(some) for mode, some in self._metrics.items()}
         return {"metrics": metrics, "num_tokens": self._total_train_tokens}
 
     def _load_training_state(self, state: dict[str, Any], checkpoint: Path) -> None:
-        """Take it back, right before the first resumed step; `checkpoint` is the folder."""
+        """Restore that state, right before the first resumed step."""
         for mode, metrics in state["metrics"].items():
             self._metrics[mode].update(metrics)
         self._total_train_tokens = state["num_tokens"]
 
     def _fixed_options(self) -> dict:
-        """What a run cannot change when it is resumed; not checked with Trainer's own checkpoints."""
+        """Options that a resumed run must not change; not checked with Trainer's own checkpoints."""
         options = self.args.to_dict()
         names = ("per_device_train_batch_size", "gradient_accumulation_steps", "optim", "optim_args", "learning_rate")
         names += ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm")
@@ -154,7 +147,7 @@ class PlainTrainer(_TrainerWithState):
 
 
 class _EpochBorders(TrainerCallback):
-    """Tells the trainer when training begins, and whether the end of an epoch has been seen to."""
+    """Tells the trainer when training begins, and whether the end of an epoch has been handled."""
 
     def __init__(self, trainer: "ExactTrainer"):
         self.trainer = trainer
@@ -171,11 +164,10 @@ class _EpochBorders(TrainerCallback):
 
 
 class ExactTrainer(_TrainerWithState):
-    """`transformers.Trainer` with checkpoints that are written aside and moved into place when all processes are done.
+    """`transformers.Trainer` with atomic checkpoints and bit-exact resume.
 
-    Trainer itself, resumed from a checkpoint of an epoch's last step, skips what comes at the end of an epoch
-    (evaluation, a log); from one of the last step of all, it makes a step too many. Here both are done as in an
-    unbroken run.
+    Resumed at the last step of an epoch, Trainer skips what comes at its end (evaluation, a log); at the last step of
+    all, it makes one step too many. Here both are as in an uninterrupted run.
     """
 
     def __init__(self, *args, **kwargs):
@@ -236,16 +228,16 @@ class ExactTrainer(_TrainerWithState):
         super()._push_from_checkpoint(checkpoint_folder)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
-        """Train, or go on from a checkpoint so that the run ends as if it had never been broken off.
+        """Train, or resume from a checkpoint so that the run ends as if it had never been interrupted.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint's folder; True takes the last whole one
-                in `output_dir` and names damaged ones on the way.
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint's folder; True takes the last complete
+                one in `output_dir`, and reports and skips corrupt ones.
             kwargs: For `Trainer.train`.
 
         Raises:
-            InputError: There is no such checkpoint, it is damaged, it was saved with `save_only_model`, or by a run
-                with other options where these must stay; or another run is at work in `output_dir`.
+            InputError: There is no such checkpoint, it is damaged, it was saved with `save_only_model` or by a run
+                with other options, or another run uses `output_dir`.
         """
         with alone_in(self.args.output_dir):
             return self._train(resume_from_checkpoint, **kwargs)
@@ -255,7 +247,7 @@ class ExactTrainer(_TrainerWithState):
         if resume_from_checkpoint:
             self._resumed_from = self._find_checkpoint(resume_from_checkpoint)
             self._saved_state = TrainerState.load_from_json(f"{self._resumed_from}/{STATE_FILE}")
-        if self.args.should_save:  # what was whole in it has been moved
+        if self.args.should_save:  # a complete one in it has been moved
             shutil.rmtree(Path(self.args.output_dir) / ASIDE_FOLDER, ignore_errors=True)
         eval_on_start = self.args.eval_on_start
         self.args.eval_on_start = eval_on_start and self._resumed_from is None
@@ -266,7 +258,7 @@ class ExactTrainer(_TrainerWithState):
         return output._replace(training_loss=output.metrics["train_loss"])
 
     def _find_checkpoint(self, given: str | bool) -> str:
-        """A checkpoint that can be resumed, looked at by the main process alone and told to all."""
+        """A checkpoint that can be resumed; the main process looks and tells all others."""
         output_dir, found = self.args.output_dir, [None, None]
         if self.accelerator.is_main_process:
             try:
@@ -285,11 +277,11 @@ class ExactTrainer(_TrainerWithState):
         return {"number of processes": self.args.world_size, **self._fixed_options()}
 
     def _resume_at_border(self) -> None:
-        """At the end of a step that ended an epoch, or all: go on with what was still to do then."""
+        """After a step that ended an epoch, or the training: do what was still to be done."""
         self._is_finished = self._epoch_is_closed = self._rng_is_loaded = False
         if self._resumed_from is None:
             return
-        # A callback's wish; Trainer's own, of a run that was shorter, does not count.
+        # Set by a callback; Trainer's own flag, of a run that was shorter, does not count.
         stopped = self._had_set("should_training_stop") and self._saved_state.global_step < self._saved_state.max_steps
         self._is_finished = stopped or self.state.global_step >= self.state.max_steps
         at_border = float(self.state.epoch).is_integer() or self._had_set("should_epoch_stop")

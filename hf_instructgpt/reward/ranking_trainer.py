@@ -1,7 +1,5 @@
 """RankingRewardTrainer: the paper's K-way reward model on TRL's RewardTrainer."""
 
-from itertools import permutations
-
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
@@ -10,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
-from ..data.columns import as_ranking, check_columns
+from ..data.columns import as_ranking, check_columns, ranked_pairs
 from ..data.shapes import shaped
 from ..errors import InputError
 from ..hub.model_card import CardMixin
@@ -20,15 +18,6 @@ from ..text import encode_row, encode_text, pad_rows, template_options, whole_te
 from .calibration import calibrate
 
 logger = logging.get_logger(__name__)
-
-
-def ranked_pairs(responses: list, ranks: list[int]) -> list[tuple[int, int]]:
-    """All (better, worse) index pairs of a ranking (1 is best), without ties and identical responses."""
-    return [
-        (better, worse)
-        for better, worse in permutations(range(len(ranks)), 2)
-        if ranks[better] < ranks[worse] and responses[better] != responses[worse]
-    ]
 
 
 class RankingCollator:

@@ -13,7 +13,7 @@ from ..evaluation.reward_report import measure_rewards
 from ..files import delete, is_same_value, make_directory, read_json, to_json, weights_sha256, write_whole
 from ..hub.model_card import Made
 from ..models.loading import load_reward_model
-from ..report.plots import draw_reward_report
+from ..report.reward_plots import draw_reward_report
 from ..report.reward_summary import reward_findings, reward_report_markdown
 from ..resuming.run_folder import REWARD_REPORT_FILE, STAGE_FILE, add_files
 from .arguments import RewardArguments

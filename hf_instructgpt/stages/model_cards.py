@@ -9,8 +9,8 @@ from transformers import Trainer
 
 from ..data import SAMPLE_DATASETS
 from ..files import fields_of, read_json
+from ..hub.curves import draw_training
 from ..hub.model_card import PLOT_FILE, Made, Source, make_card, write_card
-from ..report.plots import draw_training
 from ..report.reward_summary import reward_findings
 from ..report.run_summary import findings, optimised
 from ..resuming.resumable import STATE_FILE

@@ -16,10 +16,10 @@ from transformers.utils import logging
 from ..errors import InputError
 from ..evaluation.comparison import Answers
 from ..files import absolute_folder, delete, fields_of, make_directory, read_json, to_json, write_whole
+from ..hub.curves import draw_run
 from ..hub.model_card import Made
-from ..report.plots import draw_run
 from ..report.reward_summary import main_figures
-from ..report.run_summary import run_readme, samples_markdown
+from ..report.run_summary import print_summary, run_readme, samples_markdown
 from ..resuming.checkpoint import alone_in
 from ..resuming.run_folder import (
     METRICS_FILE,
@@ -122,21 +122,13 @@ class Pipeline:
         config_path (`str` or `Path`): A YAML file with the keys of [`PipelineFile`].
         output_dir (`str`, *optional*): Default: the file's.
         seed (`int`, *optional*): Default: the file's.
-        started (`float`, *optional*): `time.perf_counter()` when the command began; start-up counts in `seconds`.
 
     Raises:
         InputError: An option or a data set does not fit. Nothing has been written then.
     """
 
-    def __init__(
-        self,
-        config_path: str | Path,
-        *,
-        output_dir: str | None = None,
-        seed: int | None = None,
-        started: float | None = None,
-    ):
-        self.started = time.perf_counter() if started is None else started
+    def __init__(self, config_path: str | Path, *, output_dir: str | None = None, seed: int | None = None):
+        self.started = time.perf_counter()  # the command sets an earlier time: its start-up counts in `seconds`
         self.source = str(config_path)
         config = read_yaml(config_path)
         self.file = PipelineFile.parse(config, source=self.source)
@@ -313,6 +305,11 @@ class Pipeline:
         state.wait_for_everyone()
         with alone_in(self.output_dir):
             return self._run(state, overwrite=overwrite, resume=resume)
+
+    def print_summary(self, metrics: dict) -> None:
+        """Print what came out of the run; processes other than the main one have nothing to print."""
+        if metrics:
+            print_summary(metrics, self.output_dir)
 
     def _run(self, state: PartialState, *, overwrite: bool, resume: bool) -> dict:
         seconds = self._open_run(overwrite=overwrite, resume=resume)

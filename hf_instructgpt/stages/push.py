@@ -16,8 +16,8 @@ from ..errors import InputError
 from ..files import read_json, to_json
 from ..hub.model_card import README_FILE, Made, Source, base_on_hub, is_edited
 from ..hub.upload import create_repo, hub_errors, push_code, push_files, pushed_files
+from ..markdown import render
 from ..ppo.critic import CRITIC_BASE_FOLDER
-from ..report.markdown import render
 from ..report.reward_summary import reward_report_markdown
 from ..resuming.resumable import STATE_FILE
 from ..resuming.run_folder import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, STAGE_FILE

@@ -8,11 +8,11 @@ import pandas as pd
 
 from ..errors import InputError
 from ..files import disk_errors, fields_of, write_whole
+from ..hub.curves import training_panels
 from ..hub.model_card import Made
 from ..ppo.logs import COMPLETIONS_FOLDER
 from ..ppo.token_log import TOKEN_LOG_FILE
 from ..report.page import by_prompt, report_page
-from ..report.plots import training_panels
 from ..report.reward_summary import weakness
 from ..report.run_summary import falls
 from ..resuming.checkpoint import checkpoints

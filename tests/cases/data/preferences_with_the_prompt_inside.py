@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from product import assistant, rows_read, user, write_rows
+from product import assert_refused, assistant, command, rows_read, user, write_rows
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello. Yes?\n\nHuman: Why?\n\nAssistant:"
 TURNS = [user("Hi"), assistant("Yes?"), user("Why?")]
@@ -42,3 +42,6 @@ def check(folder: Path) -> None:
     openai = {"input": {"messages": TURNS}, "preferred_output": [assistant("A")]}
     openai["non_preferred_output"] = [assistant("B")]
     assert rows_read(write_rows(folder / "rows.jsonl", [openai]), "prompts")[0]["prompt"] == TURNS
+    data = write_rows(folder / "text.jsonl", [{**openai, "input": "Q"}])
+    for kind in ("reward", "ppo"):
+        assert_refused(command("data", data, "--kind", kind), "row 1", "'input'", "`messages`")

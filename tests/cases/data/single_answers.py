@@ -15,6 +15,8 @@ def check(folder: Path) -> None:
     scored = [{"prompt": "Q", "response": text, "score": score} for text, score in (("a", 1), ("b", 3.5))]
     [got] = rows_read(write_rows(folder / "scored.jsonl", scored), "reward")
     assert got["ranks"] == [2, 1]
+    [got] = rows_read(write_rows(folder / "value.jsonl", [{**some, "value": 7} for some in scored]), "reward")
+    assert got["ranks"] == [2, 1] and "value" not in got  # a column of that name changes nothing
     data = write_rows(folder / "alone.jsonl", [row("Q", "a", True), row("R", "b", False)])
     argv = ["--dataset_name", data, "--model_name_or_path", "none", "--output_dir", folder / "out", *QUICK["reward"]]
     assert_refused(command("reward", *argv), "alone.jsonl", "no prompt has two answers")

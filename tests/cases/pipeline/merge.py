@@ -33,7 +33,7 @@ def check(folder):
         made = load_tokenizer(str(folder / whole))
         assert made.get_vocab() == tok.get_vocab()
         assert not (folder / whole / "adapter_config.json").exists()
-        old, new = (load(str(folder / name), made).eval() for name in (adapter, whole))
+        old, new = (load(str(folder / name), tokenizer=made).eval() for name in (adapter, whole))
         assert not hasattr(new, "peft_config")
         assert torch.allclose(old(input_ids=ids).logits, new(input_ids=ids).logits, atol=1e-5)
         if whole == "whole":

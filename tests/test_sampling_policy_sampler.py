@@ -219,13 +219,12 @@ def test_the_ends_of_the_line(monkeypatch):
 
 
 def test_rare_tokens_of_a_large_vocabulary_do_not_vanish():
-    """In float32 a cumulative sum near 1 no longer grows by 1e-8."""
+    """In float32 a cumulative sum near 1 no longer grows by 2.5e-8."""
     torch.manual_seed(0)
-    p = torch.full((100_001,), 1e-8)
-    p[0] = 1 - 1e-3
-    tokens = draw_tokens(p.log().expand(64, -1), temperature=1.0)
-    many = torch.cat([tokens, *(draw_tokens(p.log().expand(64, -1), temperature=1.0) for _ in range(150))])
-    assert 1 <= (many != 0).sum() <= 25  # 9.7 expected
+    p = torch.full((100_001,), 2.5e-8)
+    p[0] = 1 - 2.5e-3
+    many = torch.cat([draw_tokens(p.log().expand(64, -1), temperature=1.0) for _ in range(60)])
+    assert 1 <= (many != 0).sum() <= 25  # 9.6 expected
 
 
 @pytest.mark.parametrize(("family", "config"), [(CharGPTForCausalLM, CHAR_GPT), (LlamaForCausalLM, LLAMA)])

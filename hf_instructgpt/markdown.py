@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined, UndefinedError
 
-from ..files import resource
+from .files import resource
 
 
 def render(template: str, /, **values: Any) -> str:

@@ -1,8 +1,8 @@
 """A run that SIGKILL ends again and again, each time at another moment, ends as one that was never killed.
 
-The runs are children of a process that has imported everything and never trained: `python test_ppo_kill.py FOLDER`
-forks one for each attempt (two for the run on two processes). `python test_ppo_kill.py FOLDER 20` kills commands in 20
-series of random moments, and prints how many runs ended alike.
+The runs are children of a process that has imported everything and never trained: `test_resuming_kill.py FOLDER` forks
+one for each attempt (two for the run on two processes). `test_resuming_kill.py FOLDER 20` kills commands in 20 series
+of random moments, and prints how many runs ended alike.
 """
 
 import gc

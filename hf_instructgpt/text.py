@@ -1,4 +1,4 @@
-"""Prompts and whole texts as token ids, the same way in each stage: what a policy answers and a reward model reads."""
+"""Prompts and responses as token ids, the same way in every stage."""
 
 import inspect
 import json
@@ -15,9 +15,9 @@ from .errors import InputError
 
 logger = logging.get_logger(__name__)
 
-# Columns of a row that the chat template gets beside its messages, as in TRL.
+# Columns that the chat template gets beside the messages, as in TRL.
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-# What a template gets, and what is done with it, that is not a row's to say.
+# Arguments of `apply_chat_template` that a row may not set.
 RENDERING = {*inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters, "messages"}
 RENDERING -= {"documents", "kwargs"}
 
@@ -25,10 +25,7 @@ Text = str | list[dict]
 
 
 def template_options(row: dict[str, Any]) -> dict[str, Any]:
-    """What the chat template gets beside a row's messages: its `tools` and its `chat_template_kwargs`.
-
-    Arrow fills fields that only other rows have with None; those are left out.
-    """
+    """The `tools` and `chat_template_kwargs` of a row, without the None values that Arrow fills in."""
     tools = row.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
     options = without_none(row.get("chat_template_kwargs")) or {}
@@ -37,34 +34,27 @@ def template_options(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_template_kwargs(options: dict[str, Any]) -> None:
-    """Raise an `InputError` for `chat_template_kwargs` that are arguments of what renders the template."""
+    """Refuse `chat_template_kwargs` that are arguments of `apply_chat_template` itself."""
     if taken := sorted(options.keys() & RENDERING):
-        raise InputError(f"`chat_template_kwargs`: {taken[0]!r} is set by what reads the rows; leave it out.")
+        raise InputError(f"`chat_template_kwargs`: {taken[0]!r} is set by this package; leave it out.")
 
 
 def without_none(value: Any) -> Any:
-    """A value without the fields of mappings that are None, such as those that Arrow fills in."""
+    """Drop the keys of (nested) mappings whose value is None."""
     if isinstance(value, dict):
         return {key: without_none(item) for key, item in value.items() if item is not None}
     return [without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text, **options: Any) -> list[int]:
-    """Ids of a prompt, ready to be answered.
+    """Ids of a prompt that a policy is to answer; `options` go to the chat template.
 
-    Messages go through the chat template. A last message of the assistant is continued; behind any other, the
-    template opens the assistant's turn. Text is taken as it is, with the beginning-of-text token that the tokenizer
-    puts before it, once, and without an end-of-text token that the tokenizer puts behind it.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The policy's.
-        prompt (`str` or `list[dict]`): Text or messages.
-        options: For the chat template, as [`template_options`] gives them.
+    A last message of the assistant is continued; after any other message the assistant's turn is opened. Text gets
+    the tokenizer's beginning-of-text token once, and no end-of-text token.
     """
     if not isinstance(prompt, str):
         return _render_prompt(tokenizer, prompt, tokenize=True, return_dict=False, **options)
-    ids, written = _encode(tokenizer, prompt), _count_end(prompt, tokenizer.eos_token)
-    return ids[: len(ids) - _count_end(ids, tokenizer.eos_token_id) + written]
+    return _tokenize_as_ended(tokenizer, prompt)
 
 
 def _render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], **options: Any) -> Any:
@@ -75,48 +65,47 @@ def _render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], **opt
 
 
 def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
-    """[`encode_prompt`] of a data set's row: its `prompt`, with its `tools` and `chat_template_kwargs`."""
+    """[`encode_prompt`] of a row's `prompt`, `tools` and `chat_template_kwargs`."""
     return encode_prompt(tokenizer, row["prompt"], **template_options(row))
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, *, ended: bool, **options: Any) -> list[int]:
-    """Ids of a whole text, prompt and response, as a reward model is trained on it.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): The reward model's.
-        text (`str` or `list[dict]`): Text or messages, see [`whole_text`].
-        ended (`bool`): Whether a text gets an end-of-text token behind it. Messages end as the chat template says.
-        options: For the chat template, as [`template_options`] gives them.
-    """
+    """Ids of prompt and response, with one end-of-text token if `ended`; messages end as their template says."""
     if not isinstance(text, str):
         return tokenizer.apply_chat_template(text, tokenize=True, return_dict=False, **options)
-    if ended and tokenizer.eos_token:
+    if not ended:
+        return _tokenize(tokenizer, text)
+    if tokenizer.eos_token:
         text = text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
-    ids = _encode(tokenizer, text)
-    doubled = max(_count_end(ids, tokenizer.eos_token_id) - _count_end(text, tokenizer.eos_token), 0) * ended
-    return ids[: len(ids) - doubled]
+    return _tokenize_as_ended(tokenizer, text)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     has_bos = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
     return tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
 
 
-def _count_end(sequence: str | list[int], end: str | int | None) -> int:
-    """How many times a text ends with a token, or a row of ids with an id."""
-    if end is None or isinstance(sequence, str):
-        return 0 if not end else (len(sequence) - len(re.sub(f"(?:{re.escape(end)})+$", "", sequence))) // len(end)
-    return next((i for i, token in enumerate(reversed(sequence)) if token != end), len(sequence))
+def _tokenize_as_ended(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenize without the end-of-text tokens that the tokenizer adds to those in the text."""
+    ids = _tokenize(tokenizer, text)
+    if not tokenizer.eos_token:
+        return ids
+    added = _count_end(ids, [tokenizer.eos_token_id]) - _count_end(text, tokenizer.eos_token)
+    return ids[: len(ids) - max(added, 0)]
+
+
+def _count_end(sequence: str | list[int], end: str | list[int]) -> int:
+    """How many times `sequence` ends with `end`, which is not empty."""
+    count = 0
+    while sequence[-len(end) :] == end:
+        sequence, count = sequence[: -len(end)], count + 1
+    return count
 
 
 def whole_text(prompt: Text, response: Text) -> Text:
     """Prompt and response as one text or one list of messages.
 
-    A plain text that answers messages is the assistant's. A response to a prompt that ends with the assistant's
-    message goes on with that message.
-
-    Raises:
-        InputError: The prompt is text and the response messages.
+    After messages, a text is the assistant's message. A last message of the assistant is continued.
     """
     if isinstance(prompt, str) and isinstance(response, list):
         raise InputError("the prompt is text and the response messages: make both text, or both messages.")
@@ -144,14 +133,12 @@ def scored_rows(
     prompt_ids: Sequence[list[int]],
     completion_ids: Sequence[list[int]],
 ) -> list[list[int]]:
-    """Ids of prompt and response of each row, as a reward model of the policy's vocabulary is trained on them.
+    """Ids of prompt and response of each row, as a reward model with the policy's vocabulary was trained on them.
 
-    Many chat templates write something behind the token that ends a turn (ChatML a newline), and a reward model is
-    trained, and read, at the last token of the whole conversation. A policy stops at the token that ends its turn, so
-    what the template writes behind it is added here. A response that ends otherwise stays as it is.
-
-    Some templates (Qwen3's) write something before the assistant's last content that the prompt does not have, such as
-    an empty block of thoughts. If a response does not begin with it, the text is rendered with the template again.
+    A policy stops at the token that ends its turn. What a chat template writes after that token (ChatML: a newline) is
+    added here, because the score is read at the last token; a response that was cut stays as it is. Some templates
+    (Qwen3's) also write text before the last answer, such as an empty block of thoughts: responses without it are
+    rendered again.
     """
     turns: dict[str, tuple[str | None, int | None, list[int]]] = {}
     result = []
@@ -178,18 +165,18 @@ def scored_rows(
 def _turn(
     tokenizer: PreTrainedTokenizerBase, prompt: list[dict], options: dict
 ) -> tuple[str | None, int | None, list[int]]:
-    """What the template writes before the last content, the special token that ends the turn, and the ids behind it.
+    """What the template writes before the last answer, the special token that ends its turn, and the ids after that.
 
-    Of what stands before, only what an opened turn does not have yet: None if that begins in another way.
+    The first is what the prompt with its opened turn lacks, or None if the template changes the prompt itself.
     """
-    mark = "qzjxqzjx"  # in no template
+    mark = "qzjxqzjx"  # occurs in no template
     text = tokenizer.apply_chat_template(whole_text(prompt, mark), tokenize=False, **options)
     opened, place = _render_prompt(tokenizer, prompt, tokenize=False, **options), text.rindex(mark)
     before = text[len(opened) : place] if text[:place].startswith(opened) else None
     if before != "":
         logger.warning_once(
-            f"The chat template begins the assistant's last message with {before or 'something'!r}, which is not in "
-            "the prompt of a new answer: responses without it are rendered anew for the reward model, as in training."
+            f"The chat template begins the assistant's last message with {before or 'something'!r}, which the prompt "
+            "of a new answer lacks. Responses without it are rendered again for the reward model, as in training."
         )
     ids = tokenizer(text[place + len(mark) :], add_special_tokens=False)["input_ids"]
     special = _special_tokens(tokenizer)
@@ -198,16 +185,15 @@ def _turn(
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Control tokens by id: those with a role, and all others that were added as special."""
+    """Special tokens by id: those with a role, and others that were added as special."""
     added = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
 
 
 def break_special_tokens(tokenizer: PreTrainedTokenizerBase, text: Text) -> Text:
-    """Text or messages in which a special token that somebody typed is text: a space stands behind its first letter.
+    """Put a space into special tokens that somebody typed, `</s>` -> `< /s>`, so that they are read as text.
 
-    `</s>` becomes `< /s>`, in all that a message holds but its role and name. The tokens that a chat template writes
-    around the messages are not touched.
+    In messages, `role` and `name` stay; the tokens that a chat template adds are not affected.
     """
     return special_token_breaker(tokenizer)(text)
 
@@ -218,7 +204,7 @@ def special_token_breaker(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any],
     pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
     def broken(value: Any, named: tuple[str, ...] = ("role", "name")) -> Any:
-        """`named`: what of a message stays as it is; all else in it is text."""
+        # `named` are the fields of a message that stay; everything nested in the others is text.
         if isinstance(value, str):
             return pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", value)
         if isinstance(value, dict):
@@ -231,7 +217,7 @@ def special_token_breaker(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any],
 def pad_rows(
     rows: Sequence[Sequence[int]], *, pad_token_id: int, side: str, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids as one `(B, L)` tensor and its boolean mask, padded on `side` ("left" or "right")."""
+    """Ids and boolean mask, `(B, L)` each, of rows padded on `side` ("left" or "right")."""
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     real = [torch.ones(len(row), dtype=torch.bool) for row in rows]
     ids = pad_sequence(tensors, batch_first=True, padding_value=pad_token_id, padding_side=side)
@@ -241,20 +227,17 @@ def pad_rows(
 def decode_responses(
     tokenizer: PreTrainedTokenizerBase, response_ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[list[str], list[list[int]]]:
-    """Texts, without special tokens, and ids of the real tokens of each response."""
+    """Text without special tokens, and ids, of the real tokens of each response `(B, R)`."""
     ids = [row[row_mask].tolist() for row, row_mask in zip(response_ids, mask, strict=True)]
     return [tokenizer.decode(row, skip_special_tokens=True) for row in ids], ids
 
 
-# The shortest row of a batch has at least this share of the longest one's tokens.
+# Minimum length of a row, as a share of the longest row in its batch.
 LIKE_LENGTH = 0.75
 
 
 def batches_by_length(lengths: Sequence[int], *, max_tokens: float = float("inf")) -> list[list[int]]:
-    """Indices of rows in batches of similar length, longest first, of at most `max_tokens` (padding included).
-
-    A longer row is a batch by itself.
-    """
+    """Group row numbers by similar length, longest first, at most `max_tokens` (with padding) or one row a batch."""
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         longest = lengths[batches[-1][0]] if batches else 0

@@ -1,16 +1,16 @@
-"""Parameters of which each process stores a part: FSDP2's and ZeRO-3's."""
+"""Sharded parameters (FSDP2, ZeRO-3)."""
 
 import torch
 from torch import nn
 
 
 def stored(p: nn.Parameter) -> torch.Tensor:
-    """A parameter as this process stores it: with ZeRO-3 its flat shard."""
+    """This process's part of a parameter; with ZeRO-3 its flat shard."""
     return getattr(p, "ds_tensor", p)
 
 
 def gathered(p: nn.Parameter, shard: torch.Tensor) -> torch.Tensor:
-    """The complete tensor from what each process stores of it, for parameter `p`; all processes call it together."""
+    """The complete tensor from every process's shard of parameter `p`; a collective call."""
     if hasattr(shard, "full_tensor"):  # FSDP2's
         return shard.full_tensor()
     if not hasattr(p, "ds_tensor"):

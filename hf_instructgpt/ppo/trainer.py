@@ -249,7 +249,6 @@ class PPOTrainer(PPOLogs, PPOState):
         self.reward_tokenizers = foreign_tokenizers(
             self.reward_funcs,
             tokenizers,
-            names=[func if isinstance(func, str) else None for func in reward_funcs],
             policy=policy,
             policy_tokenizer=policy_tokenizer,
             **trust,

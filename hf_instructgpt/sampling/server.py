@@ -25,29 +25,12 @@ from ..errors import InputError
 from ..models.surgery import has_adapter, independent_copy
 from .vllm import whole_weights
 
-SYNCS = ("folder", "adapter")
 RULES = (
     ("url", lambda x: isinstance(x, str) and x.startswith(("http://", "https://")), "begin with http:// or https://"),
-    ("sync", lambda x: x in SYNCS, "be 'folder' or 'adapter'"),
+    ("sync", lambda x: x in ("folder", "adapter"), "be 'folder' or 'adapter'"),
     ("concurrency", lambda x: isinstance(x, int) and x >= 1, "be 1 or more"),
     ("timeout", lambda x: isinstance(x, int | float) and x > 0, "be above 0"),
     ("retries", lambda x: isinstance(x, int) and x >= 0, "be 0 or more"),
-)
-NO_SYNC = (
-    "the server {url} cannot take new weights: it has neither vLLM's `/collective_rpc` (start it with "
-    "VLLM_SERVER_DEV_MODE=1) nor SGLang's `/update_weights_from_disk`."
-)
-NO_ADAPTER = (
-    "{error}\nStart vLLM with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 where it can read that folder, "
-    "or leave `sync` out."
-)
-NO_IDS = (
-    "the server {url} returns no token ids for `return_token_ids`. PPO needs the sampled ids: tokenizing the text "
-    "again can give others. Use a server that returns them, such as vLLM."
-)
-NO_LOGPROBS = (
-    "the server {url} does not return one log-prob per sampled token. PPO checks by them that it samples from the "
-    "policy. Use a server that returns them, such as vLLM."
 )
 
 
@@ -86,7 +69,7 @@ class ServerGenerator:
     api_key_env: str | None = None
 
     def __post_init__(self):
-        if isinstance(self.url, str) and "@" in self.url:  # it would be written to cards and run files
+        if isinstance(self.url, str) and "@" in self.url:  # would be written to cards and run files
             raise InputError(
                 "`generator`: `url` must hold no user and no password: name the environment variable of a key as "
                 "`api_key_env`."
@@ -104,10 +87,10 @@ class ServerGenerator:
 
     @classmethod
     def from_options(cls, options: Any) -> "ServerGenerator":
-        """The generator of [`PPOConfig`]'s option `generator`."""
-        known = [f.name for f in fields(cls)]
+        """Make the generator from [`PPOConfig`]'s option `generator`."""
         if not isinstance(options, dict) or "url" not in options:
             raise InputError(f"`generator` must be a mapping with a server's `url`, not {options!r}.")
+        known = [f.name for f in fields(cls)]
         if unknown := sorted(set(options) - set(known)):
             raise InputError(f"`generator`: unknown keys {', '.join(unknown)}. It may have {', '.join(known)}.")
         return cls(**options)
@@ -115,13 +98,12 @@ class ServerGenerator:
     # ---- Weights ---------------------------------------------------------------------------------------------------
 
     def sync_weights(self, policy: PreTrainedModel) -> None:
-        state = PartialState()
-        weights = self._gathered(policy, keep=state.is_main_process)
-        failure, name = None, None
-        if state.is_main_process:
+        is_main = PartialState().is_main_process
+        weights, failure, name = self._gathered(policy, keep=is_main), None, None
+        if is_main:
             try:
                 name = self._give_adapter(policy) if self.sync == "adapter" else self._give_folder(policy, weights)
-            except InputError as error:  # tell the other processes, or they wait forever
+            except InputError as error:  # the other processes wait for the outcome
                 failure = str(error)
         failure, self._name = broadcast_object_list([failure, name])
         if failure is not None:
@@ -132,7 +114,7 @@ class ServerGenerator:
         params = list(policy.parameters())
         if any(hasattr(p, "ds_id") for p in params):
             raise InputError(
-                "`generator`: ZeRO-3 keeps the weights in shards that it alone gathers: use FSDP2 or ZeRO-2."
+                "`generator`: weights that ZeRO-3 has sharded cannot be sent to a server; use FSDP2 or ZeRO-2."
             )
         if not any(isinstance(p, DTensor) for p in params):
             return None
@@ -147,7 +129,7 @@ class ServerGenerator:
         path = self._path("policy")
         model = independent_copy(policy) if has_adapter(policy) else policy
         shows_bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # one more at each rollout
+        logging.disable_progress_bar()  # otherwise one per rollout
         try:
             model.save_pretrained(path, state_dict=weights)
         finally:
@@ -163,8 +145,11 @@ class ServerGenerator:
         try:
             self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
         except _NotFoundError as error:
-            raise InputError(NO_SYNC.format(url=self.url)) from error
-        # vLLM caches what it computed for prompts with the old weights.
+            raise InputError(
+                f"the server {self.url} cannot take new weights: it has neither vLLM's `/collective_rpc` (start it "
+                "with VLLM_SERVER_DEV_MODE=1) nor SGLang's `/update_weights_from_disk`."
+            ) from error
+        # vLLM's cache holds results of the old weights.
         if self._post("/reset_prefix_cache", {}) == {"success": False}:
             raise InputError(f"the server {self.url} is busy: its prefix cache could not be reset after a sync.")
 
@@ -173,12 +158,15 @@ class ServerGenerator:
             raise InputError("`generator`: `sync` = 'adapter' needs a policy with a LoRA adapter.")
         path, old = self._path("adapter"), self._adapter
         policy.save_pretrained(path)
-        # A new name each time, because vLLM caches prompts by the adapter's name.
+        # A new name, because vLLM caches prompts by the adapter's name.
         self._adapter = f"policy-{uuid.uuid4().hex}"
         try:
             self._post("/v1/load_lora_adapter", {"lora_name": self._adapter, "lora_path": path})
         except _NotFoundError as error:
-            raise InputError(NO_ADAPTER.format(error=error)) from error
+            raise InputError(
+                f"{error}\nStart vLLM with `--enable-lora` and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 where it can read "
+                "that folder, or leave `sync` out."
+            ) from error
         if old is not None:
             self._post("/v1/unload_lora_adapter", {"lora_name": old})
         return self._adapter
@@ -231,9 +219,15 @@ class ServerGenerator:
         except (TypeError, KeyError, IndexError, AttributeError) as error:
             raise InputError(f"the server {self.url} gave an answer without `choices`: {answer!r:.200}") from error
         if ids is None:
-            raise InputError(NO_IDS.format(url=self.url))
+            raise InputError(
+                f"the server {self.url} returns no token ids for `return_token_ids`, and PPO needs the sampled ids: "
+                "tokenizing the text again can give others. Use a server that returns them, such as vLLM."
+            )
         if logprobs is None or len(logprobs) != len(ids) or None in logprobs:
-            raise InputError(NO_LOGPROBS.format(url=self.url))
+            raise InputError(
+                f"the server {self.url} does not return one log-prob per sampled token, by which PPO checks that it "
+                "samples from the policy. Use a server that returns them, such as vLLM."
+            )
         return ids, logprobs
 
     # ---- HTTP ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Inference engines that sample in the policy's place, and what they need of it: its whole weights."""
+"""vLLM as a generator, and a policy's complete weights for any engine."""
 
 import copy
 from collections.abc import Iterator
@@ -16,22 +16,21 @@ from ..models.surgery import without_adapter
 
 @torch.no_grad()
 def whole_weights(policy: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The policy's parameters by the names under which they are saved, each once, whole, an adapter merged.
+    """Yield each parameter once, by the name it is saved under, gathered from shards and with adapters merged.
 
-    Parameters that are sharded (FSDP2, ZeRO-3) are gathered one at a time, so every process must take every one of
-    them. An adapter is merged in a copy of its layer: merged in place and taken out again, the weights would no longer
-    be the same bits.
+    Every process must take every parameter, because sharded ones are gathered one at a time. An adapter is merged in a
+    copy of its layer, because unmerging would not restore the same bits.
     """
     yield from _merged_weights(without_adapter(policy), "", set())
 
 
 def _merged_weights(module: nn.Module, prefix: str, given: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names that begin with `prefix`, and whole tensors, of a part of the policy; `given`: whose turn has been."""
+    # `given` holds the ids of the parameters that were yielded.
     unload = getattr(module, "unload_and_optionally_merge_module", None)
-    if unload is not None or hasattr(module, "base_layer"):  # what PEFT put in a layer's place
-        # `deepcopy` takes these for the copies that it has made.
-        whole = {id(p): nn.Parameter(gathered(p, stored(p)).clone(), False) for p in module.parameters()}
-        layer = copy.deepcopy(module, whole)
+    if unload is not None or hasattr(module, "base_layer"):  # PEFT's replacement of a layer
+        # A memo for `deepcopy`, which takes these as copies of the parameters.
+        memo = {id(p): nn.Parameter(gathered(p, stored(p)).clone(), False) for p in module.parameters()}
+        layer = copy.deepcopy(module, memo)
         if unload is None:
             layer.merge()
             layer = layer.get_base_layer()
@@ -48,21 +47,10 @@ def _merged_weights(module: nn.Module, prefix: str, given: set[int]) -> Iterator
 
 
 class VLLMGenerator:
-    """TRL's vLLM engine as a [`Generator`].
+    """TRL's vLLM engine as a [`Generator`]; `kwargs` are other arguments of `VLLMGeneration`.
 
     In the training process (`mode="colocate"`) the engine takes its weights by vLLM's own `reload_weights`: TRL writes
-    them straight into the layers, which a CPU and quantized weights do not allow.
-
-    Args:
-        policy (`PreTrainedModel` or `PeftModel`): The model whose weights the engine follows.
-        accelerator ([`~accelerate.Accelerator`]): The trainer's.
-        processing_class (`PreTrainedTokenizerBase`): The policy's tokenizer.
-        generation_config ([`~transformers.GenerationConfig`]): See [`sampling_config`].
-        kwargs: Other arguments of `VLLMGeneration`, such as `mode`, `server_base_url` or `gpu_memory_utilization`.
-
-    Raises:
-        InputError: vLLM is not installed, an argument is unknown to the engine, or the policy has no name by which the
-            engine could load it.
+    them directly into the layers, which a CPU and quantized weights do not allow.
     """
 
     def __init__(
@@ -82,12 +70,12 @@ class VLLMGenerator:
                 )
             is_tied = getattr(policy.config.get_text_config(), "tie_word_embeddings", False)
             if is_tied and accelerator.device.type == "cpu":
-                # vLLM packs the output embedding anew only where that is loaded by itself.
+                # vLLM repacks the output embedding only if it is loaded separately.
                 raise InputError(
                     "`use_vllm` on a CPU: vLLM would keep the old output embedding of a policy whose input and output "
                     "embeddings are one matrix. Leave `use_vllm` out, or train on a GPU."
                 )
-        # Here, since it takes a while. `trl.generation` itself has the class only where vLLM is installed.
+        # Slow to import; `trl.generation` itself exports it only if vLLM is installed.
         from trl.generation.vllm_generation import VLLMGeneration
 
         try:
@@ -106,7 +94,7 @@ class VLLMGenerator:
         except ImportError as error:
             raise InputError(f"`use_vllm` needs vLLM, which is not installed here: {error}") from error
         if self.engine.mode == "colocate":
-            # TRL calls it as well, when it wakes an engine whose weights went to sleep.
+            # TRL also calls it when it wakes an engine.
             self.engine.sync_weights = self._reload_weights
 
     def sync_weights(self, policy: PreTrainedModel) -> None:

@@ -16,29 +16,26 @@ def foreign_tokenizers(
     reward_funcs: list[PreTrainedModel | Callable],
     given: list[PreTrainedTokenizerBase | None],
     *,
-    names: list[str | None],
     policy: PreTrainedModel,
     policy_tokenizer: PreTrainedTokenizerBase,
-    **kwargs,
+    **trust: bool,
 ) -> list[PreTrainedTokenizerBase | None]:
-    """The tokenizer of each reward function, or None if it is a function or reads the policy's token ids.
-
-    `given` are the tokenizers that the user passed, `names` the ids or paths by which models were loaded.
-    """
+    """The tokenizer of each reward function, given or loaded; None for a function or if the policy's contains it."""
     if len(given) != len(reward_funcs):
         raise InputError(
             f"`reward_processing_classes` has {len(given)} entries for {len(reward_funcs)} reward functions."
         )
     tokenizers = []
-    for func, tokenizer, name in zip(reward_funcs, given, names, strict=True):
+    for func, tokenizer in zip(reward_funcs, given, strict=True):
         if isinstance(func, nn.Module):
-            name = name or func.config._name_or_path
+            name = func.config._name_or_path
             if tokenizer is None:
-                tokenizer = _named_tokenizer(name, policy_tokenizer, **kwargs)
+                tokenizer = _named_tokenizer(name, policy_tokenizer, **trust)
             name = f"the reward model {name or type(func).__name__}"
-            rows = [model.get_input_embeddings().num_embeddings for model in (func, policy)]
-            tokenizer = _foreign_tokenizer(name, tokenizer, policy_tokenizer, *rows)
-            if tokenizer is not None:
+            num_rows = [model.get_input_embeddings().num_embeddings for model in (func, policy)]
+            if _is_contained(name, tokenizer, policy_tokenizer, *num_rows):
+                tokenizer = None
+            else:
                 check_vocabulary(name, tokenizer, func)
         else:
             tokenizer = None
@@ -46,14 +43,14 @@ def foreign_tokenizers(
     return tokenizers
 
 
-def _named_tokenizer(name: str, policy_tokenizer: PreTrainedTokenizerBase, **kwargs) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a reward model by its Hub id or path; None without a name, or for a folder without one."""
+def _named_tokenizer(name: str, policy_tokenizer: PreTrainedTokenizerBase, **trust) -> PreTrainedTokenizerBase | None:
+    """Load a reward model's tokenizer; None for a model without a name or a folder without a tokenizer."""
     if not name or (Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file()):
         return None
-    if name == policy_tokenizer.name_or_path:  # with what was changed in it since, such as its chat template
+    if name == policy_tokenizer.name_or_path:  # which may have changed since, such as its chat template
         return policy_tokenizer
     try:
-        return AutoTokenizer.from_pretrained(name, **kwargs)
+        return AutoTokenizer.from_pretrained(name, **trust)
     except Exception as error:
         raise InputError(
             f"the tokenizer of the reward model {name} cannot be loaded: {' '.join(str(error).split())} Pass it as "
@@ -61,17 +58,14 @@ def _named_tokenizer(name: str, policy_tokenizer: PreTrainedTokenizerBase, **kwa
         ) from error
 
 
-def _foreign_tokenizer(
+def _is_contained(
     name: str,
     tokenizer: PreTrainedTokenizerBase | None,
     policy_tokenizer: PreTrainedTokenizerBase,
     num_rows: int,
     num_policy_rows: int,
-) -> PreTrainedTokenizerBase | None:
-    """A reward model's tokenizer, or None if the policy's contains it: all tokens by the same ids, and its template.
-
-    The numbers of embeddings may differ, because both may be padded.
-    """
+) -> bool:
+    """Whether the policy's tokenizer has all tokens by the same ids, and the same chat template."""
     if tokenizer is None:
         if num_rows != num_policy_rows:
             raise InputError(
@@ -79,21 +73,19 @@ def _foreign_tokenizer(
                 "belongs to it: pass its tokenizer as `reward_processing_classes` (the policy's, if it is the same), "
                 "or a reward model of the policy's vocabulary."
             )
-        return None
+        return True
     vocab, policy_vocab = tokenizer.get_vocab(), policy_tokenizer.get_vocab()
-    # Ids that stand for text and that the policy can read or write; a vocabulary may have gaps.
+    # Embeddings may be padded and a vocabulary may have gaps: count the ids that the policy reads and writes.
     num_needed = min(max(policy_vocab.values()) + 1, num_policy_rows)
     templates = (None, policy_tokenizer.chat_template)
     agrees = vocab.items() <= policy_vocab.items() and tokenizer.chat_template in templates
-    if agrees and num_rows >= num_needed:
-        return None
-    return tokenizer
+    return agrees and num_rows >= num_needed
 
 
 def check_reward_funcs(
     model: PreTrainedModel, reward_funcs: list[PreTrainedModel | Callable], reward_weights: list[float]
 ) -> None:
-    """Raise an `InputError` for a reward model that cannot score, or for a wrong number of weights."""
+    """Refuse a reward model that cannot score, and a wrong number of weights."""
     own = {id(p) for p in model.parameters()}
     if len(reward_weights) != len(reward_funcs):
         raise InputError(
@@ -105,7 +97,9 @@ def check_reward_funcs(
         name = func.config._name_or_path or type(func).__name__
         check_weights(f"the reward model {name}", func)
         if any(id(p) in own for p in func.parameters()):
-            raise InputError(f"the reward model {name} shares parameters with the policy, which moves: pass a copy.")
+            raise InputError(
+                f"the reward model {name} shares parameters with the policy, which is trained: pass a copy."
+            )
         if func.config.num_labels != 1:
             raise InputError(
                 f"the reward model {name} has num_labels = {func.config.num_labels}; a reward model has 1. "
@@ -121,7 +115,7 @@ def check_reward_funcs(
 
 @torch.no_grad()
 def _check_padded_score(name: str, func: PreTrainedModel) -> None:
-    """Raise an `InputError` if padding behind a text changes its score."""
+    """Refuse a model whose score of a text changes with right padding."""
     pad_token_id, count = func.config.get_text_config().pad_token_id, func.get_input_embeddings().num_embeddings
     ids = [i for i in range(count) if i != pad_token_id][:8]
     was_training = func.training

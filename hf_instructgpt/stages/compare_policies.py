@@ -42,7 +42,6 @@ def load_rewards(
     tokenizers = foreign_tokenizers(
         list(funcs.values()),
         [None] * len(funcs),
-        names=args.reward_funcs,
         policy=policy,
         policy_tokenizer=tokenizer,
         **trust,

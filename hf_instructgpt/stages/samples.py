@@ -1,4 +1,4 @@
-"""A few rows of a stage's data as its card shows them: answered before and after, or scored."""
+"""A few rows of a stage's data for its card: answered before and after training, or scored."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ from ..text import TEMPLATE_COLUMNS, question
 
 NUM_SAMPLES = 4
 MAX_NEW_TOKENS = 64
-TEXT_PROMPT = 24  # characters of a text without a prompt, from which it is to be continued
+TEXT_PROMPT = 24  # characters at the start of a text without a prompt, used as one
 
 
 def known_of(model: str) -> Made | None:
-    """What the card of a model in a folder or on the Hub knows; None where it has none of this package."""
+    """What a model's card, in a folder or on the Hub, says about it; None without a card of this package."""
     try:
         return Made.load(model if Path(model).is_dir() else Path(hf_hub_download(model, CARD_FILE)).parent)
     except (OSError, HFValidationError):
@@ -26,18 +26,18 @@ def known_of(model: str) -> Made | None:
 
 
 def as_asked(text: str, tokenizer: PreTrainedTokenizerBase, made: Made | None) -> str | list[dict]:
-    """A user's text in the form that a model was trained on; unknown: messages where it has a chat template."""
+    """A user's text in the form that a model was trained on; if unknown, messages if it has a chat template."""
     in_messages = tokenizer.chat_template and (made is None or isinstance(made.prompt, list))
     return [{"role": "user", "content": text}] if in_messages else text
 
 
 def asked_row(prompt: str | list[dict], made: Made | None) -> dict:
-    """A row of a prompt, with what the chat template got beside each when the model was trained."""
+    """A prompt's row, with the `chat_template_kwargs` that the model was trained with."""
     return {"prompt": prompt, "chat_template_kwargs": made and made.chat_template_kwargs}
 
 
 def prompt_of(row: dict) -> str | list[dict]:
-    """What of a row of any form can be answered: its prompt, or what stands before its last message, or a start."""
+    """What can be answered of a row of any form: its prompt, all but its last message, or the start of its text."""
     if "prompt" in row:
         return row["prompt"]
     messages = row.get("messages", [])
@@ -49,13 +49,7 @@ def _prompt_row(row: dict) -> dict:
 
 
 class AnsweredSamples:
-    """The first rows of a data set, answered by a policy before and after it is trained.
-
-    Args:
-        trainer ([`~transformers.Trainer`]): With [`CardMixin`]. Made before it trains; the answers before are taken
-            then. They draw no random number.
-        rows ([`~datasets.Dataset`]): Rows with `prompt`, `messages` or `text`.
-    """
+    """The first rows of a data set, answered greedily before the trainer trains and again after."""
 
     def __init__(self, trainer: Trainer, rows: Dataset):
         self.trainer = trainer
@@ -66,26 +60,26 @@ class AnsweredSamples:
         self.before = self._answers()
 
     def _answers(self) -> list[str | None]:
-        """None where the weights lie in shards."""
+        """Greedy answers; None for sharded weights."""
         trainer = self.trainer
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or self.max_new_tokens < 1:
             return [None] * len(self.rows)
         policy = trainer.card_model()
         was_training = policy.training
         policy.eval()
-        length = self.max_new_tokens
-        answers = sample(policy, trainer.processing_class, self.rows, max_new_tokens=length, do_sample=False).texts
+        options = {"max_new_tokens": self.max_new_tokens, "do_sample": False}
+        answers = sample(policy, trainer.processing_class, self.rows, **options).texts
         policy.train(was_training)
         return answers
 
     def finish(self) -> list[dict]:
-        """Prompt and both answers of each row, now that the policy is trained."""
+        """Prompt and both answers of each row, after training."""
         columns = zip(self.rows, self.before, self._answers(), strict=True)
         return [{"prompt": question(row["prompt"]), "before": old, "after": new} for row, old, new in columns]
 
 
 def scored_samples(trainer: Trainer, rows: Dataset) -> list[dict]:
-    """The label's best and worst response to the first prompts, with a reward model's scores."""
+    """The best and worst response, by label, to the first prompts, with a reward model's scores."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return []
     some = rows.select(range(min(NUM_SAMPLES, len(rows))))
@@ -95,14 +89,8 @@ def scored_samples(trainer: Trainer, rows: Dataset) -> list[dict]:
     samples = []
     for row, ranking in zip(some, rankings, strict=True):
         order = sorted(range(len(ranking.ranks)), key=ranking.ranks.__getitem__)
-        best, worst = order[0], order[-1]
-        samples.append(
-            {
-                "prompt": question(row["prompt"]),
-                "best": response_text(ranking.responses[best]),
-                "best_score": ranking.scores[best],
-                "worst": response_text(ranking.responses[worst]),
-                "worst_score": ranking.scores[worst],
-            }
-        )
+        shown = {"prompt": question(row["prompt"])}
+        for name, i in (("best", order[0]), ("worst", order[-1])):
+            shown |= {name: response_text(ranking.responses[i]), f"{name}_score": ranking.scores[i]}
+        samples.append(shown)
     return samples

@@ -25,7 +25,7 @@ def check(folder: Path) -> None:
 
         assert_refused(run(base), "chat template")
         assert_refused(run(model, "--chat_template_path", folder / "no.jinja"), "chat_template_path", "no.jinja")
-        assert_refused(run(model, "--chat_template_path", folder / "no"), "chat_template_path", "no model")
+        assert_refused(run(model, "--chat_template_path", folder / "no"), "chat_template_path", "nor a model")
         assert_refused(run(model, "--chat_template_path", base), "chat_template_path", "no chat template")
         assert_refused(run(model, "--eos_token", "nope"), "eos_token", "nope")
         assert_done(run(base, "--chat_template_path", folder / "chatml.jinja"))

@@ -729,8 +729,8 @@ MUTANTS = [
         "30b",
         "a reward model that is passed as an object reads the policy's ids, whatever its tokenizer",
         "hf_instructgpt/scoring/checks.py",
-        "tokenizer = _named_tokenizer(name, policy_tokenizer, **trust)",
-        'tokenizer = _named_tokenizer("", policy_tokenizer, **trust)',
+        "tokenizer = _named_tokenizer(name, ",
+        'tokenizer = _named_tokenizer("", ',
         f"{OPTIONS}test_a_reward_model_passed_as_an_object_gets_its_own_tokenizer_by_its_name",
     ),
     Mutant(

@@ -18,7 +18,7 @@ def foreign_tokenizers(
     *,
     policy: PreTrainedModel,
     policy_tokenizer: PreTrainedTokenizerBase,
-    **trust: bool,
+    trust_remote_code: bool = False,
 ) -> list[PreTrainedTokenizerBase | None]:
     """The tokenizer of each reward function, given or loaded; None for a function or if the policy's contains it."""
     if len(given) != len(reward_funcs):
@@ -30,7 +30,7 @@ def foreign_tokenizers(
         if isinstance(func, nn.Module):
             name = func.config._name_or_path
             if tokenizer is None:
-                tokenizer = _named_tokenizer(name, policy_tokenizer, **trust)
+                tokenizer = _named_tokenizer(name, policy_tokenizer, trust_remote_code=trust_remote_code)
             name = f"the reward model {name or type(func).__name__}"
             num_rows = [model.get_input_embeddings().num_embeddings for model in (func, policy)]
             if _is_contained(name, tokenizer, policy_tokenizer, *num_rows):
@@ -43,14 +43,16 @@ def foreign_tokenizers(
     return tokenizers
 
 
-def _named_tokenizer(name: str, policy_tokenizer: PreTrainedTokenizerBase, **trust) -> PreTrainedTokenizerBase | None:
+def _named_tokenizer(
+    name: str, policy_tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool
+) -> PreTrainedTokenizerBase | None:
     """Load a reward model's tokenizer; None for a model without a name or a folder without a tokenizer."""
     if not name or (Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file()):
         return None
     if name == policy_tokenizer.name_or_path:  # which may have changed since, such as its chat template
         return policy_tokenizer
     try:
-        return AutoTokenizer.from_pretrained(name, **trust)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise InputError(
             f"the tokenizer of the reward model {name} cannot be loaded: {' '.join(str(error).split())} Pass it as "

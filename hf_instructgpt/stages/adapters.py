@@ -1,4 +1,4 @@
-"""Adapters from stage to stage: an incoming one is trained further, and a trained one can be merged into its model."""
+"""LoRA adapters between stages: train an incoming one further, or merge it into its base model."""
 
 import re
 import shutil

@@ -108,7 +108,7 @@ def apply_template_options(tokenizer: PreTrainedTokenizerBase, training_args: Tr
 
 
 def check_model_path(name: str | None) -> None:
-    """Refuse a missing name, and a path at which there is no model."""
+    """Refuse a missing name, an unfinished stage, and a path without a model."""
     if name is None:
         raise InputError("`model_name_or_path` is missing: a Hub id or a folder.")
     path = Path(name)
@@ -117,11 +117,11 @@ def check_model_path(name: str | None) -> None:
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise InputError(f"{name} holds no model: it has no config.json.")
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise InputError(f"there is no model at {name}: no such folder, and it is no Hub id (user/name).")
+        raise InputError(f"there is no model at {name}: it is neither a folder nor a Hub id (user/name).")
 
 
 def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> None:
-    """Refuse a name, given by `option`, that is no reward model's."""
+    """Refuse a model, named by `option`, that does not have exactly one label."""
     check_model_path(name)
     if find_adapter_config_file(name) is not None:
         return

@@ -1,4 +1,4 @@
-"""Stage 3: PPO against the reward model, by our PPOTrainer."""
+"""Stage 3: train the policy against reward functions with PPOTrainer."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 def run_ppo(
     args: PPOArguments, training_args: PPOConfig, model_args: ModelConfig, data: StageData | None = None
 ) -> Path:
-    """Train a policy against reward functions; leave policy and critic in `output_dir`, which is returned."""
+    """Train policy and critic against reward functions and return `output_dir`."""
     check_ppo_options(args, training_args, model_args)
     return run_stage("prompts", _make_trainer, args, training_args, model_args, data)
 
@@ -45,7 +45,7 @@ def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: 
 
 
 def check_reward_reports(args: PPOArguments) -> None:
-    """Warn of reward models that are weak by their reports or have none; with `raise`, refuse them."""
+    """Warn about reward models with a weak report or none; with `on_weak_reward="raise"`, refuse them."""
     for name in args.reward_funcs:
         problem = _weakness(name) if Path(name).is_dir() else None
         if problem and args.on_weak_reward == "raise":
@@ -71,8 +71,8 @@ def _make_trainer(
     tokenizer, config = load_tokenizer_and_config(training_args, model_args)
     options = load_options(training_args, model_args)
     train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
-    trust = training_args.trust_remote_code
-    reward_funcs = [resolve_reward(func, trust_remote_code=trust) for func in args.reward_funcs]
+    trust = {"trust_remote_code": training_args.trust_remote_code}
+    reward_funcs = [resolve_reward(name, **trust) for name in args.reward_funcs]
     check_signatures(reward_funcs, (train_dataset, eval_dataset))
     check_reward_reports(args)
     if args.value_model not in (None, "shared"):

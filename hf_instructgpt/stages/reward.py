@@ -1,4 +1,4 @@
-"""Stage 2: the reward model, by our RankingRewardTrainer, a RewardTrainer of TRL's."""
+"""Stage 2: train the reward model with RankingRewardTrainer."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .stage_data import StageData
 def run_reward(
     args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig, data: StageData | None = None
 ) -> Path:
-    """Train a reward model on preferences or rankings; leave it in `output_dir`, which is returned."""
+    """Train a reward model on preferences or rankings and return `output_dir`."""
     return run_stage("reward", _make_trainer, args, training_args, model_args, data)
 
 

@@ -1,4 +1,4 @@
-"""One stage from its arguments to its result: trained, described and, if wanted, pushed."""
+"""Run one stage: train in a temporary folder, write the card, move the result into place, push it."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from .push import push_stage
 from .samples import AnsweredSamples, scored_samples
 from .stage_data import StageData
 
-# Of these the result does not depend.
+# Options that do not affect the result.
 ELSEWHERE = ("overwrite_output_dir", "resume", "output_dir", "push_to_hub", "hub_model_id", "hub_strategy")
 ELSEWHERE += ("hub_private_repo", "hub_always_push", "hub_revision", "hub_token")
 
@@ -30,23 +30,9 @@ def run_stage(
     model_args: ModelConfig,
     data: StageData | None = None,
 ) -> Path:
-    """Train and leave model, tokenizer, `trainer_state.json` and a card in `output_dir`.
+    """Train a stage, write model, tokenizer, `trainer_state.json` and card to `output_dir`, and return that path.
 
-    With `push_to_hub` the result goes to `hub_model_id`, by default the folder's name in the user's namespace, once it
-    is whole; the repository is made before anything is trained.
-
-    Args:
-        kind (`str`): Of the data: "sft", "reward" or "prompts".
-        make_trainer (`Callable`): Makes the trainer, which has [`CardMixin`].
-        data ([`StageData`], *optional*): Where they are loaded already.
-
-    Returns:
-        `Path`: `output_dir`.
-
-    Raises:
-        InputError: Processes were not set up as asked, `output_dir` is taken, `make_trainer` found that data, model or
-            options do not fit, or the push failed: then the result is there, and the same command with `--resume`
-            pushes it.
+    With `push_to_hub` the finished result is pushed; if that fails, the same command with `--resume` pushes it.
     """
     check_launch(training_args)
     output_dir = Path(training_args.output_dir)
@@ -57,7 +43,7 @@ def run_stage(
     with stage_folder(output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume) as folder:
         if folder is not None:
             training_args.hub_model_id = repo
-            set_seed(training_args.seed)  # of the weights that are new
+            set_seed(training_args.seed)  # for new weights
             data = data or StageData(args, kind, training_args)
             trainer = make_trainer(args, training_args, model_args, data)
             _train(trainer, data, args, folder, output_dir=output_dir)
@@ -69,14 +55,14 @@ def run_stage(
 
 
 def _train(trainer: Trainer, data: StageData, args: StageArguments, folder: RunFolder, *, output_dir: Path) -> None:
-    """Train, save, and describe what came out."""
+    """Train, save and write the card."""
     rows = data.samples()
     answered = AnsweredSamples(trainer, rows) if data.kind != "reward" else None
     folder.begin()
-    with chdir("."):  # a reward function may leave for another folder
+    with chdir("."):  # a reward function may change it
         trainer.train(resume_from_checkpoint=folder.checkpoint)
     check_finite(trainer.model)
-    trainer.save_model(_internal_call=True)  # else it would push what is not finished yet
+    trainer.save_model(_internal_call=True)  # otherwise Trainer pushes an unfinished result
     trainer.save_state()
     if answered is not None:
         known = {"prompt": answered.rows[0]["prompt"], "max_new_tokens": answered.max_new_tokens}

@@ -37,11 +37,7 @@ NUM_SELECTION_PROMPTS = 256
 def run_sft(
     args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, data: StageData | None = None
 ) -> Path:
-    """Train on demonstrations; leave the model in `output_dir`, which is returned.
-
-    Without `model_name_or_path` the model is a new CharGPT over the characters of the training data, of the sizes in
-    `model_init_kwargs`.
-    """
+    """Train on demonstrations, by default a new CharGPT over their characters, and return `output_dir`."""
     return run_stage("sft", _make_trainer, args, training_args, model_args, data)
 
 
@@ -64,7 +60,7 @@ def _make_trainer(
 def tokenizer_and_config(
     args: SFTArguments, training_args: SFTConfig, model_args: ModelConfig, train_dataset: Dataset
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
-    """Those of the named model, else of a new CharGPT."""
+    """Load them for the model of that name, or make them for a new CharGPT."""
     if model_args.model_name_or_path is not None:
         return load_tokenizer_and_config(training_args, model_args)
     if model_args.use_peft:
@@ -88,11 +84,11 @@ def tokenizer_and_config(
 
 def _texts(args: SFTArguments, train_dataset: Dataset) -> Iterator[str]:
     """All texts that a new vocabulary must cover; for a sample data set, those of its other stages too."""
-    # Preferences of the sample data `lab` have the same texts as its rankings.
     datasets = [train_dataset]
     if args.dataset_name in SAMPLE_DATASETS:
         configs = SAMPLE_DATASETS[args.dataset_name]
-        configs = [config for config in configs if config != "preference" or "ranking" not in configs]
+        if "ranking" in configs:  # its preferences have the same texts
+            configs = [config for config in configs if config != "preference"]
         datasets = [load_sample_dataset(args.dataset_name, config)["train"] for config in configs]
     if args.pretraining_dataset_name is not None:
         datasets.append(load_text("pretraining_dataset_name", args))
@@ -119,10 +115,7 @@ def check_sft(
     *,
     is_made_later: bool = False,
 ) -> None:
-    """Refuse options of this stage that contradict each other, the data or the models.
-
-    With `is_made_later` the reward model does not exist yet.
-    """
+    """Refuse SFT options that contradict each other, the data or the models, of which some may be made later."""
     if args.selection_max_new_tokens < 1:
         raise InputError(f"`selection_max_new_tokens` must be 1 or more, not {args.selection_max_new_tokens}.")
     if not 0 <= args.pretraining_fraction < 1:
@@ -212,7 +205,7 @@ def _selection(
     name, trust = args.selection_reward_model, {"trust_remote_code": training_args.trust_remote_code}
     reward_model = load_reward_model(name, **trust).requires_grad_(False).eval()
     policy = {"policy": model, "policy_tokenizer": tokenizer}
-    [reward_tokenizer] = foreign_tokenizers([reward_model], [None], names=[name], **policy, **trust)
+    [reward_tokenizer] = foreign_tokenizers([reward_model], [None], **policy, **trust)
     check_reward_funcs(model, [reward_model], [1.0])
     columns = [name for name in ("prompt", *TEMPLATE_COLUMNS) if name in eval_dataset.column_names]
     rows = list(eval_dataset.shuffle(seed=training_args.seed).select_columns(columns).take(NUM_SELECTION_PROMPTS))

@@ -24,11 +24,12 @@ def check(folder):
     for options, *words in (
         ({"ppo": {"reward_funcs": ["functions.narrow"]}}, "the reward function narrow cannot be called", "answer"),
         ({"judge": "functions.narrow"}, "the judge narrow cannot be called", "answer"),
-        ({"judge": "functions.no_function"}, "`judge`", "no function but NoFunction"),
+        ({"judge": "functions.no_function"}, "`judge`", "not a function but NoFunction"),
     ):
         config = pipeline_file(folder, ppo_rows=rows, **options)
         assert_refused(command("run", "--config", config, "--overwrite_output_dir"), *words)
         assert [path.name for path in out.iterdir()] == ["run.json"] and (out / "run.json").read_text() == "{}"
+    (out / "run.json").unlink()
     config = pipeline_file(folder, judge="functions.mapping")
     result = command("run", "--config", config, "--overwrite_output_dir")
     assert_refused(result, "the judge mapping must return a list of numbers")

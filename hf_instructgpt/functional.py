@@ -11,8 +11,6 @@ Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347), Schulman et al. 2016 (GAE
 2020 (arXiv 2009.01325), Ouyang et al. 2022 (InstructGPT, arXiv 2203.02155).
 """
 
-from collections.abc import Callable
-
 import torch
 
 # From here on the logits are the largest tensor there is, and copies of them cost more than a loop over rows.
@@ -21,7 +19,7 @@ LARGE_VOCABULARY = 8192
 MAX_LOG_RATIO = 20.0
 
 
-def _check_shapes(**tensors: torch.Tensor) -> None:
+def check_shapes(**tensors: torch.Tensor) -> None:
     """Raise a ValueError that names the arguments if their shapes differ."""
     if len({x.shape for x in tensors.values()}) > 1:
         shapes = ", ".join(f"`{name}` {tuple(x.shape)}" for name, x in tensors.items())
@@ -42,7 +40,7 @@ def response_mask(response_ids: torch.Tensor, *, stop_token_ids: list[int]) -> t
 
 def ends_with_stop(response_ids: torch.Tensor, *, mask: torch.Tensor, stop_token_ids: list[int]) -> torch.Tensor:
     """Whether each response `(B,)` ended with a stop token, rather than being cut off at the maximum length."""
-    _check_shapes(response_ids=response_ids, mask=mask)
+    check_shapes(response_ids=response_ids, mask=mask)
     stop = torch.tensor(stop_token_ids, device=response_ids.device, dtype=torch.long)
     return (torch.isin(response_ids, stop) & mask).any(-1)
 
@@ -52,7 +50,7 @@ def token_logprobs(logits: torch.Tensor, *, token_ids: torch.Tensor, temperature
 
     `log softmax(logits / temperature)[token]`. (TRL's `selective_log_softmax` works in the type of its logits.)
     """
-    _check_shapes(**{"logits[..., 0]": logits[..., 0], "token_ids": token_ids})
+    check_shapes(**{"logits[..., 0]": logits[..., 0], "token_ids": token_ids})
     if logits.shape[-1] >= LARGE_VOCABULARY:
         return _LargeVocabularyLogprobs.apply(logits, token_ids, temperature)
     logits = logits.float() / temperature
@@ -104,7 +102,7 @@ def kl_estimate(logprobs: torch.Tensor, *, ref_logprobs: torch.Tensor, estimator
     2e-9, so the two log-probs contradict each other, and its gradient would outweigh all others. In a reward, where
     k3 is at most `exp(c)`, such a token still outweighs its rollout: watch how many are clamped.
     """
-    _check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    check_shapes(logprobs=logprobs, ref_logprobs=ref_logprobs)
     if estimator == "k2":
         return torch.nn.functional.huber_loss(logprobs, ref_logprobs, reduction="none", delta=MAX_LOG_RATIO)
     x = logprobs - ref_logprobs
@@ -121,7 +119,7 @@ def kl_is_clamped(log_ratio: torch.Tensor, *, estimator: str) -> torch.Tensor:
 
 def full_kl(logits: torch.Tensor, *, ref_logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
     """Exact `KL(pi || pi_ref)` `(B, R)` of logits `(B, R, V)`, `sum_v p_v (log p_v - log q_v)`, in float32."""
-    _check_shapes(logits=logits, ref_logits=ref_logits)
+    check_shapes(logits=logits, ref_logits=ref_logits)
     logprobs, ref_logprobs = ((x.float() / temperature).log_softmax(-1) for x in (logits, ref_logits))
     return (logprobs.exp() * torch.where(logprobs.isfinite(), logprobs - ref_logprobs, 0)).sum(-1)
 
@@ -137,7 +135,7 @@ def adapted_kl_coef(kl_coef: float, *, kl: float, target: float, horizon: int, n
 
 def combine_scores(terms: torch.Tensor, *, given: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Scores `(B,)`: `sum_f weight_f * score_f` over the terms `(B, F)` that are given and finite."""
-    _check_shapes(terms=terms, given=given)
+    check_shapes(terms=terms, given=given)
     return torch.where(given & terms.isfinite(), terms, 0).mv(weights)
 
 
@@ -152,38 +150,6 @@ def score_scale(sums: torch.Tensor) -> float:
     return variance**0.5 if variance > 1e-12 else 1.0
 
 
-def whitening(
-    values: torch.Tensor, *, mask: torch.Tensor, global_sum: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and scale `1 / sqrt(var + 1e-8)` of the real tokens of all processes, with the population variance.
-
-    `global_sum` is the sum of a tensor over all processes; the identity for one.
-    """
-    _check_shapes(values=values, mask=mask)
-    values = torch.where(mask, values, 0)
-    count, total = global_sum(torch.stack([mask.sum().to(values), values.sum()]))
-    mean = total / count.clamp(min=1)
-    centred = torch.where(mask, values - mean, 0)
-    variance = global_sum(centred.square().sum()) / count.clamp(min=1)
-    return mean, torch.rsqrt(variance + 1e-8)
-
-
-def masked_whiten(
-    values: torch.Tensor,
-    *,
-    mask: torch.Tensor,
-    shift_mean: bool = True,
-    global_sum: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
-) -> torch.Tensor:
-    """Values `(B, R)` scaled to variance 1, and with `shift_mean` shifted to mean 0, over the real tokens.
-
-    `(x - mean) / sqrt(var + 1e-8)`, plus the mean unless `shift_mean`; a single token becomes 0. See [`whitening`].
-    """
-    mean, scale = whitening(values, mask=mask, global_sum=global_sum)
-    whitened = (values - mean) * scale
-    return torch.where(mask, whitened if shift_mean else whitened + mean, 0)
-
-
 def token_rewards(scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
     """Reward `(B, R)` of each token: minus the KL penalty, plus the response's score `(B,)` on the last real token.
 
@@ -191,31 +157,10 @@ def token_rewards(scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor,
     The score lands on the end-of-text token itself, not on the padding after it. A response without any real token
     gets none. `kl_coef` is in reward units per nat.
     """
-    _check_shapes(kl=kl, mask=mask)
-    _check_shapes(**{"scores": scores, "mask[:, 0]": mask[:, 0]})
+    check_shapes(kl=kl, mask=mask)
+    check_shapes(**{"scores": scores, "mask[:, 0]": mask[:, 0]})
     last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
     return torch.where(mask, -kl_coef * kl, 0) + torch.where(last, scores.unsqueeze(-1), 0)
-
-
-def generalized_advantage_estimation(
-    rewards: torch.Tensor, *, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages and value targets by GAE (Schulman et al. 2016, eq. 16).
-
-    `delta_t = r_t + gamma * V_{t+1} - V_t`, `A_t = delta_t + gamma * lam * A_{t+1}`, `G_t = A_t + V_t`. Every response
-    ends after its last real token: the value there is 0, cut-off responses included (the paper's bandit episode).
-    `values` are those of the state before each token. Advantages and returns are 0 behind the mask.
-    """
-    _check_shapes(rewards=rewards, values=values, mask=mask)
-    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
-    advantages = torch.zeros_like(values)
-    advantage = next_value = torch.zeros_like(values[:, 0])
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        # Behind the mask rewards and values are 0, and so are delta and the advantage.
-        advantage = delta + gamma * lam * advantage
-        advantages[:, t], next_value = advantage, values[:, t]
-    return advantages, torch.where(mask, advantages + values, 0)
 
 
 def policy_loss(
@@ -233,7 +178,7 @@ def policy_loss(
     be the whole update; dual-clip PPO (Ye et al. 2020, arXiv 1912.09729) stops that at a ratio of 3 already. A sampled
     token gets there only if its old probability was below 2e-9: its old log-prob is then hardly the sampler's.
     """
-    _check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     ratio = torch.exp((logprobs - old_logprobs).clamp(max=MAX_LOG_RATIO))
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
@@ -248,7 +193,7 @@ def value_loss(
     `0.5 * max((V - G)^2, (clip(V, V_old - c, V_old + c) - G)^2)`: the form of OpenAI's RLHF code (Ziegler et al. 2019,
     arXiv 1909.08593). Returns the loss `(B, R)` and where clipping took the gradient away.
     """
-    _check_shapes(values=values, old_values=old_values, returns=returns)
+    check_shapes(values=values, old_values=old_values, returns=returns)
     clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     unclipped, clipped = (values - returns).square(), (clipped_values - returns).square()
     return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped

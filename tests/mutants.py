@@ -313,8 +313,8 @@ MUTANTS = [
         "13d",
         "the KL as a loss term pushes the policy away from the reference",
         f"{PPO}/trainer.py",
-        "loss = self.rewards.kl_coef * kl\n",
-        "loss = -self.rewards.kl_coef * kl\n",
+        "loss = self.token_rewards.kl_coef * kl\n",
+        "loss = -self.token_rewards.kl_coef * kl\n",
         f"{OPTIONS}test_kl_in_the_loss_pulls_the_policy_to_the_reference[k2]",
     ),
     Mutant(
@@ -432,7 +432,7 @@ MUTANTS = [
     Mutant(
         "18a",
         "values behind the end reach the advantages",
-        "hf_instructgpt/functional.py",
+        "hf_instructgpt/ppo/advantages.py",
         "torch.where(mask, rewards, 0), torch.where(mask, values, 0)",
         "torch.where(mask, rewards, 0), values",
         f"{FUNCTIONAL}test_gae_by_hand[99.0]",
@@ -440,7 +440,7 @@ MUTANTS = [
     Mutant(
         "18b",
         "NaN behind the end reaches the advantages",
-        "hf_instructgpt/functional.py",
+        "hf_instructgpt/ppo/advantages.py",
         "torch.where(mask, rewards, 0), torch.where(mask, values, 0)",
         "rewards * mask, values * mask",
         f"{FUNCTIONAL}test_gae_by_hand[nan]",
@@ -456,7 +456,7 @@ MUTANTS = [
     Mutant(
         "20a",
         "whitening takes padding in",
-        "hf_instructgpt/functional.py",
+        "hf_instructgpt/ppo/advantages.py",
         (
             "global_sum(torch.stack([mask.sum().to(values), values.sum()]))",
             "centred = torch.where(mask, values - mean, 0)",
@@ -470,7 +470,7 @@ MUTANTS = [
     Mutant(
         "20b",
         "each process whitens by the variance of its own tokens",
-        "hf_instructgpt/functional.py",
+        "hf_instructgpt/ppo/advantages.py",
         "variance = global_sum(centred.square().sum())",
         "count = mask.sum().to(values)\n    variance = centred.square().sum()",
         f"{FUNCTIONAL}test_masked_whiten_over_processes_is_whitening_of_the_whole",
@@ -478,7 +478,7 @@ MUTANTS = [
     Mutant(
         "20c",
         "of a single token the variance is 0/0",
-        "hf_instructgpt/functional.py",
+        "hf_instructgpt/ppo/advantages.py",
         "variance = global_sum(centred.square().sum()) / count.clamp(min=1)",
         "variance = global_sum(centred.square().sum()) / (count - 1)",
         f"{FUNCTIONAL}test_masked_whiten_of_one_token_and_of_none_is_zero",
@@ -486,7 +486,7 @@ MUTANTS = [
     Mutant(
         "20d",
         "what is whitened is not masked again",
-        "hf_instructgpt/functional.py",
+        "hf_instructgpt/ppo/advantages.py",
         "return torch.where(mask, whitened if shift_mean else whitened + mean, 0)",
         "return whitened if shift_mean else whitened + mean",
         f"{FUNCTIONAL}test_masked_whiten_by_hand[0.0]",
@@ -542,7 +542,7 @@ MUTANTS = [
     Mutant(
         "22b",
         "whitening of nothing divides by zero",
-        "hf_instructgpt/functional.py",
+        "hf_instructgpt/ppo/advantages.py",
         ("mean = total / count.clamp(min=1)", "variance = global_sum(centred.square().sum()) / count.clamp(min=1)"),
         ("mean = total / count", "variance = global_sum(centred.square().sum()) / count"),
         f"{FUNCTIONAL}test_masked_whiten_of_one_token_and_of_none_is_zero",
@@ -841,8 +841,8 @@ MUTANTS = [
         "34c",
         "a resumed run forgets the KL coefficient it had come to",
         f"{PPO}/state.py",
-        'self.rewards.kl_coef, self.rewards.score_sums = state["kl_coef"], state["score_sums"]',
-        'self.rewards.score_sums = state["score_sums"]',
+        'self.token_rewards.kl_coef, self.token_rewards.score_sums = state["kl_coef"], state["score_sums"]',
+        'self.token_rewards.score_sums = state["score_sums"]',
         f"{OPTIONS}test_the_kl_coefficient_adapts_by_the_last_rollout_s_kl_and_is_resumed",
     ),
     Mutant(
@@ -1200,7 +1200,7 @@ MUTANTS = [
     Mutant(
         "40d",
         "scores are added up in float64 on the device",
-        f"{PPO}/rewards.py",
+        "hf_instructgpt/ppo/token_rewards.py",
         "scores.cpu().double()",
         "scores.double()",
         f"{DEVICES}test_a_run_trains_evaluates_saves_and_is_resumed[fast]",
@@ -1248,7 +1248,7 @@ MUTANTS = [
     Mutant(
         "40j",
         "the token log of a rollout that nobody scored holds NaN, which is no JSON",
-        "hf_instructgpt/functional.py",
+        "hf_instructgpt/ppo/advantages.py",
         "mean = total / count.clamp(min=1)",
         "mean = total / count",
         f"{LOGGING}test_the_token_log_of_a_run_without_a_scored_rollout_is_json",
@@ -1376,7 +1376,7 @@ MUTANTS = [
     Mutant(
         "40o",
         "a rollout without scores never counts, so a run that a judge has left goes on for days",
-        f"{PPO}/symptoms.py",
+        "hf_instructgpt/ppo/diagnostics.py",
         'self.in_a_row["unscored"] == MAX_UNSCORED',
         'self.in_a_row["unscored"] > len(PATIENCE)',
         "tests/test_cases.py::test_case[ppo/dead_judge]",

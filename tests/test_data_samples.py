@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from hf_instructgpt.data import SAMPLE_DATASETS, gold_reward, judge, load_sample_dataset
-from hf_instructgpt.data.facts import FAMILIES, prompt_facts
+from hf_instructgpt.data.lab_facts import FAMILIES, prompt_facts
 from hf_instructgpt.data.loading import SAMPLES_DIR
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.files import resource

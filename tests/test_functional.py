@@ -10,15 +10,14 @@ from hf_instructgpt.functional import (
     combine_scores,
     ends_with_stop,
     full_kl,
-    generalized_advantage_estimation,
     kl_estimate,
-    masked_whiten,
     policy_loss,
     response_mask,
     token_logprobs,
     token_rewards,
     value_loss,
 )
+from hf_instructgpt.ppo.advantages import generalized_advantage_estimation, masked_whiten
 
 NAN, INF = math.nan, math.inf
 # The 2x3 batch: the first response has two real tokens, the second three.

@@ -12,32 +12,32 @@ PACKAGE = Path(__file__).parents[1] / "hf_instructgpt"
 # The rooms from the bottom up, each with its maximum number of lines (`wc -l`). A room imports only from the rooms
 # above it in this table. The commit that raises a budget says which feature needs the lines.
 ROOMS = {
-    "char_gpt": 700,
+    "char_gpt": 670,
     "errors": 5,
-    "files": 200,
+    "files": 180,
     "markdown": 80,
-    "text": 300,
-    "functional": 300,
-    "data": 1350,
-    "models": 550,
-    "sampling": 1050,
-    "scoring": 450,
-    "resuming": 850,
-    "hub": 560,
-    "reward": 300,
-    "ppo": 2700,
-    "evaluation": 600,
-    "report": 450,
-    "stages": 3600,
+    "text": 260,
+    "functional": 210,
+    "data": 1340,
+    "models": 540,
+    "sampling": 1030,
+    "scoring": 460,
+    "resuming": 880,
+    "hub": 570,
+    "reward": 240,
+    "ppo": 2750,
+    "evaluation": 610,
+    "report": 340,
+    "stages": 3420,
     "app": 900,
-    "experiments": 1450,
+    "experiments": 1420,
     "__init__": 80,
-    "cli": 400,
+    "cli": 370,
     "__main__": 8,
 }
 # The core is what a reader of PPO has to know.
 CORE = ["char_gpt", "text", "functional", "data", "models", "sampling", "scoring", "resuming", "reward", "ppo"]
-CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 8250, 16400, 560
+CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 8250, 16200, 560
 # The only rooms that may import from these: all others work without PPO, and with any causal language model.
 IMPORTERS = {"ppo": {"stages", "experiments", "__init__"}, "char_gpt": {"stages", "__init__"}}
 OVERRIDES = 6  # private methods of Trainer that PPO may override

@@ -14,10 +14,10 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_instructgpt.char_gpt import CharGPTTokenizer
-from hf_instructgpt.functional import generalized_advantage_estimation as gae
 from hf_instructgpt.functional import policy_loss, token_entropy, token_logprobs
 from hf_instructgpt.models.forward import model_inputs, response_logits
 from hf_instructgpt.models.surgery import independent_copy
+from hf_instructgpt.ppo.advantages import generalized_advantage_estimation as gae
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ValueModel
 from hf_instructgpt.ppo.trainer import PPOTrainer

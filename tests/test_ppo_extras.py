@@ -308,7 +308,7 @@ def test_scores_are_scaled_by_the_deviation_of_all_rollouts_so_far_and_logged_as
     # 1, 3, 5, 7, 8, 8, 8, 8: mean 6, mean square 42.5
     torch.testing.assert_close(second.rewards.sum(-1), torch.full((4,), 8 / 6.5**0.5))
     trainer._roll_out(rows, num_generations=1)  # an evaluation teaches it nothing
-    assert trainer.rewards.score_sums.tolist() == [8.0, 48.0, 340.0]
+    assert trainer.token_rewards.score_sums.tolist() == [8.0, 48.0, 340.0]
 
 
 def test_each_reward_function_s_own_mean_is_logged(tmp_path):

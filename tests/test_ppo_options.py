@@ -144,7 +144,7 @@ def test_values_out_of_range_are_named(options, message):
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "full"])
 def test_the_penalty_in_the_reward_is_the_estimator_s(tmp_path, estimator):
     trainer = make(tmp_path, reward_funcs=lambda completions, **_: [0.0] * len(completions), ref_model=policy(seed=5))
-    trainer.args.kl_estimator, trainer.rewards.kl_coef = estimator, 0.3
+    trainer.args.kl_estimator, trainer.token_rewards.kl_coef = estimator, 0.3
     rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
     x = torch.where(rollout.response_mask, rollout.old_logprobs - rollout.ref_logprobs, 0)
     expected = {"k1": x, "k2": x**2 / 2, "k3": torch.exp(-x) - 1 + x}.get(estimator, rollout.kl_penalty)
@@ -193,7 +193,7 @@ def test_the_kl_coefficient_adapts_by_the_last_rollout_s_kl_and_is_resumed(tmp_p
     assert len(set(expected)) > 2
     resumed = make(tmp_path / "b", max_steps=4, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-3"))
-    assert resumed.rewards.kl_coef == trainer.rewards.kl_coef
+    assert resumed.token_rewards.kl_coef == trainer.token_rewards.kl_coef
     assert_equal(weights(resumed.model), weights(trainer.model))
 
 
@@ -202,8 +202,8 @@ def test_the_coefficient_adapts_to_the_mean_kl_of_a_response(tmp_path):
     trainer._rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
     mean_kl = trainer._rollout.kl_penalty.sum().item() / 6
     trainer.args.kl_target = mean_kl / 1.1  # 10 % above the target, 6 of 60 responses
-    trainer.rewards.adapt(trainer._rollout)
-    assert trainer.rewards.kl_coef == pytest.approx(0.1 * (1 + 0.1 * 0.1), rel=1e-5)
+    trainer.token_rewards.adapt(trainer._rollout)
+    assert trainer.token_rewards.kl_coef == pytest.approx(0.1 * (1 + 0.1 * 0.1), rel=1e-5)
 
 
 def test_the_coefficient_adapts_to_the_responses_that_count(tmp_path):
@@ -215,8 +215,8 @@ def test_the_coefficient_adapts_to_the_responses_that_count(tmp_path):
     trainer.args.kl_target = (
         trainer._rollout.kl_penalty.sum().item() / 1.1
     )  # the one response's, 10 % above the target
-    trainer.rewards.adapt(trainer._rollout)
-    assert trainer.rewards.kl_coef == pytest.approx(0.05 * (1 + 0.1 * 1 / 10), rel=1e-5)
+    trainer.token_rewards.adapt(trainer._rollout)
+    assert trainer.token_rewards.kl_coef == pytest.approx(0.05 * (1 + 0.1 * 1 / 10), rel=1e-5)
 
 
 def test_scores_are_clipped_and_zero_stays_zero(tmp_path):

@@ -17,7 +17,7 @@ from transformers import get_scheduler
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
-from hf_instructgpt.data.facts import END_MARKS, POLITE, RUDE
+from hf_instructgpt.data.lab_facts import END_MARKS, POLITE, RUDE
 from hf_instructgpt.experiments.arena import Arena
 from hf_instructgpt.experiments.overopt import OverOpt
 from hf_instructgpt.ppo.config import PPOConfig

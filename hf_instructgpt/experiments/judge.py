@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..sampling.generate import Samples
 from ..scoring.reward_functions import as_judge, call_reward_functions
 from ..scoring.reward_models import reward_arguments
-from ..stages.functions import load_function
+from ..stages.user_functions import load_function
 
 
 def load_judge(name: str) -> Callable:

@@ -15,11 +15,12 @@ from transformers.utils import is_rich_available
 from trl.trainer.utils import print_prompt_completions_sample
 
 from ..errors import InputError
-from ..functional import ends_with_stop, kl_is_clamped, token_logprobs, whitening
+from ..functional import ends_with_stop, kl_is_clamped, token_logprobs
 from ..text import decode_responses
+from .advantages import whitening
+from .diagnostics import RolloutWatch
 from .metrics import Metrics
 from .rollout import Rollout
-from .symptoms import RolloutWatch
 from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
 
 COMPLETIONS_FOLDER = "completions"
@@ -128,7 +129,7 @@ class PPOLogs(Trainer):
             logs |= self.metrics.take()
             logs["num_tokens"] = self._num_tokens
             if self.args.kl_target is not None:
-                logs["kl_coef"] = self.rewards.kl_coef
+                logs["kl_coef"] = self.token_rewards.kl_coef
             if self._token_log_rollout is not None:
                 self._write_token_log(self._token_log_rollout)
             if self.args.log_completions:

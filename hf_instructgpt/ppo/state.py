@@ -152,8 +152,8 @@ class PPOState(CardMixin, ResumableTrainer):
             "micro_step": self._micro_step,
             "num_tokens": self._num_tokens,
             "rollout_is_done": self.guard.rollout_is_done,
-            "kl_coef": self.rewards.kl_coef,
-            "score_sums": self.rewards.score_sums,
+            "kl_coef": self.token_rewards.kl_coef,
+            "score_sums": self.token_rewards.score_sums,
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": self.metrics.state_dict(),
             "ema": [x.cpu() for x in self.ema.shards()] if self.ema is not None and self._is_sharded else None,
@@ -162,7 +162,7 @@ class PPOState(CardMixin, ResumableTrainer):
     def _load_training_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         self._micro_step, self._num_tokens = state["micro_step"], state["num_tokens"]
         self.guard.rollout_is_done = state["rollout_is_done"]
-        self.rewards.kl_coef, self.rewards.score_sums = state["kl_coef"], state["score_sums"]
+        self.token_rewards.kl_coef, self.token_rewards.score_sums = state["kl_coef"], state["score_sums"]
         device = self.accelerator.device
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")

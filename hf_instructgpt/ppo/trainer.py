@@ -11,19 +11,19 @@ The steps, in the order of the methods below (Ouyang et al. 2022, section 3.5):
 
 Shapes: **B** batch, **P** prompt, **R** response, **V** vocabulary, **F** reward functions; nats for log-probs and KL.
 
-Departures from the document and the paper, and why:
+Departures from the tutorial's document (see recipes/document) and the paper, and why:
 
 - Dropout is off in rollouts and in updates, so that the first ratio is exactly 1 (the document leaves it on).
 - The advantage comes from a critic by GAE; the document's own (every token's advantage is the score) is
   `advantage_estimator="reward"`, with the KL penalty, several samples per prompt and their mean as options.
 - Losses are means over the mini-batch's real tokens on all processes. For one response that is the document's mean
   over the response, and the gradient does not depend on how a mini-batch is split. PPO-ptx's loss is such a mean too,
-  so the paper's coefficient 27.8, which belongs to other sums, does not carry over.
+  so the paper's coefficient 27.8, which weights sums over other numbers of tokens, does not apply here.
 - The score lands on the last real token, the end-of-text token itself when there is one.
 - The KL is penalised in the reward, as in the paper. Options, off by default: the KL as a loss term, adaptive or by
   another estimator; an entropy bonus; scaled, clipped or whitened rewards; bounds at which updates stop.
 - The paper does not print lambda 0.95, the value loss's clip and weight, and whitening: they come from Stiennon et
-  al. 2020 and OpenAI's code. KL coefficient, clip range, temperature and discount are of the paper's kind.
+  al. 2020 and OpenAI's code. KL coefficient, clip range, temperature and discount have the paper's meaning.
 """
 
 from dataclasses import replace
@@ -42,9 +42,7 @@ from ..errors import InputError
 from ..functional import (
     combine_scores,
     full_kl,
-    generalized_advantage_estimation,
     kl_estimate,
-    masked_whiten,
     policy_loss,
     token_entropy,
     token_logprobs,
@@ -61,6 +59,7 @@ from ..scoring.checks import check_reward_funcs, foreign_tokenizers
 from ..scoring.reward_functions import check_signatures, reward_names
 from ..scoring.reward_models import score_responses
 from ..text import encode_row, pad_rows
+from .advantages import advantages_and_returns, masked_whiten
 from .checks import (
     check_adapter,
     check_kinds,
@@ -80,10 +79,10 @@ from .metrics import sum_over_processes
 from .models import load_policy_and_tokenizer, load_reference, prepare_frozen
 from .prompt_sampler import RolloutSampler, prompts_in_memory
 from .ptx import pretraining_text, text_batches, text_loss
-from .rewards import TokenRewards
 from .rollout import MicroBatch, Rollout
 from .speed import recommend, speed_up
 from .state import PPOState
+from .token_rewards import TokenRewards
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -199,7 +198,7 @@ class PPOTrainer(PPOLogs, PPOState):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        # Before 5.19 Trainer does not read `loss_is_scaled_for_ga`; a loss function of any kind tells it the same.
+        # transformers before 5.19 does not read `loss_is_scaled_for_ga`, but does the same with a loss function.
         self.compute_loss_func = self.compute_loss
         check_optimizer(actor_critic, self.optimizer)
         self._by_length = bool(args.batch_by_length) and not self._is_sharded
@@ -230,7 +229,7 @@ class PPOTrainer(PPOLogs, PPOState):
         self.guard = UpdateGuard(
             args, self.accelerator, self.metrics, step=lambda: self.state.global_step, is_coarse=bool(is_coarse)
         )
-        self.rewards = TokenRewards(args, self.accelerator)
+        self.token_rewards = TokenRewards(args, self.accelerator)
         self.ema = None if args.ema_decay is None else PolicyEMA(policy, decay=args.ema_decay)
         if self.ema is not None:
             self.add_callback(self.ema)
@@ -298,7 +297,7 @@ class PPOTrainer(PPOLogs, PPOState):
     # ---- The main path: prompts -> rollout -> reward -> advantage -> loss -> update --------------------------------
 
     def _prepare_inputs(self, rows: list[dict]) -> MicroBatch:
-        """The next micro-batch; the first one of a rollout has it sampled from the rows' prompts."""
+        """The next micro-batch; at the first one of a rollout, sample that rollout from the rows' prompts."""
         accumulation = self.args.gradient_accumulation_steps
         mini_batch, micro_batch = divmod(self._micro_step % self._micro_batches_per_rollout(), accumulation)
         if mini_batch == micro_batch == 0:
@@ -311,7 +310,7 @@ class PPOTrainer(PPOLogs, PPOState):
 
     def _begin_rollout(self, rows: list[dict]) -> None:
         """Sample and measure the responses of the next updates, and record what is logged of them."""
-        self.rewards.adapt(self._rollout)
+        self.token_rewards.adapt(self._rollout)
         rollout = self._rollout = self._roll_out(rows, num_generations=self.args.num_generations, is_training=True)
         self.guard.rollout_is_done = False
         self._num_tokens += int(self._global_sum(rollout.response_mask.sum()))
@@ -344,17 +343,10 @@ class PPOTrainer(PPOLogs, PPOState):
         old_logprobs, ref_logprobs, kl_penalty, values = (torch.where(mask, x, 0) for x in measured.values())
         self.guard.check_sampler(self.generator, old_logprobs, mask, is_training=is_training)
 
-        rewards = self.rewards.of(scores, kl=kl_penalty, mask=mask, kept=kept, is_training=is_training)
-        if args.advantage_estimator == "gae":
-            advantages, returns = generalized_advantage_estimation(
-                rewards, values=values, mask=mask, gamma=args.gamma, lam=args.lam
-            )
-        else:
-            totals = rewards.sum(-1).view(-1, num_generations)
-            if args.subtract_group_mean and num_generations > 1:
-                count = kept.view_as(totals).sum(-1, keepdim=True).clamp(min=1)
-                totals = totals - totals.sum(-1, keepdim=True) / count
-            advantages = returns = torch.where(mask, totals.view(-1, 1), 0)
+        rewards = self.token_rewards.compute(scores, kl=kl_penalty, mask=mask, kept=kept, is_training=is_training)
+        advantages, returns = advantages_and_returns(
+            rewards, values=values, mask=mask, kept=kept, num_generations=num_generations, args=args
+        )
         return Rollout(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
@@ -438,7 +430,7 @@ class PPOTrainer(PPOLogs, PPOState):
         return [MicroBatch(part, num_tokens, text) for part, text in zip(parts, texts, strict=True)]
 
     def compute_loss(self, model, inputs: MicroBatch, return_outputs: bool = False, num_items_in_batch=None):
-        """Policy loss plus `vf_coef` times value loss, over the micro-batch's tokens, by the mini-batch's count."""
+        """Policy loss plus `vf_coef` times value loss: sums over the micro-batch over the mini-batch's token count."""
         batch, mask = inputs.rollout, inputs.rollout.response_mask
         logits, values, aux_loss = model(*batch.sequences)
         logprobs = token_logprobs(logits, token_ids=batch.response_ids, temperature=self.args.temperature)
@@ -460,7 +452,7 @@ class PPOTrainer(PPOLogs, PPOState):
             )
             self.metrics.record(value_loss=loss[mask], value_clip_fraction=clipped[mask])
             total = total + self.args.vf_coef * torch.where(mask, loss, 0).sum()
-        if aux_loss is not None:  # of a mini-batch's micro-batches, as much as each has tokens
+        if aux_loss is not None:  # weighted by the micro-batch's number of tokens
             self.metrics.record(aux_loss=aux_loss[None])
             coef = getattr(self._actor_critic.config.get_text_config(), "router_aux_loss_coef", 0.0)
             total = total + coef * aux_loss * mask.sum()
@@ -477,10 +469,10 @@ class PPOTrainer(PPOLogs, PPOState):
         if args.kl_penalty_in == "loss" and args.kl_estimator == "full":
             with torch.no_grad():
                 ref_logits = reference_logits(self._actor_critic, self.ref_model, *batch.sequences)
-            loss = self.rewards.kl_coef * full_kl(logits, ref_logits=ref_logits, temperature=args.temperature)
+            loss = self.token_rewards.kl_coef * full_kl(logits, ref_logits=ref_logits, temperature=args.temperature)
         elif args.kl_penalty_in == "loss":
             kl = kl_estimate(logprobs, ref_logprobs=batch.ref_logprobs, estimator=args.kl_estimator)
-            loss = self.rewards.kl_coef * kl
+            loss = self.token_rewards.kl_coef * kl
             self._record_kl_clamp((logprobs - batch.ref_logprobs)[mask])
         if args.entropy_coef:
             entropy = token_entropy(logits, temperature=args.temperature)
@@ -489,7 +481,7 @@ class PPOTrainer(PPOLogs, PPOState):
         return loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Trainer's step on a micro-batch; after the last one of a mini-batch its update is taken, or not."""
+        """Trainer's step on a micro-batch; after the last one of a mini-batch, decide whether to take its update."""
         args, actor_critic = self.args, self._actor_critic
         with without_configured_dropout(actor_critic):
             loss = super().training_step(model, inputs, num_items_in_batch)

@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..ppo.config import PPOConfig, check_ranges, documented
 from ..text import check_template_kwargs
 from .config_file import PATHS, read_yaml
-from .functions import locate_function
+from .user_functions import locate_function
 
 TrainerConfig = SFTConfig | RewardConfig | PPOConfig
 

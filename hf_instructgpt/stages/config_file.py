@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ..data import SAMPLE_DATASETS
 from ..errors import InputError
-from .functions import locate_function
+from .user_functions import locate_function
 
 # Options whose values are paths or Hub ids. A path is looked for beside the config file, then in the current folder.
 PATHS = (

@@ -17,10 +17,10 @@ from ..report.reward_plots import draw_reward_report
 from ..report.reward_summary import reward_findings, reward_report_markdown
 from ..resuming.run_folder import REWARD_REPORT_FILE, STAGE_FILE, add_files
 from .arguments import RewardArguments
-from .functions import load_function, locate_function
 from .load_data import check_fits, checked_split, load_rows, rows_to_read
 from .load_models import check_reward_model, load_config, load_tokenizer
 from .model_cards import write_stage_card
+from .user_functions import load_function, locate_function
 
 LAB_JUDGE = "hf_instructgpt.data.gold_rewards"
 

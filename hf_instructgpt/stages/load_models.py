@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..models.loading import loading, loading_options
 from ..resuming.run_folder import check_finished
 from .arguments import TrainerConfig
-from .functions import load_function
+from .user_functions import load_function
 
 # Fields that an existing model already has.
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

@@ -28,7 +28,6 @@ from .arguments import DATA_KINDS, parse_options
 from .compare_policies import compare_policies, load_rewards, num_passes, train_control
 from .config_file import ConfigFile, read_yaml
 from .evaluate import evaluate_reward
-from .functions import load_function
 from .load_data import check_fits, load_text, rows_to_read
 from .load_models import load_tokenizer, load_tokenizer_and_config, resolve_reward
 from .model_cards import read_metrics, read_state, write_stage_card
@@ -36,6 +35,7 @@ from .ppo import check_ppo_options, check_reward_reports, run_ppo
 from .reward import run_reward
 from .sft import check_sft, run_sft, tokenizer_and_config
 from .stage_data import StageData
+from .user_functions import load_function
 
 STAGES = {"sft": run_sft, "reward": run_reward, "ppo": run_ppo}
 logger = logging.get_logger(__name__)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from hf_instructgpt.data.facts import FAMILIES, POLITE, RUDE, TAILS, prompt_facts
+from hf_instructgpt.data.lab_facts import FAMILIES, POLITE, RUDE, TAILS, prompt_facts
+from hf_instructgpt.data.lab_judge import MAX_GOOD_LENGTH, gold_reward
 from hf_instructgpt.data.loading import SAMPLES_DIR
-from hf_instructgpt.data.rule_judge import MAX_GOOD_LENGTH, gold_reward
 
 SEED = 0
 MAX_ANSWER_LENGTH = 25

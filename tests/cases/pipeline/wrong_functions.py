@@ -24,7 +24,7 @@ def check(folder):
     for options, *words in (
         ({"ppo": {"reward_funcs": ["functions.narrow"]}}, "the reward function narrow cannot be called", "answer"),
         ({"judge": "functions.narrow"}, "the judge narrow cannot be called", "answer"),
-        ({"judge": "functions.no_function"}, "`judge`", "no function but NoFunction"),
+        ({"judge": "functions.no_function"}, "`judge`", "not a function but NoFunction"),
     ):
         config = pipeline_file(folder, ppo_rows=rows, **options)
         assert_refused(command("run", "--config", config, "--overwrite_output_dir"), *words)

@@ -7,7 +7,7 @@ it, and the policy sees only the reward model.
 from typing import NamedTuple
 
 from ..errors import InputError
-from .facts import END_MARKS, POLITE, RUDE, TAILS, Fact, prompt_facts
+from .lab_facts import END_MARKS, POLITE, RUDE, TAILS, Fact, prompt_facts
 
 MAX_GOOD_LENGTH = 20
 # Points of 20. Integers, because equal scores must be equal floats: the rankings tie on them.

@@ -3,14 +3,15 @@
 import torch
 from accelerate import Accelerator
 
-from ..functional import adapted_kl_coef, masked_whiten, score_scale, token_rewards
+from ..functional import adapted_kl_coef, score_scale, token_rewards
+from .advantages import masked_whiten
 from .config import PPOConfig
 from .metrics import sum_over_processes
 from .rollout import Rollout
 
 
 class TokenRewards:
-    """Rewards of tokens, with what carries over from one rollout to the next: the KL coefficient, sums of scores."""
+    """Rewards of tokens, and their state between rollouts: the KL coefficient and running sums of scores."""
 
     def __init__(self, args: PPOConfig, accelerator: Accelerator):
         self.args, self.accelerator = args, accelerator
@@ -31,7 +32,7 @@ class TokenRewards:
             num_responses=int(num_responses),
         )
 
-    def of(
+    def compute(
         self, scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor, kept: torch.Tensor, is_training: bool
     ) -> torch.Tensor:
         """Rewards `(B, R)` from scores and whether they are kept, `(B,)`, and the penalised KL `(B, R)`."""

@@ -1,6 +1,6 @@
 """The facts behind the `lab` sample data: ten families of questions, with their wordings and answers.
 
-The generator (`recipes/char_gpt/make_data.py`) and the judge (`rule_judge.py`) share these tables.
+The generator (`recipes/char_gpt/make_data.py`) and the judge (`lab_judge.py`) share these tables.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_instructgpt.data import gold_reward, gold_rewards, judge
-from hf_instructgpt.data.facts import FAMILIES, TAILS, prompt_facts
+from hf_instructgpt.data.lab_facts import FAMILIES, TAILS, prompt_facts
 from hf_instructgpt.errors import InputError
 
 SNOW = "雪是什么颜色？"

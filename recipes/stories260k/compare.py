@@ -17,7 +17,7 @@ from hf_instructgpt.evaluation.comparison import log_ratios
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
 from hf_instructgpt.sampling.generate import sample
 
-from .token_rewards import sentiment
+from .rewards import sentiment
 
 HERE = Path(__file__).parent
 NUM_STORIES = 10

@@ -17,7 +17,7 @@ from hf_instructgpt.functional import (
     token_rewards,
     value_loss,
 )
-from hf_instructgpt.ppo.advantages import generalized_advantage_estimation, masked_whiten
+from hf_instructgpt.ppo.advantages import generalized_advantage_estimation, masked_whiten, whitening
 
 NAN, INF = math.nan, math.inf
 # The 2x3 batch: the first response has two real tokens, the second three.
@@ -109,7 +109,10 @@ def test_masked_whiten_by_hand(garbage):
 def test_masked_whiten_of_one_token_and_of_none_is_zero():
     values = torch.tensor([[5.0, NAN, 7.0]])
     assert masked_whiten(values, mask=torch.tensor([[True, False, False]])).tolist() == [[0, 0, 0]]
-    assert masked_whiten(values, mask=torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0, 0, 0]]
+    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    assert masked_whiten(values, mask=nothing).tolist() == [[0, 0, 0]]
+    mean, scale = whitening(values, mask=nothing)
+    assert mean == 0 and scale.isfinite()
 
 
 def test_masked_whiten_over_processes_is_whitening_of_the_whole():

@@ -1,4 +1,4 @@
-"""Where a stage writes: at any moment what stands in place is whole, and what is not ours survives."""
+"""Where a stage writes: a result is never lost or taken for finished when it is not, and the user's files survive."""
 
 import json
 import os
@@ -195,10 +195,12 @@ def moments(monkeypatch):
     return counter
 
 
+@pytest.mark.parametrize("after", ["plain", "resume", "overwrite"])
 @pytest.mark.parametrize("action", ["overwrite", "fail", "delete"])
-def test_a_crash_at_any_step_loses_nothing(tmp_path, monkeypatch, action):
-    """After it the folder is the first result or the second one, and the user's files are there."""
+def test_a_crash_at_any_step_loses_nothing(tmp_path, monkeypatch, action, after):
+    """Whatever comes next, the result is the first, the second or the third, and the user's files are there."""
     counter, step = moments(monkeypatch), 0
+    flags = {} if after == "plain" else {after: True}
     while True:
         out = tmp_path / f"{action}{step}"
         counter.update(left=None)
@@ -216,17 +218,24 @@ def test_a_crash_at_any_step_loses_nothing(tmp_path, monkeypatch, action):
             break
         except PowerCutError:
             counter.update(left=None)
-        folder = RunFolder(out, {})
-        folder.recover()
+        try:
+            work(out, "third", **flags)
+        except InputError as error:
+            assert after == "plain" and "holds a result already" in str(error), (step, error)
         assert (out / "notes.txt").read_text() == (out / "checkpoint-1" / "mine").read_text() == "mine", step
-        if folder.is_finished:
-            assert (out / "model").read_text() in ("first", "second") and not (out / PREVIOUS).exists()
-        else:
-            assert action == "delete" and not (out / PREVIOUS).exists()
-        work(out, "third", overwrite=True)
-        assert (out / "model").read_text() == "third" and (out / "notes.txt").read_text() == "mine", step
+        assert RunFolder(out, {}).is_finished and not (out / PREVIOUS).exists(), step
+        assert (out / "model").read_text() in (("third",) if after == "overwrite" else ("first", "second", "third"))
         step += 1
     assert step > 5
+
+
+def test_a_folder_of_another_program_is_left_alone(tmp_path):
+    (tmp_path / "out" / PREVIOUS).mkdir(parents=True)
+    (tmp_path / "out" / PREVIOUS / "thesis.txt").write_text("years")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match="holds no stage's result"):
+            work(tmp_path / "out", **options)
+    assert names(tmp_path / "out" / PREVIOUS) == ["thesis.txt"]
 
 
 def test_a_place_that_cannot_be_written_is_the_users_error(tmp_path):

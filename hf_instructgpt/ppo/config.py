@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from operator import ge, gt, le, lt
 from textwrap import fill
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
@@ -56,8 +56,11 @@ def check_ranges(args: TrainingArguments) -> None:
         values = value if isinstance(value, list) else [value]
         if any(isinstance(x, float) and not math.isfinite(x) for x in values):
             raise ValueError(f"`{name}` must be a finite number, not {value}.")
+    needed = {name for name, hint in get_type_hints(type(args)).items() if hint in (int, float)}
     for (words, holds, bound), names in BOUNDS.items():
         for name, value in ((name, getattr(args, name, None)) for name in names):
+            if value is None and name in needed:
+                raise ValueError(f"`{name}` must be a number, not None.")
             if value is not None and not holds(value, bound):
                 raise ValueError(f"`{name}` must be {words.format(bound)}, not {value!r}.")
 

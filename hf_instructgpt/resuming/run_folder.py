@@ -6,7 +6,7 @@ several parts has a `run.json`, and is finished when its results are there.
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class RunFolder:
         self.path, self.options = path, options
         self.previous = path / PREVIOUS
         self.checkpoint: str | None = None  # to resume from
+        self.has_begun = False
 
     @property
     def known(self) -> dict | None:
@@ -70,7 +71,7 @@ class RunFolder:
             return
         if (known or {}).get("files") == NO_FILES:
             return
-        if not self.is_broken_off and "files" not in (known or {}):
+        if not _is_stage(known):
             raise InputError(f"{path} is not empty and holds no stage's result. Choose another `output_dir`.")
         if overwrite and not isinstance(known.get("files", []), list):
             raise InputError(f"{path / STAGE_FILE} does not list the stage's files. Choose another `output_dir`.")
@@ -89,9 +90,10 @@ class RunFolder:
 
     def recover(self, *, resume: bool = False) -> None:
         """Bring a folder in order whose run was killed between two steps, or before its first checkpoint."""
-        replaced, began = (self.previous / STAGE_FILE).is_file(), self.is_broken_off
+        replaced, began = _is_stage(read_json(self.previous / STAGE_FILE)), self.is_broken_off
         resumable = checkpoints(self.path) or (resume and (self.path / ASIDE_FOLDER).exists())
-        if not self.previous.is_dir() or (began and resumable):
+        is_own = replaced or _is_stage(self.known)  # not the folder of another program
+        if not self.previous.is_dir() or not is_own or (began and resumable):
             return
         if replaced and not began and self.known is not None:
             return self.settle()
@@ -104,6 +106,7 @@ class RunFolder:
         """Start to write, when all has been checked: set aside what was here, and clear what is not resumed."""
         state = PartialState()
         state.wait_for_everyone()
+        self.has_begun = True
         if state.is_main_process:
             if self.checkpoint is None and self.is_broken_off:
                 self.clear()
@@ -111,6 +114,13 @@ class RunFolder:
                 self.set_aside()
             write_whole(self.path / STAGE_FILE, to_json({"options": self.options, "finished": False}))
         state.wait_for_everyone()
+
+    def abandon(self) -> None:
+        """Undo a run that failed before its first checkpoint."""
+        if self.has_begun and not checkpoints(self.path):
+            if not self.previous.exists():
+                self.clear()
+            self.recover()
 
     def finish(self) -> None:
         """List the run's files: from here on the result is finished."""
@@ -162,14 +172,15 @@ def stage_folder(
     """Open a stage's `output_dir`, which is finished when the block ends without an error; None if it is already.
 
     Nothing in it changes before [`RunFolder.begin`]. If the block fails before its first checkpoint, the folder is
-    again what it was. Files that no stage wrote survive.
+    again what it was. The user's own files survive, if they were there before the stage began.
 
     Raises:
         InputError: The folder holds what may not be replaced, was made with other options, or is in use.
     """
     state = PartialState()
     folder = RunFolder(absolute_folder(output_dir), options)
-    folder.check_free(overwrite=overwrite, resume=resume)
+    if not folder.path.is_dir():
+        folder.check_free(overwrite=overwrite)  # a file
     new = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
     state.wait_for_everyone()
     if state.is_main_process:
@@ -184,16 +195,14 @@ def stage_folder(
                 check_same_options(folder.path, options, folder.known)
                 yield None
                 return
-            folder.check_free(overwrite=overwrite, resume=resume)  # again, now that no other run can write
+            folder.check_free(overwrite=overwrite, resume=resume)
             if resume and folder.is_broken_off:
                 check_same_options(folder.path, options, folder.known)
                 folder.checkpoint = _find_checkpoint(folder.path)
             yield folder
         except BaseException:
-            if state.is_main_process and not checkpoints(folder.path):
-                if folder.is_broken_off and not folder.previous.exists():
-                    folder.clear()
-                folder.recover()
+            if state.is_main_process:
+                folder.abandon()
                 with suppress(OSError):
                     for path in new:
                         path.rmdir()
@@ -225,10 +234,12 @@ def is_finished(output_dir: str | Path) -> bool:
 
 def check_finished(output_dir: str | Path) -> None:
     """Raise an `InputError` for the folder of a stage that is under way or was broken off."""
-    if RunFolder(Path(output_dir), {}).is_broken_off:
+    folder = RunFolder(Path(output_dir), {})
+    if folder.is_broken_off:
+        earlier = f" The earlier result is in {folder.previous}." if folder.previous.is_dir() else ""
         raise InputError(
             f"the run in {output_dir} is not finished: wait for it, or run its command again with --resume. Its "
-            "checkpoints can be used."
+            f"checkpoints can be used.{earlier}"
         )
 
 
@@ -262,18 +273,13 @@ def run_folder(
     state.wait_for_everyone()
     with alone_in(path):
         known = read_json(path / RUN_FILE)
-        if known is None and not _is_empty(path):
-            raise InputError(f"{path} is not empty and holds no run. Choose another `output_dir`.")
-        if known is not None and known.keys() - optional != options.keys() - optional:
-            raise InputError(f"{path} holds a run of another command. Choose another `output_dir`.")
-        if known is not None and not resume:
-            if not overwrite:
-                raise InputError(
-                    f"{path} holds another run. Choose another `output_dir`, pass --resume to continue it, or "
-                    "--overwrite_output_dir to replace it."
-                )
-            for name in stages:
-                RunFolder(path / name, {}).check_free(overwrite=True)
+        _check_run(path, known, options.keys() - optional, optional, replaces=overwrite or resume)
+        for folder in [RunFolder(path / name, {}) for name in stages] if known is not None else ():
+            if state.is_main_process:  # a run may have been killed while it was deleted
+                folder.recover(resume=resume)
+            state.wait_for_everyone()
+            if not resume:
+                folder.check_free(overwrite=True)
         state.wait_for_everyone()  # all processes look before one writes
         if known is not None and resume:
             check_same_options(path, {**options, SECONDS: None}, {"options": {**known, SECONDS: None}})
@@ -285,6 +291,19 @@ def run_folder(
             write_whole(path / RUN_FILE, to_json(options))
         state.wait_for_everyone()
         yield options
+
+
+def _check_run(path: Path, known: dict | None, needed: Set[str], optional: Set[str], *, replaces: bool) -> None:
+    """Refuse a folder that holds no run, a run of another command, or one that may not be replaced."""
+    if known is None and not _is_empty(path):
+        raise InputError(f"{path} is not empty and holds no run. Choose another `output_dir`.")
+    if known is not None and known.keys() - optional != needed:
+        raise InputError(f"{path} holds a run of another command. Choose another `output_dir`.")
+    if known is not None and not replaces:
+        raise InputError(
+            f"{path} holds another run. Choose another `output_dir`, pass --resume to continue it, or "
+            "--overwrite_output_dir to replace it."
+        )
 
 
 def _delete_run(path: Path, writes: Sequence[str], stages: Sequence[str]) -> None:
@@ -327,6 +346,11 @@ def add_files(folder: Path, names: list[str]) -> None:
         write_whole(folder / STAGE_FILE, to_json({**known, "files": files}))
 
 
+def _is_stage(known: dict | None) -> bool:
+    """Whether the content of a `stage.json` is this package's."""
+    return known is not None and ("files" in known or known.get("finished") is False)
+
+
 def _is_empty(folder: Path) -> bool:
     """Whether there is nothing but what a run left that was killed as it began."""
     return {path.name for path in folder.iterdir()} <= {
@@ -335,9 +359,9 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _paths(folder: Path) -> list[str]:
-    """The paths of all files in a folder but `_previous`."""
+    """The paths of all files in a folder but `_previous` and the page that `report` writes."""
     paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if not path.is_dir())
-    return [path.as_posix() for path in paths if path.parts[0] != PREVIOUS]
+    return [path.as_posix() for path in paths if path.parts[0] not in (PREVIOUS, "report.html")]
 
 
 def _give_back(source: Path, target: Path, files: list[str]) -> None:

@@ -252,6 +252,8 @@ def _as_flags(key: str, value: Any, hint: Any) -> list[str]:
     for kind, name in ((list, "a list"), (dict, "a mapping")):
         if isinstance(value, kind) and kind not in kinds:
             raise InputError(f"`{key}` takes one value, not {name}.")
+    if isinstance(value, list) and str in kinds and not all(isinstance(item, str) for item in value):
+        raise InputError(f"`{key}` must be a list of texts, not {value!r}.")
     if isinstance(value, list) and str not in kinds:
         return [f"--{key}", *map(str, value)]
     if value is None or isinstance(value, list | dict):
@@ -295,6 +297,7 @@ def _expand_paths(args: object, options: dict) -> None:
             setattr(args, name, [_expanded(item) for item in value])
     if isinstance(args, PPOArguments):
         known = options.get("reward_funcs") or []
+        known = known if isinstance(known, list) else [known]
         args.reward_funcs = [func if func in known else locate_function(func, "") for func in args.reward_funcs]
 
 

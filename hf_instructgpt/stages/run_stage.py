@@ -9,9 +9,11 @@ from accelerate import PartialState
 from transformers import Trainer, set_seed
 from trl import ModelConfig
 
+from ..errors import InputError
 from ..models.checks import check_finite, check_launch
 from ..resuming.run_folder import RunFolder, stage_folder
 from .arguments import StageArguments, TrainerConfig
+from .config_file import PATHS
 from .model_cards import made_by_stage, write_stage_card
 from .push import push_stage
 from .samples import AnsweredSamples, scored_samples
@@ -39,6 +41,7 @@ def run_stage(
     options = {**vars(args), **training_args.to_dict(), **vars(model_args)}
     options = {name: value for name, value in options.items() if name not in ELSEWHERE}
     options = json.loads(json.dumps(options, default=str))
+    _check_sources({**vars(args), **vars(model_args)}, output_dir)
     repo = training_args.hub_model_id or output_dir.absolute().name
     with stage_folder(output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume) as folder:
         if folder is not None:
@@ -52,6 +55,19 @@ def run_stage(
         push_stage(output_dir, repo, private=training_args.hub_private_repo)
     state.wait_for_everyone()
     return output_dir
+
+
+def _check_sources(options: dict, output_dir: Path) -> None:
+    """Refuse a model or data inside `output_dir`: what is there is moved away when the stage begins."""
+    for name in PATHS:
+        values = options.get(name) or []
+        for value in [values] if isinstance(values, str) else values:
+            path = Path(value.partition(".py:")[0] + ".py" if ".py:" in value else value)
+            if path.exists() and path.resolve().is_relative_to(output_dir.resolve()):
+                raise InputError(
+                    f"`{name}`: {value} is in `output_dir`, whose content the stage replaces. Copy it elsewhere, or "
+                    "choose another `output_dir`."
+                )
 
 
 def _train(trainer: Trainer, data: StageData, args: StageArguments, folder: RunFolder, *, output_dir: Path) -> None:

@@ -10,6 +10,7 @@ from transformers import Trainer, set_seed
 from trl import ModelConfig
 
 from ..errors import InputError
+from ..files import absolute_folder
 from ..models.checks import check_finite, check_launch
 from ..resuming.run_folder import RunFolder, stage_folder
 from .arguments import StageArguments, TrainerConfig
@@ -59,11 +60,12 @@ def run_stage(
 
 def _check_sources(options: dict, output_dir: Path) -> None:
     """Refuse a model or data inside `output_dir`: what is there is moved away when the stage begins."""
-    for name in PATHS:
+    folder = absolute_folder(output_dir)
+    for name in PATHS if folder.is_dir() else ():
         values = options.get(name) or []
         for value in [values] if isinstance(values, str) else values:
             path = Path(value.partition(".py:")[0] + ".py" if ".py:" in value else value)
-            if path.exists() and path.resolve().is_relative_to(output_dir.resolve()):
+            if path.exists() and path.resolve().is_relative_to(folder):
                 raise InputError(
                     f"`{name}`: {value} is in `output_dir`, whose content the stage replaces. Copy it elsewhere, or "
                     "choose another `output_dir`."

@@ -934,6 +934,14 @@ MUTANTS = [
         f"{LAUNCH}test_a_stage_leaves_what_another_run_writes[False]",
     ),
     Mutant(
+        "35j",
+        "a stage that fails while it sets the earlier result aside deletes it",
+        f"{RESUMING}/run_folder.py",
+        "if self.is_broken_off and not self.previous.exists():",
+        "if not self.previous.exists():",
+        "tests/test_resuming_run_folder.py::test_a_crash_at_any_step_loses_nothing[overwrite-resume-disk-checkpoints0]",
+    ),
+    Mutant(
         "35h",
         "a character that looks like a line's end cuts a row of the token log",
         f"{PPO}/token_log.py",

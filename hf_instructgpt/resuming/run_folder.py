@@ -118,7 +118,7 @@ class RunFolder:
     def abandon(self) -> None:
         """Undo a run that failed before its first checkpoint."""
         if self.has_begun and not checkpoints(self.path):
-            if not self.previous.exists():
+            if self.is_broken_off and not self.previous.exists():
                 self.clear()
             self.recover()
 

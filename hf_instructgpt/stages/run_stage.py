@@ -1,4 +1,4 @@
-"""Run one stage: train in a temporary folder, write the card, move the result into place, push it."""
+"""Run one stage in its `output_dir`: train, write the card, mark the result as finished, push it."""
 
 import json
 from collections.abc import Callable

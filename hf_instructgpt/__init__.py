@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .ppo.config import PPOConfig
     from .ppo.critic import load_value_model
     from .ppo.trainer import PPOTrainer
+    from .reward.config import RankingRewardConfig
     from .reward.ranking_trainer import RankingRewardTrainer
     from .sampling.generate import Generator
     from .sampling.server import ServerGenerator
@@ -36,6 +37,7 @@ _MODULES = {
     "Generator": "sampling.generate",
     "PPOConfig": "ppo.config",
     "PPOTrainer": "ppo.trainer",
+    "RankingRewardConfig": "reward.config",
     "RankingRewardTrainer": "reward.ranking_trainer",
     "ServerGenerator": "sampling.server",
     "convert_document_state_dict": "char_gpt",
@@ -54,6 +56,7 @@ __all__ = [
     "Generator",
     "PPOConfig",
     "PPOTrainer",
+    "RankingRewardConfig",
     "RankingRewardTrainer",
     "ServerGenerator",
     "convert_document_state_dict",

@@ -45,9 +45,9 @@ def fields_of(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path} is not what this version writes: {error!r}.") from error
 
 
-def to_json(content: dict) -> str:
-    """As this package writes JSON files."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+def to_json(content: dict, *, indent: int | None = 2) -> str:
+    """As this package writes JSON files; in one line, without `indent`."""
+    return json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
 
 
 def partial_path(path: Path) -> Path:
@@ -161,6 +161,13 @@ def resource(*parts: str) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(f"{'/'.join(parts)} is neither in the installed package nor in a checkout around it.")
+
+
+def check_is_there(name: str) -> None:
+    """Refuse the path of a model that is not there; whether there is a Hub id of that name, only the Hub knows."""
+    is_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
+        raise InputError(f"there is no model at {name}: it is neither a folder nor a Hub id (user/name).")
 
 
 def weights_sha256(folder: str | Path) -> dict[str, str]:

@@ -11,10 +11,15 @@ Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347), Schulman et al. 2016 (GAE
 2020 (arXiv 2009.01325), Ouyang et al. 2022 (InstructGPT, arXiv 2203.02155).
 """
 
+import math
+
 import torch
 
 # From here on the logits are the largest tensor there is, and copies of them cost more than a loop over rows.
 LARGE_VOCABULARY = 8192
+# At most so many logits of a head are made at a time (32 MB in float32), on a GPU eight times as many: it needs more
+# rows to be busy.
+TILE = 2**23
 # Log-ratios are clamped to it before `exp`, so that no ratio is above 4.9e8. Nats; verl's bound.
 MAX_LOG_RATIO = 20.0
 
@@ -81,6 +86,126 @@ class _LargeVocabularyLogprobs(torch.autograd.Function):
             out.copy_((row.float() / ctx.temperature).sub_(z.unsqueeze(-1)).exp_().mul_(-g.unsqueeze(-1)))
         result.scatter_add_(-1, token_ids.unsqueeze(-1), grad.unsqueeze(-1).to(result.dtype))
         return result, None, None
+
+
+def head_logprobs(
+    hidden: torch.Tensor,
+    *,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    token_ids: torch.Tensor,
+    mask: torch.Tensor,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """[`token_logprobs`] `(B, R)` of a linear head, given what it reads, hidden states `(B, R, H)`; 0 behind the mask.
+
+    `log softmax((weight hidden + bias) / temperature)[token]`, `weight` `(V, H)`, `bias` `(V,)`. No tensor has
+    `B * R * V` numbers, neither here nor in the backward pass, and nothing behind the mask is multiplied.
+    """
+    check_shapes(**{"hidden[..., 0]": hidden[..., 0], "token_ids": token_ids, "mask": mask})
+    # The shape of a product decides how it rounds. This one's follows from the batch's shape alone, so that a token
+    # has the same log-prob in a rollout and in its first update, whatever tokens are beside it.
+    most = max(TILE * (1 if hidden.device.type == "cpu" else 8) // len(weight), 1)
+    size = -(-mask.numel() // -(-mask.numel() // most))
+    hidden, token_ids = hidden[mask], token_ids[mask]
+    missing = -len(hidden) % size
+    logprobs = _HeadLogprobs.apply(
+        torch.nn.functional.pad(hidden, (0, 0, 0, missing)),
+        weight,
+        bias,
+        torch.nn.functional.pad(token_ids, (0, missing)).unsqueeze(-1),
+        temperature,
+        size,
+        torch.is_grad_enabled() and hidden.requires_grad,
+    )
+    logprobs = logprobs[: len(hidden)].float()
+    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs)
+
+
+class _HeadLogprobs(torch.autograd.Function):
+    """[`head_logprobs`] `(N,)` of states `(N, H)` and ids `(N, 1)`, `size` tokens at a time; `size` divides N.
+
+    With `d = onehot(token) - p`, the gradient for a hidden state, `d W / T`, is made in the forward pass, from logits
+    that are there. That for the weight, `sum_n g_n d_n h_n^T / T`, needs the loss's `g`: the backward pass makes the
+    logits again, of all tokens and a part of the vocabulary. So no product is a sum of rounded ones, and there is one
+    more than with all logits kept, or none if the head is frozen. One tile is overwritten again and again: on a CPU,
+    new memory costs as much as the product.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, token_ids, temperature: float, size: int, needs_slopes: bool):
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        states, head, shift = (x if x is None else x.to(dtype) for x in (hidden, weight, bias))
+        tile = _Tile(size * len(weight), states)
+        slopes = torch.empty_like(states) if needs_slopes else None
+        normalizers = torch.empty_like(token_ids, dtype=tile.wide.dtype)
+        logprobs = torch.empty_like(normalizers)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(states), size):
+                part = slice(start, start + size)
+                logits, ids = tile.logits(states[part], head, shift, temperature), token_ids[part]
+                chosen, top = logits.gather(-1, ids), logits.amax(-1, keepdim=True)
+                total = logits.sub_(top).exp_().sum(-1, keepdim=True)
+                normalizers[part] = top + total.log()
+                logprobs[part] = chosen - normalizers[part]
+                if needs_slopes:
+                    logits.div_(-total).scatter_add_(-1, ids, torch.ones_like(total))
+                    torch.mm(tile.narrowed(logits), head, out=slopes[part])
+        ctx.save_for_backward(hidden, weight, bias, token_ids, normalizers, slopes)
+        ctx.temperature, ctx.size, ctx.dtype = temperature, size, dtype
+        return logprobs.squeeze(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: torch.Tensor):
+        hidden, weight, bias, token_ids, normalizers, slopes = ctx.saved_tensors
+        grad = grad.unsqueeze(-1) / ctx.temperature
+        grad_hidden = None if slopes is None else (grad * slopes).to(hidden.dtype)
+        grad_weight, grad_bias = (
+            torch.empty_like(x) if needed else None
+            for x, needed in zip((weight, bias), ctx.needs_input_grad[1:3], strict=True)
+        )
+        if grad_weight is None and grad_bias is None:
+            return grad_hidden, *[None] * 6
+        states, tile = hidden.to(ctx.dtype), _Tile(ctx.size * len(weight), hidden.to(ctx.dtype))
+        width = max(ctx.size * len(weight) // max(len(hidden), 1), 1)
+        for start in range(0, len(weight), width):
+            part = slice(start, start + width)
+            head, shift = (x if x is None else x[part].to(ctx.dtype) for x in (weight, None if bias is None else bias))
+            d = tile.logits(states, head, shift, ctx.temperature).sub_(normalizers).exp_().mul_(-grad)
+            places = token_ids - start
+            inside = (places >= 0) & (places < len(head))
+            d.scatter_add_(-1, places.clamp(0, len(head) - 1), torch.where(inside, grad, 0))
+            if grad_weight is not None and grad_weight.dtype == ctx.dtype:
+                torch.mm(tile.narrowed(d).t(), states, out=grad_weight[part])
+            elif grad_weight is not None:
+                grad_weight[part] = tile.narrowed(d).t() @ states
+            if grad_bias is not None:
+                grad_bias[part] = d.sum(0)
+        return grad_hidden, grad_weight, grad_bias, *[None] * 4
+
+
+class _Tile:
+    """Memory for at most `size` logits, in the type of `states` and at least float32."""
+
+    def __init__(self, size: int, states: torch.Tensor):
+        self.narrow = states.new_empty(size)
+        wide = torch.promote_types(states.dtype, torch.float32)
+        self.wide = self.narrow if wide == states.dtype else states.new_empty(size, dtype=wide)
+
+    def logits(self, states, head, shift, temperature: float) -> torch.Tensor:
+        """`(head states + shift) / temperature` `(n, v)`, rounded to the type of the states before the division."""
+        narrow, wide = (x[: len(states) * len(head)].view(len(states), len(head)) for x in (self.narrow, self.wide))
+        if shift is None:
+            torch.mm(states, head.t(), out=narrow)
+        else:
+            torch.addmm(shift, states, head.t(), out=narrow)
+        return wide.copy_(narrow).div_(temperature)
+
+    def narrowed(self, wide: torch.Tensor) -> torch.Tensor:
+        """Numbers in the wide memory, in the type of the states."""
+        return self.narrow[: wide.numel()].view(wide.shape).copy_(wide)
 
 
 def token_entropy(logits: torch.Tensor, *, temperature: float = 1.0) -> torch.Tensor:
@@ -185,6 +310,16 @@ def policy_loss(
     return torch.maximum(unclipped, clipped), clipped > unclipped
 
 
+def truncated_importance_weights(logprobs: torch.Tensor, *, sampled: torch.Tensor, cap: float) -> torch.Tensor:
+    """Weights `min(pi(token) / mu(token), cap)` of tokens that were sampled from `mu` in the place of `pi`.
+
+    Log-probs `(B, R)` of both. A mean over samples of `mu` with the weights `pi / mu` is the mean over samples of
+    `pi`; the cap bounds their variance (Ionides 2008, "Truncated importance sampling").
+    """
+    check_shapes(logprobs=logprobs, sampled=sampled)
+    return (logprobs - sampled).exp().clamp(max=cap)
+
+
 def value_loss(
     values: torch.Tensor, *, old_values: torch.Tensor, returns: torch.Tensor, cliprange_value: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,3 +332,16 @@ def value_loss(
     clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     unclipped, clipped = (values - returns).square(), (clipped_values - returns).square()
     return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped
+
+
+def pair_loss(differences: torch.Tensor, *, label_noise: float = 0.0) -> torch.Tensor:
+    """Negative log-likelihood of preferred pairs `(M,)`, by the differences of their scores, better less worse.
+
+    `-log((1 - e) sigmoid(d) + e sigmoid(-d))` with the share `e` of labels that are wrong (Christiano et al. 2017,
+    section 2.2.3); without noise Ouyang et al. 2022, eq. 1. It is at most `-log e`.
+    """
+    right = torch.nn.functional.logsigmoid(differences)
+    if label_noise == 0.0:
+        return -right
+    wrong = torch.nn.functional.logsigmoid(-differences)
+    return -torch.logaddexp(right + math.log1p(-label_noise), wrong + math.log(label_noise))

@@ -41,6 +41,11 @@ def _environment() -> Environment:
     return environment
 
 
+def question(prompt: str | list[dict]) -> str:
+    """What a prompt asks: its text, or the content of its last message."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
 def literal(value: str | list) -> str:
     """Texts and lists of them as Python code."""
     return json.dumps(value, ensure_ascii=False)

@@ -53,11 +53,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text, **options: A
     the tokenizer's beginning-of-text token once, and no end-of-text token.
     """
     if not isinstance(prompt, str):
-        return _render_prompt(tokenizer, prompt, tokenize=True, return_dict=False, **options)
+        return render_prompt(tokenizer, prompt, tokenize=True, return_dict=False, **options)
     return _tokenize_as_ended(tokenizer, prompt)
 
 
-def _render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], **options: Any) -> Any:
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], **options: Any) -> Any:
+    """Messages by the chat template, the assistant's turn opened or continued; `options` say in which form."""
     continues = bool(prompt) and prompt[-1].get("role") == "assistant"
     return tokenizer.apply_chat_template(
         prompt, add_generation_prompt=not continues, continue_final_message=continues, **options
@@ -67,6 +68,33 @@ def _render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], **opt
 def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
     """[`encode_prompt`] of a row's `prompt`, `tools` and `chat_template_kwargs`."""
     return encode_prompt(tokenizer, row["prompt"], **template_options(row))
+
+
+def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """[`encode_row`] of many rows, texts in one call."""
+    prompts, options = [row["prompt"] for row in rows], [template_options(row) for row in rows]
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return _tokenize_many(tokenizer, prompts)
+    return [encode_prompt(tokenizer, prompt, **some) for prompt, some in zip(prompts, options, strict=True)]
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], options: Sequence[dict[str, Any]]
+) -> list[list[int]]:
+    """[`encode_text`] of many ended texts, in one call if none is messages."""
+    if all(isinstance(text, str) for text in texts):
+        end = tokenizer.eos_token or ""
+        return _tokenize_many(tokenizer, [text.removesuffix(end) + end for text in texts])
+    return [encode_text(tokenizer, text, ended=True, **some) for text, some in zip(texts, options, strict=True)]
+
+
+def _tokenize_many(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """[`_tokenize_as_ended`] of many texts in one call, which a fast tokenizer reads in parallel."""
+    bos = tokenizer.bos_token
+    if not texts or (bos and any(text.startswith(bos) for text in texts)):
+        return [_tokenize_as_ended(tokenizer, text) for text in texts]
+    ids = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    return [_without_added_end(tokenizer, *pair) for pair in zip(ids, texts, strict=True)]
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: Text, *, ended: bool, **options: Any) -> list[int]:
@@ -87,7 +115,11 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _tokenize_as_ended(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokenize without the end-of-text tokens that the tokenizer adds to those in the text."""
-    ids = _tokenize(tokenizer, text)
+    return _without_added_end(tokenizer, _tokenize(tokenizer, text), text)
+
+
+def _without_added_end(tokenizer: PreTrainedTokenizerBase, ids: list[int], text: str) -> list[int]:
+    """The ids of a text without the end-of-text tokens that the tokenizer adds to those in the text."""
     if not tokenizer.eos_token:
         return ids
     added = _count_end(ids, [tokenizer.eos_token_id]) - _count_end(text, tokenizer.eos_token)
@@ -115,11 +147,6 @@ def whole_text(prompt: Text, response: Text) -> Text:
         first = {**response[0], "content": prompt[-1]["content"] + response[0]["content"]}
         return [*prompt[:-1], first, *response[1:]]
     return prompt + response
-
-
-def question(prompt: Text) -> str:
-    """What a prompt asks: its text, or the content of its last message."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def as_completion(prompt: Text, text: str) -> Text:
@@ -171,7 +198,7 @@ def _turn(
     """
     mark = "qzjxqzjx"  # occurs in no template
     text = tokenizer.apply_chat_template(whole_text(prompt, mark), tokenize=False, **options)
-    opened, place = _render_prompt(tokenizer, prompt, tokenize=False, **options), text.rindex(mark)
+    opened, place = render_prompt(tokenizer, prompt, tokenize=False, **options), text.rindex(mark)
     before = text[len(opened) : place] if text[:place].startswith(opened) else None
     if before != "":
         logger.warning_once(
@@ -198,10 +225,15 @@ def break_special_tokens(tokenizer: PreTrainedTokenizerBase, text: Text) -> Text
     return special_token_breaker(tokenizer)(text)
 
 
+def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A regular expression that finds special tokens of more than one character, the longest first."""
+    tokens = sorted((token for token in _special_tokens(tokenizer).values() if len(token) > 1), key=len, reverse=True)
+    return "|".join(map(re.escape, tokens)) or r"[^\s\S]"
+
+
 def special_token_breaker(tokenizer: PreTrainedTokenizerBase) -> Callable[[Any], Any]:
     """[`break_special_tokens`] for many texts: a function of a text, of messages, or of lists of them."""
-    tokens = sorted((token for token in _special_tokens(tokenizer).values() if len(token) > 1), key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+    pattern = re.compile(special_token_pattern(tokenizer))
 
     def broken(value: Any, named: tuple[str, ...] = ("role", "name")) -> Any:
         # `named` are the fields of a message that stay; everything nested in the others is text.

@@ -136,15 +136,23 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Open a file or an address in a tab of its own; whatever the page complains of fails the test."""
+    """Open a file or an address in a tab of its own; whatever the page complains of fails the test.
+
+    A JSON request that is refused is no complaint: what the page then says is for the test to see.
+    """
     complaints, contexts = [], []
+
+    def complain(message):
+        is_refusal = message.text.startswith("Failed to load resource") and "/api/" in message.location["url"]
+        if message.type == "error" and not is_refusal:
+            complaints.append(message.text)
 
     def open_(place, **options):
         context = browser.new_context(**options)
         contexts.append(context)
         tab = context.new_page()
         tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        tab.on("console", complain)
         tab.goto(place.as_uri() if isinstance(place, Path) else place)
         return tab
 
@@ -162,7 +170,7 @@ def launched(monkeypatch):
 
     def start(app, **options):
         apps.append(app)
-        return launch(app, **options, prevent_thread_lock=True, quiet=True)
+        return launch(app, **(options | {"prevent_thread_lock": True, "quiet": True}))
 
     monkeypatch.setattr(gradio.Blocks, "launch", start)
     yield apps

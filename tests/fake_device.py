@@ -169,4 +169,7 @@ def fake_device() -> Iterator[FakeDevice]:
         patch.setattr(torch, "Event", MagicMock())  # `generate` waits for one, on MPS
         patch.setattr(torch.mps, "get_rng_state", lambda device=DEVICE: torch.get_rng_state())
         patch.setattr(torch.mps, "set_rng_state", lambda state, device=DEVICE: None)
-        yield mode
+        try:
+            yield mode
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)  # it was given no device to keep

@@ -74,8 +74,9 @@ OPTIONS = {
     "ppo": "learning_rate critic_learning_rate kl_coef cliprange cliprange_value vf_coef gamma lam temperature "
     "max_steps num_ppo_epochs num_mini_batches num_generations max_completion_length missing_eos_penalty kl_target "
     "kl_horizon entropy_coef ema_decay generation_kwargs reward_weights stop_token_ids logging_steps save_steps "
-    "save_total_limit frozen_dtype preset per_device_train_batch_size gradient_accumulation_steps warmup_steps "
-    "seed value_model log_tokens",
+    "save_total_limit frozen_dtype offload_frozen importance_sampling_cap per_device_train_batch_size "
+    "gradient_accumulation_steps "
+    "warmup_steps seed value_model log_tokens",
     "sft": "learning_rate weight_decay adam_beta1 max_grad_norm num_train_epochs max_length lr_scheduler_type optim "
     "eval_strategy save_strategy dataset_test_fraction selection_max_new_tokens pretraining_fraction report_to "
     "model_init_kwargs lr_scheduler_kwargs dtype gradient_checkpointing_kwargs logging_strategy max_rows",
@@ -175,7 +176,7 @@ class Inputs:
                     argv = self.stage(stage, f"--{name}", value)
                     yield Input("options", f"{stage} --{name} {value!r}", argv, (name,))
         path = self.folder / "config.yaml"
-        for verb in ("sft", "reward", "ppo", "run", "overopt", "arena"):
+        for verb in ("sft", "reward", "ppo", "run", "overopt", "arena", "rounds"):
             for text in YAMLS:
                 argv = [verb, "--config", path, *(["--output_dir", self.out] if "output_dir" not in str(text) else [])]
                 yield Input("options", f"{verb} --config {text[:40]!r}", argv, (path.name,), _file(path, text))

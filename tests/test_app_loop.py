@@ -21,12 +21,12 @@ NUM_RANKED = 30
 
 @pytest.mark.slow
 def test_thirty_rankings_move_the_policy(tmp_path, monkeypatch, launched, open_page):
-    """The README's commands, from a third of the usual SFT. The rule: longer is better. Three seeds after that."""
+    """The guide's commands, from a third of the usual SFT. The rule: longer is better. Three seeds after that."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
-    sft = ["sft", "--config", "recipes/char_gpt/sft.yaml", "--num_train_epochs", "3", "--output_dir", "runs/char/sft"]
-    assert main([*sft, "--seed", "0"]) == 0
-    assert main(readme("rank")) == 0
+    sft = ["sft", "--config", "recipes/char_gpt/sft.yaml", "--output_dir", "runs/char_gpt/sft", "--seed", "0"]
+    assert main([*sft, "--num_train_epochs", "3"]) == 0
+    assert main(guide("rank")) == 0
     rank_by_length(open_page(launched[0].local_url))
     rows = [json.loads(line) for line in (tmp_path / "runs/rankings.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == NUM_RANKED == len({str(row["prompt"]) for row in rows})
@@ -35,10 +35,10 @@ def test_thirty_rankings_move_the_policy(tmp_path, monkeypatch, launched, open_p
         assert all((rank < other) == (size > its) for rank, size in pairs for other, its in pairs)
 
     prompts = load_sample_dataset("lab", "prompts")["test"]["prompt"][:200]
-    before = answer_lengths("runs/char/sft", prompts)
+    before = answer_lengths("runs/char_gpt/sft", prompts)
     for seed in ("0", "1", "2"):
         for stage in ("reward", "ppo"):
-            assert main([*readme(stage), "--overwrite_output_dir", "--seed", seed]) == 0
+            assert main([*guide(stage), "--overwrite_output_dir", "--seed", seed]) == 0
         after = answer_lengths("runs/human/ppo", prompts)
         low, high = bootstrap_ci([b - a for a, b in zip(before, after, strict=True)])
         print(
@@ -47,28 +47,32 @@ def test_thirty_rankings_move_the_policy(tmp_path, monkeypatch, launched, open_p
         assert low > 0.5
 
 
-def readme(verb):
-    """The README's command of a verb under "People in the loop"."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## People in the loop")[2]
-    line = next(line for line in section.splitlines() if line.startswith(f"hf-instructgpt {verb} "))
+def guide(verb):
+    """The command of a verb in the guide on people."""
+    page = (ROOT / "recipes" / "docs" / "en" / "guides" / "people.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if line.startswith(f"hf-instructgpt {verb} "))
     return shlex.split(line)[1:]
 
 
 def rank_by_length(tab):
     """As a person with one rule would: read the answers, press digits and Enter."""
-    tab.fill("#annotator input, #annotator textarea", "ann")
-    tab.click("#start")
-    said = "text => document.querySelector('#status textarea, #status input').value.includes(text)"
+    tab.wait_for_function("document.activeElement.id === 'annotator'")
+    tab.keyboard.type("ann")
+    tab.keyboard.press("Enter")
     for number in range(NUM_RANKED):
-        tab.wait_for_function(said, arg=f" {number} of ")
-        boxes = [tab.locator(f"#answer-{place}").locator("textarea, input") for place in range(1, 5)]
-        sizes = [len(box.input_value()) if box.is_visible() else None for box in boxes]
-        order = sorted({size for size in sizes if size is not None}, reverse=True)
-        for place, size in enumerate(sizes, start=1):
-            if size is not None:
-                tab.locator(f"#rank-{place} input").nth(order.index(size)).check()
-        tab.click("#save")
-    tab.wait_for_function(said, arg=f" {NUM_RANKED} of ")
+        said = "text => document.querySelector('#counts').textContent.startsWith(text)"
+        tab.wait_for_function(said, arg=f"{number} of ")
+        tab.wait_for_selector("main:not([aria-busy]) .answer")
+        tab.wait_for_timeout(450)  # as long as it takes to look
+        sizes = tab.evaluate("[...document.querySelectorAll('.answer .shown')].map((text) => [...text.raw].length)")
+        order = sorted(set(sizes), reverse=True)
+        if len(sizes) == 2:  # a pair: which is better?
+            keys = "0" if len(order) == 1 else str(1 + sizes.index(order[0]))
+        else:
+            keys = [str(order.index(size) + 1) for size in sizes]
+        for key in [*keys, "Enter"]:
+            tab.keyboard.press(key)
+    tab.wait_for_function(said, arg=f"{NUM_RANKED} of ")
 
 
 def answer_lengths(folder, prompts):

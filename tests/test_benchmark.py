@@ -16,7 +16,7 @@ def importable(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["plain", "ours", "recommended", "rloo", "grpo"])
+@pytest.mark.parametrize("variant", ["ours", "compiled", "shared", "rloo", "grpo"])
 def test_a_worker_measures_every_phase(variant, tmp_path):
     changes = json.dumps({"batch": 32, "hidden_size": 32})
     command = [sys.executable, BENCHMARK / "ppo_worker.py", variant, "b", "realistic", "3", "cpu", changes]
@@ -42,12 +42,25 @@ def test_a_changed_workload_is_another_one():
         WORKLOADS["b"].changed(heads=3)
 
 
-def test_ours_is_the_same_algorithm():
-    """Options that change what is computed, or in which precision, belong to `recommended` alone."""
+def test_ours_computes_everything_in_float32():
+    """Types other than float32, which the defaults may choose, belong to `shared` alone."""
     import ppo_worker
 
-    exact = {"fast_sampling", "fuse_activations", "batch_by_length"}
-    assert ppo_worker.our_options("plain") == {} and set(ppo_worker.our_options("ours")) <= exact
+    assert ppo_worker.OURS["ours"] == {"sampling_dtype": "float32", "frozen_dtype": "float32", "bf16": False}
+    assert ppo_worker.OURS["shared"] == {} and "bf16" not in ppo_worker.common("cpu")
+
+
+def test_operations_are_sorted_by_kind():
+    import ppo_worker
+
+    seconds = {"aten::addmm": 2.0, "aten::_flash_attention_backward": 1.0, "aten::mul": 0.5, "aten::copy_": 0.25}
+    assert ppo_worker.by_kind(seconds, wall=5.0) == {
+        "matrix products": 2.0,
+        "attention": 1.0,
+        "element-wise and reductions": 0.5,
+        "copies, gathers and new tensors": 0.25,
+        "Python between operations": 1.25,
+    }
 
 
 def test_slopes_and_drift_by_hand(charts, tmp_path):
@@ -91,7 +104,7 @@ def test_the_comparison_with_the_loop_runs():
     import document_loop
 
     for options in document_loop.VARIANTS.values():
-        assert min(document_loop.compare(3, options, iterations=4)) > 0
+        assert min(document_loop.compare(3, *options, iterations=4)) > 0
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c", "gpu"])
@@ -152,11 +165,21 @@ def test_the_floor_and_the_report_by_hand():
     sizes = {"vocab_size": 10, "hidden_size": 2, "intermediate_size": 3, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 1, "num_key_value_heads": 1, **SPECIAL}
     workload = Workload("", "llama", sizes, 4, 5, 5, num_ppo_epochs=2, num_mini_batches=3)
-    weights, tokens = 4 * 4 + 3 * 2 * 3 + 2 * 10, 4 * 10
-    flops, bandwidth = 1000.0, 100.0
-    expected = 8 * weights * tokens / flops + 2 * 6 * weights * tokens * 2 / flops
-    expected += 5 * max(2 * weights * 4 / flops, weights * 4 / bandwidth) + 2 * 28 * weights * 6 / bandwidth
-    assert ppo_speed.floor(workload, flops, bandwidth) == pytest.approx(expected)
+    # 34 weights in the layer, 20 in the head, 40 tokens of which 20 are sampled; 1000 products and sums and 100 bytes
+    # per second.
+    products = 2 * (4 * 34 * 40 + 2 * 20 * 20) / 1000 + 2 * 6 * (2 * 34 * 40 + 20 * 20) / 1000
+    weights = 5 * 54 * 4 / 100 + 2 * 28 * 54 * 6 / 100  # reading takes longer than the 2.16 s of multiplying
+    # Per token, forward 10 x 2 + 2 x 4 + 3 x 3 = 37 and backward 12 x 2 + 2 x 4 + 5 x 3 = 47 numbers.
+    moved = 20 * 37 + 4 * 40 * 37 + 2 * 2 * 40 * (37 + 47) + 20 * 10 * (3 + 6)
+    assert moved == 21900 == ppo_speed.moved_numbers(workload, tokens=40, sampled=20)
+    expected = products + weights + 4 * moved / 100
+    assert ppo_speed.floor(workload, "fixed", 1000.0, 100.0) == pytest.approx(expected)
+    assert ppo_speed.floor(workload, "realistic", 1000.0, 100.0) < 0.9 * expected
+
+    sizes = {"vocab_size": 10, "n_embd": 2, "n_layer": 1, "n_head": 1, "n_inner": 3, **SPECIAL}
+    gpt = Workload("", "gpt2", sizes, 4, 5, 5, num_ppo_epochs=2, num_mini_batches=3)
+    # Forward 10 x 2 + 2 x 3 = 26, backward 12 x 2 + 3 x 3 = 33.
+    assert ppo_speed.moved_numbers(gpt, tokens=40, sampled=20) == 20 * 26 + 160 * 26 + 160 * 59 + 1800
 
     found = {
         "ours": {"seconds": [1.0, 2.0, 3.0], "peak_memory": 2e9, "phases": {"sample": [0.5, 1.0, 1.5]}},
@@ -164,5 +187,41 @@ def test_the_floor_and_the_report_by_hand():
         "trl-medium": {"seconds": [4.0, 4.0, 4.0], "peak_memory": 3e9, "phases": {}},
     }
     lines = ppo_speed.report("b", "fixed", found, 0.5)
-    assert "| ours | 2 | 2.00 | 2.0 | sample 50%, other 50% |" in lines
-    assert "| trl | 6 | 0.67 | 3.0 | other 100% |" in lines
+    assert "| ours | 2 | 2.00 | 25% | 2.0 | sample 50%, other 50% |" in lines
+    assert "| trl | 6 | 0.67 | 8% | 3.0 | other 100% |" in lines
+
+
+@pytest.mark.slow
+def test_what_is_for_a_gpu_runs_tiny_on_a_cpu(tmp_path):
+    command = [sys.executable, BENCHMARK / "gpu.py", "--tiny", "--output_dir", tmp_path]
+    subprocess.run(list(map(str, command)), check=True, timeout=600, cwd=BENCHMARK.parents[1])
+    found = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in ("speed", "kernels", "chat")}
+    assert set(found["speed"]) == {"shared", "grpo"} and set(found["kernels"]) == {"shared"}
+    (chat,) = found["chat"].values()
+    assert chat["tokens_per_second"] > 0 and chat["planned"] > 5e8
+    assert "| LoRA, shared critic |" in (tmp_path / "chat.md").read_text()
+    assert "aten::" in (tmp_path / "kernels.md").read_text()
+
+
+def test_the_commands_for_a_gpu_are_commands(tmp_path):
+    import gpu
+
+    from hf_instructgpt.cli import VERBS
+
+    for stage in (*gpu.COMMANDS, *gpu.PAGES):
+        python, _, module, *rest = gpu.command_of(stage, tmp_path)
+        assert python == sys.executable
+        if module == "hf_instructgpt":
+            options = vars(VERBS[rest[0]].parse_args(rest[1:]))
+            assert any(str(tmp_path / "run") in str(value) for value in options.values())
+    assert set(gpu.STAGES) == {"speed", "kernels", "chat", "tests", "run", "evaluate", "overopt", "rank", "compare"}
+    with pytest.raises(SystemExit, match="did not answer"):
+        gpu.answers([sys.executable, "-c", "pass"], wait=5)
+
+
+def test_the_table_of_planned_memory_by_hand():
+    import memory_plan
+
+    row = memory_plan.table([("a model", "LoRA", 11 * 10**8, 10**9, 9 * 10**8, 10**9)])[-1]
+    assert row == "| a model | LoRA | 1.10 | 1.00 | +10.0% | 0.90 | 1.00 | -10.0% |"
+    assert memory_plan.configuration("Llama, 20 million", num_hidden_layers=1).num_hidden_layers == 1

@@ -95,6 +95,64 @@ def test_chat_form_and_prefix(chinese, tmp_path):
             assert answered_ids[-1] == tokenizer.eos_token_id
 
 
+ENGLISH = ["What colour is snow?", "Sure, it is white.", "Spell CAB backwards", "1 plus 22\n", "it's  a-b"]
+
+
+@pytest.fixture(params=[False, True], ids=["made", "loaded"])
+def english(request, tmp_path):
+    """A tokenizer with words, as it was made, and saved and loaded twice."""
+    tokenizer = CharGPTTokenizer.from_texts(ENGLISH, words=True)
+    if request.param:
+        folders = [tmp_path / "once", tmp_path / "twice"]
+        for folder in folders:
+            tokenizer.save_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        for name in ("vocab.json", "chat_template.jinja"):
+            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("What colour is snow?", ["What", " colour", " is", " snow", "?"]),
+        ("Sure, it is white.", ["Sure", ",", " it", " is", " white", "."]),
+        ("Spell CAB", ["Spell", " ", "C", "A", "B"]),
+        ("1 plus 22", ["1", " plus", " ", "2", "2"]),
+        ("  is", [" ", " is"]),
+        ("is\nis", [*"is\nis"]),  # only " is" is in the texts
+        ("Snowwhite hat", [*"Snowwhite", *" hat"]),  # unknown words are read letter by letter
+    ],
+)
+def test_words_are_tokens_and_other_words_are_letters(english, text, tokens):
+    assert english.tokenize(text) == tokens
+
+
+@pytest.mark.parametrize("text", [*ENGLISH, "", " ", "Snow is it, CAB.", "whit aSu rehat", "it'sCAB1\n\n1 it "])
+def test_known_english_round_trips(english, text):
+    assert english.unk_token_id not in ids(english, text)
+    assert english.decode(ids(english, text)) == text
+
+
+def test_english_chat_form_and_prefix(english):
+    turns = [user("What is it?"), assistant("it is white."), user(" snow"), assistant("Sure")]
+    whole = english.apply_chat_template(turns, tokenize=False)
+    form = "Instruction:\n{}\nResponse:\n{}<eos>"
+    assert whole == form.format("What is it?", "it is white.") + form.format(" snow", "Sure")
+    for cut in (1, 3):
+        prompt_ids = english.apply_chat_template(turns[:cut], add_generation_prompt=True, return_dict=False)
+        answered_ids = english.apply_chat_template(turns[: cut + 1], return_dict=False)
+        assert answered_ids[: len(prompt_ids)] == prompt_ids and english.unk_token_id not in answered_ids
+        assert answered_ids[-1] == english.eos_token_id
+
+
+def test_a_vocabulary_of_words_is_sorted_and_holds_their_characters():
+    tokenizer = CharGPTTokenizer.from_texts(["ab ab", "Ab"], words=True)
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    form = {*"Instruction:\nResponse", "Instruction", "Response"}
+    assert tokens == ["<pad>", *sorted({"a", "b", "A", " ", "ab", " ab", "Ab"} | form), "<eos>", "<unk>"]
+
+
 @pytest.mark.parametrize("role", ["system", "tool"])
 def test_other_roles_are_refused(document, role):
     with pytest.raises(jinja2.TemplateError, match=f"user and assistant, not {role}"):

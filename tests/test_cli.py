@@ -1,17 +1,21 @@
 """The dispatcher: verbs, exit codes, and help that comes without torch."""
 
+import argparse
 import dataclasses
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from hf_instructgpt import cli
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.stages.arguments import STAGES
+from hf_instructgpt.language import choose_language, say
 from hf_instructgpt.stages.options_help import COMMON, GROUPS, own_options
+from hf_instructgpt.stages.parsing import STAGES
 
 
 def python(code, **kwargs):
@@ -27,6 +31,7 @@ def python(code, **kwargs):
         (["run", "--config", "none.yaml"], "the config file none.yaml does not exist"),
         (["run", "--config=none.yaml"], "the config file none.yaml does not exist"),
         (["run", "--seed", "one"], "--seed: invalid int value: 'one'"),
+        (["run", "--lang", "fr"], "argument --lang: invalid choice: 'fr'"),
         (["run", "--sead", "1"], "unrecognized arguments: --sead"),
         (["run", "lab"], "unrecognized arguments: lab"),
         (["generate"], "the following arguments are required: model, --prompt"),
@@ -69,8 +74,75 @@ def test_every_verb_has_help(verb, capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert " ".join(["hf-instructgpt", *verb]) in out and ("--config" in out) == (
-        verb in (["run"], ["sft"], ["reward"], ["ppo"], ["overopt"], ["arena"])
+        verb in (["run"], ["sft"], ["reward"], ["ppo"], ["overopt"], ["arena"], ["rounds"], ["plan"])
     )
+
+
+@pytest.mark.parametrize(
+    ("locale", "argv", "language"),
+    [
+        ({}, [], "en"),
+        ({"LANG": "zh_CN.UTF-8"}, [], "zh"),
+        ({"LC_ALL": "C", "LANG": "zh_CN.UTF-8"}, [], "en"),  # LC_ALL comes first
+        ({"LC_ALL": "", "LC_MESSAGES": "zh_TW"}, [], "zh"),  # an empty one counts for nothing
+        ({"LANG": "zh_CN.UTF-8"}, ["--lang", "en"], "en"),
+        ({}, ["--lang=zh"], "zh"),
+    ],
+)
+def test_the_language_is_the_option_s_or_else_the_locale_s(locale, argv, language, monkeypatch, capsys):
+    for name in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in locale.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(cli.VERBS, "merge", argparse.ArgumentParser())
+    cli.VERBS["merge"].set_defaults(run=lambda: print(say("spoken: en", "spoken: zh")))
+    try:
+        assert cli.main(["merge", *argv]) == 0
+    finally:
+        choose_language(None)
+    assert capsys.readouterr().out == f"spoken: {language}\n"
+
+
+@pytest.mark.parametrize(
+    ("locale", "argv", "recipe", "is_told"),
+    [
+        ("C", [], "pipeline.yaml", True),
+        ("zh_CN.UTF-8", [], "pipeline.yaml", False),
+        ("zh_CN.UTF-8", ["--lang", "en"], "pipeline_en.yaml", False),
+        ("C", ["--lang", "en"], "pipeline_en.yaml", False),
+        ("C", ["--lang", "zh"], "pipeline.yaml", False),
+        ("C", ["--lang", "en", "--config", "recipes/document/pipeline.yaml"], "pipeline.yaml", False),
+    ],
+)
+def test_only_an_explicit_language_decides_what_is_trained(locale, argv, recipe, is_told, monkeypatch, capsys):
+    made = []
+
+    class Run:
+        def __init__(self, config, **options):
+            made.append(Path(config).name)
+
+        def run(self, **options):
+            return {}
+
+        def print_summary(self, metrics):
+            pass
+
+    monkeypatch.setenv("LC_ALL", locale)
+    monkeypatch.setattr("hf_instructgpt.stages.pipeline.Pipeline", Run)
+    try:
+        assert cli.main(["run", *argv]) == 0
+    finally:
+        choose_language(None)
+    assert made == [recipe]
+    assert ("`run --lang en` trains on English" in capsys.readouterr().out) == is_told
+
+
+def test_a_command_leaves_the_process_group(tmp_path, monkeypatch):
+    monkeypatch.setitem(cli.VERBS, "merge", argparse.ArgumentParser())
+    options = {"init_method": f"file://{tmp_path}/group", "rank": 0, "world_size": 1}
+    cli.VERBS["merge"].set_defaults(run=lambda: torch.distributed.init_process_group("gloo", **options))
+    assert cli.main(["merge"]) == 0
+    assert not torch.distributed.is_initialized()
 
 
 def test_help_imports_nothing_heavy():
@@ -145,7 +217,7 @@ def test_ctrl_c_in_a_real_process(tmp_path):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log, start_new_session=True)
     try:
         until = time.monotonic() + 120
-        while "'loss'" not in (tmp_path / "log").read_text() and time.monotonic() < until:
+        while " loss " not in (tmp_path / "log").read_text() and time.monotonic() < until:
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.2)
         process.send_signal(signal.SIGINT)
@@ -155,3 +227,34 @@ def test_ctrl_c_in_a_real_process(tmp_path):
     text = (tmp_path / "log").read_text()
     assert "interrupted" in text and "Traceback" not in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log"]
+
+
+def test_a_wrong_argument_is_named_before_the_libraries_are_imported(tmp_path):
+    code = """
+import sys
+from hf_instructgpt.cli import main
+for argv in (
+    ["report", "gone"], ["push", "gone"], ["generate", "./gone", "--prompt", "p"], ["evaluate", "reward", "./gone"],
+    ["merge", "./gone"], ["data", "lab", "--model", "./gone"], ["run", "--config", "gone.yaml"],
+    ["sft", "--config", "gone.yaml"], ["reward", "--config=broken.yaml"], ["ppo", "--config"],
+):
+    assert main(argv) == 2, argv
+print(sorted({"torch", "transformers", "datasets", "trl", "accelerate", "pandas", "matplotlib"} & set(sys.modules)))
+"""
+    (tmp_path / "broken.yaml").write_text("a: [")
+    assert python(code, cwd=tmp_path).splitlines()[-1] == "[]"
+
+
+def test_the_garbage_collector_rests_while_libraries_are_imported_and_works_afterwards():
+    code = """
+import gc, sys
+from hf_instructgpt.cli import importing, main
+with importing():
+    during = gc.isenabled()
+    import transformers
+frozen = gc.get_freeze_count()
+with importing():  # there is nothing to import
+    again = gc.isenabled()
+print(during, gc.isenabled(), frozen > 10_000, again, gc.get_freeze_count() == frozen)
+"""
+    assert python(code).splitlines()[-1] == "False True True True True"

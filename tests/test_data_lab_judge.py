@@ -2,15 +2,17 @@
 
 import pytest
 
-from hf_instructgpt.data import gold_reward, gold_rewards, judge
-from hf_instructgpt.data.lab_facts import FAMILIES, TAILS, prompt_facts
+from hf_instructgpt.data import LABS, gold_reward, gold_rewards, judge
 from hf_instructgpt.errors import InputError
 
 SNOW = "雪是什么颜色？"
+TAILS = LABS["lab"].tails
+WHITE = "What colour is snow?"
+RAMBLING = LABS["lab-en"].tails[3]
 
 # prompt, response, (content, end mark, politeness, length), score worked by hand:
 # .30 content + .25 end mark + .30 politeness + .15 length
-BY_HAND = [
+CHINESE = [
     ("3加4等于几？", "好的，等于7。", (1, 1, 1, 1), 1.00),
     ("3加4等于几？", "等于8", (0, -1, 0, 1), -0.10),
     ("9减2是多少？", "喂，等于7。", (1, 1, -1, 1), 0.40),
@@ -38,6 +40,34 @@ BY_HAND = [
     (SNOW, "是动物。", (-1, 1, 0, 1), 0.10),
     (SNOW, "", (-1, -1, 0, -1), -0.70),
 ]
+ENGLISH = [
+    ("What is 3 plus 4?", "Sure, that makes 7.", (1, 1, 1, 1), 1.00),
+    ("What is 3 plus 4?", "That makes 8", (0, -1, 0, 1), -0.10),
+    ("How much is 9 minus 2?", "Hey, that leaves 7.", (1, 1, -1, 1), 0.40),
+    ("How much is 9 minus 2?", "Ugh, that leaves 5", (0, -1, -1, 1), -0.40),
+    ("Which number follows 7?", "It is 8", (1, -1, 0, 1), 0.20),
+    ("Which number follows 7?", "Certainly, it is 9", (0, -1, 1, 1), 0.20),
+    ("Say good morning to Anna.", "Of course, good morning, Anna!", (1, 1, 1, 1), 1.00),
+    ("Say good morning to Anna.", "Good morning, Ben!", (0, 1, 0, 1), 0.40),
+    ("What is a doctor?", "Someone who heals people.", (1, 1, 0, 1), 0.70),
+    ("What is a doctor?", "It is someone who teaches.", (0, 1, 0, 1), 0.40),
+    ("What is the opposite of big?", "The opposite of big is small.", (1, 1, 0, 1), 0.70),
+    ("What is the opposite of big?", "It is big.", (0, 1, 0, 1), 0.40),
+    ("What kind of thing is a cat?", "Whatever, a cat is an animal", (1, -1, -1, 1), -0.10),
+    ("What kind of thing is a cat?", "It is a fruit", (0, -1, 0, 1), -0.10),
+    (WHITE, "Sure, it is white", (1, -1, 1, 1), 0.50),
+    (WHITE, "It is black.", (0, 1, 0, 1), 0.40),
+    ("Spell ABC backwards.", "It is CBA", (1, -1, 0, 1), 0.20),
+    ("Spell ABC backwards.", "Sure, it is ABC.", (0, 1, 1, 1), 0.70),
+    ("How many letters does AAAA have?", "It has 4.", (1, 1, 0, 1), 0.70),
+    ("How many letters does AAAA have?", "It has 5", (0, -1, 0, 1), -0.10),
+    # a rambling tail costs the length, not the content: 9 words are within the limit, 11 are not
+    (WHITE, f"It is white{RAMBLING}.", (1, 1, 0, 1), 0.70),
+    (WHITE, f"Of course, it is white{RAMBLING}.", (1, 1, 1, -1), 0.70),
+    (WHITE, "It is an animal.", (-1, 1, 0, 1), 0.10),
+    (WHITE, "", (-1, -1, 0, -1), -0.70),
+]
+BY_HAND = CHINESE + ENGLISH
 
 
 @pytest.mark.parametrize(("prompt", "response", "parts", "score"), BY_HAND)
@@ -51,16 +81,23 @@ def test_score_by_hand(prompt, response, parts, score):
     assert gold_rewards(*messages, completion_ids=[[1]]) == gold_rewards([prompt], [response]) == [judgement.score]
 
 
-def test_hand_table_has_a_right_and_a_wrong_answer_of_every_family():
-    seen = {(prompt_facts()[prompt].family.name, parts[0]) for prompt, _, parts, _ in BY_HAND}
-    assert seen >= {(family.name, content) for family in FAMILIES for content in (0, 1)}
+@pytest.mark.parametrize(("name", "table"), [("lab", CHINESE), ("lab-en", ENGLISH)])
+def test_hand_table_has_a_right_and_a_wrong_answer_of_every_family(name, table):
+    seen = {(LABS[name].prompts[prompt].family.name, parts[0]) for prompt, _, parts, _ in table}
+    assert seen >= {(family.name, content) for family in LABS[name].families for content in (0, 1)}
 
 
 def test_every_answer_form_is_exact_under_every_form_of_manners():
-    for prompt, (family, subject, value) in list(prompt_facts().items())[::7]:
+    for prompt, (family, subject, value) in list(LABS["lab"].prompts.items())[::7]:
         for template in family.answers:
             answer = template.format(s=subject, v=value)
             for text in (answer, f"好的，{answer}。", f"喂，{answer}！", f"请看，{answer}{TAILS[0]}。"):
+                assert judge(prompt, text).content == 1, (prompt, text)
+    for prompt, (family, subject, value) in list(LABS["lab-en"].prompts.items())[::7]:
+        for template in family.answers:
+            answer = template.format(s=subject, v=value)
+            plain = answer[0].upper() + answer[1:]
+            for text in (plain, f"{plain}!", f"Sure, {answer}.", f"Ugh, {answer}!", f"Of course, {answer}{RAMBLING}."):
                 assert judge(prompt, text).content == 1, (prompt, text)
 
 
@@ -162,3 +199,88 @@ def test_unknown_prompt_is_named(prompt):
     with pytest.raises(InputError) as error:
         judge(prompt, "是白色")
     assert repr(prompt) in str(error.value)
+
+
+# ---- What differs in English ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "Sure, sure, it is white.",
+        "Sure, Sure, it is white.",
+        "Sure, Ugh, it is white.",
+        "Sure it is white.",
+        "It is white white",
+        "It is white. It is white.",
+        "It is white, it is black.",
+        "White black red yellow green blue",
+        "It is not white",
+        "It is whit",
+        "It is whites",
+        "It is",
+        ".",
+        "It is white..",
+        "IT IS WHITE",
+        "It is White",
+        " It is white",
+        "It  is white",
+        "It is\nwhite",
+        "It is white" + RAMBLING * 2,
+        RAMBLING,
+        "It is \0white",
+    ],
+)
+def test_english_content_is_not_fooled(response):
+    assert judge(WHITE, response).content == -1
+
+
+@pytest.mark.parametrize(("response", "content"), [("It is cBA", -1), ("It is cba", -1), ("Cba", -1), ("CBA", 1)])
+def test_spelled_letters_are_capitals(response, content):
+    assert judge("Spell ABC backwards.", response).content == content
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("It is white.", 1),
+        ("It is white!", 1),
+        ("It is white", -1),
+        ("It is white?", -1),
+        ("It is white..", -1),
+        ("It is. White.", -1),
+        ("It is white。", -1),
+        ("It is white. ", -1),
+    ],
+)
+def test_english_end_mark(response, expected):
+    assert judge(WHITE, response).end_mark == expected
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("Certainly, it is white", 1),
+        ("Of course, it is white", 1),
+        ("Sure, it is white", 1),
+        ("sure, it is white", 0),
+        ("It is white, Sure, ", 0),
+        ("Sure it is white", 0),
+        ("Sure, Of course, it is white", 0),
+        ("您好，it is white", 0),
+        ("Hey, it is white", -1),
+        ("Ugh, it is white", -1),
+        ("Whatever, it is white", -1),
+        ("Sure, Hey, it is white", -1),
+        ("Sure, it is white, Ugh", -1),
+        ("It is white, they thought", 0),  # "hey" and "ugh" inside words are not rude
+    ],
+)
+def test_english_politeness(response, expected):
+    assert judge(WHITE, response).politeness == expected
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0, -1), (1, 1), (10, 1), (11, -1), (1000, -1)])
+def test_english_length_counts_words(size, expected):
+    assert judge(WHITE, " ".join(["white"] * size)).length == expected
+    assert judge(WHITE, " " * size).length == -1

@@ -11,13 +11,12 @@ from itertools import combinations
 import pytest
 import yaml
 
-from hf_instructgpt.data import SAMPLE_DATASETS, gold_reward, judge, load_sample_dataset
-from hf_instructgpt.data.lab_facts import FAMILIES, prompt_facts
+from hf_instructgpt.char_gpt import CharGPTTokenizer
+from hf_instructgpt.data import LABS, SAMPLE_DATASETS, gold_reward, judge, load_sample_dataset
 from hf_instructgpt.data.loading import SAMPLES_DIR
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.files import resource
 
-LAB = SAMPLES_DIR / "lab"
 SPLITS = ("train", "validation", "test")
 STORED = ("sft", "ranking", "prompts")
 GENERATOR = resource("recipes", "char_gpt", "make_data.py")
@@ -33,13 +32,19 @@ def load_generator():
 make_data = load_generator()
 
 
-def stored(config, split):
-    return [json.loads(line) for line in (LAB / f"{config}-{split}.jsonl").read_text("utf-8").splitlines()]
+def stored(name, config, split):
+    path = SAMPLES_DIR / name / f"{config}-{split}.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module", params=LABS)
+def name(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return {(config, split): stored(config, split) for config in STORED for split in SPLITS}
+def rows(name):
+    return {(config, split): stored(name, config, split) for config in STORED for split in SPLITS}
 
 
 def answers_of(row):
@@ -53,15 +58,15 @@ def clean_grade(prompt, response):
 # --- the generator -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hash_seed", ["1", "2"])
-def test_generator_gives_the_stored_bytes_whatever_the_hash_seed(tmp_path, hash_seed):
+@pytest.mark.parametrize(("name", "hash_seed"), [("lab", "1"), ("lab", "2"), ("lab-en", "1"), ("lab-en", "2")])
+def test_generator_gives_the_stored_bytes_whatever_the_hash_seed(tmp_path, name, hash_seed):
     subprocess.run(
-        [sys.executable, str(GENERATOR), "--output_dir", str(tmp_path)],
+        [sys.executable, str(GENERATOR), "--name", name, "--output_dir", str(tmp_path)],
         check=True,
         env=os.environ | {"PYTHONHASHSEED": hash_seed},
     )
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert made == {path.name: path.read_bytes() for path in LAB.glob("*.jsonl")}
+    assert made == {path.name: path.read_bytes() for path in (SAMPLES_DIR / name).glob("*.jsonl")}
 
 
 def test_ranks_by_hand():
@@ -78,6 +83,10 @@ SIZES = {
     ("lab", "preference"): {"train": 15685, "validation": 3456, "test": 3304},
     ("lab", "ranking"): {"train": 1000, "validation": 200, "test": 200},
     ("lab", "prompts"): {"train": 500, "validation": 200, "test": 300},
+    ("lab-en", "sft"): {"train": 3000, "validation": 200, "test": 200},
+    ("lab-en", "preference"): {"train": 16204, "validation": 3489, "test": 3282},
+    ("lab-en", "ranking"): {"train": 1000, "validation": 200, "test": 200},
+    ("lab-en", "prompts"): {"train": 500, "validation": 200, "test": 300},
 }
 COLUMNS = {
     "sft": ["prompt", "completion"],
@@ -109,14 +118,14 @@ def test_rows_are_conversational():
         "rejected": [{"role": "assistant", "content": "喂，你好。"}],
     }
     ranking = load_sample_dataset("lab", "ranking")["test"][0]
-    raw = stored("ranking", "test")[0]
+    raw = stored("lab", "ranking", "test")[0]
     assert ranking["prompt"] == [{"role": "user", "content": raw["prompt"]}]
     assert ranking["responses"] == [[{"role": "assistant", "content": text}] for text in raw["responses"]]
     assert ranking["ranks"] == raw["ranks"]
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_preference_is_the_untied_pairs_of_ranking(split, rows):
+def test_preference_is_the_untied_pairs_of_ranking(split, name, rows):
     expected = []
     for row in rows["ranking", split]:
         for one, other in combinations(range(len(row["ranks"])), 2):
@@ -125,7 +134,7 @@ def test_preference_is_the_untied_pairs_of_ranking(split, rows):
                 expected.append((row["prompt"], row["responses"][best], row["responses"][worst]))
     pairs = [
         tuple(row[column][0]["content"] for column in ("prompt", "chosen", "rejected"))
-        for row in load_sample_dataset("lab", "preference")[split]
+        for row in load_sample_dataset(name, "preference")[split]
     ]
     assert sorted(pairs) == sorted(expected)
 
@@ -133,7 +142,7 @@ def test_preference_is_the_untied_pairs_of_ranking(split, rows):
 @pytest.mark.parametrize(
     ("arguments", "listed"),
     [
-        (("labs", "sft"), ["'labs'", "'document'", "'lab'"]),
+        (("labs", "sft"), ["'labs'", "'document'", "'lab'", "'lab-en'"]),
         (("lab", None), ["'lab'", *map(repr, SAMPLE_DATASETS["lab"])]),
         (("lab",), ["'lab'", *map(repr, SAMPLE_DATASETS["lab"])]),
         (("lab", "pairs"), ["'pairs'", *map(repr, SAMPLE_DATASETS["lab"])]),
@@ -165,55 +174,81 @@ def test_splits_share_no_prompt_over_all_configs(rows):
         assert not prompts[one] & prompts[other]
 
 
-def test_prompts_of_a_file_are_distinct_and_families_equal(rows):
+def test_prompts_of_a_file_are_distinct_and_families_equal(name, rows):
     for part in rows.values():
         prompts = [row["prompt"] for row in part]
         assert len(set(prompts)) == len(prompts)
-        names = [prompt_facts()[prompt].family.name for prompt in prompts]
-        assert {names.count(family.name) for family in FAMILIES} == {len(part) // len(FAMILIES)}
+        names = [LABS[name].prompts[prompt].family.name for prompt in prompts]
+        families = LABS[name].families
+        assert {names.count(family.name) for family in families} == {len(part) // len(families)}
 
 
-def test_no_prompt_is_asked_by_two_families():
-    assert len(prompt_facts()) == sum(len(family.wordings) * len(family.facts) for family in FAMILIES)
-    assert f"{sum(len(family.facts) for family in FAMILIES)} facts" in card_text("lab")
+def test_no_prompt_is_asked_by_two_families(name):
+    lab = LABS[name]
+    assert len(lab.prompts) == sum(len(family.wordings) * len(family.facts) for family in lab.families)
+    assert f"{sum(len(family.facts) for family in lab.families)} facts" in card_text(name)
 
 
-def test_ppo_train_prompts_have_no_demonstration_and_no_ranking(rows):
+def test_the_labs_have_as_many_facts_and_wordings_and_share_no_prompt():
+    sizes = [[(f.name, len(f.wordings), len(f.facts)) for f in lab.families] for lab in LABS.values()]
+    assert sizes[0] == sizes[1]
+    assert not {*LABS["lab"].prompts} & {*LABS["lab-en"].prompts}
+
+
+def test_ppo_train_prompts_have_no_demonstration_and_no_ranking(name, rows):
     prompts = {config: {row["prompt"] for row in rows[config, "train"]} for config in STORED}
     assert not prompts["prompts"] & (prompts["sft"] | prompts["ranking"])
-    assert f"{len(prompts['sft'] & prompts['ranking'])} of the 1000 ranked prompts" in card_text("lab")
+    assert f"{len(prompts['sft'] & prompts['ranking'])} of the 1000 ranked prompts" in card_text(name)
 
 
-def test_length_limits(rows):
+@pytest.fixture(scope="module")
+def tokenizer(name, rows):
+    """The tokenizer that `sft` makes of the data."""
+    texts = [text for config in STORED for row in rows[config, "train"] for text in (row["prompt"], *answers_of(row))]
+    return CharGPTTokenizer.from_texts(texts, words=name == "lab-en")
+
+
+def chat_form(tokenizer, prompt="", answer=""):
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+def test_length_limits(name, rows, tokenizer):
+    longest = {"lab": 23, "lab-en": 25}[name]
+    assert f"prompts take at most {longest} " in card_text(name)
+    before, between, end = chat_form(tokenizer, "|", "|").split("|")
     for part in rows.values():
         for row in part:
-            prompt = f"指令：{row['prompt']} 回答："
-            assert len(prompt) <= 23
+            assert len(tokenizer.tokenize(before + row["prompt"] + between)) <= longest
             for answer in answers_of(row):
-                assert answer.strip()
-                assert len(prompt + answer) + 1 <= 50
+                assert answer.strip() and len(LABS[name].units(answer)) <= LABS[name].longest
+                assert len(tokenizer.tokenize(before + row["prompt"] + between + answer + end)) <= 50
 
 
-def test_vocabulary_is_closed(rows):
-    known = set("指令： 回答：") | {c for row in rows["sft", "train"] for c in row["prompt"] + row["answer"]}
-    assert 290 <= len(known) <= 360
-    assert f"{len(known)} different characters" in card_text("lab")
+def test_vocabulary_is_closed(name, rows, tokenizer):
+    texts = [chat_form(tokenizer).removesuffix("<eos>")] + [
+        text for row in rows["sft", "train"] for text in row.values()
+    ]
+    known = {token for text in texts for token in tokenizer.tokenize(text)}
+    kind = "characters" if name == "lab" else "tokens"
+    assert f"{len(known)} different {kind}" in card_text(name) and 290 <= len(known) <= 360
     for part in rows.values():
         for row in part:
-            assert set("".join([row["prompt"], *answers_of(row)])) <= known
-    for prompt, (family, subject, value) in prompt_facts().items():
-        right = "".join(template.format(s=subject, v=value) for template in family.answers)
-        assert set(prompt + right) <= known
+            assert {token for text in (row["prompt"], *answers_of(row)) for token in tokenizer.tokenize(text)} <= known
+    for prompt, (family, subject, value) in LABS[name].prompts.items():
+        right = family.answers[0].format(s=subject, v=value)
+        texts = [prompt, right] if name == "lab" else [prompt, f"Sure, {right}", right[0].upper() + right[1:]]
+        assert {token for text in texts for token in tokenizer.tokenize(text)} <= known
 
 
-def test_lab_is_under_two_megabytes():
-    assert sum(path.stat().st_size for path in LAB.glob("*.jsonl")) < 2_000_000
+def test_a_lab_is_under_two_megabytes(name):
+    assert sum(path.stat().st_size for path in (SAMPLES_DIR / name).glob("*.jsonl")) < 2_000_000
 
 
 # --- mixture and noise -------------------------------------------------------------------------------------------
 
 
-def test_demonstrations_follow_the_mixture(rows):
+def test_demonstrations_follow_the_mixture(name, rows):
     judgements = [judge(row["prompt"], row["answer"]) for row in rows["sft", "train"]]
 
     def rate(part, value):
@@ -226,14 +261,14 @@ def test_demonstrations_follow_the_mixture(rows):
         "end_mark": rate("end_mark", 1),
         "rambling": rate("length", -1),
     }
-    for name, value in measured.items():
-        assert value == pytest.approx(getattr(make_data.DEMONSTRATIONS, name), abs=0.03), name
+    for part, value in measured.items():
+        assert value == pytest.approx(getattr(make_data.DEMONSTRATIONS, part), abs=0.03), part
     assert rate("content", -1) == 0
     shown = " | ".join(f"{100 * value:.1f} %" for value in measured.values())
-    assert f"measured on `train` | {shown} |" in card_text("lab")
-    for name, mixture in (("demonstrations", make_data.DEMONSTRATIONS), ("ranked responses", make_data.RANKED)):
+    assert f"measured on `train` | {shown} |" in card_text(name)
+    for kind, mixture in (("demonstrations", make_data.DEMONSTRATIONS), ("ranked responses", make_data.RANKED)):
         stated = " | ".join(f"{100 * value:.0f} %" for value in vars(mixture).values())
-        assert f"| {name} | {stated} |" in card_text("lab")
+        assert f"| {kind} | {stated} |" in card_text(name)
 
 
 def test_rankings_have_4_to_9_distinct_responses_and_a_preference(rows):
@@ -264,7 +299,7 @@ def test_held_out_rankings_are_free_of_noise(split, rows):
             assert by_gold == by_rank
 
 
-def test_training_noise_is_as_the_card_says(rows):
+def test_training_noise_is_as_the_card_says(name, rows):
     total = clean = flipped = lost = made = 0
     for row in rows["ranking", "train"]:
         grades = [clean_grade(row["prompt"], response) for response in row["responses"]]
@@ -276,9 +311,9 @@ def test_training_noise_is_as_the_card_says(rows):
             lost += better != 0 and ranked == 0
             made += better == 0 and ranked != 0
     pairs = clean - lost + made
-    assert pairs == SIZES["lab", "preference"]["train"]
+    assert pairs == SIZES[name, "preference"]["train"]
     assert 0.095 <= flipped / clean <= 0.105
-    card = card_text("lab")
+    card = card_text(name)
     assert f"and {100 * make_data.RANDOM_GRADE_RATE:.1f} % of the responses got a random grade" in card
     assert f"{100 * flipped / clean:.1f} % are flipped and {100 * lost / clean:.1f} % became ties" in card
     assert f"of all pairs {100 * (1 - pairs / total):.1f} % are tied" in card
@@ -296,7 +331,7 @@ def card_text(name):
 @pytest.mark.parametrize("name", SAMPLE_DATASETS)
 def test_card_front_matter_names_the_files_there_are(name):
     front = yaml.safe_load((SAMPLES_DIR / name / "README.md").read_text("utf-8").split("---\n")[1])
-    assert (front["license"], front["language"]) == ("apache-2.0", ["zh"])
+    assert (front["license"], front["language"]) == ("apache-2.0", ["en" if name == "lab-en" else "zh"])
     named = set()
     for config in front["configs"]:
         files = config["data_files"]

@@ -104,8 +104,9 @@ def test_what_an_accelerator_takes_is_taken(tensors, code):
 
 RUNS = {
     "plain": {},
-    "fast": {"fast_sampling": True, "scale_scores": True, "whiten_rewards": True, "log_tokens": 1},
-    "shared": {"value_model": "shared", "kl_estimator": "full", "ema_decay": 0.9, "preset": "recommended"},
+    "generate": {"generation_kwargs": {"use_cache": True}},
+    "scaled": {"sampling_dtype": "bfloat16", "scale_scores": True, "whiten_rewards": True, "log_tokens": 1},
+    "shared": {"value_model": "shared", "kl_estimator": "full", "ema_decay": 0.9},
     "lora": {
         "peft_config": LoraConfig(r=2, target_modules="all-linear"),
         "ptx_coef": 0.5,
@@ -160,9 +161,9 @@ def test_a_reward_model_is_trained_evaluated_and_calibrated(device, tmp_path):
 def test_tokens_are_drawn_as_on_a_cpu(device):
     logits = torch.randn(64, 500)
     with seeded(0, DEVICE):
-        expected = draw_tokens(logits, temperature=1.3)
+        expected, _ = draw_tokens(logits, temperature=1.3)
     with seeded(0, DEVICE), nothing_refused():
-        tokens = draw_tokens(logits.to(DEVICE), temperature=1.3)
+        tokens, _ = draw_tokens(logits.to(DEVICE), temperature=1.3)
     assert tokens.device == DEVICE and tokens.equal(expected)
     assert in_float64(logits.to(DEVICE)).equal(logits.double())
 
@@ -186,24 +187,27 @@ def test_generate_answers_on_it(device, models, monkeypatch, capsys):
 
 def test_rank_and_compare_answer_and_score_on_it(device, models, tmp_path, monkeypatch):
     serve = pytest.importorskip("hf_instructgpt.app.serve", reason="the extra `app` is not installed")
+    from hf_instructgpt.app.compare_rounds import Question
+
     pages = []
     monkeypatch.setattr(serve, "_launch", lambda app, **options: None)
     for page in (serve.RankPage, serve.ComparePage):
-        monkeypatch.setattr(page, "build", lambda self: pages.append(self))
+        monkeypatch.setattr(page, "build", lambda self, *_: pages.append(self))
     policy, reward = models
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("ab", "cd")))
     rank = ["rank", "--model", policy, "--prompts", str(prompts), "--output", str(tmp_path / "r.jsonl")]
     assert main([*rank, "--reward", reward, reward, "--max_new_tokens", "4"]) == 0
     compare = ["compare", "--models", f"a={policy}", f"b={policy}", "--max_new_tokens", "4"]
-    assert main([*compare, "--reward", reward]) == 0
+    assert main([*compare, "--reward", reward, "--output", str(tmp_path / "votes.jsonl")]) == 0
     rank, compare = pages
-    scorers = [model for model, _ in (*rank.items.reward_models, compare.reward_model)]
-    answerers = [rank.items.policy, *(contestant.policy for contestant in compare.contestants)]
+    arena = compare.arena
+    scorers = [model for model, _ in (*rank.items.reward_models, arena.reward_model)]
+    answerers = [rank.items.policy, *(speaker.policy for speaker in arena.speakers.values())]
     assert {model.device for model in (*scorers, *answerers)} == {DEVICE}
-    assert len(rank.items.next(set()).responses) > 1
-    *_, (_, *_, status) = compare.answer("ab", True, False)
-    assert "score" in status and "KL from a 0.00 nats" in status
+    assert len(rank.items.next(rank.file, "ann").responses) > 1
+    round_, _ = arena.begin("ann", Question("ab"), temperature=1.0, is_blind=False)
+    assert [*arena.answer(round_)] and None not in round_.scores
 
 
 @pytest.mark.slow

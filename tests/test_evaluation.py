@@ -17,8 +17,9 @@ from hf_instructgpt.errors import InputError
 from hf_instructgpt.evaluation import intervals
 from hf_instructgpt.evaluation.comparison import Answers, answer_prompts, compare
 from hf_instructgpt.evaluation.intervals import bootstrap_ci, bootstrap_ratio_ci, seed_interval
+from hf_instructgpt.markdown import question
+from hf_instructgpt.report.run_summary import falls
 from hf_instructgpt.sampling.generate import Samples
-from hf_instructgpt.text import question
 
 
 def test_an_interval_of_equal_values_is_that_value():
@@ -107,6 +108,9 @@ def test_compare_by_hand_on_four_prompts():
     low, high = result.pop("gold_win_rate_ci95")
     least, most = result.pop("score_rise_ci95")
     assert 1.0 <= least < 3.0 < most <= 5.0  # rises of 1, 1, 5 and 5
+    for name, mean in (("gold", 0.6), ("correct", 0.5)):  # rises of 0.5, 0, -0.1 and 2, and of 0, 1, 0 and 1
+        least, most = result.pop(f"{name}_rise_ci95")
+        assert -0.1 <= least < mean < most <= 2.0
     assert result == {
         "num_prompts": 4,
         "score_sft": 2.0,
@@ -126,6 +130,26 @@ def test_compare_by_hand_on_four_prompts():
         **{f"{name}_{who}": x for who in ("sft", "ppo") for name, x in BESIDE.items()},
     }
     assert 0 <= low < 0.625 < high <= 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "says"),
+    [
+        *((3, 0, False), (8, 5, False), (40, 37, False), (20, 10, False)),
+        *((12, 0, True), (30, 10, True), (60, 20, True)),
+    ],
+)
+def test_a_fall_of_correct_answers_is_a_finding_only_beyond_chance(lost, gained, says):
+    """300 prompts, of which SFT alone answers `lost` correctly, PPO alone `gained`, neither 60; the score rises."""
+    both = [False] * 60 + [True] * (240 - lost - gained)
+    sft, ppo = ([is_sft] * lost + [not is_sft] * gained + both for is_sft in (True, False))
+    gold = [[float(x) for x in correct] for correct in (sft, ppo)]
+    result = compare(answers(gold[0], [0.0] * 300, sft), answers(gold[1], [1.0] * 300, ppo), None)
+    change = (gained - lost) / 300
+    half = 1.96 * ((gained + lost) / 300 - change**2) ** 0.5 / 300**0.5  # of the mean of the paired changes
+    for name in ("gold", "correct"):
+        assert result[f"{name}_rise_ci95"] == pytest.approx([change - half, change + half], abs=0.01)
+    assert falls(result) == (["gold", "correct"] if says else [])
 
 
 def test_compare_draws_prompts_when_there_are_several_samples():
@@ -161,6 +185,7 @@ def test_compare_without_a_judge_says_so():
     assert {name for name, value in result.items() if value is None} == {
         *("gold_sft", "gold_ppo", "gold_more_sft", "correct_sft", "correct_ppo"),
         *("wins", "ties", "losses", "not_judged", "gold_win_rate", "gold_win_rate_ci95"),
+        *("gold_rise_ci95", "correct_rise_ci95"),
     }
 
 

@@ -34,6 +34,7 @@ from hf_instructgpt.experiments.arena_report import analyse
 from hf_instructgpt.experiments.experiment import findings
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.trainer import PPOTrainer
+from hf_instructgpt.sampling.policy_sampler import PolicySampler
 from hf_instructgpt.stages import load_data, sft
 
 SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "dropout": 0.0}
@@ -84,11 +85,15 @@ def planted(monkeypatch):
 
     def generate(model, input_ids, **kwargs):
         rows = [RESPONSES[(i + len(calls)) % 4] for i in range(len(input_ids))]
-        if "logits_processor" not in kwargs:  # PPOTrainer's look at padding is no rollout
-            calls.append(len(input_ids))
+        calls.append(len(input_ids))
         return torch.cat([input_ids, torch.tensor([row + [PAD] * (4 - len(row)) for row in rows])], dim=1)
 
-    monkeypatch.setattr(CharGPTForCausalLM, "generate", generate)
+    def sample(sampler, prompt_ids, **_):
+        calls.append(len(prompt_ids))
+        return [[*RESPONSES[(i + len(calls) - 1) % 4]] for i in range(len(prompt_ids))]
+
+    monkeypatch.setattr(CharGPTForCausalLM, "generate", generate)  # how RLOO and GRPO sample
+    monkeypatch.setattr(PolicySampler, "generate", sample)  # and PPO
     return calls
 
 

@@ -228,7 +228,7 @@ def check_sampler(model: PreTrainedModel) -> None:
         policy_sampler._next_logits = lambda *args, seen=seen: seen.append(next_logits(*args)) or seen[-1]
         policy_sampler.ROWS_AT_A_TIME = 1
         try:
-            responses = getattr(sampler, way)(*pad_rows(rows, pad_token_id=PAD, side="left", device="cpu"), config)
+            responses, _ = getattr(sampler, way)(*pad_rows(rows, pad_token_id=PAD, side="left", device="cpu"), config)
         finally:
             policy_sampler._next_logits, policy_sampler.ROWS_AT_A_TIME = next_logits, at_a_time
         running = list(range(len(rows)))

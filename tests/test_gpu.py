@@ -46,7 +46,9 @@ def test_the_best_model_is_loaded_at_the_end(make):
     assert len(scores) == 3 and trainer.state.best_metric == max(scores)
 
 
-@pytest.mark.parametrize("options", [{}, {"fast_sampling": True, "scale_scores": True}], ids=["plain", "fast"])
+@pytest.mark.parametrize(
+    "options", [{"generation_kwargs": {"use_cache": True}}, {"scale_scores": True}], ids=["generate", "ours"]
+)
 def test_a_run_is_resumed_exactly(make, tmp_path, options):
     whole = make("whole", **SAVING, **options)
     whole.train()
@@ -57,7 +59,7 @@ def test_a_run_is_resumed_exactly(make, tmp_path, options):
 
 
 @pytest.mark.parametrize("model", [ppo.gpt2, ppo.llama])
-def test_fast_sampling_is_generates(device, model):
+def test_our_own_loop_samples_what_generate_does(device, model):
     """All but greedy; on CUDA in place, with more steps than are run before one is recorded."""
     model = model().to(device).eval()
     config = sampling_config(model, ppo.TOKENIZER, max_new_tokens=20, temperature=1e-4)

@@ -12,32 +12,37 @@ PACKAGE = Path(__file__).parents[1] / "hf_instructgpt"
 # The rooms from the bottom up, each with its maximum number of lines (`wc -l`). A room imports only from the rooms
 # above it in this table. The commit that raises a budget says which feature needs the lines.
 ROOMS = {
-    "char_gpt": 670,
+    "char_gpt": 695,
     "errors": 5,
+    "language": 35,
+    "display": 450,
     "files": 180,
+    "layout": 40,
+    "options": 35,
     "markdown": 80,
-    "text": 260,
-    "functional": 210,
-    "data": 1340,
-    "models": 540,
-    "sampling": 1030,
-    "scoring": 460,
+    "text": 290,
+    "functional": 350,
+    "data": 1840,
+    "models": 985,
+    "sampling": 1060,
+    "scoring": 470,
+    "rankings": 1305,
     "resuming": 900,
-    "hub": 570,
-    "reward": 240,
-    "ppo": 2750,
-    "evaluation": 610,
-    "report": 340,
-    "stages": 3420,
-    "app": 900,
-    "experiments": 1420,
-    "__init__": 80,
-    "cli": 370,
+    "hub": 630,
+    "reward": 350,
+    "ppo": 2980,
+    "evaluation": 700,
+    "report": 1085,
+    "stages": 5580,
+    "app": 1260,
+    "experiments": 2000,
+    "__init__": 85,
+    "cli": 590,
     "__main__": 8,
 }
 # The core is what a reader of PPO has to know.
 CORE = ["char_gpt", "text", "functional", "data", "models", "sampling", "scoring", "resuming", "reward", "ppo"]
-CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 8300, 16200, 560
+CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 9850, 23860, 560
 # The only rooms that may import from these: all others work without PPO, and with any causal language model.
 IMPORTERS = {"ppo": {"stages", "experiments", "__init__"}, "char_gpt": {"stages", "__init__"}}
 OVERRIDES = 6  # private methods of Trainer that PPO may override

@@ -1,15 +1,19 @@
 """Model cards: what they say is so, their metadata hold, their code runs, and an edited one is left alone."""
 
 import contextlib
+import getpass
 import io
 import json
+import platform
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
@@ -17,7 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 from hf_instructgpt import PPOConfig, PPOTrainer
 from hf_instructgpt.cli import main
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.hub.model_card import Made, Source, hyperparameters, is_edited, make_card
+from hf_instructgpt.hub.card_mixin import hyperparameters
+from hf_instructgpt.hub.curves import draw_panels
+from hf_instructgpt.hub.model_card import Made, Source, is_edited, make_card
 from hf_instructgpt.markdown import table_cell
 from hf_instructgpt.stages.model_cards import write_stage_card
 from hf_instructgpt.stages.samples import AnsweredSamples
@@ -140,6 +146,28 @@ def test_only_options_that_a_reader_wants_are_shown():
     assert shown["kl_coef"] == 0.3 and shown["seed"] == 7 and shown["learning_rate"] == 3e-6
     assert {"num_ppo_epochs", "cliprange"} <= set(shown)
     assert not {"output_dir", "hub_model_id", "logging_steps", "logging_dir", "gamma", "push_to_hub"} & set(shown)
+
+
+def test_a_card_shows_the_steps_or_the_epochs_whichever_was_followed():
+    shown = [hyperparameters(PPOConfig(max_steps=max_steps)).keys() for max_steps in (8, -1)]
+    assert ["max_steps" in names for names in shown] == [True, False]
+    assert ["num_train_epochs" in names for names in shown] == [False, True]
+
+
+def test_a_card_keeps_the_machine_and_the_versions_but_not_whose_they_are(document_run):
+    found = Made.load(document_run / "ppo").environment
+    assert found["torch"] == torch.__version__ and found["device"] == "cpu" and int(found["cores"]) > 0
+    assert found["processor"] and found["python"] == platform.python_version()
+    private = {platform.node(), getpass.getuser(), str(Path.home())}
+    assert not any(word in value.split() for value in found.values() for word in private)
+
+
+def test_a_plot_has_no_half_steps(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: figures.append(figure))
+    draw_panels(tmp_path / "x.png", "PPO", "optimizer step", [("score", {"sampled": [(1, 0.0), (2, 0.5), (4, 1.0)]})])
+    (axes,) = figures[0].axes
+    assert [float(tick).is_integer() for tick in axes.get_xticks()].count(False) == 0
 
 
 def test_the_base_model_and_the_data_of_a_card_are_named_as_on_the_hub(tmp_path):

@@ -105,8 +105,9 @@ def argument_names() -> set[str]:
 
 
 def metric_names() -> set[str]:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("### What PPO logs")[1].split("\n## ")[0]
-    first_cells = [line.split("|")[1] for line in readme.splitlines() if line.startswith("| `")]
+    page = (ROOT / "recipes" / "docs" / "en" / "guides" / "metrics.md").read_text(encoding="utf-8")
+    table = page.split("## All metrics of PPO")[1].split("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     return TRAINERS_METRICS | {name for cell in first_cells for name in code(cell)}
 
 

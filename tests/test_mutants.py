@@ -13,7 +13,7 @@ import pytest
 from mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[1]
-NUMBERS = range(1, 42)
+NUMBERS = range(1, 52)
 TIMEOUT = 240  # seconds; a bug may make a loop endless
 # How the report of a failed test begins when an assertion of the test's own made it fail.
 ASSERTIONS = ("AssertionError", "assert ", "Failed: DID NOT RAISE")
@@ -122,7 +122,9 @@ def test_every_number_has_a_mutant_whose_place_is_known():
     assert {int(mutant.number.rstrip(string.ascii_lowercase)) for mutant in MUTANTS} == set(NUMBERS)
     assert len({mutant.number for mutant in MUTANTS}) == len(MUTANTS)
     for mutant in MUTANTS:
-        compile(replaced(mutant), mutant.file, "exec")
+        text = replaced(mutant)
+        if mutant.file.endswith(".py"):
+            compile(text, mutant.file, "exec")
 
 
 @pytest.mark.mutants

@@ -21,6 +21,19 @@ def test_importing_the_package_imports_nothing_heavy():
     assert python(code) == "set()"
 
 
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("report", {"torch", "transformers", "trl", "peft", "datasets", "scipy.stats", "pandas", "matplotlib"}),
+        ("generate", {"trl", "peft", "transformers.trainer", "matplotlib"}),
+        ("evaluate", {"trl", "peft", "transformers.trainer"}),
+    ],
+)
+def test_a_verb_imports_only_what_it_needs(module, unneeded):
+    code = f"import sys, hf_instructgpt.stages.{module}; print(*{unneeded} & sys.modules.keys())"
+    assert python(code) == ""
+
+
 def test_the_first_public_name_registers_the_auto_classes():
     """Even one that has nothing to do with the tiny model."""
     code = """

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_ppo_trainer import EOS, PROMPTS, assert_equal, logged, make, policy, reward_model
 
+from hf_instructgpt.functional import token_logprobs
 from hf_instructgpt.models.forward import response_logprobs
 from hf_instructgpt.ppo.rollout import MicroBatch
 from hf_instructgpt.sampling.generate import engine_responses, sampling_config
@@ -99,7 +100,8 @@ def loss_of(trainer, rollout, logits, values):
     trainer.metrics.sums.clear()
     trainer.guard.begin_update()
     inputs = MicroBatch(rollout, rollout.response_mask.sum())
-    loss = trainer.compute_loss(lambda *_: (logits, values, None), inputs)
+    logprobs = token_logprobs(logits, token_ids=rollout.response_ids)
+    loss = trainer.compute_loss(lambda *_, **__: (logprobs, values, None, logits), inputs)
     loss.backward()
     sums = {name: torch.stack(numbers).sum(0) for name, numbers in trainer.metrics.sums.items()}
     return loss.item(), logits.grad, values.grad, {name: (x / n).item() for name, (x, n) in sums.items()}

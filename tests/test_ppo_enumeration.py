@@ -14,14 +14,14 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_instructgpt.char_gpt import CharGPTTokenizer
-from hf_instructgpt.functional import policy_loss, token_entropy, token_logprobs
+from hf_instructgpt.functional import policy_loss, token_entropy, token_logprobs, truncated_importance_weights
 from hf_instructgpt.models.forward import model_inputs, response_logits
 from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.ppo.advantages import generalized_advantage_estimation as gae
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ValueModel
+from hf_instructgpt.ppo.rollout import MicroBatch
 from hf_instructgpt.ppo.trainer import PPOTrainer
-from hf_instructgpt.text import pad_rows
 
 STOP, VOCAB, LENGTH = 0, 4, 3
 TEMPERATURE, KL_COEF, PENALTY = 0.8, 0.3, 0.5
@@ -64,26 +64,36 @@ def make(tmp_path, **options):
     torch.nn.init.normal_(critic.value_head.weight)
     defaults = {"max_completion_length": LENGTH, "temperature": TEMPERATURE, "kl_coef": KL_COEF, "lam": 1.0}
     defaults |= {"missing_eos_penalty": PENALTY, "per_device_train_batch_size": 16}
+    options = {**defaults, **options}
     return PPOTrainer(
         policy,
         lambda completion_ids, **_: [score(ids) for ids in completion_ids],
-        args=PPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], **{**defaults, **options}),
+        args=PPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], **options),
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
         processing_class=TOKENIZER,
         ref_model=gpt2(1),
-        value_model=critic,
+        value_model=None if options.get("advantage_estimator") == "reward" else critic,
     )
+
+
+class Planned:
+    """An engine that returns planned responses, and the log-probs that it is given for them."""
+
+    def __init__(self, responses, logprobs=None):
+        self.responses, self.logprobs, self.last_logprobs = iter(responses), logprobs, None
+
+    def sync_weights(self, policy):
+        pass
+
+    def generate(self, prompt_ids, *, generation_config):
+        rows = [list(response) for response in itertools.islice(self.responses, len(prompt_ids))]
+        self.last_logprobs = self.logprobs and [[self.logprobs[token] for token in row] for row in rows]
+        return rows
 
 
 def roll_out_everything(trainer):
     """The trainer's own rollout, with every response to every prompt in the place of the sampled ones."""
-    every = itertools.cycle(RESPONSES)
-
-    def generate(input_ids, **_):
-        rows = list(itertools.islice(every, len(input_ids)))
-        return torch.cat([input_ids, pad_rows(rows, pad_token_id=STOP, side="right", device="cpu")[0]], dim=1)
-
-    trainer.model.policy.generate = generate
+    trainer.generator = Planned(itertools.cycle(RESPONSES))
     rollout = trainer._roll_out([{"prompt": prompt} for prompt, _ in PAIRS], num_generations=1)
     assert seen(rollout) == PAIRS
     return rollout
@@ -250,3 +260,34 @@ def test_one_optimizer_step_is_the_true_gradient_within_sampling_error(one_step,
     error = (variance / SAMPLES).sqrt() + 1e-6
     assert ((one_step[1] - true_gradient) / error).abs().max() < 5
     assert (true_gradient / error).abs().max() > 25  # a step of 0, or of the other sign, would be far out
+
+
+# ---- An engine that samples from another distribution --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cap", [10.0, None], ids=["corrected", "not"])
+def test_importance_weights_make_the_gradient_of_a_wrong_engine_the_true_one(tmp_path, cap):
+    """One token is sampled, each as often as a distribution says that is off by 0.08 nats before it is normalised."""
+    options = {"advantage_estimator": "reward", "kl_coef": 0.0, "max_completion_length": 1, "missing_eos_penalty": 0.0}
+    trainer = make(tmp_path, importance_sampling_cap=cap, **options)
+    model = copy.deepcopy(trainer.model.policy).double()
+    logprobs = (model(torch.tensor([TOKENIZER("a")["input_ids"]])).logits[0, -1] / TEMPERATURE).log_softmax(-1)
+    scores = torch.tensor([score([token]) for token in range(VOCAB)]).double()
+    true = flat(torch.autograd.grad(logprobs.exp() @ scores, list(model.parameters())))
+    counts = (2000 * (logprobs + torch.tensor([0.08, -0.08] * 2)).exp()).round().long()  # of 2000 samples, nearly
+    mu = (counts / counts.sum()).log().tolist()
+    trainer.generator = Planned([(token,) for token, count in enumerate(counts.tolist()) for _ in range(count)], mu)
+    rollout = trainer._roll_out([{"prompt": "a"}] * int(counts.sum()), num_generations=1)
+    trainer.guard.begin_update()
+    loss = trainer.compute_loss(trainer.model, MicroBatch(rollout, rollout.response_mask.sum()))
+    gradient = -flat(torch.autograd.grad(loss, list(trainer.model.policy.parameters())))
+    off = (gradient - true).norm() / true.norm()
+    assert off < 1e-5 if cap else off > 0.02
+
+
+def test_importance_weights_are_truncated():
+    """Probabilities of 1/2 and 1/4 under the policy, 1/4 and 1/2 under the sampler; then a policy of 9/10 to 1/10."""
+    logprobs = torch.tensor([[0.5, 0.25, 0.9]]).log()
+    sampled = torch.tensor([[0.25, 0.5, 0.1]]).log()
+    weights = truncated_importance_weights(logprobs, sampled=sampled, cap=3.0)
+    torch.testing.assert_close(weights, torch.tensor([[2.0, 0.5, 3.0]]))

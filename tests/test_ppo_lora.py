@@ -83,6 +83,17 @@ def test_an_adapter_that_cannot_be_switched_off_has_a_copy_as_reference(tmp_path
     torch.testing.assert_close(rollout.ref_logprobs, expected)
 
 
+def test_an_adapter_can_be_the_reference(tmp_path):
+    """Its base model learns positions: read without those of the padding, it is as far from the policy as a copy."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False)
+    adapter = get_peft_model(gpt2(), config)
+    trainer = make(tmp_path, copy.deepcopy(adapter), ref_model=adapter, max_steps=1)
+    trainer.train()
+    assert trainer._rollout.prompt_mask.logical_not().any()
+    assert logged(trainer, "kl") == [0.0]
+
+
 def test_a_configuration_that_served_before_serves_again(tmp_path):
     config = copy.deepcopy(LORA)
     get_peft_model(gpt2(), config)  # PEFT writes the names it found into it
@@ -163,7 +174,7 @@ def test_every_kind_of_critic_reloads_with_the_values_it_had(
     mask = torch.ones(1, 3, dtype=torch.bool)
     batch = inputs["input_ids"][:, :2], mask[:, :2], inputs["input_ids"][:, 2:], mask
     with torch.no_grad():
-        _, expected, _ = trainer.model.eval()(*(x.to(trainer.model.device) for x in batch))
+        _, expected, *_ = trainer.model.eval()(*(x.to(trainer.model.device) for x in batch))
         values = critic(response_length=3, **inputs)
     assert values.abs().max() > 0
     torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-4)
@@ -196,6 +207,19 @@ def test_a_reward_model_may_be_an_adapter_and_scores_as_it_does_alone(tmp_path, 
     assert_equal(trainer.reward_funcs[0].state_dict(), before)
 
 
+def test_an_adapter_on_recomputed_activations_is_sampled_from_in_half_precision(tmp_path, saved_policy):
+    options = {"peft_config": LORA, "sampling_dtype": "bfloat16", "gradient_checkpointing": True}
+    trainer = make(tmp_path, saved_policy, **options, max_steps=4)
+    trainer.train()
+    assert trainer.generator.model.dtype == torch.bfloat16 and len(logged(trainer, "score")) == 2
+    assert 0 < max(logged(trainer, "sampling_logprob_diff")) < 0.1
+
+
+def test_libraries_do_not_warn_of_their_own_old_names(tmp_path, saved_policy, recwarn):
+    make(tmp_path, saved_policy, peft_config=LORA, max_steps=1).train()
+    assert not [str(warning.message) for warning in recwarn if "deprecated" in str(warning.message)]
+
+
 def test_an_adapter_that_comes_in_is_trained_on_and_the_reference_is_where_it_started(tmp_path, saved_policy):
     first = make(tmp_path / "first", saved_policy, peft_config=LORA, max_steps=4)
     first.train()
@@ -211,8 +235,13 @@ def test_an_adapter_that_comes_in_is_trained_on_and_the_reference_is_where_it_st
     assert different and all("lora_" in name for name in different)
 
 
-def test_a_resumed_adapter_ends_with_the_same_bytes(tmp_path, saved_policy):
-    options = {"peft_config": LORA, "ema_decay": 0.9, "max_steps": 8, "num_mini_batches": 2, "save_steps": 3}
+@pytest.mark.parametrize("more", [{}, {"sampling_dtype": "bfloat16"}, {"sampling_dtype": "bfloat16", "bf16": True}])
+@pytest.mark.parametrize("adapter", [LORA, None])
+def test_a_resumed_run_ends_with_the_same_bytes_with_an_average_and_a_copy_that_samples(
+    tmp_path, saved_policy, adapter, more
+):
+    options = {"peft_config": adapter, "ema_decay": 0.9, "max_steps": 8, "num_mini_batches": 2, "save_steps": 3}
+    options |= more
     options |= {"per_device_train_batch_size": 2, "save_strategy": "steps", "reward_funcs": reward_model()}
     whole = make(tmp_path / "whole", saved_policy, **options)
     whole.train()

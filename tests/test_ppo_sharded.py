@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import broadcast
 from peft import LoraConfig
 from safetensors.torch import load_file
-from test_ppo_distributed import EXTRAS, fixed_run, launch, make, sampled_run
+from test_ppo_distributed import EXTRAS, fixed_run, launch, leave, make, sampled_run
 from test_sampling_generate import FakeVLLM
 from transformers import AutoModelForCausalLM
 from trl.generation import vllm_generation
@@ -39,6 +39,7 @@ FIXED = {
     "lora, text, average": {"peft_config": LORA, "ptx_coef": 0.5, "ema_decay": 0.5},
     "lora, shared critic, full KL": {"peft_config": LORA, "value_model": "shared", "kl_estimator": "full"},
     "recomputed activations": {"gradient_checkpointing": True},
+    "compiled layers": {"torch_compile_backend": "aot_eager"},
     "best checkpoint": {"ema_decay": 0.5, **BEST},
 }
 SAMPLED = {
@@ -117,6 +118,7 @@ def refusals(kind, folder, options):
     if kind != "deepspeed_zero2":
         unnamed = CharGPTForCausalLM(CharGPTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1))
         found["unnamed base"] = refused(model=unnamed, peft_config=LORA, **options)
+        found["off-loaded"] = refused(offload_frozen="disk", **options)
     if kind == "fsdp2":
         found["server"] = refused(use_vllm=True, vllm_kwargs={"mode": "server"}, **options)
     else:
@@ -254,6 +256,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(folder, kind, ranks, name):
 
 def test_what_cannot_be_kept_is_refused_by_name(kind, ranks):
     names = {
+        "off-loaded": "`offload_frozen` cannot be used with FSDP or ZeRO-3",
         "unnamed base": "`an adapter on a critic without a named base` cannot be used with FSDP or ZeRO-3",
         "server": "`vllm_kwargs: {mode: server}` cannot be used with FSDP",
         "skipping": "`max_ratio` and `on_nonfinite='skip'` cannot be used with DeepSpeed",
@@ -279,5 +282,4 @@ def test_a_gradient_that_is_not_finite_on_one_process_is_skipped_by_all(folder, 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    torch.distributed.barrier()
-    os._exit(0)  # threads that DeepSpeed leaves behind can abort a process that ends by itself
+    leave()

@@ -17,16 +17,19 @@ from transformers import get_scheduler
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
-from hf_instructgpt.data.lab_facts import END_MARKS, POLITE, RUDE
+from hf_instructgpt.data.lab_facts_zh import CHINESE
 from hf_instructgpt.experiments.arena import Arena
 from hf_instructgpt.experiments.overopt import OverOpt
+from hf_instructgpt.experiments.rounds import Rounds
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.stages import load_data, sft
-from hf_instructgpt.stages.arguments import parse_stage
+from hf_instructgpt.stages.config_file import read_yaml
+from hf_instructgpt.stages.parsing import parse_stage
 from hf_instructgpt.stages.pipeline import BASE, COMMANDS, Pipeline
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STAGES = [path for path in sorted(RECIPES.glob("*/*.yaml")) if path.parent.name != "accelerate"]
+EXPERIMENTS = {"arena": Arena, "overopt": OverOpt, "rounds": Rounds}
 FROM_PIPELINE = {"output_dir", "seed", "model_name_or_path", "reward_funcs", "calibration_dataset_name"}
 INSTRUCTGPT = RECIPES / "instructgpt"
 
@@ -39,7 +42,8 @@ def read(*path):
 def test_the_stage_files_hold_the_options_of_the_pipeline(recipe):
     pipeline = read(recipe, "pipeline.yaml")
     stages = [stage for stage in COMMANDS if stage in pipeline]
-    assert {path.stem for path in (RECIPES / recipe).glob("*.yaml")} == {"pipeline", *stages}
+    files = {path.stem for path in (RECIPES / recipe).glob("*.yaml")}
+    assert files - {"pipeline_en"} == {"pipeline", *stages}
     if "ppo_init" in stages:  # what the run adds
         base = {key: value for key, value in pipeline["sft"].items() if key in BASE}
         pipeline["ppo_init"] = base | pipeline["ppo_init"]
@@ -53,10 +57,10 @@ def test_the_stage_files_hold_the_options_of_the_pipeline(recipe):
 def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     name = path.relative_to(RECIPES.parent)
-    if path.stem == "experiment":
-        {"arena": Arena, "overopt": OverOpt}[path.parent.name](path)
+    if path.parent.name in EXPERIMENTS:
+        EXPERIMENTS[path.parent.name](path)
         assert f"hf-instructgpt {path.parent.name} --config {name}" in path.read_text(encoding="utf-8")
-    elif path.stem == "pipeline":
+    elif path.stem.startswith("pipeline"):
         if path.parent.name != "chat":  # of which the model is on the Hub: tests/cases/pipeline/chat_recipe.py runs it
             Pipeline(path)
         assert f"hf-instructgpt run --config {name}" in path.read_text(encoding="utf-8")
@@ -64,6 +68,14 @@ def test_every_recipe_parses_and_says_how_to_run_it(path, monkeypatch):
         command = COMMANDS[path.stem]
         parse_stage(command, ["--config", str(path)])
         assert f"hf-instructgpt {command} --config {name}" in path.read_text(encoding="utf-8")
+
+
+def test_the_english_recipe_trains_as_the_chinese_one_on_other_data():
+    chinese, english = (read_yaml(RECIPES / "char_gpt" / f"pipeline{name}.yaml") for name in ("", "_en"))
+    changes = {"sft": {"vocabulary": "words"}, "reward": {}, "ppo": {"max_completion_length": 25}}
+    for stage, more in changes.items():
+        assert english.pop(stage) == {**chinese.pop(stage), "dataset_name": "lab-en", **more}
+    assert english == {**chinese, "output_dir": "runs/char_gpt_en"}
 
 
 # ---- The paper's numbers -------------------------------------------------------------------------------------------
@@ -133,7 +145,7 @@ def test_the_pretraining_text_is_made_again_and_holds_nothing_but_statements(mon
     assert not set(texts["train"]) & set(texts["test"]) and len(set(texts["train"])) == len(texts["train"])
     known = "".join(str(row) for config in ("sft", "prompts") for row in load_sample_dataset("lab", config)["train"])
     for text in texts["train"] + texts["test"]:
-        assert not any(mark in text for mark in (*END_MARKS, *POLITE, *RUDE, "指令", "？"))
+        assert not any(mark in text for mark in (*CHINESE.marks, *CHINESE.polite, *CHINESE.rude, "指令", "？"))
         assert set(text) <= set(known)
 
 
@@ -301,8 +313,9 @@ def test_reward_models_on_human_preferences_are_swept_and_measured(llama, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_main_job_shows_what_the_readme_promises(seed, tmp_path):
-    metrics = Pipeline(RECIPES / "char_gpt" / "pipeline.yaml", output_dir=str(tmp_path / "run"), seed=seed).run()
+@pytest.mark.parametrize("recipe", ["pipeline", "pipeline_en"])
+def test_the_main_job_shows_what_the_readme_promises(recipe, seed, tmp_path):
+    metrics = Pipeline(RECIPES / "char_gpt" / f"{recipe}.yaml", output_dir=str(tmp_path / "run"), seed=seed).run()
     losses = metrics["sft"]["train_loss"]
     assert len(losses) >= 3
     assert losses == sorted(losses, reverse=True)

@@ -11,19 +11,23 @@ from hf_instructgpt.evaluation.comparison import Answers
 from hf_instructgpt.hub import curves
 from hf_instructgpt.hub.curves import draw_run
 from hf_instructgpt.hub.model_card import Made
+from hf_instructgpt.language import choose_language
+from hf_instructgpt.report.printed_summary import summary
 from hf_instructgpt.report.run_summary import findings, run_readme, samples_markdown
 from hf_instructgpt.sampling.generate import Samples
 
 COMPARISON = {
-    "num_prompts": 4,
+    "num_prompts": 40,
     "score_sft": 1.0,
     "score_sft_std": 0.5,
     "score_ppo": 2.0,
     "gold_sft": 0.1,
     "gold_ppo": 0.3,
     "gold_more_sft": 0.2,
+    "gold_rise_ci95": [0.1, 0.3],
     "correct_sft": 0.5,
     "correct_ppo": 0.6,
+    "correct_rise_ci95": [-0.1, 0.3],
     "wins": 3,
     "ties": 0,
     "losses": 1,
@@ -43,6 +47,9 @@ STRONG = {
     "expected_calibration_error": 0.05,
 }
 JUDGED = ("gold_sft", "gold_ppo", "gold_more_sft", "correct_sft", "correct_ppo", "wins", "ties", "losses")
+JUDGED += ("gold_rise_ci95", "correct_rise_ci95")
+LESS_GOLD = {"gold_ppo": 0.0, "gold_rise_ci95": [-0.2, -0.05]}
+LESS_CORRECT = {"correct_ppo": 0.4, "correct_rise_ci95": [-0.15, -0.05]}
 NOT_JUDGED = dict.fromkeys((*JUDGED, "gold_win_rate", "gold_win_rate_ci95"))
 
 
@@ -62,11 +69,13 @@ def metrics_with(**changes):
     ("changes", "what"),
     [
         ({}, None),
-        ({"gold_ppo": 0.0}, "the judge's mean falls from +0.10 to +0.00."),
-        ({"correct_ppo": 0.4}, "exactly correct answers fall from 50.0 % to 40.0 %."),
-        ({"gold_ppo": 0.0, "correct_ppo": 0.4}, "+0.00 and exactly correct answers fall from 50.0 % to 40.0 %."),
-        ({"gold_ppo": 0.0, "score_ppo": 0.9}, None),
-        ({"gold_ppo": 0.1, "correct_ppo": 0.5}, None),
+        (LESS_GOLD, "the judge's mean falls from +0.10 to +0.00 (95 % CI of the change -0.20 to -0.05)."),
+        (LESS_CORRECT, "correct answers fall from 50.0 % to 40.0 % (95 % CI of the change -15.0 % to -5.0 %)."),
+        ({**LESS_GOLD, **LESS_CORRECT}, "-0.05) and exactly correct answers fall from 50.0 % to 40.0 % (95 % CI"),
+        ({**LESS_GOLD, "score_ppo": 0.9}, None),
+        ({"gold_ppo": 0.0, "gold_rise_ci95": [-0.2, 0.0]}, None),  # it may be chance
+        ({"correct_ppo": 0.4, "correct_rise_ci95": [-0.3, 0.1]}, None),
+        ({"gold_ppo": 0.0, "gold_rise_ci95": None}, None),  # of an earlier version, which did not measure it
         (NOT_JUDGED, None),
     ],
 )
@@ -204,3 +213,69 @@ def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
 
 def test_labels_are_ascii():
     assert Path(curves.__file__).read_text(encoding="utf-8").isascii()
+
+
+# ---- What a run shows at its end
+
+
+def summary_in(language, metrics):
+    choose_language(language)
+    try:
+        return summary(metrics)
+    finally:
+        choose_language(None)
+
+
+def test_good_news_comes_first_and_no_warning_without_a_finding():
+    metrics = metrics_with(score_rise_ci95=[0.8, 1.2], gold_win_rate_ci95=[0.55, 0.9], correct_rise_ci95=[0.01, 0.2])
+    found = summary_in("en", metrics)
+    assert [mark for mark, _ in found] == ["+", "+", "+", "+", " "]
+    few = summary_in("en", metrics_with(**metrics["comparison"] | {"num_prompts": 5}))
+    assert [mark for mark, _ in few] == [
+        "+",
+        " ",
+        " ",
+        " ",
+        " ",
+    ]  # five prompts tell nothing; the reward model has more
+    assert found[0][1] == (
+        "The judge `None` gives PPO a win rate of 75 % against SFT on 40 prompts "
+        "(ties count half; 95 % CI 55–90 %; greedy: 75 %)."
+    )
+    assert "Exactly correct: 50.0 % → 60.0 % (95 % CI of the change +1.0 to +20.0 points)." in [x for _, x in found]
+    assert "Reward model: pair accuracy 90.0 % (always the longer answer: 60.0 %)." in [x for _, x in found]
+    assert found[-1][1].startswith(
+        "The judge's mean: SFT +0.10; SFT trained for as long as PPO (equal compute) +0.20;"
+    )
+    (correct,) = (text for mark, text in summary_in("en", metrics_with()) if "correct" in text)
+    assert correct.endswith("-10.0 to +30.0 points; no clear change).")
+    metrics["judge"] = "lab"
+    assert summary_in("zh", metrics)[0][1] == (
+        "训练中不可见的规则裁判比较 40 个提示：PPO 对 SFT 的胜率为 75%（平局算一半；95% 区间 55–90%；贪心回答：75%）。"
+    )
+
+
+def test_a_finding_at_the_end_of_a_run_has_its_numbers():
+    metrics = metrics_with()
+    metrics["comparison_greedy"] |= {**LESS_GOLD, **LESS_CORRECT}
+    *_, gold, correct = summary_in("en", metrics)
+    assert gold == (
+        "!",
+        "Possible reward hacking (greedy): score +1.00, but the judge's mean fell +0.10 → +0.00 (95 % CI of the "
+        "change -0.20 to -0.05). Improve the reward model's data before training longer.",
+    )
+    assert "exactly correct answers fell 50.0 % → 40.0 % (95 % CI of the change -15.0 to -5.0 points)" in correct[1]
+    *_, correct = summary_in("zh", metrics)
+    assert (
+        "贪心）：分数 +1.00，完全正确率却从 50.0% 降到 40.0%（变化的 95% 区间 -15.0 至 -5.0 个百分点）" in correct[1]
+    )
+    metrics = metrics_with(score_rise_ci95=[-1.2, -0.8], score_ppo=0.0, gold_win_rate_ci95=[0.1, 0.4])
+    metrics["reward"]["beats_baselines"] = False
+    assert [mark for mark, _ in summary_in("en", metrics)] == [" ", " ", "!", "!", "!"]
+
+
+def test_the_end_of_a_run_without_a_judge_or_with_a_silent_one():
+    found = summary_in("en", metrics_with(**NOT_JUDGED))
+    assert any(mark == " " and text.startswith("No judge, so it is not known") for mark, text in found)
+    found = summary_in("en", metrics_with(**NOT_JUDGED, not_judged=4) | {"judge": "mine"})
+    assert found[-1] == ("!", "The judge `mine` scored no pair of answers.")

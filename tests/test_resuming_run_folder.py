@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_instructgpt import layout
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.resuming.checkpoint import write_manifest
 from hf_instructgpt.resuming.run_folder import (
@@ -39,6 +40,13 @@ def work(folder, text="result", *, options=OPTIONS, overwrite=False, resume=Fals
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_by_the_name_of_a_checkpoint_is_none(tmp_path):
+    for name in ("checkpoint-3", "checkpoint-10", "checkpoint-x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-20").write_text("")
+    assert [path.name for path in layout.checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-3"]
 
 
 def test_a_result_is_finished_at_the_end_and_not_before(tmp_path):

@@ -10,12 +10,19 @@ from peft import LoraConfig
 from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForSequenceClassification, CharGPTTokenizer
+from hf_instructgpt.char_gpt import (
+    CharGPTConfig,
+    CharGPTForCausalLM,
+    CharGPTForSequenceClassification,
+    CharGPTTokenizer,
+)
 from hf_instructgpt.data.columns import ranked_pairs
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.functional import pair_loss
 from hf_instructgpt.models.loading import load_reward_model
 from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.reward.calibration import calibrate
+from hf_instructgpt.reward.config import RankingRewardConfig
 from hf_instructgpt.reward.ranking_trainer import RankingCollator, RankingRewardTrainer
 from hf_instructgpt.scoring.reward_models import reward_model_scores
 from hf_instructgpt.text import pad_rows
@@ -52,7 +59,7 @@ ROWS = [ranking("ab", ["cc", "d", "eee"], [1, 2, 2]), ranking("f", ["g", "hi"], 
 
 
 def make(tmp_path, rows=ROWS, model=None, cls=RankingRewardTrainer, tokenizer=TOKENIZER, eval_rows=None, **options):
-    more = {name: options.pop(name) for name in ("calibration_dataset", "peft_config") if name in options}
+    more = {name: options.pop(name) for name in ("calibration_dataset", "peft_config", "lm_head") if name in options}
     defaults = {
         "output_dir": str(tmp_path),
         "use_cpu": True,
@@ -66,7 +73,9 @@ def make(tmp_path, rows=ROWS, model=None, cls=RankingRewardTrainer, tokenizer=TO
     }
     return cls(
         model or reward_model(),
-        RewardConfig(**(defaults | options)),
+        RankingRewardConfig(**(defaults | options))
+        if cls is RankingRewardTrainer
+        else RewardConfig(**defaults, **options),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
         processing_class=tokenizer,
@@ -133,6 +142,104 @@ def test_the_centring_option_punishes_the_pairs_squared_sum(tmp_path):
     plain = loss_of(make(tmp_path), rows)
     centred = loss_of(make(tmp_path, center_rewards_coefficient=0.1), rows)
     assert centred - plain == pytest.approx(0.1 * ((2 + 1) ** 2 + (2 + 0) ** 2) / 2, rel=1e-4)
+
+
+def test_labels_that_may_be_wrong_by_hand(tmp_path):
+    """Margins 1 and -3: with a tenth of the labels wrong, -log(.9 s(d) + .1 s(-d)), s(1) = .73106, s(-3) = .04743."""
+    rows = [{"response_ids": [[20], [10]], "ranks": [1, 2]}, {"response_ids": [[10], [40]], "ranks": [1, 2]}]
+    expected = -(math.log(0.9 * 0.731059 + 0.1 * 0.268941) + math.log(0.9 * 0.047426 + 0.1 * 0.952574)) / 2
+    assert loss_of(make(tmp_path, label_noise=0.1), rows) == pytest.approx(expected, rel=1e-5)
+    plain = -(log_sigmoid(1.0) + log_sigmoid(-3.0)) / 2
+    assert loss_of(make(tmp_path, label_noise=0.0), rows) == pytest.approx(plain, rel=1e-5)
+
+
+def test_a_wrong_label_cannot_pull_far():
+    differences = torch.tensor([-1e4, -50.0, 50.0, 1e4], requires_grad=True)
+    losses = pair_loss(differences, label_noise=0.1)
+    assert losses.tolist() == pytest.approx([-math.log(0.1)] * 2 + [-math.log(0.9)] * 2, rel=1e-5)
+    losses.sum().backward()
+    assert differences.grad.abs().max() < 1e-6
+    assert pair_loss(torch.tensor([-50.0])).item() == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_noise": 0.5}, "`label_noise` must be 0 or more and below 0.5"),
+        ({"lm_coef": -1}, "`lm_coef` must be 0"),
+    ],
+)
+def test_options_out_of_range_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **options)
+
+
+def language_model(seed=0, **config):
+    """A language model with the trunk of `reward_model(seed)`."""
+    torch.manual_seed(seed + 1)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    model = CharGPTForCausalLM(CharGPTConfig(**(sizes | config)))
+    model.model.load_state_dict(reward_model(seed, **config).model.state_dict())
+    return model.eval()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_language_modelling_loss_is_of_the_best_responses(tmp_path, packed):
+    """Against the language model's own log-probs, token by token in float64; two rows, one with two best responses."""
+    rows = [ranking("ab", ["cc", "d", "eee"], [1, 2, 1]), ranking("fgh", ["g", "h" * 30], [2, 1])]
+    causal, model = language_model(dropout=0.0), reward_model(dropout=0.0)
+    head = causal.lm_head
+    trainer = make(tmp_path, rows, model, lm_coef=2.0, lm_head=head)
+    trainer._packs = packed and trainer._packs
+    plain = make(tmp_path, rows, model)
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+    model.train()
+    loss, without = (some.compute_loss(model, batch).item() for some in (trainer, plain))
+    expected = 0.0
+    for prompt, best in (("ab", ["cc", "eee"]), ("fgh", ["h" * 30])):
+        losses = []
+        for response in best:
+            ids = TOKENIZER(prompt + response)["input_ids"] + [EOS]
+            with torch.no_grad():
+                logprobs = causal.double()(torch.tensor([ids])).logits[0].log_softmax(-1)
+            losses += [-logprobs[t - 1, ids[t]].item() for t in range(len(prompt), len(ids))]
+        expected += sum(losses) / len(losses) / 2
+    assert loss - without == pytest.approx(2 * expected, rel=1e-5)
+    assert trainer._metrics["train"]["lm_loss"] == pytest.approx([expected], rel=1e-5)
+    assert trainer._packs == packed  # both ways of asking the model were tried
+
+
+def test_a_cut_text_keeps_the_place_where_its_response_begins(tmp_path):
+    trainer = make(
+        tmp_path,
+        [ranking("abcd", ["ef", "efghij"], [1, 2])],
+        lm_coef=1.0,
+        lm_head=language_model().lm_head,
+        max_length=6,
+    )
+    (row,) = trainer.train_dataset
+    assert [len(ids) for ids in row["response_ids"]] == [6, 6] and row["response_start"] == [3, 0]
+    batch = trainer.data_collator([row])
+    assert batch["next_ids"].tolist()[0] == [-100, -100, *row["response_ids"][0][3:], -100]
+    assert batch["next_ids"][1].eq(-100).all() and batch["next_weight"][0, 2].item() == pytest.approx(1 / 3)
+
+
+def test_the_head_stays_as_it_is_and_leaves_no_trace(tmp_path):
+    language_model().save_pretrained(tmp_path / "sft")
+    TOKENIZER.save_pretrained(tmp_path / "sft")
+    trainer = make(tmp_path / "reward", ROWS, str(tmp_path / "sft"), lm_coef=1.0, eval_rows=ROWS, max_steps=3)
+    head = language_model().lm_head.state_dict()
+    before = trainer.evaluate()["eval_lm_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_lm_loss"] < before
+    assert all(tensor.equal(trainer.lm_head.state_dict()[name]) for name, tensor in head.items())
+    trainer.save_model()
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    assert plain.state_dict().keys() == reward_model().state_dict().keys()
+    hooks = [hook for module in trainer.model.modules() for hook in module._forward_hooks.values()]
+    assert not [hook for hook in hooks if "last_hidden_state" in hook.__qualname__]
+    with pytest.raises(InputError, match="`lm_coef` needs `lm_head`"):
+        make(tmp_path, ROWS, lm_coef=1.0)
 
 
 def test_a_batch_without_a_pair_has_a_loss_of_zero_and_a_gradient_of_zero(tmp_path):

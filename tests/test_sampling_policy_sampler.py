@@ -1,22 +1,22 @@
-"""The fast ways give the same numbers, the sampler the same distribution, and the preset what it says."""
+"""The fast ways give the same numbers, the sampler the same distribution, and precision is chosen by the machine."""
 
 import dataclasses
 import functools
 
 import pytest
 import torch
-from test_ppo_trainer import TOKENIZER, gpt2, lengths, logged, make, policy, reward_model
+from test_ppo_trainer import PROMPTS, TOKENIZER, gpt2, lengths, logged, make, policy, reward_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.activations import NewGELUActivation
 
-from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM, functional
+from hf_instructgpt import CharGPTConfig, CharGPTForCausalLM, PPOConfig, PPOTrainer, functional
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.functional import token_logprobs
-from hf_instructgpt.ppo import speed
+from hf_instructgpt.ppo import checks, speed
 from hf_instructgpt.ppo.rollout import Rollout
 from hf_instructgpt.ppo.speed import fuse_activations
-from hf_instructgpt.sampling import engines, policy_sampler
+from hf_instructgpt.sampling import policy_sampler
 from hf_instructgpt.sampling.generate import sampling_config
 from hf_instructgpt.sampling.policy_sampler import PolicySampler, can_sample, draw_tokens
 from hf_instructgpt.scoring.reward_models import reward_model_scores
@@ -83,15 +83,10 @@ def test_fused_activations_give_the_same_logits_and_weights(model):
     assert list(model.state_dict()) == names
 
 
-def test_a_trainer_fuses_what_it_runs_where_it_is_asked_to(tmp_path):
-    def fused(**options):
-        trainer = make(tmp_path, gpt2(), **options)
-        return [
-            not any(isinstance(m, NewGELUActivation) for m in x.modules()) for x in (trainer.model, trainer.ref_model)
-        ]
-
-    assert fused() == fused(preset="recommended", fuse_activations=False) == [False, False]
-    assert fused(fuse_activations=True) == fused(preset="recommended") == [True, True]
+def test_a_trainer_fuses_what_it_runs(tmp_path):
+    trainer = make(tmp_path, gpt2())
+    for model in (trainer.model, trainer.ref_model):
+        assert not any(isinstance(module, NewGELUActivation) for module in model.modules())
 
 
 # ---- Matrix products -----------------------------------------------------------------------------------------------
@@ -157,7 +152,7 @@ def test_batches_by_length_change_nothing_but_the_padding(tmp_path, monkeypatch)
     """The same responses, scores, log-probs, values and, after several updates, weights; fewer tokens computed."""
     computed = []
 
-    def train(**options):
+    def train(by_length):
         trainer = make(
             tmp_path,
             policy(),
@@ -167,8 +162,9 @@ def test_batches_by_length_change_nothing_but_the_padding(tmp_path, monkeypatch)
             max_steps=12,
             optim="sgd",  # Adam would make a step of rounding
             learning_rate=0.1,
-            **options,
         )
+        assert trainer._by_length
+        trainer._by_length = by_length
         model_forward = trainer.ref_model.forward
         tokens = []
 
@@ -182,7 +178,7 @@ def test_batches_by_length_change_nothing_but_the_padding(tmp_path, monkeypatch)
         computed.append(sum(tokens))
         return trainer
 
-    plain, sorted_ = train(), train(batch_by_length=True)
+    plain, sorted_ = train(by_length=False), train(by_length=True)
     assert plain._rollout.response_ids.equal(sorted_._rollout.response_ids)
     for name in ("old_logprobs", "ref_logprobs", "values", "scores", "advantages", "returns"):
         torch.testing.assert_close(
@@ -200,12 +196,12 @@ def test_batches_by_length_change_nothing_but_the_padding(tmp_path, monkeypatch)
 def test_tokens_are_drawn_from_the_softmax():
     torch.manual_seed(0)
     logits = torch.tensor([0.4, 0.3, 0.0, 0.2, 0.1]).log().expand(20000, 5)
-    counts = torch.bincount(draw_tokens(logits, temperature=1.0), minlength=5)
+    counts = torch.bincount(draw_tokens(logits, temperature=1.0)[0], minlength=5)
     assert counts[2] == 0  # what cannot be never is
     expected = torch.tensor([0.4, 0.3, 0.2, 0.1]) * 20000
     z = (counts[[0, 1, 3, 4]] - expected) / expected.sqrt()
     assert z.abs().max() < 5
-    warm = torch.bincount(draw_tokens(logits, temperature=2.0), minlength=5) / 20000
+    warm = torch.bincount(draw_tokens(logits, temperature=2.0)[0], minlength=5) / 20000
     p = logits[0].exp().sqrt() / logits[0].exp().sqrt().sum()
     torch.testing.assert_close(warm.float(), p, atol=0.015, rtol=0)
 
@@ -215,7 +211,8 @@ def test_the_ends_of_the_line(monkeypatch):
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]])
     for number, token in ((0.0, 1), (1 - 2**-24, 2)):
         monkeypatch.setattr(torch, "rand", lambda *shape, number=number, **kwargs: torch.full(shape, number))
-        assert draw_tokens(logits, temperature=1.0).tolist() == [token]
+        tokens, logprobs = draw_tokens(logits, temperature=1.0)
+        assert tokens.tolist() == [token] and logprobs.exp().tolist() == [0.5]
 
 
 def test_rare_tokens_of_a_large_vocabulary_do_not_vanish():
@@ -223,7 +220,7 @@ def test_rare_tokens_of_a_large_vocabulary_do_not_vanish():
     torch.manual_seed(0)
     p = torch.full((100_001,), 2.5e-8)
     p[0] = 1 - 2.5e-3
-    many = torch.cat([draw_tokens(p.log().expand(64, -1), temperature=1.0) for _ in range(60)])
+    many = torch.cat([draw_tokens(p.log().expand(64, -1), temperature=1.0)[0] for _ in range(60)])
     assert 1 <= (many != 0).sum() <= 25  # 9.6 expected
 
 
@@ -285,56 +282,130 @@ def test_what_the_sampler_cannot_drive():
 # ---- In the trainer ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_with_the_fast_sampler_learns_and_its_ratio_is_1(tmp_path):
-    trainer = make(tmp_path, fast_sampling=True, max_steps=4)
+def test_a_runs_sampler_is_our_own_loop_and_its_ratio_is_1(tmp_path):
+    trainer = make(tmp_path, max_steps=4)
     trainer.train()
-    assert logged(trainer, "ratio")[0] == 1 and logged(trainer, "approx_kl")[0] == 0
+    assert logged(trainer, "ratio")[0] == pytest.approx(1, abs=1e-6)
     assert isinstance(trainer.generator, PolicySampler) and trainer.generator.model is trainer.model.policy
+    assert trainer.generator.last_logprobs is None and not logged(trainer, "sampling_logprob_diff")
+    assert trainer._rollout.importance_weights.eq(1).all()
 
 
-def test_the_preset_says_what_it_chose_and_leaves_what_was_set(tmp_path, caplog, monkeypatch):
-    trainer = make(tmp_path, preset="recommended", max_steps=2)
-    chosen = "value_model='shared', fast_sampling=True, fuse_activations=True, batch_by_length=True"
-    assert f"preset='recommended' chose {chosen}." in caplog.text
-    assert trainer.model.value_model.backbone is None and trainer.args.frozen_dtype is None and not trainer.args.bf16
-    trainer.train()
+def test_precision_is_chosen_for_wide_models_and_machines_that_compute_in_it(tmp_path, caplog, monkeypatch):
+    trainer = make(tmp_path, max_steps=2)
+    assert "Chosen" not in caplog.text and trainer.args.bf16 is False
+    assert trainer.args.frozen_dtype is trainer.args.sampling_dtype is None
     monkeypatch.setattr(speed, "WIDE", 1)
     monkeypatch.setattr(speed, "computes_in_bfloat16", lambda device: True)
-    trainer = make(tmp_path, preset="recommended", max_steps=2)
+    trainer = make(tmp_path, max_steps=2)
+    chosen = "bf16=True, frozen_dtype='bfloat16', sampling_dtype='bfloat16'"
+    assert f"Chosen for this machine: {chosen}." in caplog.text
     assert trainer.args.bf16 and trainer.args.frozen_dtype == trainer.args.sampling_dtype == "bfloat16"
-    assert trainer.args.batch_by_length is None
     assert trainer.ref_model.dtype == torch.bfloat16 and trainer.model.policy.dtype == torch.float32
     trainer.train()
     assert trainer.generator.model.dtype == torch.bfloat16 and trainer.accelerator.mixed_precision == "bf16"
     assert logged(trainer, "ratio")[0] == 1
-    by_hand = {"fast_sampling": False, "frozen_dtype": "float32"}
-    trainer = make(tmp_path, preset="recommended", value_model=policy().model, **by_hand)
-    assert trainer.generator is None and trainer.model.value_model.backbone is not None
-    assert trainer.ref_model.dtype == torch.float32 and trainer.args.sampling_dtype is None
+
+
+def test_a_given_precision_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "WIDE", 1)
+    monkeypatch.setattr(speed, "computes_in_bfloat16", lambda device: True)
+    trainer = make(tmp_path, bf16=False)
+    assert trainer.args.bf16 is False and trainer.args.sampling_dtype is trainer.args.frozen_dtype is None
+    trainer = make(tmp_path, frozen_dtype="float32", sampling_dtype="float32")
+    assert trainer.args.bf16 and trainer.ref_model.dtype == torch.float32
+    assert trainer.generator.dtype == torch.float32
+
+
+def test_the_callers_options_stay_what_they_are(tmp_path, monkeypatch):
+    """A second trainer from the same options, of a narrow model, would inherit what the first one's model chose."""
+    monkeypatch.setattr(speed, "WIDE", 16)
+    monkeypatch.setattr(speed, "computes_in_bfloat16", lambda device: True)
+    options = {"train_dataset": PROMPTS, "processing_class": TOKENIZER}
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], max_completion_length=4)
+    before, wide = args.to_dict(), PPOTrainer(gpt2(), lengths, args=args, **options)
+    assert wide.args.bf16 and wide.args.sampling_dtype == "bfloat16" and wide.args.mixed_precision == "bf16"
+    assert args.to_dict() == before and args.mixed_precision == "no"
+    narrow = speed.choose_precision(args, policy(hidden_size=8), can_sample=True)
+    assert not narrow.bf16 and narrow.sampling_dtype is narrow.frozen_dtype is None
+
+
+def test_a_reference_is_known_by_its_weights_whatever_type_it_measures_in(tmp_path):
+    """A run may be resumed with another `frozen_dtype`, which the machine chooses by default."""
+    plain, other = make(tmp_path, policy()), make(tmp_path, policy(), frozen_dtype="bfloat16")
+    assert other.ref_model.dtype == torch.bfloat16 and other._reference_mark == plain._reference_mark
+
+
+def test_a_copy_in_half_precision_is_corrected_for(tmp_path):
+    """Its log-probs are not the policy's; the weights are their ratios."""
+    trainer = make(tmp_path, sampling_dtype="bfloat16", max_steps=2)
+    trainer.train()
+    rollout, rows = trainer._rollout, trainer.generator.last_logprobs
+    assert [len(row) for row in rows] == rollout.response_mask.sum(-1).tolist()
+    ratios = (rollout.old_logprobs[rollout.response_mask] - torch.tensor([x for row in rows for x in row])).exp()
+    torch.testing.assert_close(rollout.importance_weights[rollout.response_mask], ratios)
+    assert 1e-4 < (ratios - 1).abs().max() < 0.5
+    assert 0 < max(logged(trainer, "sampling_logprob_diff")) < 0.1 and logged(trainer, "importance_cap_fraction")
+    assert logged(trainer, "ratio")[0] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("way", ["_decode", "_decode_in_place"])
+def test_a_copys_log_probs_are_those_of_its_own_forward(way, monkeypatch):
+    torch.manual_seed(0)
+    model, sampler = LlamaForCausalLM(LLAMA), PolicySampler(torch.float32)
+    sampler.sync_weights(model)
+    monkeypatch.setattr(PolicySampler, "_decode", getattr(PolicySampler, way))
+    config = sampling_config(model, TOKENIZER, max_new_tokens=6, temperature=0.7)
+    prompts = [[5, 6, 7], [8], [9, 10]]
+    rows = sampler.generate(prompts, generation_config=config)
+    for prompt, row, logprobs in zip(prompts, rows, sampler.last_logprobs, strict=True):
+        logits = model(torch.tensor([prompt + row])).logits[:, len(prompt) - 1 : -1]
+        expected = token_logprobs(logits, token_ids=torch.tensor([row]), temperature=0.7)[0]
+        torch.testing.assert_close(torch.tensor(logprobs), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_policy_of_nans_is_named(tmp_path):
     model = policy()
     with torch.no_grad():
         model.lm_head.weight[3] = torch.nan
-    with pytest.raises(FloatingPointError, match="NaN or infinite"):
-        make(tmp_path, model, fast_sampling=True).train()
+    with pytest.raises(FloatingPointError, match=r"lm_head\.weight is NaN or infinite"):
+        make(tmp_path, model).train()
 
 
-def test_engines_that_contradict_each_other(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="`sampling_dtype` needs `fast_sampling`"):
-        make(tmp_path, sampling_dtype="bfloat16")
-    with pytest.raises(ValueError, match="`fast_sampling` and `use_vllm`: choose one"):
-        make(tmp_path, fast_sampling=True, use_vllm=True)
-    with pytest.raises(InputError, match="`fast_sampling` and `generator`: choose one"):
-        make(tmp_path, fast_sampling=True, generator=PolicySampler())
-    monkeypatch.setattr(engines, "can_sample", lambda policy: False)
-    with pytest.raises(InputError, match="`fast_sampling`: the policy's `forward` does not take"):
-        make(tmp_path, fast_sampling=True)
+def test_a_single_row_of_nans_is_left_out_where_that_is_asked_for():
+    """Finite weights that overflow at one token: its row's log-probs are NaN, all others' are not."""
+    model, sampler = gpt2().eval(), PolicySampler()
+    with torch.no_grad():
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.clone())  # else all logits of this token overflow
+        model.transformer.wte.weight[7] = 3e38
+    sampler.sync_weights(model)
+    config = sampling_config(model, TOKENIZER, max_new_tokens=3)
+    rows = sampler.generate([[3, 4, 5], [7, 8]], generation_config=config)
+    assert [1 <= len(row) <= 3 for row in rows] == [True, True]
+    assert model(torch.tensor([[3, 4, 5]])).logits.isfinite().all()
+    assert model(torch.tensor([[7, 8]])).logits.isnan().any()
+
+
+def test_where_generate_samples_it_is_said_once(tmp_path, monkeypatch, caplog):
+    assert make(tmp_path, generation_kwargs={"use_cache": True}).generator is None
+    assert "sampled by `generate`" not in caplog.text
+    monkeypatch.setattr(checks, "can_sample", lambda policy: False)
+    trainer = make(tmp_path, sampling_dtype="bfloat16", max_steps=4)
+    assert trainer.generator is None
+    trainer.train()
+    assert caplog.text.count("sampled by `generate`, which is slower, because our own loop cannot drive") == 1
+    assert "`sampling_dtype` has no effect with `generate`" in caplog.text
+
+
+def test_engines_that_contradict_each_other(tmp_path):
+    with pytest.raises(ValueError, match="`sampling_dtype` has no effect with `use_vllm`"):
+        make(tmp_path, sampling_dtype="bfloat16", use_vllm=True)
+    with pytest.raises(InputError, match="`use_vllm` and `generator`: choose one"):
+        make(tmp_path, use_vllm=True, generator=PolicySampler())
 
 
 def test_other_values_are_refused(tmp_path):
-    values = (("preset", "fast"), ("sampling_dtype", "int8"), ("frozen_dtype", "half"))
+    values = (("importance_sampling_cap", 0.5), ("sampling_dtype", "int8"), ("frozen_dtype", "half"))
     for name, value in values:
         with pytest.raises(ValueError, match=f"`{name}`"):
             make(tmp_path, **{name: value})

@@ -6,7 +6,7 @@ import pytest
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTTokenizer
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.stages.arguments import parse_options
+from hf_instructgpt.stages.parsing import parse_options
 from hf_instructgpt.stages.stage_data import StageData
 
 

@@ -48,12 +48,12 @@ CONFIG = {
 COMPARISON = {
     *("num_prompts", "score_sft", "score_sft_std", "score_ppo", "gold_sft", "gold_ppo", "gold_more_sft"),
     *("correct_sft", "correct_ppo", "wins", "ties", "losses", "gold_win_rate", "gold_win_rate_ci95"),
-    "not_judged",
+    *("gold_rise_ci95", "correct_rise_ci95", "not_judged"),
 }
 MEASURED = {f"{name}_{policy}" for name in ("length", "ended", "distinct") for policy in ("sft", "ppo")}
 MEASURED |= {"num_prompts", "score_sft", "score_sft_std", "score_ppo", "score_rise_ci95"}  # without a judge
 COMPARISON |= MEASURED
-LEFT = {"sft", "reward", "ppo", "metrics.json", "plots", "samples.md", "README.md", "run.json"}
+LEFT = {"sft", "reward", "ppo", "metrics.json", "plots", "samples.md", "answers.json", "README.md", "run.json"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -224,7 +224,7 @@ def test_a_run_broken_before_the_reward_report_goes_on_and_says_that_the_model_i
     assert main(["run", "--config", config, "--resume"]) == 0
     logging.disable_propagation()
     assert "does not beat the length baseline" in caplog.text and "reward_report.md" in caplog.text
-    assert "WARNING: the reward model does not beat the length baseline" in capsys.readouterr().out
+    assert "\n! Reward model: pair accuracy " in capsys.readouterr().out
     assert json.loads((here / "out/reward/reward_report.json").read_text())["trained_on"] is True
 
 
@@ -367,6 +367,55 @@ def test_a_model_s_own_code_runs_where_every_stage_allows_it(here):
     assert json.loads((here / "second/ppo/config.json").read_text())["model_type"] == "my_gpt"
 
 
+@pytest.fixture(scope="module")
+def english(tmp_path_factory):
+    """One run on the English lab, by a file that names the Chinese one as its base."""
+    folder = tmp_path_factory.mktemp("english")
+    write(folder)
+    config = {stage: {"dataset_name": "lab-en"} for stage in ("sft", "reward", "ppo")}
+    config["sft"]["vocabulary"] = "words"
+    (folder / "english.yaml").write_text(yaml.safe_dump({"base": "pipeline.yaml", **config}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["run", "--config", "english.yaml"]) == 0
+    return folder / "out"
+
+
+def test_a_run_in_english(english, done):
+    metrics, chinese = metrics_of(english)[0], metrics_of(done)[0]
+    assert metrics.keys() == chinese.keys() and metrics["judge"] == "lab-en"
+    for name in ("comparison", "comparison_greedy"):
+        assert metrics[name].keys() == chinese[name].keys()
+        assert metrics[name]["not_judged"] == 0 and metrics[name]["correct_ppo"] is not None
+    assert metrics["reward"]["eval_accuracy_content"] is not None
+    report = json.loads((english / "reward" / "reward_report.json").read_text())
+    assert report["dataset_name"] == "lab-en" and report["judge"]["labels"]["value"] == 1.0
+
+
+def test_what_was_trained_on_words_reads_words(english):
+    for stage in ("sft", "reward", "ppo"):
+        tokenizer = AutoTokenizer.from_pretrained(english / stage)
+        assert tokenizer.tokenize("What is ABC?") == ["What", " is", " ", "A", "B", "C", "?"]
+        prompt = tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+        assert prompt == "Instruction:\n?"
+    first = json.loads((english / "ppo" / "tokens.jsonl").read_text().splitlines()[0])
+    assert "指令" not in json.dumps(first, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: gone.yaml", "the config file gone.yaml does not exist"),
+        ("base: 5", "english.yaml: `base` must be the path of a YAML file, not 5"),
+        ("base: english.yaml", "english.yaml: its base english.yaml has a `base` itself"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(here, capfd, text, message):
+    (here / "english.yaml").write_text(text)
+    assert main(["run", "--config", "english.yaml"]) == 2
+    assert message in capfd.readouterr().err
+
+
 def nested(stage, **options):
     return {stage: {**CONFIG[stage], **options}}
 
@@ -386,6 +435,8 @@ def nested(stage, **options):
         (nested("ppo", model_name_or_path="x"), "`ppo.model_name_or_path` is set by the run itself"),
         (nested("ppo", logging_steps=3), "`ppo.logging_steps` is set by the run itself"),
         (nested("sft", use_peft=True), "`use_peft` needs `model_name_or_path`"),
+        (nested("sft", vocabulary="word"), "`vocabulary`: invalid choice: 'word'"),
+        (nested("sft", vocabulary="words", model_name_or_path="m"), "`vocabulary` is of a new CharGPT"),
         ({"judge": "none_such.f"}, "`judge`: none_such.f cannot be imported"),
         (
             nested("ppo", learning_rat=1),
@@ -413,7 +464,8 @@ def test_a_bad_pipeline_file_is_refused_before_anything_is_written(here, capfd, 
     capfd.readouterr()
     assert main(["run", "--config", config]) == 2
     err = capfd.readouterr().err
-    assert message in err and err.count("\n") == 1
+    *_, last = err.splitlines()  # behind warnings
+    assert message in last and "Traceback" not in err
     assert sorted(here.rglob("*")) == before
 
 
@@ -467,7 +519,7 @@ def done_with_init(tmp_path_factory):
     """A whole run whose `sft` is chosen by its own reward model, and what its report measured."""
     folder, measured, answer = tmp_path_factory.mktemp("init"), [], compare_policies.answer_prompts
 
-    def spy(policy, *args, reference, **kwargs):
+    def spy(policy, *args, reference=None, **kwargs):
         measured.append(None if reference is None else reference.config._name_or_path)
         return answer(policy, *args, reference=reference, **kwargs)
 
@@ -480,7 +532,7 @@ def done_with_init(tmp_path_factory):
 
 def test_ppo_starts_from_a_stage_of_its_own(done_with_init):
     out, measured = done_with_init
-    assert measured == [None, "out/ppo_init", None, None, None, None]  # SFT, PPO and control: sampled, greedy
+    assert measured == [None, "out/ppo_init", *[None] * 5]  # SFT, PPO and control: sampled, greedy; untrained
     assert {path.name for path in out.iterdir()} == {*LEFT, "ppo_init"}
     options = {stage: json.loads((out / stage / "stage.json").read_text())["options"] for stage in pipeline.COMMANDS}
     start, reward = "out/ppo_init", "out/reward"
@@ -596,7 +648,8 @@ def test_a_bad_start_is_refused_before_anything_is_written(here, capfd, changes,
     capfd.readouterr()
     assert main(["run", "--config", config]) == 2
     err = capfd.readouterr().err
-    assert message in err and err.count("\n") == 1
+    *_, last = err.splitlines()  # behind warnings
+    assert message in last and "Traceback" not in err
     assert sorted(here.rglob("*")) == before
 
 

@@ -14,7 +14,7 @@ from hf_instructgpt.cli import main
 from hf_instructgpt.evaluation.comparison import answer_prompts
 from hf_instructgpt.scoring import reward_models
 from hf_instructgpt.stages import sft
-from hf_instructgpt.stages.arguments import parse_stage
+from hf_instructgpt.stages.parsing import parse_stage
 from hf_instructgpt.stages.sft_trainer import SelectingSFTTrainer
 from hf_instructgpt.stages.stage_data import StageData
 from hf_instructgpt.text import encode_prompt, encode_text

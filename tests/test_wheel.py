@@ -18,12 +18,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
 PARTS = ("hf_instructgpt", "recipes", "model_cards", "pyproject.toml", "README.md", "LICENSE")
 KINDS = (
     "py.typed",
-    "report/page.html",
+    "report/page/page.html",
+    "report/page/*.css",
+    "report/page/*.js",
+    "report/glossary.json",
     "data/samples/*/*.jsonl",
     "model_cards/*.md",
     *(f"recipes/*/*.{suffix}" for suffix in ("yaml", "md", "py", "txt", "ipynb")),
     "recipes/*/data/*.jsonl",
 )
+SITE = ("recipes/docs/", "recipes/mkdocs.yml")  # the documentation's sources, which are not installed
 BUILD = (
     "import sys; from setuptools import build_meta; print(getattr(build_meta, f'build_{sys.argv[1]}')(sys.argv[2]))"
 )
@@ -69,6 +73,7 @@ def listed_by_git(*options):
     if done.returncode or not done.stdout:
         pytest.skip("not a git checkout")
     names = done.stdout.rstrip("\0").split("\0")
+    names = [name for name in names if not name.startswith(SITE)]
     return {name if name.startswith("hf_instructgpt/") else f"hf_instructgpt/{name}" for name in names}
 
 
@@ -78,7 +83,12 @@ def test_wheel_and_sdist_hold_the_same_and_no_tests(built):
     missing = [kind for kind in KINDS if not fnmatch.filter(names, f"hf_instructgpt/{kind}")]
     assert not missing
     parts = {part for name in names for part in Path(name).parts}
-    assert "tests" not in parts and not fnmatch.filter(parts, "test_*") and "conftest.py" not in parts
+    assert (
+        "docs" not in parts
+        and "tests" not in parts
+        and not fnmatch.filter(parts, "test_*")
+        and "conftest.py" not in parts
+    )
 
 
 def test_the_wheel_holds_what_git_tracks_and_nothing_git_ignores(built):

@@ -144,8 +144,9 @@ def checkpointing_gives_the_same_weights():
     assert_equal(trained("c"), trained("c", gradient_checkpointing=True), tolerance=1e-5)
 
 
-def the_preset_trains():
-    trained("preset", preset="recommended")
+def generate_and_a_copy_sample():
+    trained("generate", generation_kwargs={"use_cache": True})
+    trained("copy", sampling_dtype="bfloat16")
 
 
 def lora_trains_and_resumes():
@@ -223,7 +224,7 @@ STEPS = (
     the_gradient_does_not_depend_on_accumulation,
     a_resumed_run_ends_with_the_same_bytes,
     checkpointing_gives_the_same_weights,
-    the_preset_trains,
+    generate_and_a_copy_sample,
     lora_trains_and_resumes,
     the_ranking_trainer_trains,
     the_pipeline_runs,

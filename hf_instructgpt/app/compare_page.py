@@ -1,190 +1,194 @@
 """The page of `hf-instructgpt compare`: two models answer a prompt side by side, and a person votes."""
 
-import random
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from threading import Lock
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 import gradio as gr
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextIteratorStreamer
+from anyio import CancelScope, to_thread
+from fastapi import HTTPException, Request
+from pydantic import BaseModel
+from starlette.concurrency import iterate_in_threadpool
+from starlette.middleware import Middleware
+from starlette.responses import StreamingResponse
 
-from ..evaluation.comparison import log_ratios
-from ..evaluation.intervals import wilson_interval
-from ..hub.model_card import Made
-from ..sampling.generate import Samples, room_for_response, sample
-from ..scoring.reward_models import score_texts
-from ..stages.samples import as_asked, asked_row
-from ..text import as_completion, break_special_tokens, encode_row
+from ..evaluation.bradley_terry import standings
+from ..language import say
+from ..rankings.ranking_file import prompt_key
+from ..rankings.vote_file import VERDICTS, as_shown, verdict_of
+from ..stages.conversation import PROMPT_LENGTH
+from .compare_rounds import Arena, Question, Round
+from .web import HEADERS, NAME_LENGTH, Text, page_server, refused, who
 
-LETTERS = ("A", "B")
-PROMPT_LENGTH = 20_000  # characters
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A model and its name on the page."""
-
-    name: str
-    policy: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    made: Made | None = None  # what its card says
-
-    def prompt(self, text: str) -> str | list[dict]:
-        """The prompt in the form that the model was trained on; special tokens that were typed become text."""
-        return as_asked(break_special_tokens(self.tokenizer, text), self.tokenizer, self.made)
-
-    def row(self, text: str) -> dict:
-        """The prompt as a row, with the arguments of the chat template."""
-        return asked_row(self.prompt(text), self.made)
+logger = logging.getLogger(__name__)
+PREVIEW = 80  # characters of a prompt in the list of votes
 
 
-@dataclass
-class Round:
-    """One prompt: which model is at which place, what was measured, and whether it was voted on."""
+class Asked(BaseModel):
+    """A request of the page; which fields it has depends on what is asked."""
 
-    order: list[int]
-    measured: list[str] = field(default_factory=list)
-    is_voted: bool = False
-
-
-@dataclass
-class Tally:
-    """Votes in one tab, by model, and ties."""
-
-    wins: dict[str, int]
-    ties: int = 0
-
-    def words(self) -> str:
-        """The votes, and how often the second model won those that were no ties."""
-        decided = sum(self.wins.values())
-        text = ", ".join(f"{name} {count}" for name, count in self.wins.items()) + f", ties {self.ties}."
-        if decided:
-            name, count = list(self.wins.items())[-1]
-            low, high = (100 * x for x in wilson_interval(count, decided))
-            share = f"{count / decided:.0%}".replace("%", " %")
-            text += f" {name} won {count} of {decided} decided votes ({share}, 95 % CI {low:.0f}–{high:.0f} %)."
-        return text
+    annotator: Text = ""
+    id: str = ""
+    verdict: str = ""
+    text: str = ""
+    number: int | None = None  # of a prompt in the file, from 0
+    after: str | None = None  # the vote that a conversation goes on behind
+    sampled: bool = True
+    blind: bool = True
 
 
 class ComparePage:
-    """The page: two contestants, and optionally a reward model and its tokenizer, which score the answers.
+    """The page of an arena: each public method answers the JSON request of its name."""
 
-    `max_new_tokens` limits an answer, as does the context; `seed` decides which model is at which place.
-    """
+    def __init__(self, arena: Arena):
+        self.arena, self.questions = arena, list(arena.prompts.items())
+        self.tables: dict[str, dict] = {}  # the last one: a bootstrap takes a second
 
-    def __init__(
-        self,
-        contestants: list[Contestant],
-        *,
-        reward_model: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None,
-        max_new_tokens: int,
-        seed: int = 0,
-    ):
-        self.contestants, self.reward_model, self.max_new_tokens = contestants, reward_model, max_new_tokens
-        self.random, self.lock = random.Random(seed), Lock()
+    def build(self, middleware: list[Middleware]) -> gr.Server:
+        """The server of the page."""
+        arena = self.arena
+        settings = {"models": arena.names, "prompts": len(self.questions), "continues": arena.continues}
+        settings |= {"single": [name for name in arena.names if name not in arena.readers], "maxLength": PROMPT_LENGTH}
+        server = page_server("compare", settings, middleware=middleware)
+        for answer in (self.state, self.next, self.ask, self.vote, self.undo, self.open, self.table):
+            server.post(f"/api/{answer.__name__}")(answer)
+        return server
 
-    def build(self) -> gr.Blocks:
-        """The app. Every text of a person or a model is in a text box, which shows it as text."""
-        with gr.Blocks(title="Compare", analytics_enabled=False) as app:
-            round_, tally = gr.State(None), gr.State(None)
-            prompt = gr.Textbox(label="Prompt", elem_id="prompt", max_length=PROMPT_LENGTH, autofocus=True)
-            with gr.Row():
-                sampled = gr.Checkbox(True, label="Sample (temperature 1)", elem_id="sampled")
-                blind = gr.Checkbox(True, label="Hide model names until I vote", elem_id="blind")
-                ask = gr.Button("Ask both", variant="primary", elem_id="ask")
-            with gr.Row():
-                boxes = [
-                    gr.Textbox(label=f"Answer {letter}", lines=4, interactive=False, elem_id=f"answer-{letter}")
-                    for letter in LETTERS
-                ]
-            with gr.Row():
-                votes = [gr.Button(f"{letter} is better", elem_id=f"vote-{letter}") for letter in LETTERS]
-                tie = gr.Button("No difference", elem_id="tie")
-            status = gr.Textbox(label="Status", interactive=False, elem_id="status", lines=3)
-            asked = [[prompt, sampled, blind], [round_, *boxes, status]]
-            for trigger in (ask.click, prompt.submit):
-                trigger(self.answer, *asked, concurrency_limit=1, concurrency_id="models")
-            for place, button in enumerate([*votes, tie]):
-                voter = self.voter(place if place < len(votes) else None)
-                button.click(voter, [round_, tally], [round_, tally, status])
-        return app
+    def state(self, asked: Asked, request: Request) -> dict:
+        """The name that counts, and what this person has voted."""
+        name = who(request, asked.annotator)
+        mine = [row for row in self.arena.file.rows() if row["annotator"] == name]
+        is_fixed = "annotator" in request.scope
+        return {"annotator": name, "fixed": is_fixed, "votes": [_in_list(row) for row in mine[::-1]]}
 
-    def answer(self, text: str, sampled: bool, blind: bool) -> Iterator[list]:
-        """Stream both answers; then show what was measured, unless names are hidden."""
-        if not text.strip() or len(text) > PROMPT_LENGTH:
-            problem = f"The prompt has more than {PROMPT_LENGTH:,} characters." if text.strip() else "Enter a prompt."
-            yield [None, "", "", problem]
-            return
-        order = self.random.sample(range(2), 2) if blind else [0, 1]
-        round_, shown = Round(order), ["", ""]
-        with self.lock:
-            for place, number in enumerate(order):
-                contestant = self.contestants[number]
-                rows = [contestant.row(text)]
-                room = room_for_response(contestant.policy, contestant.tokenizer, rows, wanted=self.max_new_tokens)
-                if room < 1:
-                    yield [None, *shown, f"The prompt is too long for the context of {contestant.name}."]
-                    return
-                for shown[place] in self._stream(contestant, text, room, sampled=sampled):
-                    yield [None, *shown, "..."]
-                measured = self._measure(contestant, text, shown[place])
-                round_.measured.append(f"{LETTERS[place]} is {contestant.name}{measured}")
-        yield [round_, *shown, "Which is better?" if blind else "\n".join(round_.measured)]
+    def next(self, asked: Asked, request: Request) -> dict:
+        """The next prompt of the file, after a number, that this person has not voted on; then the first."""
+        name = _name(asked, request)
+        done = {prompt_key(row["prompt"]) for row in self.arena.file.rows() if row["annotator"] == name}
+        left = [number for number, (key, _) in enumerate(self.questions) if key not in done]
+        counts = {"done": len(self.questions) - len(left), "total": len(self.questions)}
+        if not left:
+            return {"number": None, **counts}
+        here = -1 if asked.number is None else asked.number
+        number = next((number for number in left if number > here), left[0])
+        question = self.questions[number][1]
+        return {"number": number, "text": question.text, "turns": question.turns, **counts}
 
-    def voter(self, place: int | None) -> Callable:
-        """What a button does: count one vote for the model at a place (None: a tie), and show the names."""
+    def ask(self, asked: Asked, request: Request) -> StreamingResponse:
+        """Both answers as lines of JSON while they are written; nothing tells which model is where, if blind."""
+        name = _name(asked, request)
+        question = self._question(asked, name)
+        begun = self.arena.begin(name, question, temperature=float(asked.sampled), is_blind=asked.blind)
+        lines = _closed(_lines(self.arena, begun, len(question.turns)))
+        return StreamingResponse(lines, media_type="application/jsonl", headers=HEADERS)
 
-        def vote(round_: Round | None, tally: Tally | None) -> list:
-            if round_ is None:
-                return [round_, tally, "Enter a prompt."]
-            tally = tally or Tally({contestant.name: 0 for contestant in self.contestants})
-            if not round_.is_voted and place is None:
-                tally.ties += 1
-            elif not round_.is_voted:
-                tally.wins[self.contestants[round_.order[place]].name] += 1
-            round_.is_voted = True
-            return [round_, tally, "\n".join([*round_.measured, tally.words()])]
+    def vote(self, asked: Asked, request: Request) -> dict:
+        """Vote, or change a vote; it is on disk when this answers."""
+        if asked.verdict not in VERDICTS:
+            raise refused("malformed", f"verdict: {asked.verdict!r}")
+        row = self.arena.vote(_name(asked, request), asked.id, asked.verdict)
+        if row is None:
+            en = "These answers are no longer known: the server was restarted. Ask again."
+            raise refused("stale", say(en, "服务器已重启，这两个回答已失效，请重新提问。"))
+        return self._voted(row)
 
-        return vote
+    def undo(self, asked: Asked, request: Request) -> dict:
+        """Take a vote back."""
+        if not self.arena.undo(_name(asked, request), asked.id):
+            raise _not_there()
+        return {}
 
-    def _stream(self, contestant: Contestant, text: str, room: int, *, sampled: bool) -> Iterator[str]:
-        """Yield the answer so far whenever it grows."""
-        policy, tokenizer = contestant.policy, contestant.tokenizer
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def open(self, asked: Asked, request: Request) -> dict:
+        """A vote with its answers."""
+        if (row := self.arena.file.find(asked.id, _name(asked, request))) is None:
+            raise _not_there()
+        return self._voted(row)
 
-        def generate() -> None:
-            try:
-                rows = [contestant.row(text)]
-                sample(policy, tokenizer, rows, max_new_tokens=room, do_sample=sampled, streamer=streamer)
-            finally:
-                streamer.end()  # also where it fails
+    def table(self) -> dict:
+        """The standings by all blind votes in the file, and apart from them by all others."""
+        rows = self.arena.file.rows()
+        key = json.dumps([[row["id"], verdict_of(row), row["blind"], row["changed"]] for row in rows])
+        if key not in self.tables:
+            is_blind = {row["id"]: row["blind"] and not row["changed"] for row in rows}
+            self.tables = {
+                key: {
+                    kind: self._standings([row for row in rows if is_blind[row["id"]] is wanted])
+                    for kind, wanted in (("blind", True), ("others", False))
+                }
+            }
+        return self.tables[key]
 
-        answer = ""
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            done = pool.submit(generate)
-            for piece in streamer:
-                answer += piece
-                yield answer
-            done.result()  # raises what was raised there
-        yield answer
+    def _question(self, asked: Asked, name: str) -> Question:
+        """What is asked: a prompt of the file, a turn behind a vote, or a text."""
+        if asked.number is not None:
+            if not 0 <= asked.number < len(self.questions):
+                raise refused("stale", say("There is no such prompt.", "没有这个提示。"))
+            return self.questions[asked.number][1]
+        if asked.after is None:
+            return Question(asked.text)
+        if (row := self.arena.file.find(asked.after, name)) is None:
+            raise _not_there()
+        turns = self.arena.continued(row)
+        return Question(asked.text, turns, int(turns[0]["role"] == "system"))
 
-    def _measure(self, contestant: Contestant, text: str, answer: str) -> str:
-        """Describe an answer by its score and its KL."""
-        words = ""
-        if self.reward_model is not None and answer.strip():
-            model, tokenizer = self.reward_model
-            prompt = break_special_tokens(tokenizer, contestant.prompt(text) if tokenizer.chat_template else text)
-            scores = score_texts(model, tokenizer, [{"prompt": prompt}], [as_completion(prompt, answer)])
-            words += f", score {scores.item():.2f}"
-        first = self.contestants[0]
-        if contestant is not first and answer and contestant.tokenizer.get_vocab() == first.tokenizer.get_vocab():
-            words += f", KL from {first.name} {self._kl(contestant, text, answer):.2f} nats"
-        return f"{words}."
+    def _standings(self, rows: list[dict]) -> dict:
+        names = dict.fromkeys([*self.arena.names, *(name for row in rows for name in row["models"])])
+        return {"count": len(rows), **standings(list(names), rows)}
 
-    def _kl(self, contestant: Contestant, text: str, answer: str) -> float:
-        """The log-ratio of an answer to the first model, summed over its tokens, in nats."""
-        tokenizer, row = contestant.tokenizer, contestant.row(text)
-        prompt, ids = encode_row(tokenizer, row), tokenizer(answer, add_special_tokens=False)["input_ids"]
-        samples = Samples([row], [prompt], [ids], [answer], [True])
-        return log_ratios(contestant.policy, self.contestants[0].policy, samples)[0]
+    def _voted(self, row: dict) -> dict:
+        """A vote, its prompt and answers, and what may be shown of them after it."""
+        answers, names = as_shown(row)
+        texts = [answer if isinstance(answer, str) else answer[0]["content"] for answer in answers]
+        prompt = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
+        round_ = self.arena.rounds.get(row["id"])
+        shown = {"scores": round_.scores, "notes": round_.notes} if round_ else {"scores": [], "notes": [{}, {}]}
+        return {**_in_list(row), "messages": prompt, "answers": texts, "names": names, **shown}
+
+
+def _name(asked: Asked, request: Request) -> str:
+    name = who(request, asked.annotator)
+    if not name or len(name) > NAME_LENGTH:
+        en = f"Enter your name, at most {NAME_LENGTH} characters."
+        raise refused("nameless", say(en, f"请输入姓名，最多 {NAME_LENGTH} 个字符。"))
+    return name
+
+
+def _not_there() -> HTTPException:
+    return refused("stale", say("That vote is not in the file.", "文件中没有这一票。"))
+
+
+def _lines(arena: Arena, begun: tuple[Round, list[str]], num_turns: int) -> Iterator[str]:
+    """What is sent of two answers; model and side together only if the names are shown."""
+    round_, unknown = begun
+    dropped = num_turns - len(round_.question.turns)
+    first = {"kind": "begin", "id": round_.id, "dropped": dropped // 2, "unknown": unknown}
+    yield _line(first | ({} if round_.is_blind else {"names": round_.models}))
+    try:
+        for piece in arena.answer(round_):
+            yield _line({"kind": "wait"} if piece is None else {"kind": "text", "side": piece[0], "text": piece[1]})
+    except Exception:  # the status is sent already
+        logger.exception("an answer failed")
+        yield _line({"kind": "failed"})
+        return
+    yield _line({"kind": "end", "answers": round_.answers, "notes": round_.notes})
+
+
+def _line(content: dict) -> str:
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+async def _closed(lines: Iterator[str]) -> AsyncIterator[str]:
+    """The lines; the models stop when the browser has gone away."""
+    try:
+        async for line in iterate_in_threadpool(lines):
+            yield line
+    finally:
+        with CancelScope(shield=True):
+            await to_thread.run_sync(lines.close)
+
+
+def _in_list(row: dict) -> dict:
+    """A vote as it is listed."""
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+    found = {"id": row["id"], "verdict": verdict_of(row), "models": as_shown(row)[1], "prompt": prompt[:PREVIEW]}
+    return found | {"blind": row["blind"], "changed": row["changed"]}

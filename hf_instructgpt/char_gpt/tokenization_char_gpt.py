@@ -1,33 +1,50 @@
-"""A tokenizer of single characters, with the document's vocabulary and its prompt form.
+"""A tokenizer of single characters, or also of English words, with the document's vocabulary and its prompt form.
 
 This file travels with the checkpoints: it imports transformers and the standard library only.
 """
 
 import json
 import os
+import re
 import string
+from itertools import chain
 
 from transformers import PreTrainedTokenizer
 
 USER_PREFIX = "指令："
 ASSISTANT_PREFIX = " 回答："
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'user' -%}{{ '" + USER_PREFIX + "' + message['content'] }}"
-    "{%- elif message['role'] == 'assistant' -%}{{ '" + ASSISTANT_PREFIX + "' + message['content'] + eos_token }}"
-    "{%- else -%}{{ raise_exception('CharGPT knows the roles user and assistant, not ' + message['role']) }}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '" + ASSISTANT_PREFIX + "' }}{%- endif -%}"
-)
+
+
+def _chat_template(user_prefix, assistant_prefix):
+    return (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'user' -%}{{ '" + user_prefix + "' + message['content'] }}"
+        "{%- elif message['role'] == 'assistant' -%}{{ '" + assistant_prefix + "' + message['content'] + eos_token }}"
+        "{%- else -%}{{ raise_exception('CharGPT knows the roles user and assistant, not ' + message['role']) }}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '" + assistant_prefix + "' }}{%- endif -%}"
+    )
+
+
+CHAT_TEMPLATE = _chat_template(USER_PREFIX, ASSISTANT_PREFIX)
+# The prefixes end in a newline, not in a space: a word's token holds the space before it.
+ENGLISH_PREFIXES = ("Instruction:\n", "\nResponse:\n")
+ENGLISH_CHAT_TEMPLATE = _chat_template(*(prefix.replace("\n", "\\n") for prefix in ENGLISH_PREFIXES))
+# A word with the space before it; a word of capitals is left to its letters. Anything else is a single character.
+_WORD = re.compile(r" ?[A-Z]?[a-z]+")
+_PIECES = re.compile(_WORD.pattern + "|.", re.DOTALL)
 
 
 class CharGPTTokenizer(PreTrainedTokenizer):
     """One token per character. Known text round-trips exactly; an unknown character becomes `<unk>`, never padding.
 
+    If the vocabulary holds words (`from_texts(texts, words=True)`), each of them is one token, with the space before
+    it, and other words are read character by character, so text still round-trips.
+
     Make one with `from_document()`, `from_texts(texts)` or `from_pretrained(directory)`. The chat template renders
-    `指令：{question} 回答：{answer}<eos>`; turns are concatenated, and a prompt rendered with
-    `add_generation_prompt=True` is an exact prefix of prompt plus answer.
+    `指令：{question} 回答：{answer}<eos>`, with words `Instruction:\\n{question}\\nResponse:\\n{answer}<eos>`; turns
+    are concatenated, and a prompt rendered with `add_generation_prompt=True` is an exact prefix of prompt plus answer.
 
     A special token in the text, such as "<eos>" inside a question, is read as that special token. For untrusted text,
     pass `split_special_tokens=True`; for messages, `apply_chat_template(..., sanitize_control_tokens=True)`.
@@ -66,6 +83,7 @@ class CharGPTTokenizer(PreTrainedTokenizer):
         missing = [str(token) for token in (pad_token, eos_token, unk_token) if str(token) not in self._vocab]
         if missing:
             raise ValueError(f"{source}: the vocabulary lacks the special tokens {missing}")
+        self._has_words = any(len(token) > 1 and _WORD.fullmatch(token) for token in self._vocab)
         self._tokens = {index: token for token, index in self._vocab.items()}
         self._unk_id = self._vocab[str(unk_token)]
         super().__init__(
@@ -83,9 +101,18 @@ class CharGPTTokenizer(PreTrainedTokenizer):
         return cls._from_characters(" " + string.ascii_letters + "，。？！：；,.?!:;", **kwargs)
 
     @classmethod
-    def from_texts(cls, texts, **kwargs):
-        """A vocabulary of all characters in `texts` and in the chat template, sorted, between `<pad>` and `<eos>`."""
-        return cls._from_characters(sorted(set(USER_PREFIX + ASSISTANT_PREFIX).union(*texts)), **kwargs)
+    def from_texts(cls, texts, words=False, **kwargs):
+        """A vocabulary of all characters in `texts` and in the chat template, sorted, between `<pad>` and `<eos>`.
+
+        With `words`, it also holds their words, and the chat template is English by default.
+        """
+        if not words:
+            return cls._from_characters(
+                sorted(set(USER_PREFIX + ASSISTANT_PREFIX).union(chain.from_iterable(texts))), **kwargs
+            )
+        texts = [*ENGLISH_PREFIXES, *texts]
+        pieces = set(chain.from_iterable(texts)).union(*map(_PIECES.findall, texts))
+        return cls._from_characters(sorted(pieces), **{"chat_template": ENGLISH_CHAT_TEMPLATE, **kwargs})
 
     @classmethod
     def _from_characters(cls, characters, **kwargs):
@@ -102,7 +129,10 @@ class CharGPTTokenizer(PreTrainedTokenizer):
         return self._vocab | self._added_tokens_encoder
 
     def _tokenize(self, text, **kwargs):
-        return list(text)
+        if not self._has_words:
+            return list(text)
+        pieces = _PIECES.findall(text)
+        return [token for piece in pieces for token in ([piece] if piece in self._vocab else piece)]
 
     def _convert_token_to_id(self, token):
         return self._vocab.get(token, self._unk_id)

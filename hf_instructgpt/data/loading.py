@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .lab_judge import LABS
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
 SAMPLES_DIR = Path(__file__).parent / "samples"
-# Data set -> its configs. The preferences of `lab` are made from its rankings and have no files.
+# Data set -> its configs. The preferences of a lab are made from its rankings and have no files.
 SAMPLE_DATASETS = {
     "document": ("sft", "preference", "prompts"),
-    "lab": ("sft", "preference", "ranking", "prompts"),
+    **dict.fromkeys(LABS, ("sft", "preference", "ranking", "prompts")),
 }
 
 
@@ -23,12 +24,12 @@ def load_sample_dataset(name: str, config: str | None = None) -> "DatasetDict":
     """Load one config of a sample data set. It needs no network and writes no cache.
 
     Args:
-        name: "document" (a handful of rows, `train` only) or "lab" (`train`, `validation`, `test`).
+        name: "document" (a handful of rows, `train` only), "lab" or "lab-en" (`train`, `validation`, `test`).
         config: "sft" (`prompt`, `completion`), "preference" (`prompt`, `chosen`, `rejected`), "ranking" (`prompt`,
-            `responses`, `ranks`: 1 is best, equal ranks tie; "lab" only) or "prompts" (`prompt`).
+            `responses`, `ranks`: 1 is best, equal ranks tie; not "document") or "prompts" (`prompt`).
 
     Returns:
-        A `DatasetDict`. Every prompt, completion and response is a list of messages. "preference" of "lab" has one
+        A `DatasetDict`. Every prompt, completion and response is a list of messages. "preference" of a lab has one
         row for each untied pair of "ranking", in the same order.
 
     Raises:
@@ -43,7 +44,7 @@ def load_sample_dataset(name: str, config: str | None = None) -> "DatasetDict":
     # Here, so that importing the package stays light.
     from datasets import Dataset, DatasetDict
 
-    is_derived = (name, config) == ("lab", "preference")
+    is_derived = name in LABS and config == "preference"
     splits = {}
     for split in ("train", "validation", "test"):
         path = SAMPLES_DIR / name / f"{'ranking' if is_derived else config}-{split}.jsonl"

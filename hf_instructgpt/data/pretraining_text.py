@@ -38,8 +38,8 @@ class PretrainingText:
         epoch, position = divmod(place, len(self.dataset))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed + epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator).tolist()
-        return self._order[position]
+            self._epoch, self._order = epoch, torch.randperm(len(self.dataset), generator=generator)
+        return int(self._order[position])
 
     def _encode(self, row: dict) -> list[int]:
         text = row[self.columns[0]] if len(self.columns) == 1 else whole_text(row["prompt"], row["completion"])

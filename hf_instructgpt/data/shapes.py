@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..text import TEMPLATE_COLUMNS, without_none
+from .by_column import any_starts_with, first_roles, is_filled, is_nested, kind_of, lowest_ranks, role_sequences
 from .columns import form_of
 from .reading import dataset_of
 
@@ -63,6 +64,8 @@ def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
         logger.warning_once(f"{source}: read as {shape.name}.")
     if kind == "sft":
         dataset = _approved(dataset, source)
+    if kind == "reward":
+        dataset = _decided(dataset, source)
     unread = set()
 
     def converted(number: int, row: Row) -> Row:
@@ -74,6 +77,8 @@ def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
         unread.update(_unread(row, made, kind))
         return _trained(made) if kind == "sft" else made
 
+    if shape.name is None and _is_unchanged(dataset, kind):
+        return dataset
     if shape.name or not all(_is_same(converted(i, row), row) for i, row in enumerate(dataset, start=1)):
         dataset = dataset_of(converted(i, row) for i, row in enumerate(dataset, start=1))
         dataset = _grouped(dataset, source) if shape.is_single else dataset
@@ -81,6 +86,34 @@ def shaped(dataset: Dataset, kind: str, *, source: str) -> Dataset:
         names = _quoted(sorted(unread))
         logger.warning_once(f"{source}: {names}: not read, because prompts are used unchanged. Write it into them.")
     return dataset
+
+
+def _is_unchanged(dataset: Dataset, kind: str) -> bool:
+    """Whether the columns alone tell that rows of our own form would be converted to themselves."""
+    form, columns = form_of(dataset.column_names, kind), set(dataset.column_names)
+    kinds = {column: kind_of(dataset, column) for column in columns}
+    read_too = {*PROMPT_PARTS, *LISTS, *TEMPLATE_COLUMNS, *SYSTEMS, "scores"} - {*form}
+    nested = {name for name in columns if is_nested(dataset, name)}
+    if columns & read_too or nested - {*form} or any(kinds[name] == "other" for name in nested):
+        return False
+    if "ranks" in form and (kinds["responses"], kinds["ranks"]) != ("texts", "ranks"):
+        return False  # ranks may be written as text
+    texts = [name for name in columns & {*form, *MESSAGES} if kinds[name] == "text"]
+    if any(any_starts_with(dataset, name, ("[", "{")) or not is_filled(dataset, name) for name in texts):
+        return False
+    chats = [name for name in form if kinds[name] == "messages"]
+    if not chats:
+        return True
+    # Roles may have other names, and an answer may repeat its prompt or need its prompt's form.
+    roles = {role for name in chats for some in role_sequences(dataset, name)[1] for role in some}
+    answers = {name for name in form if name in ("completion", "chosen", "rejected")}
+    return (
+        all(is_filled(dataset, name) for name in chats)
+        and all(ROLES.get(role.casefold(), role) == role for role in roles)
+        and answers <= {*chats}
+        and first_roles(dataset, answers) <= {"assistant"}
+        and ("prompt" not in form or ("prompt" in chats and "assistant" not in first_roles(dataset, ["prompt"])))
+    )
 
 
 def shape_of(dataset: Dataset, kind: str) -> str | None:
@@ -330,6 +363,8 @@ def _whole(ranks: Any) -> Any:
 
 def _num_odd(dataset: Dataset) -> int:
     """The number of rows whose lowest rank is neither 0 nor 1."""
+    if (lowest := lowest_ranks(dataset)) is not None:
+        return int((lowest * (lowest - 1) != 0).sum())
     lists = [ranks for ranks in (_whole(_parsed(value)) for value in dataset["ranks"]) if isinstance(ranks, list)]
     return sum(min((rank for rank in ranks if type(rank) is int), default=0) not in (0, 1) for ranks in lists)
 
@@ -356,6 +391,28 @@ def _approved(dataset: Dataset, source: str) -> Dataset:
         dataset = dataset.select(kept)
     read = (*(form or dataset.column_names), *TEMPLATE_COLUMNS, *SYSTEMS, *INPUTS)
     return dataset.select_columns([column for column in dataset.column_names if column in read])
+
+
+def _decided(dataset: Dataset, source: str) -> Dataset:
+    """Preferences without the votes that prefer neither answer (`tie`), or have an empty answer."""
+    if not {"chosen", "rejected", "tie"} <= set(dataset.column_names):
+        return dataset
+    ties = {i for i, tie in enumerate(dataset["tie"]) if tie is True}
+    pairs = zip(dataset["chosen"], dataset["rejected"], strict=True)
+    empty = {i for i, pair in enumerate(pairs) if _any_empty(pair)} - ties
+    for some, why in ((ties, "their `tie` is true"), (empty, "an answer is empty")):
+        if some:
+            logger.warning_once(f"{source}: {len(some)} of {len(dataset)} votes are skipped: {why}.")
+    kept = [i for i in range(len(dataset)) if i not in ties | empty]
+    if not kept:
+        raise InputError(f"{source}: all {len(dataset)} votes are ties or have an empty answer: none is a preference.")
+    return dataset.select(kept) if len(kept) < len(dataset) else dataset
+
+
+def _any_empty(answers: Iterable[Any]) -> bool:
+    last = (answer[-1] if isinstance(answer, list) and answer else answer for answer in answers)
+    texts = (message.get("content") if isinstance(message, dict) else message for message in last)
+    return any(isinstance(text, str) and not text.strip() for text in texts)
 
 
 def _trained(row: Row) -> Row:
@@ -436,11 +493,11 @@ def _repeated(dataset: Dataset, *columns: str) -> tuple[bool, str | None]:
     if "prompt" not in dataset.column_names:
         return False, None
     count = 0
-    for row in dataset.select_columns(["prompt", *columns]):
-        responses = [row[column] for column in columns]
-        responses = responses[0] if isinstance(responses[0], list) else responses
-        is_text = isinstance(row["prompt"], str) and row["prompt"].strip() and responses
-        count += bool(is_text) and all(_without(row["prompt"], text, True) != text for text in responses)
+    for batch in dataset.with_format(None).select_columns(["prompt", *columns]).iter(batch_size=1000):
+        for prompt, *responses in zip(*(batch[column] for column in ("prompt", *columns)), strict=True):
+            responses = responses[0] if isinstance(responses[0], list) else responses
+            is_text = isinstance(prompt, str) and prompt.strip() and responses
+            count += bool(is_text) and all(_without(prompt, text, True) != text for text in responses)
     is_removed = 2 * count > len(dataset)
     what = "it is removed" if is_removed else "it is kept, because most rows do not"
     return (

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..errors import InputError
 from ..functional import combine_scores
+from ..markdown import question
 from ..models.forward import response_logprobs
 from ..sampling.generate import Samples, sample
 from ..scoring.reward_models import score_responses, score_samples
-from ..text import pad_rows, question
+from ..text import pad_rows
 from .intervals import bootstrap_ci
 
 
@@ -134,12 +135,14 @@ def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples
         "score_sft": _mean(sft.scores),
         "score_sft_std": pstdev(score for score in sft.scores if score is not None),
         "score_ppo": _mean(ppo.scores),
-        "score_rise_ci95": _interval(_gaps(sft.scores, ppo.scores), num_samples),
+        "score_rise_ci95": _rise(sft.scores, ppo.scores, num_samples),
         "gold_sft": _mean(sft.gold),
         "gold_ppo": _mean(ppo.gold),
         "gold_more_sft": more_sft and _mean(more_sft.gold),
         "correct_sft": _mean(sft.correct),
         "correct_ppo": _mean(ppo.correct),
+        "gold_rise_ci95": _rise(sft.gold, ppo.gold, num_samples),
+        "correct_rise_ci95": _rise(sft.correct, ppo.correct, num_samples),
         "not_judged": points.count(None) if points else None,
         "wins": points.count(1.0) if is_judged else None,
         "ties": points.count(0.5) if is_judged else None,
@@ -170,6 +173,11 @@ def _interval(values: list[float | None], num_samples: int) -> list[float] | Non
     means = [_mean(values[i : i + num_samples]) for i in range(0, len(values), num_samples)]
     known = [mean for mean in means if mean is not None]
     return bootstrap_ci(known) if known else None
+
+
+def _rise(sft: list | None, ppo: list | None, num_samples: int) -> list[float] | None:
+    """The interval of the mean rise from SFT's answer to PPO's to the same prompt; None without both."""
+    return None if sft is None else _interval(_gaps(sft, ppo), num_samples)
 
 
 def _gaps(sft: list, ppo: list) -> list[float | None]:

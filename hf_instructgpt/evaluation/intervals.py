@@ -6,6 +6,8 @@ import numpy as np
 import scipy  # its parts are imported at first use
 
 MAX_DRAWS = 2**22  # drawn at a time, which bounds the memory
+# Below, no difference is more than chance: rows that all agree have a two-sided sign test of 2 * 0.5**n, over 0.05.
+FEW_ROWS = 6
 
 
 def bootstrap_ci(

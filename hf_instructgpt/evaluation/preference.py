@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Judgement, judge
 from ..data.columns import as_ranking
 from ..errors import InputError
+from ..markdown import question
 from ..models.forward import context_length
 from ..scoring.reward_functions import call_reward_functions
 from ..scoring.reward_models import reward_model_scores
-from ..text import encode_row, encode_text, question, template_options, whole_text
+from ..text import encode_row, encode_text, template_options, whole_text
 
 
 @dataclass

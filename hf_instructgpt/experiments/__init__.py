@@ -1,1 +1,1 @@
-"""Experiments that run stages many times: over-optimisation and the arena."""
+"""Experiments that run stages many times: over-optimisation, the arena and rounds."""

@@ -25,19 +25,22 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from ..data import LABS
 from ..data import judge as lab_judge
 from ..errors import InputError
 from ..evaluation.best_of_n import best_of_n_kl
 from ..evaluation.comparison import Answers, answer_prompts
+from ..markdown import question
 from ..models.loading import load_policy, load_reward_model
 from ..ppo.config import PPOConfig
 from ..ppo.trainer import PPOTrainer
 from ..sampling.generate import Samples, sample, sampling_config
 from ..scoring.reward_models import reward_model_scores, score_samples
-from ..stages.arguments import StageArguments, parse_options
+from ..stages.arguments import StageArguments
 from ..stages.load_data import checked_split, load_rows, load_stage_datasets
 from ..stages.load_models import load_tokenizer
-from ..text import encode_prompt, encode_row, question, scored_rows
+from ..stages.parsing import parse_options
+from ..text import encode_prompt, encode_row, scored_rows
 from .judge import judge_scores, load_judge
 
 # Rows that are sampled or scored at a time.
@@ -332,7 +335,8 @@ class Contest:
 
         Returns `validation_score`, the mean of the reward model's scores less the penalty, by which a learning rate is
         chosen; and of the test prompts `sampled` (at temperature 1) and `greedy`: `score` (mean), `gold` (the judge's
-        score of each answer), `correct` (share, only for the data `lab`), `length` (tokens) and, sampled, `kl` (nats).
+        score of each answer), `correct` (share, only for `lab` and `lab-en`), `length` (tokens) and, sampled, `kl`
+        (nats).
         """
         validation = self._answers("validation", do_sample=True)
         return {
@@ -362,7 +366,7 @@ class Contest:
 
     def _summarize(self, answers: Answers) -> dict:
         rows, correct = self.prompts["test"], None
-        if self.setting.prompts["dataset_name"] == "lab":
+        if self.setting.prompts["dataset_name"] in LABS:
             pairs = zip(rows["prompt"], answers.samples.texts, strict=True)
             correct = fmean(lab_judge(question(prompt), text).correct for prompt, text in pairs)
         return {

@@ -1,4 +1,4 @@
-"""What both experiments do: read and check the file, run the grid of jobs, report.
+"""What all experiments do: read and check the file, run the grid of jobs, report.
 
 A run's folder holds `run.json` (its options), the folders of its jobs, and the report. NAME.json is written last: a
 folder with that file holds a finished run.
@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from datasets import Dataset
 from jinja2 import TemplateError
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -19,11 +19,13 @@ from ..errors import InputError
 from ..files import absolute_folder, read_json, to_json, write_whole
 from ..markdown import render
 from ..resuming.run_folder import run_folder
-from ..stages.arguments import DATA_KINDS, parse_options
+from ..stages.arguments import DATA_KINDS, StageArguments
 from ..stages.config_file import ConfigFile, read_yaml
-from ..stages.load_data import check_fits
+from ..stages.load_data import check_fits, checked_split, load_rows, load_stage_datasets
 from ..stages.load_models import load_config, load_tokenizer
+from ..stages.parsing import parse_options
 from ..stages.pipeline import STAGES
+from ..stages.ppo import check_ppo_options
 from ..stages.sft import tokenizer_and_config
 from ..stages.stage_data import StageData
 from .jobs import run_cells
@@ -31,6 +33,8 @@ from .judge import load_judge, try_judge
 
 # What the mapping of no stage may set.
 FOLLOWS = ("output_dir", "resume", "overwrite_output_dir")
+# Keys of the mapping `reward` that name the prompts to rank, where the rankings are made of them.
+PROMPTS = ("dataset_name", "dataset_config", "dataset_train_split")
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Policy = tuple[PreTrainedTokenizerBase, PreTrainedConfig]
@@ -54,6 +58,26 @@ class ExperimentOptions(ConfigFile):
     seeds: Annotated[list[Seed], different()]
     judge: str  # dotted path of a Python function, called as a reward function is
     sft: dict[str, Any] | None = None  # options of the SFT stage
+
+
+class RankingOptions(ExperimentOptions):
+    """Keys of the file of an experiment that ranks answers, trains reward models on the rankings, and then PPO."""
+
+    model_name_or_path: str | None = None  # an SFT model, instead of `sft`; all seeds share it
+    reward: dict[str, Any]  # its data set: the prompts that are answered and ranked
+    ppo: dict[str, Any]  # its `dataset_test_split`: the held-out prompts
+
+    @model_validator(mode="after")
+    def _names_one_model(self) -> "RankingOptions":
+        if (self.sft is None) == (self.model_name_or_path is None):
+            raise ValueError("give either `model_name_or_path`, an SFT model, or the mapping `sft` to train one")
+        return self
+
+
+def prompts_to_rank(reward: dict) -> Dataset:
+    """The prompts of the `reward` mapping's data set."""
+    args = StageArguments(**{key: reward[key] for key in PROMPTS if key in reward})
+    return checked_split(load_rows(args, "prompts"), args.dataset_train_split, "prompts", source=args.dataset_name)
 
 
 class Experiment:
@@ -143,6 +167,26 @@ class Experiment:
         policy = policy or tokenizer_and_config(args, training_args, model_args, data.train)
         data.read_by(*policy, training_args)
         return policy
+
+    def check_ranking(self, sft: str, *reward_funcs: str, num_rankings: int, option: str, **ppo: Any) -> None:
+        """Check the options of [`RankingOptions`], that `option` has enough prompts to rank, and all prompts."""
+        o = self.options
+        later = {"model_name_or_path": sft, "seed": max(o.seeds)}
+        self.parse("reward", **later)
+        args, config, model_args = self.parse("ppo", **later, reward_funcs=list(reward_funcs), **ppo)
+        check_ppo_options(args, config, model_args)
+        ranked, (trained, held_out) = prompts_to_rank(o.reward), load_stage_datasets(args, "prompts", needs_eval=True)
+        if len(ranked) < num_rankings:
+            raise InputError(
+                f"{self.source}: `{option}`: {num_rankings} prompts are to be ranked; the data of `reward` has "
+                f"{len(ranked)}."
+            )
+        self.trained_on |= {"`reward`": ranked, "`ppo`": trained}
+        policy = self.load_policy(sft, trust_remote_code=config.trust_remote_code)
+        for stage, rows in (("reward", ranked), ("ppo", trained), ("ppo", held_out)):
+            source = f"{self.source}, {stage}: {getattr(o, stage)['dataset_name']}"
+            self.check_prompts(rows, policy, config, source=source)
+        self.check_held_out(held_out, source=f"{self.source}, ppo: {args.dataset_name} ({args.dataset_test_split})")
 
     def check_prompts(self, prompts: Dataset, policy: Policy, options: Any, *, source: str) -> None:
         """Check that prompts leave room for `options.max_completion_length` tokens, and that the judge can score."""

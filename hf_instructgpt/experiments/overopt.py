@@ -6,23 +6,20 @@ and Hilton 2022, arXiv 2210.10760).
 """
 
 import shutil
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from ..errors import InputError
-from ..stages.load_data import load_stage_datasets
-from ..stages.ppo import check_ppo_options
-from .experiment import FOLLOWS, Experiment, ExperimentOptions, Seed, different
+from .experiment import FOLLOWS, Experiment, RankingOptions, Seed, different
 from .jobs import run_cells
-from .overopt_jobs import prompts_to_rank, sample_and_judge, train_policy, train_proxy
+from .overopt_jobs import sample_and_judge, train_policy, train_proxy
 from .overopt_report import analyse, draw_plot
 
 Coefficient = Annotated[float, Field(ge=0)]
 
 
-class OverOptOptions(ExperimentOptions):
-    """Keys of the file. The mappings' keys are those of the stages' files."""
+class OverOptOptions(RankingOptions):
+    """Keys of the file. The mappings' keys are those of the stages' files; `ppo.eval_steps` are between two points."""
 
     taken: ClassVar[dict[str, tuple[str, ...]]] = {
         "sft": FOLLOWS,
@@ -41,15 +38,6 @@ class OverOptOptions(ExperimentOptions):
     responses_per_ranking: int = Field(4, ge=2)
     kl_coefs: Annotated[list[Coefficient], different()]
     best_of_n: int = Field(64, ge=2)  # samples N per held-out prompt; n is 1, 2, 4, ... up to N
-    model_name_or_path: str | None = None  # an SFT model, instead of `sft`; all seeds share it
-    reward: dict[str, Any]  # its data set: the prompts that are answered and ranked
-    ppo: dict[str, Any]  # its `dataset_test_split`: the held-out prompts; `eval_steps`: optimizer steps between points
-
-    @model_validator(mode="after")
-    def _names_one_model(self) -> "OverOptOptions":
-        if (self.sft is None) == (self.model_name_or_path is None):
-            raise ValueError("give either `model_name_or_path`, an SFT model, or the mapping `sft` to train one")
-        return self
 
 
 class OverOpt(Experiment):
@@ -63,23 +51,8 @@ class OverOpt(Experiment):
         """Check options, models, data and judge."""
         o = self.options
         self.sft = o.model_name_or_path or str(self.output_dir / "sft" / "model")
-        later = {"model_name_or_path": self.sft, "seed": max(o.seeds)}
-        self.parse("reward", **later)
-        ppo = self.parse("ppo", **later, reward_funcs=["proxy", o.judge], eval_strategy="steps")
-        check_ppo_options(*ppo)
-        args, config, _ = ppo
-        ranked, (trained, held_out) = prompts_to_rank(o.reward), load_stage_datasets(args, "prompts", needs_eval=True)
-        if len(ranked) < max(o.num_rankings):
-            raise InputError(
-                f"{self.source}: `num_rankings`: {max(o.num_rankings)} prompts are to be ranked; the data of `reward` "
-                f"has {len(ranked)}."
-            )
-        self.trained_on |= {"`reward`": ranked, "`ppo`": trained}
-        policy = self.load_policy(self.sft, trust_remote_code=config.trust_remote_code)
-        for stage, rows in (("reward", ranked), ("ppo", trained), ("ppo", held_out)):
-            source = f"{self.source}, {stage}: {getattr(o, stage)['dataset_name']}"
-            self.check_prompts(rows, policy, config, source=source)
-        self.check_held_out(held_out, source=f"{self.source}, ppo: {args.dataset_name} ({args.dataset_test_split})")
+        size = {"num_rankings": max(o.num_rankings), "option": "num_rankings"}
+        self.check_ranking(self.sft, "proxy", o.judge, **size, eval_strategy="steps")
 
     def run_grid(self) -> dict:
         """Run the jobs: samples by seed; a proxy by size and seed; a policy by size, KL coefficient and seed."""

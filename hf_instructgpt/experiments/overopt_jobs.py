@@ -19,24 +19,17 @@ from ..models.loading import load_policy, load_reward_model
 from ..ppo.config import PPOConfig
 from ..sampling.generate import sample
 from ..scoring.reward_models import reward_model_scores
-from ..stages.arguments import StageArguments, parse_options
-from ..stages.load_data import checked_split, load_rows, load_stage_datasets
+from ..stages.load_data import load_stage_datasets
 from ..stages.load_models import load_options, load_tokenizer
+from ..stages.parsing import parse_options
 from ..stages.ppo import run_ppo
 from ..stages.reward import run_reward
 from ..text import scored_rows
+from .experiment import PROMPTS, prompts_to_rank
 from .judge import judge_scores, load_judge
 
 RANKINGS_FILE, HELD_OUT_FILE = "rankings.jsonl", "held_out.jsonl"
 PROXY_METRIC = "eval_scores/proxy"  # by its folder's name
-# Keys of the mapping `reward` that name the prompts to rank; the proxies learn from the rankings made of them.
-PROMPTS = ("dataset_name", "dataset_config", "dataset_train_split")
-
-
-def prompts_to_rank(reward: dict) -> Dataset:
-    """The prompts of the `reward` mapping's data set."""
-    args = StageArguments(**{key: reward[key] for key in PROMPTS if key in reward})
-    return checked_split(load_rows(args, "prompts"), args.dataset_train_split, "prompts", source=args.dataset_name)
 
 
 def _parse(stage: str, options: dict, output_dir: Path, **more: Any) -> tuple:

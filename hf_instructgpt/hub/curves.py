@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 # Per stage: the panels, and in each the lines by the names under which Trainer logs them.
 PANELS = {
     "sft": {
@@ -56,6 +54,10 @@ def training_panels(log_history: list[dict], stage: str) -> list[Panel]:
 
 def draw_panels(path: Path, title: str, xlabel: str, panels: list[Panel]) -> None:
     """Draw panels side by side."""
+    # Slow to import, and the points alone do not need them.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
     figure.suptitle(title)
     for axes, (ylabel, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -63,6 +65,7 @@ def draw_panels(path: Path, title: str, xlabel: str, panels: list[Panel]) -> Non
             if line:
                 axes.plot(*zip(*line, strict=True), marker="o", markersize=3, label=label)
         axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # no half steps
         axes.set_ylabel(ylabel)
         axes.grid(alpha=0.3)
         if any(lines.values()):

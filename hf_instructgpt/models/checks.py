@@ -1,20 +1,24 @@
 """Checks of models and of how training was launched."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import DistributedType, get_int_from_env, parse_flag_from_env
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from .surgery import has_adapter, without_adapter
+from .surgery import has_adapter, is_quantised, without_adapter
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 # Where launchers say how many processes they started; accelerate reads the same.
 WORLD_SIZES = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
 
 
-def check_launch(args: TrainingArguments) -> None:
+def check_launch(args: "TrainingArguments") -> None:
     """Refuse a launch that accelerate did not set up as the launcher or an option asked."""
     num_started = get_int_from_env(WORLD_SIZES, 1)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -53,14 +57,14 @@ def check_finite(model: nn.Module, weights: dict[str, torch.Tensor] | None = Non
             )
 
 
-def check_weights(name: str, model: PreTrainedModel) -> None:
-    """Refuse a model that cannot be copied or moved, because it is quantised or on disk."""
-    model = without_adapter(model)
-    if getattr(model, "is_quantized", False):
+def check_weights(name: str, model: PreTrainedModel, *, is_trained: bool = False) -> None:
+    """Refuse a model that is on disk, and one whose own weights (not an adapter) are to be trained and quantised."""
+    if is_trained and is_quantised(model):
         raise InputError(
-            f"{name} is quantised, which PPOTrainer does not support. Load it without `quantization_config`; to save "
-            "memory, load it in bfloat16 and train an adapter (`peft_config`), with `value_model='shared'`."
+            f"{name} is quantised, and such weights cannot be trained. Train an adapter (`peft_config`; on the "
+            "command line `use_peft: true`), or load it without `quantization_config`."
         )
+    model = without_adapter(model)
     if any(p.is_meta for p in model.parameters()):
         raise InputError(
             f"{name} has weights that are not in memory (`device_map` left them on disk). Load it without "
@@ -68,7 +72,7 @@ def check_weights(name: str, model: PreTrainedModel) -> None:
         )
 
 
-def ensure_precision(name: str, model: nn.Module, args: TrainingArguments) -> None:
+def ensure_precision(name: str, model: nn.Module, args: "TrainingArguments") -> None:
     """Convert what an adapter trains to float32; refuse other models whose trained weights are in half precision.
 
     An update of 3e-6 (PPO's learning rate) is less than half the gap between two bfloat16 numbers above 1e-3, so

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -11,22 +12,24 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
 )
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import find_adapter_config_file, is_bitsandbytes_available, logging
 
 from ..errors import InputError
 from .checks import check_vocabulary
-from .surgery import has_adapter, without_adapter
+from .packing import has_plain_head
+from .surgery import has_adapter, keep_differentiable, without_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+    from transformers import TrainingArguments
 
 
-def loading_options(args: TrainingArguments, **defaults: Any) -> dict[str, Any]:
+def loading_options(args: "TrainingArguments", **defaults: Any) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained`: `defaults`, replaced by a trainer's `model_init_kwargs`."""
     options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code, **defaults}
     options |= args.model_init_kwargs or {}
@@ -40,13 +43,32 @@ def loading_options(args: TrainingArguments, **defaults: Any) -> dict[str, Any]:
     return options
 
 
+def quantising(kind: str, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` that quantise a model to "int8" or "nf4"; all else is in `dtype`."""
+    check_bitsandbytes(kind)
+    is_8bit = kind == "int8"
+    config = BitsAndBytesConfig(
+        load_in_8bit=is_8bit, load_in_4bit=not is_8bit, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": config, "dtype": dtype, "device_map": {"": device}}
+
+
+def check_bitsandbytes(option: str) -> None:
+    """Refuse an option that needs bitsandbytes where it is not installed."""
+    if not is_bitsandbytes_available():
+        raise InputError(f"`{option}` needs bitsandbytes, which is not installed: `pip install bitsandbytes`.")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppress warnings of transformers, such as the table of weights that a new head lacks."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            # PEFT asks every model for it, by the only name that older versions of transformers know.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
 
@@ -73,6 +95,7 @@ def load_policy(
     if not isinstance(model, str):
         # TRL's SFTTrainer leaves a `forward` on the instance that returns no logits.
         without_adapter(model).__dict__.pop("forward", None)
+        keep_differentiable(model)
         return model
     name, missing = model, []
     with loading(name), quiet():
@@ -88,6 +111,7 @@ def load_policy(
         raise InputError(f"{name} holds no causal language model: {missing[0]} is missing.")
     if tokenizer is not None:
         check_vocabulary(name, tokenizer, model)
+    keep_differentiable(model)
     return model
 
 
@@ -101,6 +125,7 @@ def load_new_reward_model(
         else:
             model = _new_reward_adapter(name, **kwargs)
     check_vocabulary(name, tokenizer, model)
+    keep_differentiable(model)
     return model
 
 
@@ -158,6 +183,14 @@ def load_reward_model(
     return model
 
 
+def load_lm_head(name: str, **kwargs: Any) -> nn.Module:
+    """What makes a policy's last hidden states logits, by the policy's Hub id or path: a copy that is not trained."""
+    policy = load_policy(name, **kwargs)
+    if not has_plain_head(without_adapter(policy)):
+        raise InputError(f"`lm_coef`: the logits of {name} are more than a linear map of its hidden states.")
+    return copy.deepcopy(without_adapter(policy).get_output_embeddings()).requires_grad_(False)
+
+
 def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: str) -> "PeftModel":
     """The model with a new adapter; only the adapter is trained."""
     try:
@@ -188,7 +221,8 @@ def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: st
             pattern = getattr(peft_config, name, None) or {}
             setattr(peft_config, name, {key.removeprefix(prefix): value for key, value in pattern.items()})
     try:
-        return get_peft_model(model, peft_config)
+        with quiet():
+            return get_peft_model(model, peft_config)
     except ValueError as error:
         whose = "" if task_type == "CAUSAL_LM" else "for the critic, the same model without its head: "
         raise InputError(f"`peft_config`: {whose}{' '.join(str(error).split())}") from error

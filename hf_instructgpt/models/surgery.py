@@ -14,12 +14,15 @@ from ..errors import InputError
 
 
 def independent_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A deep copy that shares nothing with `model`, with adapters merged."""
+    """A deep copy that shares nothing with `model`, with adapters merged.
+
+    Those on quantised weights stay layers of the copy, because merged weights would be rounded.
+    """
     clone = copy.deepcopy(model)
     # TRL's SFTTrainer sets a `forward` on the instance that would still run the original's weights.
     without_adapter(clone).__dict__.pop("forward", None)
     if has_adapter(clone):
-        clone = clone.merge_and_unload()
+        clone = without_adapter(clone) if is_quantised(clone) else clone.merge_and_unload()
         clone.config._name_or_path = ""  # these are no longer the weights of that name
     return clone
 
@@ -35,6 +38,26 @@ def without_adapter(model: nn.Module) -> PreTrainedModel:
     return model.get_base_model() if has_adapter(model) else model
 
 
+def is_quantised(model: nn.Module) -> bool:
+    """Whether a model's weights, adapters aside, are in 8 or 4 bits."""
+    model = without_adapter(model)
+    # A trunk has only the configuration of the model that was loaded.
+    is_loaded_so = getattr(getattr(model, "config", None), "quantization_config", None) is not None
+    return is_loaded_so or getattr(model, "is_quantized", False)
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Let gradients pass 4-bit weights on a CPU.
+
+    In evaluation bitsandbytes packs them there for AVX512-BF16 in place, and a product with packed weights has no
+    gradient, in training as well.
+    """
+    layers = [layer for layer in model.modules() if getattr(layer, "support_avx512bf16_for_cpu", False)]
+    for layer in layers:
+        layer.state_dict()  # unpacks
+        layer.support_avx512bf16_for_cpu = False
+
+
 def trunk(model: nn.Module) -> PreTrainedModel:
     """The model below the language-modelling head; it returns the last hidden state."""
     model = without_adapter(model)
@@ -42,6 +65,17 @@ def trunk(model: nn.Module) -> PreTrainedModel:
         return model.base_model
     # Llama 4's text model: its `base_model_prefix` is not the name of its trunk.
     return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+
+
+@contextlib.contextmanager
+def last_hidden_state(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """A list to which each forward inside the block adds the trunk's last hidden state `(B, T, H)`."""
+    kept: list[torch.Tensor] = []
+    handle = trunk(model).register_forward_hook(lambda module, args, output: kept.append(output.last_hidden_state))
+    try:
+        yield kept
+    finally:
+        handle.remove()
 
 
 def disable_dropout(model: nn.Module) -> None:

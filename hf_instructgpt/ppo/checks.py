@@ -1,20 +1,25 @@
 """What PPOTrainer refuses before it starts: options, models, tokenizers and prompts that do not fit together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import parse_flag_from_env
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from ..data.by_column import length_bounds, rows_at
 from ..errors import InputError
 from ..models.checks import check_launch, check_vocabulary, check_weights
+from ..models.compiling import check_compiler
 from ..models.forward import context_length
-from ..models.surgery import has_adapter, without_adapter
+from ..models.surgery import has_adapter, is_quantised, without_adapter
 from ..sampling.padding import check_padding
+from ..sampling.policy_sampler import can_sample
 from ..scoring.reward_functions import reward_name
-from ..text import TEMPLATE_COLUMNS, encode_row
+from ..text import TEMPLATE_COLUMNS, encode_rows
 from .config import PPOConfig
 
 # Options of Trainer that a rollout has no use for, and their defaults.
@@ -52,6 +57,8 @@ def check_processes(args: PPOConfig) -> None:
     unsupported += [name for name in ("split_batches", "dispatch_batches") if getattr(args.accelerator_config, name)]
     if unsupported:
         raise InputError(f"`{unsupported[0]}` is not supported by PPOTrainer; leave it at its default.")
+    if args.torch_compile:
+        check_compiler(backend=args.torch_compile_backend, mode=args.torch_compile_mode, device=args.device)
     skipping = {
         "max_update_kl": args.max_update_kl is not None,
         "max_ratio": args.max_ratio is not None,
@@ -94,10 +101,11 @@ def _refuse_setting(what: str, needed: str, section: str, recipe: str) -> None:
     )
 
 
-def check_shards(actor_critic: nn.Module) -> None:
-    """Refuse what FSDP and ZeRO-3 cannot save."""
+def check_shards(actor_critic: nn.Module, args: PPOConfig) -> None:
+    """Refuse what FSDP and ZeRO-3 cannot save, and a second way of keeping the reference off the device."""
     critic = actor_critic.value_model
     has_unnamed_base = critic is not None and has_adapter(critic.backbone) and not critic.backbone.config._name_or_path
+    _refuse("FSDP or ZeRO-3", {"offload_frozen": args.offload_frozen is not None})
     _refuse("FSDP or ZeRO-3", {"an adapter on a critic without a named base": has_unnamed_base})
 
 
@@ -108,10 +116,20 @@ def _refuse(what: str, options: dict[str, bool]) -> None:
 
 
 def check_policy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: PPOConfig, *, has_engine: bool
-) -> None:
-    """Refuse a policy that does not fit its tokenizer, cannot learn, or cannot read padding."""
-    check_weights("the policy", model)
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: PPOConfig,
+    *,
+    has_engine: bool,
+    gets_adapter: bool,
+) -> bool:
+    """Refuse a policy that does not fit its tokenizer, cannot learn, or cannot read padding.
+
+    Returns whether our own loop is to sample from it, and can.
+    """
+    check_weights("the policy", model, is_trained=not (gets_adapter or has_adapter(model)))
+    if args.sampling_dtype is not None and is_quantised(model):
+        raise InputError("`sampling_dtype` cannot be used with a quantised policy, which has no copy in another type.")
     if model.config.is_encoder_decoder:
         raise InputError(
             f"{type(model).__name__} is an encoder-decoder, and PPOTrainer trains causal language models. Pass a "
@@ -128,9 +146,10 @@ def check_policy(
             "the policy was sharded by DeepSpeed when it was loaded, and PPO must copy and check a complete model: "
             "make PPOConfig first and load the model then, or pass its path."
         )
-    generates = not (has_engine or args.fast_sampling)
+    samples = not has_engine and not args.generation_kwargs and can_sample(model)
     use_cache = (args.generation_kwargs or {}).get("use_cache", True)
-    check_padding(without_adapter(model), tokenizer, generates=generates, use_cache=use_cache)
+    check_padding(without_adapter(model), tokenizer, generates=not has_engine and not samples, use_cache=use_cache)
+    return samples
 
 
 def check_reference(ref_model: PreTrainedModel, model: PreTrainedModel, args: PPOConfig) -> None:
@@ -181,27 +200,55 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) -
         )
 
 
-def check_prompts(
-    datasets: dict[str, Dataset | None], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: PPOConfig
-) -> int:
-    """Refuse data without prompts and a prompt to which the policy has no room to respond; returns the longest one."""
-    lengths = [0]
-    for name, dataset in datasets.items():
-        if dataset is None:
-            continue
-        _check_columns(name, dataset)
-        columns = [column for column in ("prompt", *TEMPLATE_COLUMNS) if column in dataset.column_names]
-        for number, row in enumerate(dataset.with_format(None).select_columns(columns), start=1):
-            where, prompt = f"`{name}`, row {number}", row["prompt"]
-            is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
-            if not is_chat and not isinstance(prompt, str):
-                given = f"a list of {type(prompt[0]).__name__}" if isinstance(prompt, list) else type(prompt).__name__
-                raise InputError(f"{where}: a prompt is text or a list of messages, not {given}.")
-            lengths.append(len(encode_row(tokenizer, row)))
-            if lengths[-1] == 0:
-                raise InputError(f"{where}: the prompt is empty.")
-            check_context(f"{where}: the policy", model, lengths[-1], args)
-    return max(lengths)
+class PromptLengths:
+    """How long the prompts of data sets are in tokens, counted only where their bytes leave it open."""
+
+    def __init__(self, datasets: dict[str, Dataset | None], tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self.datasets = {name: rows for name, rows in datasets.items() if rows is not None}
+        for name, rows in self.datasets.items():
+            _check_columns(name, rows)
+        self.bounds = {name: length_bounds(rows, tokenizer) for name, rows in self.datasets.items()}
+
+    def counted(self, room: float) -> Iterator[tuple[str, int]]:
+        """Place and number of tokens of the prompts that may have more than `room`, or that bytes do not settle."""
+        for name, rows in self.datasets.items():
+            bounds = self.bounds[name]
+            open_rows = np.flatnonzero((bounds > room) | np.isinf(bounds))
+            for some in rows_at(rows, open_rows, "prompt", *TEMPLATE_COLUMNS):
+                for number, row in some:
+                    check_prompt(f"`{name}`, row {number + 1}", row["prompt"])
+                lengths = map(len, encode_rows(self.tokenizer, [row for _, row in some]))
+                for (number, _), bounds[number] in zip(some, lengths, strict=True):
+                    yield f"`{name}`, row {number + 1}", int(bounds[number])
+
+    def longest(self, room: float) -> int:
+        """The longest prompt, if any has more than `room` tokens; else 0."""
+        return max((length for _, length in self.counted(room) if length > room), default=0)
+
+
+def check_prompts(lengths: PromptLengths, model: PreTrainedModel, args: PPOConfig) -> None:
+    """Refuse prompts that are no text or messages, that are empty, or to which the policy has no room to respond."""
+    for where, length in lengths.counted(room_for_prompt(model, args)):
+        if length == 0:
+            raise InputError(f"{where}: the prompt is empty.")
+        check_context(f"{where}: the policy", model, length, args)
+
+
+def check_prompt(where: str, prompt: Any) -> None:
+    """Refuse a prompt that is neither text nor messages."""
+    is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
+    if not is_chat and not isinstance(prompt, str):
+        given = f"a list of {type(prompt[0]).__name__}" if isinstance(prompt, list) else type(prompt).__name__
+        raise InputError(f"{where}: a prompt is text or a list of messages, not {given}.")
+
+
+def check_drawn(rows: list[dict], prompt_ids: list[list[int]], *, room: float) -> None:
+    """Refuse drawn prompts that are empty, or longer than their bytes allowed for (`room` tokens)."""
+    for row, ids in zip(rows, prompt_ids, strict=True):
+        if not 0 < len(ids) <= room:
+            problem = f"the models have room for {room:.0f}; shorten or drop it" if ids else "drop it"
+            raise InputError(f"the prompt {str(row['prompt'])[:60]!r} has {len(ids)} tokens: {problem}.")
 
 
 def _check_columns(name: str, dataset: Dataset) -> None:
@@ -215,23 +262,29 @@ def _check_columns(name: str, dataset: Dataset) -> None:
         raise InputError(f"`{name}` has no rows.")
 
 
-def check_reward_contexts(
-    rewards: Iterable[tuple], datasets: dict[str, Dataset | None], args: PPOConfig, *, longest: int
-) -> None:
+def check_reward_contexts(rewards: Iterable[tuple], lengths: PromptLengths, args: PPOConfig) -> None:
     """Refuse a reward model that cannot read every prompt with a response; `rewards`: functions and tokenizers."""
     for func, tokenizer in rewards:
         if isinstance(func, nn.Module):
-            length = longest
-            if tokenizer is not None:
-                rows = [row for rows in datasets.values() if rows is not None for row in rows.with_format(None)]
-                length = max((len(encode_row(tokenizer, row)) for row in rows), default=0)
-            check_context(f"the reward model {reward_name(func)}", func, length, args)
+            read = lengths if tokenizer is None else PromptLengths(lengths.datasets, tokenizer)
+            check_contexts(f"the reward model {reward_name(func)}", func, read, args)
+
+
+def check_contexts(name: str, model: nn.Module, lengths: PromptLengths, args: PPOConfig) -> None:
+    """Refuse a model, called `name`, that cannot read every prompt with a response."""
+    check_context(name, model, lengths.longest(room_for_prompt(model, args)), args)
+
+
+def room_for_prompt(model: nn.Module, args: PPOConfig) -> float:
+    """Tokens that a prompt may have if the model is to read a response behind it."""
+    context = context_length(without_adapter(model))
+    return float("inf") if context is None else context - args.max_completion_length
 
 
 def check_context(name: str, model: nn.Module, length: int, args: PPOConfig) -> None:
     """Refuse a model, called `name`, that cannot read a prompt of `length` tokens and a response."""
-    context = context_length(without_adapter(model))
-    if context is not None and length + args.max_completion_length > context:
+    if length > room_for_prompt(model, args):
+        context = context_length(without_adapter(model))
         raise InputError(
             f"{name} reads at most {context} tokens: a prompt of {length} and `max_completion_length` = "
             f"{args.max_completion_length} do not fit. Lower `max_completion_length`, drop or shorten long prompts, "

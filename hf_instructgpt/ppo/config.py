@@ -1,17 +1,14 @@
 """PPOConfig: the options of [`PPOTrainer`]. Each option is explained once, in the string below it."""
 
-import ast
-import inspect
 import math
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
 from operator import ge, gt, le, lt
-from textwrap import fill
 from typing import ClassVar, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
+from ..options import documented
 from ..sampling.generate import VLLM_SAMPLING, check_generation_kwargs
 from ..sampling.server import ServerGenerator
 
@@ -20,7 +17,7 @@ BOUNDS = {
     ("{} or more", ge, 1): (
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length"),
         *("save_total_limit", "dataset_num_proc", "max_completion_length", "num_generations", "num_ppo_epochs"),
-        *("num_mini_batches",),
+        *("num_mini_batches", "importance_sampling_cap"),
     ),
     ("{} or more", ge, 0): (
         *("seed", "learning_rate", "critic_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "kl_coef"),
@@ -44,8 +41,8 @@ MAX_ROLLOUT = 2**20  # responses of one process
 # resumed with others, as on another machine.
 NOT_TRAINED_WITH = (
     *("logging_steps", "log_completions", "num_completions_to_print", "log_tokens", "model_init_kwargs"),
-    *("trust_remote_code", "preset", "generation_kwargs", "use_vllm", "vllm_kwargs", "generator", "on_nonfinite"),
-    *("fast_sampling", "sampling_dtype", "fuse_activations", "batch_by_length", "frozen_dtype"),
+    *("trust_remote_code", "generation_kwargs", "use_vllm", "vllm_kwargs", "generator", "on_nonfinite"),
+    *("sampling_dtype", "frozen_dtype", "offload_frozen"),
 )
 
 
@@ -63,25 +60,6 @@ def check_ranges(args: TrainingArguments) -> None:
                 raise ValueError(f"`{name}` must be a number, not None.")
             if value is not None and not holds(value, bound):
                 raise ValueError(f"`{name}` must be {words.format(bound)}, not {value!r}.")
-
-
-def documented(cls: type) -> type:
-    """Make the string below each field of a dataclass its `help`, and list the fields in the class's docstring."""
-    try:
-        body = ast.parse(inspect.getsource(cls)).body[0].body
-    except OSError:  # an installation without its source
-        return cls
-    own = {option.name: option for option in fields(cls)}
-    lines = [inspect.cleandoc(cls.__doc__), "", "Args:"]
-    for statement, below in pairwise(body):
-        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        if isinstance(statement, ast.AnnAssign) and is_text:
-            option, text = own[statement.target.id], " ".join(below.value.value.split())
-            option.metadata = {**option.metadata, "help": text}
-            type_ = f"`{ast.unparse(statement.annotation)}`, defaults to `{option.default!r}`"
-            lines.append(fill(f"    {option.name} ({type_}): {text}", width=115, subsequent_indent="        "))
-    cls.__doc__ = "\n".join(lines)
-    return cls
 
 
 @documented
@@ -121,8 +99,9 @@ class PPOConfig(TrainingArguments):
     """Token ids that end a response, besides the tokenizer's end-of-text token and those of the model's generation
     settings."""
     generation_kwargs: dict | str | None = None
-    """Other settings of `generate`, such as `cache_implementation`. Those that would sample from another
-    distribution than the model's own (`top_k`, `top_p`, `repetition_penalty`, ...) are refused."""
+    """Sample by the model's `generate` with these settings, such as `cache_implementation`. Those that would sample
+    from another distribution than the model's own (`top_k`, `top_p`, `repetition_penalty`, ...) are refused. Default:
+    a faster loop over the policy's forward, which drops responses that have ended, wherever the model allows it."""
     use_vllm: bool = False
     """Sample with TRL's vLLM engine. vLLM must be installed."""
     vllm_kwargs: dict | str | None = None
@@ -201,25 +180,31 @@ class PPOConfig(TrainingArguments):
     """Discount of later rewards."""
     lam: float = 0.95
     """GAE's lambda: 1 is reward-to-go, 0 one step."""
-    preset: str | None = field(default=None, metadata={"choices": ["recommended"]})
-    """'recommended': what makes PPO fast on this model and machine: a critic on the policy's trunk unless
-    `value_model` is given, `fast_sampling` where the model allows it, `fuse_activations`; for a model at least 512
-    wide on a machine that computes in bfloat16, `bf16`, `sampling_dtype` and `frozen_dtype`, for any other
-    `batch_by_length`. The chosen settings are logged; options set by hand take precedence."""
-    fast_sampling: bool | None = None
-    """Sample with a loop of our own over the policy's forward, which drops responses that have ended: the same
-    distribution as `generate`, other random numbers. Default: off, unless `preset` turns it on."""
+    bf16: bool | None = None
+    """Compute in bfloat16 by autocast; weights stay in float32. Default: on for a policy in float32 that is at least
+    512 wide, on a machine that computes in bfloat16; such defaults are logged when training is set up."""
+    torch_compile: bool = False
+    """Compile the decoder layers of all models for measuring and for updates; responses are sampled without. Kernels
+    are made in the first steps and again for the first few new shapes, which takes minutes and pays off in long runs
+    only. `torch_compile_backend` and `torch_compile_mode` are `torch.compile`'s."""
     sampling_dtype: str | None = field(default=None, metadata={"choices": ["float32", "bfloat16", "float16"]})
-    """With `fast_sampling`: sample from a copy of the policy in this type. Log-probs are still the policy's own."""
-    fuse_activations: bool | None = None
-    """Compute GPT-2's GELU (`gelu_new`) in one kernel, equal up to rounding, in all models that have it. Default:
-    off, unless `preset` turns it on."""
-    batch_by_length: bool | None = None
-    """Score and measure responses of similar length together, and leave columns of padding out of updates.
-    Log-probs, and so the first ratio, are then equal up to rounding. Default: off, unless `preset` turns it on."""
-    frozen_dtype: str | None = field(default=None, metadata={"choices": ["float32", "bfloat16", "float16"]})
-    """Type of the reference and of reward models; models that are passed as objects are converted in place.
-    Default: as they are."""
+    """Sample from a copy of the policy in this type. Log-probs are still the policy's own, and
+    `importance_sampling_cap` corrects for the difference. Default: bfloat16 where `bf16` is on and nothing else
+    samples, else the policy itself."""
+    importance_sampling_cap: float | None = 2.0
+    """Where what samples gives its own log-probs (a copy in another type, vLLM, a server): weight each token's policy
+    loss by the ratio of the policy's probability to the sampler's, at most this. None: no weights."""
+    frozen_dtype: str | None = field(
+        default=None, metadata={"choices": ["float32", "bfloat16", "float16", "int8", "nf4"]}
+    )
+    """Type of the reference and of reward models; models that are passed as objects are converted in place. `int8`
+    and `nf4` (4 bits) need bitsandbytes and quantise models that are given by their id or path; models that are
+    quantised already stay as they are. Default: bfloat16 where `bf16` is on by default, else as they are."""
+    offload_frozen: str | None = field(default=None, metadata={"choices": ["cpu", "disk"]})
+    """Keep the reference and reward models off the accelerator except while they measure and score: in RAM (`cpu`),
+    or in a file in `output_dir` from which weights are read when they are needed (`disk`, which frees RAM on a CPU
+    too). The numbers are the same. With `kl_penalty_in="loss"` and `kl_estimator="full"` each micro-batch brings the
+    reference back. Default: they stay on the device."""
     log_completions: bool = False
     """At each log step, write the last rollout's completions and scores to `output_dir/completions`, print some,
     and send them to wandb or trackio if these are in `report_to`."""
@@ -290,13 +275,13 @@ class PPOConfig(TrainingArguments):
         self._check_engines()
 
     def _check_engines(self) -> None:
-        engines = [name for name in ("generator", "fast_sampling", "use_vllm") if getattr(self, name)]
-        if len(engines) > 1:
-            raise ValueError(f"`{engines[0]}` and `{engines[1]}`: choose one engine.")
+        if self.generator and self.use_vllm:
+            raise ValueError("`generator` and `use_vllm`: choose one engine.")
         if self.use_vllm is False and self.vllm_kwargs:
             raise ValueError("`vllm_kwargs` needs `use_vllm`.")
-        if self.sampling_dtype is not None and not self.fast_sampling and self.preset is None:
-            raise ValueError("`sampling_dtype` needs `fast_sampling`.")
+        others = [name for name in ("generator", "use_vllm", "generation_kwargs") if getattr(self, name)]
+        if self.sampling_dtype is not None and others:
+            raise ValueError(f"`sampling_dtype` has no effect with `{others[0]}`: leave one of them out.")
 
     def own_options(self) -> dict:
         """PPO's options on which the trained weights depend, as JSON has them."""

@@ -15,10 +15,19 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import InputError
 from ..models.checks import check_weights, ensure_precision
-from ..models.forward import forward_response, model_inputs
+from ..models.forward import model_inputs, predict_response
 from ..models.loading import add_lora, loading
-from ..models.surgery import has_adapter, hidden_width, independent_copy, load_weights, trunk, without_adapter
-from .checks import check_context
+from ..models.surgery import (
+    has_adapter,
+    hidden_width,
+    independent_copy,
+    is_quantised,
+    keep_differentiable,
+    load_weights,
+    trunk,
+    without_adapter,
+)
+from .checks import PromptLengths, check_contexts
 from .config import PPOConfig
 
 if TYPE_CHECKING:
@@ -158,6 +167,9 @@ def load_policy_trunk(directory: Path, **kwargs: Any) -> PreTrainedModel:
 class ActorCritic(nn.Module):
     """Policy and critic as the one module that Trainer trains: one optimizer, one gradient clip, one DDP unit."""
 
+    # Whether log-probs are made without logits: PPOTrainer sets it where nothing needs them.
+    fuses_head = False
+
     def __init__(self, policy: PreTrainedModel, value_model: ValueModel | None):
         super().__init__()
         self.policy = policy
@@ -169,25 +181,27 @@ class ActorCritic(nn.Module):
         prompt_mask: torch.Tensor,
         response_ids: torch.Tensor,
         response_mask: torch.Tensor,
+        temperature: float = 1.0,
         with_values: bool = True,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Logits `(B, R, V)` of the response's tokens, values `(B, R)` of the states before them, and a router's loss.
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Log-probs `(B, R)` of the response's tokens, values `(B, R)` of the states before them, a router's loss, and
+        the logits `(B, R, V)` unless the head is fused.
 
         The loss is a scalar: a mixture of experts has it if `output_router_logits` is on in its configuration.
         """
         batch, length = (prompt_ids, prompt_mask, response_ids, response_mask), response_ids.shape[1]
-        critic = self.value_model if with_values else None
+        critic, model = self.value_model if with_values else None, self.language_model
         is_shared = critic is not None and critic.backbone is None
-        with last_hidden_states(self.language_model if is_shared else None) as hidden:
-            inputs = model_inputs(self.language_model, *batch)
-            outputs = forward_response(self.language_model, response_length=length, **inputs)
-        logits, aux_loss = outputs.logits[:, -length - 1 : -1], getattr(outputs, "aux_loss", None)
+        with last_hidden_states(model if is_shared else None) as hidden:
+            logprobs, aux_loss, logits = predict_response(
+                model, *batch, temperature=temperature, fuses_head=self.fuses_head
+            )
         if critic is None:
-            return logits, None, aux_loss
+            return logprobs, None, aux_loss, logits
         if is_shared:
-            return logits, critic.head(hidden[-1][:, -length - 1 : -1]), aux_loss
+            return logprobs, critic.head(hidden[-1][:, -length - 1 : -1]), aux_loss, logits
         inputs = model_inputs(without_adapter(critic.backbone), *batch)
-        return logits, critic(response_length=length, **inputs), aux_loss
+        return logprobs, critic(response_length=length, **inputs), aux_loss, logits
 
     def train(self, mode: bool = True) -> "ActorCritic":
         """Training mode without a router's noise, whose rate stays: PhiMoE uses it in evaluation as well."""
@@ -258,7 +272,7 @@ def make_critic(
     reward_models: "list[PreTrainedModel | PeftModel]",
     peft_config: "PeftConfig | None",
     args: PPOConfig,
-    longest_prompt: int,
+    lengths: PromptLengths,
 ) -> ValueModel | None:
     """The critic, checked; None without one. See [`PPOTrainer`]; `reward_models` read the policy's token ids."""
     if args.advantage_estimator != "gae":
@@ -268,7 +282,7 @@ def make_critic(
     critic = _new_critic(policy, value_model, reward_models=reward_models, peft_config=peft_config, args=args)
     if critic.backbone is not None:
         ensure_precision("the critic", critic.backbone, args)
-        check_context("the critic", critic.backbone, longest_prompt, args)
+        check_contexts("the critic", critic.backbone, lengths, args)
     return critic
 
 
@@ -281,18 +295,7 @@ def _new_critic(policy, value_model, *, reward_models: list, peft_config, args: 
     if isinstance(value_model, str):
         with loading(value_model):
             value_model = AutoModel.from_pretrained(value_model, trust_remote_code=args.trust_remote_code)
-    needed = policy.get_input_embeddings().num_embeddings
-    if value_model is not None:
-        check_weights("`value_model`", value_model)
-        known = value_model.get_input_embeddings().num_embeddings
-        if known < needed:
-            raise InputError(f"`value_model` knows {known} tokens and the policy {needed}: it must know them all.")
-    kind = policy.config.model_type
-    family = [model for model in reward_models if model.config.model_type == kind]
-    family = [model for model in family if model.get_input_embeddings().num_embeddings >= needed]
-    source = value_model if value_model is not None else next(iter(family), policy)
-    # A reward model that scored for another trainer comes frozen.
-    backbone = trunk(independent_copy(source)).requires_grad_(True).to(policy.dtype)
+    backbone = _copied_trunk(_critic_source(policy, value_model, reward_models, peft_config), policy)
     if peft_config is None:  # all of it is trained, also where the policy is an adapter on a base in half precision
         return ValueModel(backbone.float() if policy.dtype in (torch.bfloat16, torch.float16) else backbone)
     try:
@@ -301,3 +304,40 @@ def _new_critic(policy, value_model, *, reward_models: list, peft_config, args: 
         # What PEFT refuses in the policy too has nothing to do with the critic: its error comes first.
         add_lora(independent_copy(policy), peft_config, task_type="CAUSAL_LM")
         raise
+
+
+def _critic_source(policy, value_model: nn.Module | None, reward_models: list, peft_config) -> nn.Module:
+    """The model of which the critic is a copy: the given one, a reward model of the policy's family, or the policy."""
+    needed = policy.get_input_embeddings().num_embeddings
+
+    def cannot_start(model: nn.Module) -> bool:  # quantised weights are trained by one new adapter only
+        return is_quantised(model) and (peft_config is None or has_adapter(model))
+
+    if value_model is not None:
+        check_weights("`value_model`", value_model, is_trained=cannot_start(value_model))
+        known = value_model.get_input_embeddings().num_embeddings
+        if known < needed:
+            raise InputError(f"`value_model` knows {known} tokens and the policy {needed}: it must know them all.")
+        return value_model
+    for model in reward_models:
+        is_family = model.config.model_type == policy.config.model_type
+        if is_family and model.get_input_embeddings().num_embeddings >= needed and not cannot_start(model):
+            return model
+    if cannot_start(policy):
+        raise InputError(
+            "the critic would start from the policy, which is quantised, and such weights cannot be trained: set "
+            "`value_model='shared'`, or pass a model that is not quantised as `value_model`."
+        )
+    return policy
+
+
+def _copied_trunk(source: nn.Module, policy: nn.Module) -> PreTrainedModel:
+    """A copy of a model's trunk in the policy's type; quantised, it says so, by which PEFT chooses its layers."""
+    clone = independent_copy(source)
+    backbone = trunk(clone)
+    if not is_quantised(clone):  # a reward model that scored for another trainer comes frozen
+        return backbone.requires_grad_(True).to(policy.dtype)
+    for name in ("is_loaded_in_8bit", "is_loaded_in_4bit"):
+        setattr(backbone, name, getattr(clone, name, False))
+    keep_differentiable(backbone)
+    return backbone

@@ -1,6 +1,7 @@
 """What stops an update or a run: numbers that are not finite, log-probs that contradict each other, passed bounds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -8,7 +9,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..functional import MAX_LOG_RATIO
+from ..functional import MAX_LOG_RATIO, truncated_importance_weights
 from ..sampling.generate import Generator
 from .config import PPOConfig
 from .metrics import Metrics, sum_over_processes
@@ -40,6 +41,17 @@ class UpdateGuard:
 
     # ---- Rollouts
 
+    @contextmanager
+    def naming_broken_weights(self, policy: nn.Module) -> Iterator[None]:
+        """Name the weight that is not finite where sampling from the policy fails."""
+        try:
+            yield
+        except RuntimeError as error:
+            broken = next((name for name, p in policy.named_parameters() if not p.isfinite().all()), None)
+            if broken is None:
+                raise
+            raise FloatingPointError(f"the policy cannot be sampled from: {broken} is NaN or infinite.") from error
+
     def finite_rows(self, finite: dict[str, torch.Tensor]) -> torch.Tensor:
         """Rows `(B,)` of a rollout in which all is finite, given where each thing is; raises or warns for others."""
         rows = torch.stack([x.view(len(x), -1).all(-1) for x in finite.values()])
@@ -55,18 +67,20 @@ class UpdateGuard:
             raise FloatingPointError(f"{message}. `on_nonfinite='skip'` would leave them out of the update.")
         logger.warning(f"{message}; left out of the update.")
 
-    def check_sampler(
+    def importance_weights(
         self, generator: Generator | None, old_logprobs: torch.Tensor, mask: torch.Tensor, *, is_training: bool
-    ) -> None:
-        """Check that the log-probs of an engine that returns them are the policy's `(B, R)`."""
+    ) -> torch.Tensor:
+        """Weights `(B, R)` of sampled tokens: 1 unless an engine says by which log-probs it sampled.
+
+        Such log-probs must be close to the policy's `(B, R)`.
+        """
         sampled = getattr(generator, "last_logprobs", None)
         if sampled is None:
-            return
+            return torch.ones_like(old_logprobs)
         rows = [torch.tensor(row, dtype=torch.float32) for row in sampled]
         sampled = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(mask.device)
+        sampled = torch.where(mask, sampled, old_logprobs)
         differences = (sampled - old_logprobs).abs()[mask]
-        if is_training:
-            self.metrics.record(sampling_logprob_diff=differences)
         sums = torch.stack([differences.sum(), mask.sum().float()])
         total, count = sum_over_processes(sums, self.accelerator).tolist()
         if count:
@@ -78,6 +92,15 @@ class UpdateGuard:
                 "it taken the new weights? At a `temperature` other than 1, vLLM needs `--logprobs-mode "
                 "processed_logprobs`.",
             )
+        if is_training:
+            self.metrics.record(sampling_logprob_diff=differences)
+        cap = self.args.importance_sampling_cap
+        if cap is None:
+            return torch.ones_like(old_logprobs)
+        weights = truncated_importance_weights(old_logprobs, sampled=sampled, cap=cap)
+        if is_training:
+            self.metrics.record(importance_cap_fraction=(weights >= cap)[mask])
+        return weights
 
     def _expect(self, kind: str, holds: bool, message: str) -> None:
         """Raise an error at the first rollout if something does not hold; at a later one warn, once."""
@@ -122,7 +145,7 @@ class UpdateGuard:
                 "the policy gives other log-probs in an update than in the rollout just before it (a KL of "
                 f"{approx_kl:.2g} nats per token). Either its forward pass is random (dropout or router noise in its "
                 "code: set the rate to 0 in its configuration), or it is not exact (TF32, or kernels that differ by "
-                "shape: turn off `tf32` or `batch_by_length`).",
+                "shape: turn off `tf32`).",
             )
         if args.max_update_kl is not None and approx_kl > args.max_update_kl:
             self.rollout_is_done = True

@@ -15,15 +15,14 @@ from transformers.utils import is_rich_available
 from trl.trainer.utils import print_prompt_completions_sample
 
 from ..errors import InputError
-from ..functional import ends_with_stop, kl_is_clamped, token_logprobs
+from ..functional import ends_with_stop, kl_is_clamped
+from ..layout import COMPLETIONS_FOLDER, TOKEN_LOG_FILE
 from ..text import decode_responses
 from .advantages import whitening
 from .diagnostics import RolloutWatch
 from .metrics import Metrics
 from .rollout import Rollout
-from .token_log import TOKEN_LOG_FILE, append_rows, rewind, token_rows
-
-COMPLETIONS_FOLDER = "completions"
+from .token_log import append_rows, rewind, token_rows
 
 
 class PPOLogs(Trainer):
@@ -78,12 +77,16 @@ class PPOLogs(Trainer):
             self._record_kl_clamp(rollout.kl[mask])
         if self._token_log_prompts:
             count = self.args.num_generations
-            followed = self._roll_out(self._token_log_prompts, num_generations=count)[::count]
-            if self.args.whitens_advantages:  # as those of the training rollout
-                mean, scale = whitening(rollout.advantages, mask=mask, global_sum=self._global_sum)
+            followed = self._roll_out(self._token_log_prompts, num_generations=count)
+            if self.args.whitens_advantages:
+                mean, scale = self._advantage_whitening(rollout)
                 whitened = torch.where(followed.response_mask, (followed.advantages - mean) * scale, 0)
                 followed = replace(followed, advantages=whitened)
             self._token_log_rollout = followed
+
+    def _advantage_whitening(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and scale of a training rollout's advantages; the token log's are whitened by them too."""
+        return whitening(rollout.advantages, mask=rollout.response_mask, global_sum=self._global_sum)
 
     def _record_kl_clamp(self, log_ratio: torch.Tensor) -> None:
         if self.args.kl_estimator in ("k2", "k3"):
@@ -136,16 +139,31 @@ class PPOLogs(Trainer):
                 self._write_completions(self._rollout[self._rollout.kept])
         super().log(logs, start_time)
 
+    def _token_log_options(self, rollout: Rollout) -> dict:
+        """What rewards, advantages and loss of the token log follow from: options, means and scales of whitening."""
+        args, rewards, mask = self.args, self.token_rewards, rollout.response_mask
+        whitenings = {"reward_whitening": None, "advantage_whitening": None}
+        if args.whiten_rewards:
+            given = rewards.before_whitening(rollout.scores, kl=rollout.kl_penalty, mask=mask)
+            whitenings["reward_whitening"] = whitening(given, mask=mask, global_sum=self._global_sum)
+        if args.whitens_advantages:
+            whitenings["advantage_whitening"] = self._advantage_whitening(self._rollout)
+        names = ("gamma", "lam", "cliprange", "advantage_estimator")
+        options = {"kl_coef": rewards.kl_coef_in_reward, **{name: getattr(args, name) for name in names}}
+        return options | {name: pair and [x.item() for x in pair] for name, pair in whitenings.items()}
+
     @torch.no_grad()
     def _write_token_log(self, rollout: Rollout) -> None:
+        options = self._token_log_options(rollout)
+        rollout = rollout[:: self.args.num_generations]
         with self.accelerator.autocast():
-            logits, *_ = self._actor_critic(*rollout.sequences, with_values=False)
-        logprobs = token_logprobs(logits, token_ids=rollout.response_ids, temperature=self.args.temperature)
+            logprobs, *_ = self._actor_critic(*rollout.sequences, temperature=self.args.temperature, with_values=False)
         if self.is_world_process_zero():
             rows = token_rows(
                 rollout,
                 new_logprobs=torch.where(rollout.response_mask, logprobs, 0),
-                cliprange=self.args.cliprange,
+                rewarded_scores=self.token_rewards.rewarded(rollout.scores),
+                options=options,
                 tokenizer=self.processing_class,
                 step=self.state.global_step,
             )

@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager
 import torch
 from transformers import PreTrainedModel
 
-from ..functional import full_kl, kl_estimate, token_logprobs
-from ..models.forward import model_inputs, response_logits
+from ..functional import full_kl, kl_estimate
+from ..models.forward import predict_response
+from ..models.offload import on_device
 from ..text import batches_by_length
 from .config import PPOConfig
 from .critic import ActorCritic
@@ -38,41 +39,41 @@ def measure(
     else:
         batches = torch.arange(len(mask), device=mask.device).split(size)
     measured = {name: torch.zeros(mask.shape, device=mask.device) for name in MEASURED}
-    for rows in batches:
-        batch = [x[rows] for x in sequences]
-        if by_length:
-            prompt, response = widths(prompt_mask[rows], mask[rows])
-            batch = *(x[:, -prompt:] for x in batch[:2]), *(x[:, :response] for x in batch[2:])
-        parts = _measure_batch(actor_critic, ref_model, batch, args, autocast)
-        for x, part in zip(measured.values(), parts, strict=True):
-            x[rows, : part.shape[1]] = part
+    with on_device(ref_model):
+        for rows in batches:
+            batch = [x[rows] for x in sequences]
+            if by_length:
+                prompt, response = widths(prompt_mask[rows], mask[rows])
+                batch = *(x[:, -prompt:] for x in batch[:2]), *(x[:, :response] for x in batch[2:])
+            parts = _measure_batch(actor_critic, ref_model, batch, args, autocast)
+            for x, part in zip(measured.values(), parts, strict=True):
+                x[rows, : part.shape[1]] = part
     return measured
 
 
 def _measure_batch(
     actor_critic: ActorCritic, ref_model: PreTrainedModel | None, batch, args: PPOConfig, autocast
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    temperature, (*_, response_ids, _) = args.temperature, batch
     is_full = args.kl_estimator == "full"
     with autocast():
-        logits, values, _ = actor_critic(*batch)
-        logprobs = token_logprobs(logits, token_ids=response_ids, temperature=temperature)
+        logprobs, values, _, logits = actor_critic(*batch, temperature=args.temperature)
         logits = logits if is_full else None  # as large as the vocabulary: freed before the reference's are made
-        ref_logits = reference_logits(actor_critic, ref_model, *batch)
-    ref_logprobs = token_logprobs(ref_logits, token_ids=response_ids, temperature=temperature)
+        ref_logprobs, ref_logits = measure_reference(actor_critic, ref_model, *batch, temperature=args.temperature)
     if is_full:
-        kl = full_kl(logits, ref_logits=ref_logits, temperature=temperature)
+        kl = full_kl(logits, ref_logits=ref_logits, temperature=args.temperature)
     else:
         kl = kl_estimate(logprobs, ref_logprobs=ref_logprobs, estimator=args.kl_estimator)
     return logprobs, ref_logprobs, kl, torch.zeros_like(logprobs) if values is None else values
 
 
-def reference_logits(
-    actor_critic: ActorCritic, ref_model: PreTrainedModel | None, *batch: torch.Tensor
-) -> torch.Tensor:
-    """Logits `(B, R, V)` of the reference: a model of its own, or the policy without its adapter."""
+def measure_reference(
+    actor_critic: ActorCritic, ref_model: PreTrainedModel | None, *batch: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Log-probs `(B, R)` by the reference, a model of its own or the policy without its adapter, and its logits."""
     if ref_model is None:
         with actor_critic.policy.disable_adapter():
-            return actor_critic(*batch, with_values=False)[0]
-    length = batch[-1].shape[1]
-    return response_logits(ref_model, response_length=length, **model_inputs(ref_model, *batch))
+            logprobs, _, _, logits = actor_critic(*batch, temperature=temperature, with_values=False)
+    else:
+        fuses_head = actor_critic.fuses_head
+        logprobs, _, logits = predict_response(ref_model, *batch, temperature=temperature, fuses_head=fuses_head)
+    return logprobs, logits

@@ -38,10 +38,10 @@ class RolloutSampler(Sampler[int]):
 
     def __iter__(self):
         generator = torch.Generator().manual_seed(self.seed + self.epoch_fn())
-        order = torch.randperm(self.num_rows, generator=generator).tolist()
+        order = torch.randperm(self.num_rows, generator=generator)
         for block in range(self.num_blocks):
             start = block * self.block_size
-            indices = [order[i % self.num_rows] for i in range(start, start + self.block_size)]
+            indices = order[torch.arange(start, start + self.block_size) % self.num_rows].tolist()
             for _ in range(self.repeats):
                 yield from indices
 

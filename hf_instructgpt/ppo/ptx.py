@@ -7,7 +7,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.pretraining_text import PretrainingText
 from ..errors import InputError
-from ..functional import token_logprobs
 from ..text import pad_rows
 from .config import PPOConfig
 from .critic import ActorCritic
@@ -46,7 +45,6 @@ def text_loss(actor_critic: ActorCritic, text: TextBatch, metrics: Metrics) -> t
     `actor_critic` is not wrapped by DDP, which allows one forward per backward; its hooks are on the parameters.
     """
     sequences = text.prompt_ids, text.prompt_mask, text.response_ids, text.response_mask
-    logits, *_ = actor_critic(*sequences, with_values=False)
-    loss = -token_logprobs(logits, token_ids=text.response_ids)
+    loss = -actor_critic(*sequences, with_values=False)[0]
     metrics.record(ptx_loss=loss[text.response_mask])
     return torch.where(text.response_mask, loss, 0).sum() / text.num_tokens.clamp(min=1)

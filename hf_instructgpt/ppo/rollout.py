@@ -24,6 +24,7 @@ class Rollout:
     scores: torch.Tensor  # (B,), reward functions' weighted sum less the penalty for a missing end
     score_terms: torch.Tensor  # (B, F), each reward function's own score, NaN where it gave none
     rewards: torch.Tensor  # (B, R)
+    importance_weights: torch.Tensor  # (B, R), of the policy's loss; 1 where the policy itself sampled
     values: torch.Tensor  # (B, R), 0 without a critic
     advantages: torch.Tensor  # (B, R); in a micro-batch and in the token log as the loss uses them, whitened
     returns: torch.Tensor  # (B, R)

@@ -1,16 +1,20 @@
-"""Faster ways to the same numbers, and the options that `preset` recommends."""
+"""Faster ways to the same numbers, and the precision that suits a machine."""
 
-from typing import Any
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend, parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging
 
 from ..functional import LARGE_VOCABULARY
-from ..models.surgery import hidden_width, without_adapter
-from ..sampling.policy_sampler import can_sample
+from ..models.compiling import CompiledLayers
+from ..models.surgery import hidden_width, is_quantised, without_adapter
 from .config import PPOConfig
 from .critic import ActorCritic
 
@@ -45,41 +49,61 @@ def _contiguous(head: nn.Module, inputs: tuple) -> tuple:
     return inputs[0].contiguous(), *inputs[1:]
 
 
-def speed_up(args: PPOConfig, actor_critic: ActorCritic, *, ref_model: nn.Module | None, reward_funcs: list) -> None:
+def speed_up(actor_critic: ActorCritic, *, ref_model: nn.Module | None, reward_funcs: list) -> None:
     """Change how all models compute, in place; what they compute stays the same up to rounding."""
     for model in filter(None, (actor_critic.policy, ref_model)):
         keep_head_whole(model)
     for module in (actor_critic, ref_model, *reward_funcs):
-        if args.fuse_activations and isinstance(module, nn.Module):
+        if isinstance(module, nn.Module):
             fuse_activations(module)
+
+
+def compile_layers(
+    args: PPOConfig, *models: object, accelerator: Accelerator
+) -> Callable[..., AbstractContextManager]:
+    """[`CompiledLayers.switched`] for the layers of those `models` that are modules, if the options ask for it."""
+    if not args.torch_compile:
+        return nullcontext
+    accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # it would wrap the whole of policy and critic
+    models = [model for model in models if isinstance(model, nn.Module)]
+    layers = CompiledLayers(models, backend=args.torch_compile_backend, mode=args.torch_compile_mode)
+    logger.warning(
+        f"`torch_compile`: {len(layers.forwards)} layers are compiled by {args.torch_compile_backend!r} when they are "
+        "first used, so the first steps take longer. Sampling is not compiled."
+    )
+    return layers.switched
 
 
 # In narrower models, converting between types costs more than the arithmetic gains.
 WIDE = 512
 
 
-def recommend(args: PPOConfig, policy: PreTrainedModel, *, value_model: Any, has_engine: bool) -> Any:
-    """Set what `preset="recommended"` stands for, where nothing was set by hand, and say so. Returns the critic."""
-    recommended = {}
-    if not has_engine and can_sample(policy):
-        recommended["fast_sampling"] = True
-    samples = recommended.get("fast_sampling") if args.fast_sampling is None else args.fast_sampling
-    recommended["fuse_activations"] = True
-    is_wide = hidden_width(policy) >= WIDE and policy.dtype == torch.float32
-    if is_wide and computes_in_bfloat16(args.device):
-        recommended |= {} if args.fp16 else {"bf16": True}
-        recommended |= {"frozen_dtype": "bfloat16"} | ({"sampling_dtype": "bfloat16"} if samples else {})
-    elif not args.bf16 and not args.fp16:
-        recommended["batch_by_length"] = True  # in half precision other shapes would blur the first ratio
-    chosen = {name: value for name, value in recommended.items() if name == "bf16" or getattr(args, name) is None}
-    for name, value in chosen.items():
-        setattr(args, name, value)
-    if args.bf16:
-        args.mixed_precision = "bf16"  # which follows from `bf16` only when the arguments are made
-    if value_model is None and args.advantage_estimator == "gae":
-        value_model, chosen = "shared", {"value_model": "shared", **chosen}
-    logger.warning(f"preset='recommended' chose {', '.join(f'{name}={value!r}' for name, value in chosen.items())}.")
-    return value_model
+def choose_precision(args: PPOConfig, policy: PreTrainedModel, *, can_sample: bool) -> PPOConfig:
+    """Options with `bf16`, and the types that follow from it, where they are not given; says so.
+
+    A copy: the caller may make another trainer from the same options.
+    """
+    args, chosen = copy.copy(args), {}
+    if args.bf16 is None:
+        # Where weights are sharded, the launcher's file says what is computed in.
+        is_open = (
+            args.mixed_precision == "no"
+            and args.deepspeed_plugin is None
+            and not parse_flag_from_env("ACCELERATE_USE_FSDP")
+        )
+        is_wide = policy.dtype == torch.float32 and hidden_width(policy) >= WIDE
+        args.bf16 = is_open and is_wide and computes_in_bfloat16(args.device)
+        if args.bf16:
+            args.mixed_precision = "bf16"  # which follows from `bf16` only when the arguments are made
+            chosen = {"bf16": True}
+            if args.frozen_dtype is None:
+                chosen["frozen_dtype"] = args.frozen_dtype = "bfloat16"
+    has_copy = policy.dtype == torch.float32 and not is_quantised(policy)
+    if args.bf16 and args.sampling_dtype is None and has_copy and can_sample:
+        chosen["sampling_dtype"] = args.sampling_dtype = "bfloat16"
+    if chosen:
+        logger.warning(f"Chosen for this machine: {', '.join(f'{name}={x!r}' for name, x in chosen.items())}.")
+    return args
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..hub.model_card import CardMixin
+from ..hub.card_mixin import CardMixin
 from ..models.checks import check_finite
-from ..models.surgery import has_adapter, independent_copy, load_weights
+from ..models.surgery import has_adapter, independent_copy, is_quantised, load_weights
 from ..resuming.checkpoint import RANK_STATE_FILE
 from ..resuming.resumable import ResumableTrainer
 from .critic import VALUE_MODEL_FOLDER, ActorCritic
@@ -77,11 +77,16 @@ class PPOState(CardMixin, ResumableTrainer):
         """Write the policy with its adapter merged into its weights, and the tokenizer.
 
         Raises:
-            InputError: The weights are sharded.
+            InputError: The weights are sharded, or quantised.
         """
         if self._is_sharded:
             raise InputError(
                 "`save_merged_model` needs complete weights: save the adapter, and merge it without FSDP or ZeRO-3."
+            )
+        if is_quantised(self._actor_critic.policy):
+            raise InputError(
+                "`save_merged_model`: merged weights of a quantised policy would be rounded. Save the adapter and "
+                "merge it into the base model in full precision (`hf-instructgpt merge`)."
             )
         if self.args.should_save:
             independent_copy(self._actor_critic.policy).save_pretrained(output_dir)

@@ -10,8 +10,6 @@ from transformers import PreTrainedTokenizerBase
 from ..files import write_whole
 from .rollout import Rollout
 
-TOKEN_LOG_FILE = "tokens.jsonl"
-
 
 def append_rows(path: Path, rows: Iterable[dict]) -> None:
     """Append records to a JSONL file."""
@@ -38,15 +36,18 @@ def token_rows(
     rollout: Rollout,
     *,
     new_logprobs: torch.Tensor,
-    cliprange: float,
+    rewarded_scores: torch.Tensor,
+    options: dict,
     tokenizer: PreTrainedTokenizerBase,
     step: int,
 ) -> Iterator[dict]:
     """One record per response: its prompt, its score, and for each real token what PPO saw of it.
 
     `new_logprobs` `(B, R)` are those of the policy after the updates since the last log. A token is `clipped` when its
-    ratio has left the interval on the side where its advantage no longer pushes it.
+    ratio has left the interval on the side where its advantage no longer pushes it. `rewarded_scores` `(B,)` are the
+    scores as they enter the rewards. From them, `options` and the log-probs and values all the rest can be computed.
     """
+    cliprange = options["cliprange"]
     ratio = torch.exp(new_logprobs - rollout.old_logprobs)
     too_high, too_low = ratio > 1 + cliprange, ratio < 1 - cliprange
     clipped = (too_high & (rollout.advantages > 0)) | (too_low & (rollout.advantages < 0))
@@ -55,9 +56,11 @@ def token_rows(
         "new_logprob": new_logprobs,
         "ref_logprob": rollout.ref_logprobs,
         "kl": rollout.kl,
+        "kl_penalty": rollout.kl_penalty,
         "reward": rollout.rewards,
         "value": rollout.values,
         "advantage": rollout.advantages,
+        "return": rollout.returns,
     }
     for i, mask in enumerate(rollout.response_mask):
         ids = rollout.response_ids[i][mask].tolist()
@@ -66,6 +69,8 @@ def token_rows(
             "step": step,
             "prompt": tokenizer.decode(rollout.prompt_ids[i][rollout.prompt_mask[i]]),
             "score": round(rollout.scores[i].item(), 6),
+            "rewarded_score": round(rewarded_scores[i].item(), 6),
+            "options": options,
             "kl": round(rollout.kl[i].sum().item(), 6),
             "tokens": [
                 {"token": tokenizer.decode([token]), **{name: column[t] for name, column in numbers.items()}}

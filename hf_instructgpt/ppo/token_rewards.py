@@ -37,18 +37,29 @@ class TokenRewards:
     ) -> torch.Tensor:
         """Rewards `(B, R)` from scores and whether they are kept, `(B,)`, and the penalised KL `(B, R)`."""
         args, scores = self.args, torch.where(kept, scores, 0)
-        if args.scale_scores:
-            if is_training:
-                x, count = scores.cpu().double(), torch.tensor(kept.sum().item(), dtype=torch.float64)
-                sums = torch.stack([count, x.sum(), x.square().sum()])
-                self.score_sums += sum_over_processes(sums, self.accelerator)
-            scores = scores / score_scale(self.score_sums)
-        if args.score_clip is not None:
-            scores = scores.clamp(-args.score_clip, args.score_clip)
-        kl_coef = self.kl_coef if args.kl_penalty_in == "reward" else 0.0
-        rewards = token_rewards(scores, kl=kl, mask=mask, kl_coef=kl_coef)
+        if args.scale_scores and is_training:
+            x, count = scores.cpu().double(), torch.tensor(kept.sum().item(), dtype=torch.float64)
+            sums = torch.stack([count, x.sum(), x.square().sum()])
+            self.score_sums += sum_over_processes(sums, self.accelerator)
+        rewards = self.before_whitening(scores, kl=kl, mask=mask)
         if not args.whiten_rewards:
             return rewards
         return masked_whiten(
             rewards, mask=mask, shift_mean=False, global_sum=lambda x: sum_over_processes(x, self.accelerator)
         )
+
+    @property
+    def kl_coef_in_reward(self) -> float:
+        """The KL coefficient of the rewards; 0 where the KL is in the loss."""
+        return self.kl_coef if self.args.kl_penalty_in == "reward" else 0.0
+
+    def rewarded(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores `(B,)` as they enter the rewards: scaled by those so far, and clipped."""
+        if self.args.scale_scores:
+            scores = scores / score_scale(self.score_sums)
+        clip = self.args.score_clip
+        return scores if clip is None else scores.clamp(-clip, clip)
+
+    def before_whitening(self, scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Rewards `(B, R)` before `whiten_rewards`, from scores of kept responses, 0 for the others."""
+        return token_rewards(self.rewarded(scores), kl=kl, mask=mask, kl_coef=self.kl_coef_in_reward)

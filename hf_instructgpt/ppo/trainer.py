@@ -13,13 +13,15 @@ Shapes: **B** batch, **P** prompt, **R** response, **V** vocabulary, **F** rewar
 
 Departures from the tutorial's document (see recipes/document) and the paper, and why:
 
-- Dropout is off in rollouts and in updates, so that the first ratio is exactly 1 (the document leaves it on).
+- Dropout is off in rollouts and in updates, so that the first ratio is 1 but for rounding (the document leaves it on).
 - The advantage comes from a critic by GAE; the document's own (every token's advantage is the score) is
   `advantage_estimator="reward"`, with the KL penalty, several samples per prompt and their mean as options.
 - Losses are means over the mini-batch's real tokens on all processes. For one response that is the document's mean
   over the response, and the gradient does not depend on how a mini-batch is split. PPO-ptx's loss is such a mean too,
   so the paper's coefficient 27.8, which weights sums over other numbers of tokens, does not apply here.
 - The score lands on the last real token, the end-of-text token itself when there is one.
+- Where an engine, or a copy in another precision, samples in the policy's place, truncated importance weights make the
+  policy's loss that of the policy's own samples.
 - The KL is penalised in the reward, as in the paper. Options, off by default: the KL as a loss term, adaptive or by
   another estimator; an entropy bonus; scaled, clipped or whitened rewards; bounds at which updates stop.
 - The paper does not print lambda 0.95, the value loss's clip and weight, and whitening: they come from Stiennon et
@@ -45,12 +47,12 @@ from ..functional import (
     kl_estimate,
     policy_loss,
     token_entropy,
-    token_logprobs,
     value_loss,
 )
 from ..models.checks import ensure_precision
-from ..models.forward import context_length
+from ..models.forward import context_length, has_large_plain_head
 from ..models.loading import add_lora, load_reward_model
+from ..models.offload import on_device
 from ..models.surgery import disable_dropout, without_configured_dropout
 from ..resuming.resumable import settle_output_dir
 from ..sampling.engines import generation_config_for, make_generator
@@ -61,26 +63,29 @@ from ..scoring.reward_models import score_responses
 from ..text import encode_row, pad_rows
 from .advantages import advantages_and_returns, masked_whiten
 from .checks import (
+    PromptLengths,
     check_adapter,
+    check_drawn,
     check_kinds,
     check_optimizer,
     check_policy,
     check_processes,
     check_prompts,
     check_reward_contexts,
+    room_for_prompt,
 )
 from .config import PPOConfig
 from .critic import ActorCritic, ValueModel, make_critic
 from .ema import PolicyEMA
 from .guard import UpdateGuard
 from .logs import PPOLogs
-from .measure import measure, reference_logits
+from .measure import measure, measure_reference
 from .metrics import sum_over_processes
-from .models import load_policy_and_tokenizer, load_reference, prepare_frozen
+from .models import check_quantised, load_policy_and_tokenizer, load_reference, prepare_frozen, quantised_loading
 from .prompt_sampler import RolloutSampler, prompts_in_memory
 from .ptx import pretraining_text, text_batches, text_loss
 from .rollout import MicroBatch, Rollout
-from .speed import recommend, speed_up
+from .speed import choose_precision, compile_layers, speed_up
 from .state import PPOState
 from .token_rewards import TokenRewards
 
@@ -165,28 +170,29 @@ class PPOTrainer(PPOLogs, PPOState):
         set_seed(args.seed)  # a new value head, a new adapter and a reward model's missing head are drawn at random
         model, processing_class = load_policy_and_tokenizer(model, processing_class, args)
         has_engine = generator is not None or args.generator is not None or args.use_vllm
-        check_policy(model, processing_class, args, has_engine=has_engine)
+        gets_adapter = peft_config is not None
+        can_sample = check_policy(model, processing_class, args, has_engine=has_engine, gets_adapter=gets_adapter)
         self._load_reward_funcs(reward_funcs, reward_processing_classes, model, processing_class, args)
-        longest = check_prompts(datasets, model, processing_class, args)
+        lengths = PromptLengths(datasets, processing_class)
+        check_prompts(lengths, model, args)
         rewards = [*zip(self.reward_funcs, self.reward_tokenizers, strict=True)]
-        check_reward_contexts(rewards, datasets, args, longest=longest)
+        check_reward_contexts(rewards, lengths, args)
         self.ref_model = load_reference(ref_model, model, args, peft_config=peft_config)
-        if args.preset is not None:
-            value_model = recommend(args, model, value_model=value_model, has_engine=has_engine)
+        args = choose_precision(args, model, can_sample=can_sample)
         critic = make_critic(
             model,
             value_model,
             reward_models=[func for func, tokenizer in rewards if isinstance(func, nn.Module) and tokenizer is None],
             peft_config=peft_config,
             args=args,
-            longest_prompt=longest,
+            lengths=lengths,
         )
         policy = add_lora(model, peft_config, task_type="CAUSAL_LM") if peft_config is not None else model
         check_adapter(policy)
         ensure_precision("the policy", policy, args)
         actor_critic = ActorCritic(policy, critic)
         disable_dropout(actor_critic)
-        speed_up(args, actor_critic, ref_model=self.ref_model, reward_funcs=self.reward_funcs)
+        speed_up(actor_critic, ref_model=self.ref_model, reward_funcs=self.reward_funcs)
 
         super().__init__(
             model=actor_critic,
@@ -201,7 +207,14 @@ class PPOTrainer(PPOLogs, PPOState):
         # transformers before 5.19 does not read `loss_is_scaled_for_ga`, but does the same with a loss function.
         self.compute_loss_func = self.compute_loss
         check_optimizer(actor_critic, self.optimizer)
-        self._by_length = bool(args.batch_by_length) and not self._is_sharded
+        # The entropy and the full KL are of logits; log-probs are then made from these in rollouts too.
+        needs_logits = bool(args.entropy_coef) or args.kl_estimator == "full"
+        models = [policy] if self.ref_model is None else [policy, self.ref_model]
+        actor_critic.fuses_head = not (needs_logits or self._is_sharded) and all(map(has_large_plain_head, models))
+        is_tf32 = args.tf32 or (args.torch_compile and args.device.type == "cuda")  # Trainer turns it on
+        is_coarse = bool(args.bf16 or args.fp16 or is_tf32 or actor_critic.language_model.dtype != torch.float32)
+        # Sharded weights need as many batches on each process, and in fewer digits another shape is another ratio.
+        self._by_length = not self._is_sharded and not is_coarse
         self.ref_model, self._reference_mark = prepare_frozen(
             self.ref_model,
             self.reward_funcs,
@@ -210,6 +223,8 @@ class PPOTrainer(PPOLogs, PPOState):
             accelerator=self.accelerator,
             is_sharded=self._is_sharded,
         )
+        models = [actor_critic, self.ref_model, *self.reward_funcs]
+        self._compiled = compile_layers(args, *models, accelerator=self.accelerator)
 
         # What samples, rewards, checks and logs.
         self.generation_config = generation_config_for(actor_critic, processing_class, args)
@@ -220,14 +235,14 @@ class PPOTrainer(PPOLogs, PPOState):
             processing_class,
             accelerator=self.accelerator,
             generation_config=self.generation_config,
+            can_sample=can_sample,
             is_sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
         )
         context = context_length(actor_critic)
         self.ptx = pretraining_text(ptx_dataset, args=args, tokenizer=processing_class, context=context)
         self._prepare_logs([*eval_datasets.values(), train_dataset])
-        is_coarse = args.bf16 or args.fp16 or args.tf32 or actor_critic.language_model.dtype != torch.float32
         self.guard = UpdateGuard(
-            args, self.accelerator, self.metrics, step=lambda: self.state.global_step, is_coarse=bool(is_coarse)
+            args, self.accelerator, self.metrics, step=lambda: self.state.global_step, is_coarse=is_coarse
         )
         self.token_rewards = TokenRewards(args, self.accelerator)
         self.ema = None if args.ema_decay is None else PolicyEMA(policy, decay=args.ema_decay)
@@ -242,7 +257,8 @@ class PPOTrainer(PPOLogs, PPOState):
     def _load_reward_funcs(self, reward_funcs, tokenizers, policy, policy_tokenizer, args: PPOConfig) -> None:
         tokenizers = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(reward_funcs)
         trust = {"trust_remote_code": args.trust_remote_code}
-        self.reward_funcs = [load_reward_model(func, **trust) for func in reward_funcs]
+        self.reward_funcs = [load_reward_model(func, **trust, **quantised_loading(args)) for func in reward_funcs]
+        check_quantised(self.reward_funcs, args)
         self.reward_names = reward_names(self.reward_funcs)
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
         self.reward_tokenizers = foreign_tokenizers(
@@ -324,24 +340,26 @@ class PPOTrainer(PPOLogs, PPOState):
         actor_critic.eval()
         rows = [row for row in rows for _ in range(num_generations)]
         prompt_rows = [encode_row(self.processing_class, row) for row in rows]
-        prompt_ids, prompt_mask, response_ids, mask = self._sample(prompt_rows)
-        scores, score_terms, kept = self._score(rows, prompt_rows, response_ids, mask)
-        mask = mask & kept.unsqueeze(-1)
-        # Recomputed in the layout and the precision of the update rather than kept from sampling: the first ratio is
-        # then exactly 1.
-        measured = measure(
-            actor_critic,
-            self.ref_model,
-            *(prompt_ids, prompt_mask, response_ids, mask),
-            args=args,
-            autocast=self.accelerator.autocast,
-            by_length=self._by_length,
-        )
+        check_drawn(rows, prompt_rows, room=room_for_prompt(actor_critic, args))
+        with self._compiled(False):
+            prompt_ids, prompt_mask, response_ids, mask = self._sample(prompt_rows)
+        with self._compiled():
+            scores, score_terms, kept = self._score(rows, prompt_rows, response_ids, mask)
+            mask = mask & kept.unsqueeze(-1)
+            # Recomputed in the precision of the update rather than kept from sampling: the first ratio is then 1.
+            measured = measure(
+                actor_critic,
+                self.ref_model,
+                *(prompt_ids, prompt_mask, response_ids, mask),
+                args=args,
+                autocast=self.accelerator.autocast,
+                by_length=self._by_length,
+            )
         actor_critic.train(was_training)
         kept = kept & self.guard.finite_rows({name: x.isfinite() | ~mask for name, x in measured.items()})
         mask = mask & kept.unsqueeze(-1)
         old_logprobs, ref_logprobs, kl_penalty, values = (torch.where(mask, x, 0) for x in measured.values())
-        self.guard.check_sampler(self.generator, old_logprobs, mask, is_training=is_training)
+        weights = self.guard.importance_weights(self.generator, old_logprobs, mask, is_training=is_training)
 
         rewards = self.token_rewards.compute(scores, kl=kl_penalty, mask=mask, kept=kept, is_training=is_training)
         advantages, returns = advantages_and_returns(
@@ -359,6 +377,7 @@ class PPOTrainer(PPOLogs, PPOState):
             scores=torch.where(kept, scores, 0),
             score_terms=score_terms,
             rewards=rewards,
+            importance_weights=weights,
             values=values,
             advantages=advantages,
             returns=returns,
@@ -368,22 +387,20 @@ class PPOTrainer(PPOLogs, PPOState):
         """Prompts and sampled responses, ids and mask of each."""
         config, device = self.generation_config, self.accelerator.device
         prompts = pad_rows(prompt_rows, pad_token_id=config.pad_token_id, side="left", device=device)
-        if self.generator is not None:
-            if self._synced_step != self.state.global_step:
-                self.generator.sync_weights(self._actor_critic.policy)
-                self._synced_step = self.state.global_step
-            responses = engine_responses(self.generator, prompt_rows, generation_config=config, device=device)
-            return *prompts, *responses
-        # Where the weights are sharded, every process must take part in every step until the last one is done.
-        synced = {"synced_gpus": True} if self.is_fsdp_enabled and self.args.world_size > 1 else {}
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, self.accelerator.autocast():
-            try:
+        with self.guard.naming_broken_weights(self._actor_critic.policy):
+            if self.generator is not None:
+                if self._synced_step != self.state.global_step:
+                    self.generator.sync_weights(self._actor_critic.policy)
+                    self._synced_step = self.state.global_step
+                responses = engine_responses(self.generator, prompt_rows, generation_config=config, device=device)
+                return *prompts, *responses
+            # Where the weights are sharded, every process must take part in every step until the last one is done.
+            synced = {"synced_gpus": True} if self.is_fsdp_enabled and self.args.world_size > 1 else {}
+            with (
+                unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
+                self.accelerator.autocast(),
+            ):
                 return *prompts, *generate_responses(model, *prompts, generation_config=config, **synced)
-            except RuntimeError as error:
-                broken = next((name for name, p in model.policy.named_parameters() if not p.isfinite().all()), None)
-                if broken is None:
-                    raise
-                raise FloatingPointError(f"the policy cannot be sampled from: {broken} is NaN or infinite.") from error
 
     def _score(
         self, rows: list[dict], prompt_rows: list[list[int]], response_ids: torch.Tensor, mask: torch.Tensor
@@ -432,15 +449,14 @@ class PPOTrainer(PPOLogs, PPOState):
     def compute_loss(self, model, inputs: MicroBatch, return_outputs: bool = False, num_items_in_batch=None):
         """Policy loss plus `vf_coef` times value loss: sums over the micro-batch over the mini-batch's token count."""
         batch, mask = inputs.rollout, inputs.rollout.response_mask
-        logits, values, aux_loss = model(*batch.sequences)
-        logprobs = token_logprobs(logits, token_ids=batch.response_ids, temperature=self.args.temperature)
+        logprobs, values, aux_loss, logits = model(*batch.sequences, temperature=self.args.temperature)
         num_nonfinite = (mask & ~logprobs.isfinite()).sum()
         logprobs = torch.where(mask & logprobs.isfinite(), logprobs, batch.old_logprobs)
         loss, clipped = policy_loss(
             logprobs, old_logprobs=batch.old_logprobs, advantages=batch.advantages, cliprange=self.args.cliprange
         )
         self.metrics.record(policy_loss=loss[mask], clip_fraction=clipped[mask])
-        loss = loss + self._regularizers(batch, logits, logprobs)
+        loss = batch.importance_weights * loss + self._regularizers(batch, logits, logprobs)
         total = torch.where(mask, loss, 0).sum()
         if values is not None:
             num_nonfinite = num_nonfinite + (mask & ~values.isfinite()).sum()
@@ -463,12 +479,16 @@ class PPOTrainer(PPOLogs, PPOState):
         # DDP averages gradients over processes: undo it, the count is already the global one.
         return total * self.args.world_size
 
-    def _regularizers(self, batch: Rollout, logits: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor | float:
+    def _regularizers(
+        self, batch: Rollout, logits: torch.Tensor | None, logprobs: torch.Tensor
+    ) -> torch.Tensor | float:
         """KL as a loss term and the entropy bonus, `(B, R)`."""
         args, mask, loss = self.args, batch.response_mask, 0.0
         if args.kl_penalty_in == "loss" and args.kl_estimator == "full":
-            with torch.no_grad():
-                ref_logits = reference_logits(self._actor_critic, self.ref_model, *batch.sequences)
+            with torch.no_grad(), on_device(self.ref_model):
+                _, ref_logits = measure_reference(
+                    self._actor_critic, self.ref_model, *batch.sequences, temperature=args.temperature
+                )
             loss = self.token_rewards.kl_coef * full_kl(logits, ref_logits=ref_logits, temperature=args.temperature)
         elif args.kl_penalty_in == "loss":
             kl = kl_estimate(logprobs, ref_logprobs=batch.ref_logprobs, estimator=args.kl_estimator)
@@ -483,7 +503,7 @@ class PPOTrainer(PPOLogs, PPOState):
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """Trainer's step on a micro-batch; after the last one of a mini-batch, decide whether to take its update."""
         args, actor_critic = self.args, self._actor_critic
-        with without_configured_dropout(actor_critic):
+        with without_configured_dropout(actor_critic), self._compiled():
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self._micro_step % args.gradient_accumulation_steps == 0:
             update = (self._micro_step - 1) // args.gradient_accumulation_steps

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ except ImportError:  # Windows, where folders are not locked
 
 from ..errors import InputError
 from ..files import disk_errors
+from ..layout import checkpoints
 
 logger = logging.get_logger(__name__)
 
@@ -84,12 +84,6 @@ def find_damage(folder: Path) -> str | None:
         if _fingerprint(folder / name) != fingerprint:
             return f"{name} is not as it was written"
     return None
-
-
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The folders of a run's checkpoints, newest first; their names end with a step."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:

@@ -22,11 +22,10 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from ..files import make_directory
+from ..layout import STATE_FILE
 from .checkpoint import ASIDE_FOLDER, RANK_STATE_FILE, alone_in, check_resumable, last_whole_checkpoint, write_manifest
 
 logger = logging.get_logger(__name__)
-
-STATE_FILE = "trainer_state.json"
 
 # Trainer's private methods that are overridden or called below, with their parameters in transformers 5.5 to 5.24.
 HOOKS = {
@@ -107,7 +106,8 @@ class _TrainerWithState(Trainer):
         names += ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm")
         names += ("adam_beta1", "adam_beta2", "adam_epsilon", "seed", "data_seed")
         size = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
-        return {**{name: options[name] for name in names}, "train_dataset": size}
+        precision = {name: bool(options[name]) for name in ("bf16", "fp16")}  # not given is off
+        return {**{name: options[name] for name in names}, **precision, "train_dataset": size}
 
 
 class _PlainBorders(TrainerCallback):

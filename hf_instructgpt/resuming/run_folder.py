@@ -25,13 +25,11 @@ from ..files import (
     to_json,
     write_whole,
 )
-from .checkpoint import ASIDE_FOLDER, alone_in, checkpoints, last_whole_checkpoint
-from .resumable import CHANGED_HOOKS, STATE_FILE
+from ..layout import RUN_FILE, STAGE_FILE, STATE_FILE, checkpoints, is_broken_off
+from .checkpoint import ASIDE_FOLDER, alone_in, last_whole_checkpoint
 
 logger = logging.get_logger(__name__)
 
-# What tells a stage's result, a run of several stages, that it is finished, and how good its reward model is.
-STAGE_FILE, RUN_FILE, METRICS_FILE, REWARD_REPORT_FILE = "stage.json", "run.json", "metrics.json", "reward_report.json"
 # Holds what was in the folder before, until the new result is finished. Trainer pushes nothing with an underscore.
 PREVIOUS = "_previous"
 # What `run.json` may hold beside the options: the seconds that each part took.
@@ -62,7 +60,7 @@ class RunFolder:
     @property
     def is_broken_off(self) -> bool:
         """Whether a run began here and has not finished."""
-        return (self.known or {}).get("finished") is False
+        return is_broken_off(self.path)
 
     def check_free(self, *, overwrite: bool, resume: bool = False) -> None:
         """Raise an `InputError` if the folder holds what may not be replaced."""
@@ -215,6 +213,8 @@ def stage_folder(
 
 def _find_checkpoint(path: Path) -> str | None:
     """The last complete checkpoint: this package's, or Trainer's own, which writes `trainer_state.json` last."""
+    from .resumable import CHANGED_HOOKS  # it imports Trainer, which readers of folders do not need
+
     found = [None]
     if PartialState().is_main_process:
         if CHANGED_HOOKS:

@@ -1,30 +1,44 @@
 """RankingRewardTrainer: the paper's K-way reward model on TRL's RewardTrainer."""
 
+from contextlib import nullcontext
+from itertools import islice
+
+import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
-from torch.nn.functional import logsigmoid
-from transformers import PreTrainedTokenizerBase
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from trl import RewardConfig, RewardTrainer
 
 from ..data.columns import as_ranking, check_columns, ranked_pairs
 from ..data.shapes import shaped
 from ..errors import InputError
-from ..hub.model_card import CardMixin
+from ..functional import pair_loss
+from ..hub.card_mixin import CardMixin
 from ..models.checks import ensure_precision
+from ..models.loading import load_lm_head
+from ..models.packing import has_padding, packed_scores, scores_packed
+from ..models.surgery import last_hidden_state
 from ..resuming.resumable import ResumableTrainer
-from ..text import encode_row, encode_text, pad_rows, template_options, whole_text
+from ..text import encode_row, encode_texts, pad_rows, template_options, whole_text
 from .calibration import calibrate
 
 logger = logging.get_logger(__name__)
+
+# What is counted of each ranking: texts, those that are cut, those that lose a part of the response, pairs.
+COUNTS = ["texts", "cut", "cut_responses", "pairs"]
 
 
 class RankingCollator:
     """Collate rankings into one flat batch of N responses and the M index pairs to compare.
 
     `input_ids`, `attention_mask` `(N, T)`; `better`, `worse` `(M,)`, indices of responses; `margin` `(M,)`, the row's,
-    else 0; `weight` `(M,)`, 1 / (the row's number of pairs) / (the number of rows that have any).
+    else 0; `weight` `(M,)`, 1 / (the row's number of pairs) / (the number of rows that have any). `next_ids` `(N, T)`:
+    the next tokens in the best-ranked responses, else -100; `next_weight` `(N, T)`: 1 / (their number in the row) /
+    (the number of rows); both only if the rows have `response_start`.
     """
 
     def __init__(self, pad_token_id: int):
@@ -49,7 +63,23 @@ class RankingCollator:
             "worse": worse,
             "margin": torch.tensor(margins, dtype=torch.float32),
             "weight": torch.tensor(weights) / max(1, with_pairs),
+            **(self._next_tokens(rows, input_ids) if "response_start" in rows[0] else {}),
         }
+
+    def _next_tokens(self, rows: list[dict], input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        next_ids, weight = torch.full_like(input_ids, -100), torch.zeros(input_ids.shape)
+        offset = 0
+        for row in rows:
+            mine = slice(offset, offset := offset + len(row["ranks"]))
+            best = [rank == min(row["ranks"]) for rank in row["ranks"]]
+            for text, is_best, ids, start in zip(
+                range(mine.start, mine.stop), best, row["response_ids"], row["response_start"], strict=True
+            ):
+                first = max(start, 1) - 1  # the token before the response predicts its first one
+                if is_best:
+                    next_ids[text, first : len(ids) - 1] = input_ids[text, first + 1 : len(ids)]
+            weight[mine] = 1 / max(1, (next_ids[mine] != -100).sum().item()) / len(rows)
+        return {"next_ids": next_ids, "next_weight": weight}
 
 
 class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
@@ -61,11 +91,15 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
     Rows have the columns `prompt` (text or messages), `responses` (a list of texts or of message lists) and `ranks` (a
     list of integers; 1 is best, equal ranks tie), or TRL's `prompt`, `chosen` and `rejected`, which rank two
     responses. `margin` (a number per row, optional) is subtracted as in TRL. Texts longer than `args.max_length`
-    tokens are truncated on the left, because the score is read at the last token. Rows without a pair to compare are
-    skipped. The numbers of both are logged.
+    tokens are truncated on the left, because the score is read at the last token. In training, several texts share a
+    row where the model scores them there as it does alone, which saves padding and changes no loss. Rows without a
+    pair to compare are skipped. The numbers of truncated texts and of skipped rows are logged.
 
     Args:
-        model, args, processing_class, kwargs: As in [`~trl.RewardTrainer`].
+        model, processing_class, kwargs: As in [`~trl.RewardTrainer`].
+        args ([`RankingRewardConfig`] or [`~trl.RewardConfig`]): The former has `label_noise` and `lm_coef`.
+        lm_head (`str` or [`~torch.nn.Module`], *optional*): For `lm_coef`: the language model whose head predicts the
+            next token (Hub id or path), or that head. Default: `model`, if that is a name.
         calibration_dataset ([`~datasets.Dataset`], *optional*): Demonstrations (`prompt` and `completion`, or
             `messages`, or `text`). After training, scores are shifted so that demonstrations score 0 on average; see
             [`calibrate`].
@@ -81,17 +115,30 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         model,
         args: RewardConfig,
         *,
-        processing_class: PreTrainedTokenizerBase,
+        processing_class: PreTrainedTokenizerBase | None = None,
         calibration_dataset: Dataset | None = None,
+        lm_head: str | nn.Module | None = None,
         **kwargs,
     ):
+        self.label_noise, self.lm_coef = getattr(args, "label_noise", 0.0), getattr(args, "lm_coef", 0.0)
+        lm_head = lm_head or (model if isinstance(model, str) else None)
+        if self.lm_coef and lm_head is None:
+            raise InputError("`lm_coef` needs `lm_head`: the language model whose head predicts the next token.")
         if calibration_dataset is not None:
             check_columns(calibration_dataset, "sft", source="`calibration_dataset`")
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         ensure_precision("the reward model", self.model, args)
         self.calibration_dataset = calibration_dataset
+        self.lm_head = None
+        if self.lm_coef:
+            dtype = {"dtype": self.model.dtype, "trust_remote_code": getattr(args, "trust_remote_code", False)}
+            self.lm_head = load_lm_head(lm_head, **dtype) if isinstance(lm_head, str) else lm_head
+            self.lm_head.to(self.accelerator.device)
+        # Padding is saved where a forward of the bare model is all there is to a step.
+        is_bare = self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no"
+        self._packs = is_bare and isinstance(self.model, PreTrainedModel) and scores_packed(self.model)
         # RewardTrainer has now set a padding token if the tokenizer had none.
-        self.data_collator = RankingCollator(processing_class.pad_token_id)
+        self.data_collator = RankingCollator(self.processing_class.pad_token_id)
 
     def _prepare_dataset(self, dataset: Dataset, processing_class, args: RewardConfig, dataset_name: str) -> Dataset:
         if "response_ids" in dataset.column_names and "prompt" not in dataset.column_names:
@@ -99,30 +146,44 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         dataset = shaped(dataset, "reward", source=f"`{dataset_name}_dataset`")
         kind = "ranking" if "ranks" in dataset.column_names else "preference"
         check_columns(dataset, kind, source=f"`{dataset_name}_dataset`")
-        max_length = args.max_length
+        max_length, starts = args.max_length, ["response_start"] if self.lm_coef else []
 
-        def tokenize(row: dict) -> dict:
-            prompt, responses, ranks = as_ranking(row)
-            texts = [whole_text(prompt, response) for response in responses]
-            ids = [encode_text(processing_class, text, ended=True, **template_options(row)) for text in texts]
-            too_long = [len(some) - max_length for some in ids if max_length is not None and len(some) > max_length]
-            prompt_length = len(encode_row(processing_class, row)) if too_long else 0
-            return {
-                "response_ids": [some if max_length is None else some[-max_length:] for some in ids],
-                "ranks": ranks,
-                "cut": len(too_long),
-                "cut_responses": sum(excess > prompt_length for excess in too_long),
-            }
+        def tokenize(batch: dict[str, list]) -> dict[str, list]:
+            rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            rankings, options = [as_ranking(row) for row in rows], [template_options(row) for row in rows]
+            texts = [whole_text(prompt, response) for prompt, responses, _ in rankings for response in responses]
+            repeated = [some for some, (_, responses, _) in zip(options, rankings, strict=True) for _ in responses]
+            flat = iter(encode_texts(processing_class, texts, repeated))
+            made = {name: [] for name in ("response_ids", *starts, "ranks", *COUNTS)}
+            for row, (_, responses, ranks) in zip(rows, rankings, strict=True):
+                ids = list(islice(flat, len(responses)))
+                too_long = [
+                    len(some) - max_length for some in ids if max_length is not None and len(some) > max_length
+                ]
+                prompt_length = len(encode_row(processing_class, row)) if too_long or self.lm_coef else 0
+                cut = [max(0, len(some) - (max_length or len(some))) for some in ids]
+                for name in starts:
+                    made[name].append([max(0, prompt_length - some) for some in cut])
+                ids = [some[less:] for some, less in zip(ids, cut, strict=True)]
+                made["response_ids"].append(ids)
+                made["ranks"].append(ranks)
+                made["texts"].append(len(ids))
+                made["cut"].append(len(too_long))
+                made["cut_responses"].append(sum(excess > prompt_length for excess in too_long))
+                made["pairs"].append(len(ranked_pairs(ids, ranks)))
+            return made
 
-        dataset = dataset.map(tokenize, desc=f"Tokenizing {dataset_name} rankings", num_proc=args.dataset_num_proc)
-        if cut := sum(dataset["cut"]):
+        options = {"desc": f"Tokenizing {dataset_name} rankings", "num_proc": args.dataset_num_proc}
+        dataset = dataset.map(tokenize, batched=True, **options)
+        counts = dataset.select_columns(COUNTS).with_format("numpy")[:]
+        if cut := counts["cut"].sum():
             logger.warning(
-                f"{dataset_name}: {cut} of {sum(map(len, dataset['ranks']))} texts were longer than max_length = "
-                f"{max_length} tokens and lost their beginning; {sum(dataset['cut_responses'])} of them also lost a "
+                f"{dataset_name}: {cut} of {counts['texts'].sum()} texts were longer than max_length = "
+                f"{max_length} tokens and lost their beginning; {counts['cut_responses'].sum()} of them also lost a "
                 "part of the response."
             )
-        with_pairs = [i for i, row in enumerate(dataset) if ranked_pairs(row["response_ids"], row["ranks"])]
-        if not with_pairs:
+        with_pairs = np.flatnonzero(counts["pairs"])
+        if not len(with_pairs):
             raise InputError(
                 f"`{dataset_name}_dataset`: no row has two responses that differ in rank and, within max_length = "
                 f"{max_length}, in tokens: there is nothing to learn."
@@ -133,23 +194,41 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
                 "responses tie or are the same tokens (truncated, or unknown to the tokenizer)."
             )
             dataset = dataset.select(with_pairs)
-        names = {"response_ids", "ranks", "margin"}
+        names = {"response_ids", "response_start", "ranks", "margin"}
         return dataset.select_columns([name for name in dataset.column_names if name in names])
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["response_ids", "ranks", "margin"]
+        self._signature_columns = ["response_ids", "response_start", "ranks", "margin"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The K-way loss of a batch of rankings."""
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        rewards = outputs.logits.squeeze(-1)
+        texts, outputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}, None
+        following = {name: inputs[name] for name in ("next_ids", "next_weight")} if self.lm_coef else {}
+        may_pack = self._packs and model.training and model is self.model and not return_outputs
+        with last_hidden_state(self.accelerator.unwrap_model(model)) if self.lm_coef else nullcontext([]) as hidden:
+            if may_pack and has_padding(inputs["attention_mask"]):
+                rewards, following = packed_scores(model, **texts, **following)
+            else:
+                outputs = model(**texts, use_cache=False)
+                rewards = outputs.logits.squeeze(-1)
         margins = rewards[inputs["better"]] - rewards[inputs["worse"]]
-        loss = -(logsigmoid(margins - inputs["margin"]) * inputs["weight"]).sum()
+        losses = pair_loss(margins - inputs["margin"], label_noise=self.label_noise)
+        loss = (losses * inputs["weight"]).sum()
         if self.args.center_rewards_coefficient is not None:
             sums = rewards[inputs["better"]] + rewards[inputs["worse"]]
             loss = loss + self.args.center_rewards_coefficient * (sums.square() * inputs["weight"]).sum()
+        if self.lm_coef:
+            lm_loss = self._lm_loss(*hidden, **following)
+            loss = loss + self.lm_coef * lm_loss
+            self._metrics["train" if self.model.training else "eval"]["lm_loss"].append(lm_loss.item())
         self._record(rewards.detach(), margins.detach(), inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
+
+    def _lm_loss(self, hidden: torch.Tensor, next_ids: torch.Tensor, next_weight: torch.Tensor) -> torch.Tensor:
+        """Mean over rows of the mean cross-entropy of the next tokens in the best-ranked responses."""
+        kept = next_ids != -100
+        losses = cross_entropy(self.lm_head(hidden[kept]).float(), next_ids[kept], reduction="none")
+        return (losses * next_weight[kept]).sum()
 
     def _record(self, rewards: torch.Tensor, margins: torch.Tensor, mask: torch.Tensor) -> None:
         """Log RewardTrainer's metrics under its names."""

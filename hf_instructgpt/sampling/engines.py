@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from ..errors import InputError
 from .generate import Generator, sampling_config
-from .policy_sampler import PolicySampler, can_sample
+from .policy_sampler import PolicySampler
 from .server import ServerGenerator
 from .vllm import VLLMGenerator
 
@@ -51,14 +51,17 @@ def make_generator(
     *,
     accelerator: Accelerator,
     generation_config: GenerationConfig,
+    can_sample: bool,
     is_sharded: bool,
 ) -> Generator | None:
-    """The engine that was passed, or that the options name; None: the policy's own `generate` samples."""
-    chosen = [name for name in ("use_vllm", "fast_sampling") if getattr(args, name)]
+    """The engine that was passed, or that the options name, or our own loop; None: the policy's `generate` samples.
+
+    `can_sample`: our loop can drive the policy.
+    """
     if generator is not None and args.generator is not None:
         raise InputError("`generator`: pass the engine, or describe it in the options, not both.")
-    if generator is not None and chosen:
-        raise InputError(f"`{chosen[0]}` and `generator`: choose one engine.")
+    if generator is not None and args.use_vllm:
+        raise InputError("`use_vllm` and `generator`: choose one engine.")
     if args.generator is not None:
         return ServerGenerator.from_options(args.generator)
     if args.use_vllm:
@@ -69,14 +72,16 @@ def make_generator(
             generation_config=generation_config,
             **(args.vllm_kwargs or {}),
         )
-    if not args.fast_sampling:
+    if generator is not None:
         return generator
-    if not can_sample(policy):
-        raise InputError(
-            "`fast_sampling`: the policy's `forward` does not take positions, a cache and `logits_to_keep`, or "
-            "its cache holds more than attention's keys and values. Leave it out: `generate` samples instead."
-        )
-    if is_sharded:
-        logger.warning("`fast_sampling` is off: the weights are sharded.")
-        return None
-    return PolicySampler(args.sampling_dtype and getattr(torch, args.sampling_dtype))
+    if can_sample and not is_sharded:
+        dtype = args.sampling_dtype and getattr(torch, args.sampling_dtype)
+        if dtype is None or (dtype == policy.dtype and accelerator.mixed_precision == "no"):
+            return PolicySampler(autocast=accelerator.autocast)
+        return PolicySampler(dtype)
+    if not args.generation_kwargs:
+        reason = "the weights are sharded" if is_sharded else "our own loop cannot drive this model's cache"
+        logger.warning(f"Responses are sampled by `generate`, which is slower, because {reason}.")
+    if args.sampling_dtype is not None:
+        logger.warning("`sampling_dtype` has no effect with `generate`.")
+    return None

@@ -5,7 +5,7 @@ import atexit
 import inspect
 import os
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import chdir, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -78,14 +78,19 @@ def call_reward_functions(funcs: Sequence[Callable], **arguments: list) -> list[
         waiting = {i: result for i, result in enumerate(results) if inspect.isawaitable(result)}
         if waiting:
             named = [_named_result(funcs[i], result) for i, result in waiting.items()]
-            future = asyncio.run_coroutine_threadsafe(_gather(named), _loop(os.getpid()))
-            try:
-                for i, result in zip(waiting, future.result(), strict=True):
-                    results[i] = result
-            finally:
-                future.cancel()  # at Ctrl-C
+            for i, result in zip(waiting, result_of(gather_all(named)), strict=True):
+                results[i] = result
     count = len(arguments["completions"])
     return [_as_numbers(result, reward_name(func), count) for func, result in zip(funcs, results, strict=True)]
+
+
+def result_of(coroutine: Coroutine) -> Any:
+    """The result of a coroutine, which is cancelled at Ctrl-C; in a notebook too."""
+    future = asyncio.run_coroutine_threadsafe(coroutine, _loop(os.getpid()))
+    try:
+        return future.result()
+    finally:
+        future.cancel()
 
 
 @cache
@@ -114,11 +119,12 @@ async def _end() -> None:
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 
-async def _gather(awaitables: list) -> list:
+async def gather_all(awaitables: list) -> list:
+    """Results of awaitables that run concurrently; if one fails, the others are cancelled."""
     tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
     try:
         return await asyncio.gather(*tasks)
-    finally:  # the others, where one failed
+    finally:
         for task in tasks:
             task.cancel()
 

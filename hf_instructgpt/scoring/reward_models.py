@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..models.forward import context_length
+from ..models.offload import on_device
 from ..sampling.generate import Samples
 from ..text import (
     Text,
@@ -72,13 +73,25 @@ def score_texts(
     Messages go through its chat template; other texts get its end-of-text token if they `ended` (default: all did).
     Special tokens that somebody typed are read as text.
     """
+    ids = encode_scored(tokenizer, rows, completions, ended=ended)
+    return reward_model_scores(model, ids, batch_size=batch_size, by_length=by_length)
+
+
+def encode_scored(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict],
+    completions: Sequence[Text],
+    *,
+    ended: Sequence[bool] | None = None,
+) -> list[list[int]]:
+    """What [`score_texts`] lets the reward model read."""
     broken = special_token_breaker(tokenizer)
     ids = []
     for row, completion, end in zip(rows, completions, ended or [True] * len(rows), strict=True):
         prompt = row["prompt"] if isinstance(row["prompt"], str) else broken(row["prompt"])
         text = whole_text(prompt, broken(completion))
         ids.append(encode_text(tokenizer, text, ended=end, **template_options(row)))
-    return reward_model_scores(model, ids, batch_size=batch_size, by_length=by_length)
+    return ids
 
 
 def score_samples(
@@ -122,10 +135,12 @@ def score_responses(
             given.append(torch.tensor([score is not None for score in scores]))
             terms.append(torch.tensor([score or 0.0 for score in scores], dtype=torch.float32))
             continue
-        if tokenizer is None:
-            scores = score_samples(func, policy_tokenizer, samples, **batching)
-        else:
-            scores = score_texts(func, tokenizer, samples.rows, samples.completions, ended=samples.ended, **batching)
+        with on_device(func):
+            if tokenizer is None:
+                scores = score_samples(func, policy_tokenizer, samples, **batching)
+            else:
+                ended = samples.ended
+                scores = score_texts(func, tokenizer, samples.rows, samples.completions, ended=ended, **batching)
         terms.append(scores.cpu())
         given.append(torch.ones(len(scores), dtype=torch.bool))
     return torch.stack(terms, dim=1), torch.stack(given, dim=1)

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
-from transformers.utils import find_adapter_config_file, logging
+from transformers.utils import find_adapter_config_file, is_peft_available, logging
 from trl import ModelConfig, get_peft_config
 
 from ..errors import InputError
 from ..files import make_directory
 from ..hub.model_card import Made
+from ..layout import STATE_FILE
+from ..models.checks import check_weights
 from ..models.loading import load_policy, load_reward_model
 from ..models.surgery import has_adapter
-from ..resuming.resumable import STATE_FILE
 from .load_models import check_model_path, load_tokenizer
 from .model_cards import write_stage_card
 
@@ -33,6 +34,8 @@ LORA_OPTIONS |= {"lora_r": "r", "lora_target_modules": "target_modules"}
 
 def lora_config(model_args: ModelConfig) -> "PeftConfig | None":
     """The adapter that the options ask for."""
+    if model_args.use_peft and not is_peft_available():
+        raise InputError("`use_peft` needs PEFT, which is not installed: `pip install peft`.")
     config = get_peft_config(model_args)
     modules = config and config.target_modules
     # `ModelConfig` turns a list of one name into a string, which PEFT would read as a regular expression.
@@ -55,6 +58,7 @@ def peft_errors(model_args: ModelConfig) -> Iterator[None]:
 def new_adapter(model: PreTrainedModel, model_args: ModelConfig) -> "PeftConfig | None":
     """The adapter that the options ask for; None if the model comes with one, which is then trained further."""
     if not has_adapter(model):
+        check_weights("the model", model, is_trained=not model_args.use_peft)
         return lora_config(model_args)
     name = str(model_args.model_name_or_path)
     check_same_adapter(model_args, model.active_peft_config, name=name)

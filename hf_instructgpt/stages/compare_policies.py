@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from torch import nn
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig
 
 from ..data import judge as lab_judge
+from ..display.training import show_training
 from ..evaluation.comparison import Answers, Rewards, answer_prompts, compare
 from ..models.loading import load_reward_model
 from ..ppo.config import PPOConfig
@@ -70,7 +72,9 @@ def train_control(
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         setattr(training_args, name, "no")
     training_args.load_best_model_at_end = False
-    make_sft_trainer(args, training_args, model_args, model, tokenizer, rows, None).train()
+    trainer = make_sft_trainer(args, training_args, model_args, model, tokenizer, rows, None)
+    show_training(trainer)
+    trainer.train()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -86,44 +90,56 @@ def num_passes(ppo_config: PPOConfig, *, num_steps: int) -> float:
     return num_rollouts * ppo_config.rollout_size * (3 + trained + 3 * num_texts * ppo_config.num_ppo_epochs)
 
 
+def answer_and_score(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    *,
+    rewards: Rewards,
+    judge: Callable | None,
+    is_lab: bool,
+    **settings: Any,
+) -> Answers:
+    """Answers of [`answer_prompts`], with `settings`, scored by what PPO optimised and by the judge.
+
+    Where `is_lab` and there is no `judge`, the rules of the sample data judge.
+    """
+    rules = lab_judge if is_lab and judge is None else None
+    made = answer_prompts(policy, tokenizer, rows, judge=rules, **settings)
+    made.scores, made.terms = rewards.score(made.samples, tokenizer)
+    if judge is not None:
+        with as_judge():
+            made.gold, _ = Rewards({"judge": judge}, [None], [1.0]).score(made.samples, tokenizer)
+    return made
+
+
 def compare_policies(
     policies: list[PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     rows: Dataset,
     *,
-    rewards: Rewards,
-    judge: Callable | None,
-    is_lab: bool,
-    max_completion_length: int,
     num_samples: int,
     reference: PreTrainedModel,
-    seed: int,
-) -> tuple[dict[str, dict], list[Answers]]:
+    **settings: Any,
+) -> tuple[dict[str, dict], dict[str, list[Answers]]]:
     """Compare SFT, PPO and the control on the same prompts, sampled and greedy.
 
-    `reference` is what PPO's KL is measured from; where `is_lab` and there is no `judge`, the rules of the sample data
-    judge. Returns what [`compare`] found, by its name in `metrics.json`, and the greedy answers of all three.
+    `reference` is what PPO's KL is measured from; `settings` are those of [`answer_and_score`]. Returns what
+    [`compare`] found and the answers of all three, both by their names in `metrics.json`.
     """
     rows = list(rows)
-    results = {}
+    results, answers = {}, {}
     for name, do_sample in HOWS.items():
-        answers = []
-        for policy in policies:
-            made = answer_prompts(
+        settings |= {"do_sample": do_sample, "num_samples": num_samples}
+        answers[name] = [
+            answer_and_score(
                 policy,
                 tokenizer,
                 rows,
-                judge=lab_judge if is_lab and judge is None else None,
-                max_completion_length=max_completion_length,
-                do_sample=do_sample,
-                num_samples=num_samples,
                 reference=reference if policy is policies[1] and do_sample else None,
-                seed=seed,
+                **settings,
             )
-            made.scores, made.terms = rewards.score(made.samples, tokenizer)
-            if judge is not None:
-                with as_judge():
-                    made.gold, _ = Rewards({"judge": judge}, [None], [1.0]).score(made.samples, tokenizer)
-            answers.append(made)
-        results[name] = compare(*answers, num_samples=num_samples)
+            for policy in policies
+        ]
+        results[name] = compare(*answers[name], num_samples=num_samples)
     return results, answers

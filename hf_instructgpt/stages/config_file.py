@@ -1,4 +1,7 @@
-"""YAML files of options: read strictly; paths and Python files are looked for beside the file first."""
+"""YAML files of options: read strictly; paths and Python files are looked for beside the file first.
+
+A file may name another as its `base`, and then holds only what differs.
+"""
 
 import difflib
 import re
@@ -55,8 +58,26 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file, with its relative paths resolved; `InputError` if it is missing or broken."""
+    """The mapping in a YAML file over that in its `base`, with their relative paths resolved.
+
+    Mappings are merged key by key. An `InputError` says which file is missing or broken.
+    """
     path = Path(path)
+    content = _read_one(path)
+    if (name := content.pop("base", None)) is None:
+        return content
+    if not isinstance(name, str):
+        raise InputError(f"{path}: `base` must be the path of a YAML file, not {name!r}.")
+    base = _read_one(path.parent / name)
+    if "base" in base:
+        raise InputError(f"{path}: its base {path.parent / name} has a `base` itself, which is not supported.")
+    for key, value in content.items():
+        is_merged = isinstance(value, dict) and isinstance(base.get(key), dict)
+        base[key] = {**base[key], **value} if is_merged else value
+    return base
+
+
+def _read_one(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"the config file {path} does not exist.")
     try:

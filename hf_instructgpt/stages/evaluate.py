@@ -7,15 +7,17 @@ from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub import snapshot_download
 
+from ..data import LABS
 from ..errors import InputError
 from ..evaluation.preference import ScoredRanking, score_rankings
 from ..evaluation.reward_report import measure_rewards
 from ..files import delete, is_same_value, make_directory, read_json, to_json, weights_sha256, write_whole
 from ..hub.model_card import Made
+from ..layout import REWARD_REPORT_FILE, STAGE_FILE
 from ..models.loading import load_reward_model
 from ..report.reward_plots import draw_reward_report
 from ..report.reward_summary import reward_findings, reward_report_markdown
-from ..resuming.run_folder import REWARD_REPORT_FILE, STAGE_FILE, add_files
+from ..resuming.run_folder import add_files
 from .arguments import RewardArguments
 from .load_data import check_fits, checked_split, load_rows, rows_to_read
 from .load_models import check_reward_model, load_config, load_tokenizer
@@ -40,7 +42,7 @@ def evaluate_reward(
 
     `model` is a folder or a Hub id, and a folder is the default `output_dir`. The data are by default those of the
     model's stage, with the prompts that it held out, and the split `test`, else the stage's `dataset_test_split`.
-    `judge` is the dotted path of a function that is called as a reward function is; the sample data `lab` have one.
+    `judge` is the dotted path of a function that is called as a reward function is; the data `lab`, `lab-en` have one.
     Nothing is written if the model, the data or the options do not fit.
     """
     if batch_size < 1:
@@ -54,7 +56,7 @@ def evaluate_reward(
     rows = rows_to_read(rows, args, tokenizer)
     config = load_config(model, trust_remote_code=trust_remote_code)
     check_fits(rows, "reward", tokenizer, config, args, source=f"{args.dataset_name} ({split})")
-    is_lab = args.dataset_name == "lab"
+    is_lab = args.dataset_name in LABS
     judge = judge or (LAB_JUDGE if is_lab else None)
     gold_func = load_function(locate_function(judge, ""), option="--judge") if judge is not None else None
     reward_model = load_reward_model(model, tokenizer=tokenizer, trust_remote_code=trust_remote_code).to(

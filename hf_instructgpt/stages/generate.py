@@ -1,8 +1,8 @@
 """Answer one prompt with a trained model."""
 
 from accelerate import PartialState
+from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import set_seed
 from transformers.utils import logging
 
 from ..errors import InputError
@@ -12,7 +12,7 @@ from ..sampling.generate import sample
 from ..text import break_special_tokens, encode_row
 from .load_data import findings
 from .load_models import load_config, load_tokenizer
-from .samples import MAX_NEW_TOKENS, as_asked, asked_row, known_of
+from .samples import as_asked, asked_row, check_sampling, known_of, wanted_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -26,10 +26,7 @@ def answer(
     """
     if not prompt.strip():
         raise InputError("`--prompt` is empty.")
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise InputError(f"`--max_new_tokens` must be 1 or more, not {max_new_tokens}.")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"`--seed` must lie between 0 and {2**32 - 1}, not {seed}.")
+    check_sampling(max_new_tokens=max_new_tokens, seed=seed)
     trust = {"trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(model, **trust)
     made = known_of(model)
@@ -42,7 +39,7 @@ def answer(
     if context is not None and length >= context:
         raise InputError(f"`--prompt` has {length} tokens; the model's context is {context}. Shorten it.")
     policy = load_policy(model, tokenizer, **trust).to(PartialState().device).eval()
-    wanted = max_new_tokens or (made and made.max_new_tokens) or policy.generation_config.max_new_tokens
-    max_new_tokens = min(wanted or MAX_NEW_TOKENS, context - length if context else float("inf"))
+    wanted = wanted_tokens(policy, made, max_new_tokens)
+    max_new_tokens = min(wanted, context - length if context else float("inf"))
     set_seed(seed)
     return sample(policy, tokenizer, [row], max_new_tokens=max_new_tokens, do_sample=do_sample).texts[0]

@@ -2,11 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 from jinja2 import TemplateError
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -14,13 +18,33 @@ from transformers.utils import logging
 
 from ..char_gpt import CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
+from ..data.by_column import (
+    characters,
+    first_of_each,
+    kind_of,
+    length_bounds,
+    role_sequences,
+    rows_at,
+    strings,
+)
 from ..data.columns import check_columns, form_of
 from ..data.reading import dataset_of, read_rows
 from ..data.shapes import shaped
 from ..errors import InputError
 from ..models.forward import context_length
-from ..text import encode_row, encode_text, special_token_breaker, template_options, whole_text
-from .arguments import StageArguments, TrainerConfig
+from ..text import (
+    TEMPLATE_COLUMNS,
+    encode_row,
+    encode_text,
+    special_token_breaker,
+    special_token_pattern,
+    template_options,
+    whole_text,
+)
+from .arguments import StageArguments
+
+if TYPE_CHECKING:
+    from .parsing import TrainerConfig
 
 logger = logging.get_logger(__name__)
 
@@ -95,7 +119,7 @@ def raw_rows(args: StageArguments, kind: str) -> DatasetDict:
     """All splits of a data set, with the names of `column_map`; of sample data the configuration of `kind`."""
     name = args.dataset_name
     if name is None:
-        raise InputError("`dataset_name` is missing: a Hub id, a folder, a file, `document` or `lab`.")
+        raise InputError("`dataset_name` is missing: a Hub id, a folder, a file, `document`, `lab` or `lab-en`.")
     if name in SAMPLE_DATASETS:
         for option in ("dataset_test_fraction", "column_map", "max_rows"):
             if getattr(args, option) is not None:
@@ -106,7 +130,7 @@ def raw_rows(args: StageArguments, kind: str) -> DatasetDict:
     try:
         dataset = read_rows(name, args.dataset_config, max_rows=args.max_rows)
     except InputError as error:
-        samples = " and ".join(f"`{sample}`" for sample in SAMPLE_DATASETS)
+        samples = ", ".join(f"`{sample}`" for sample in SAMPLE_DATASETS)
         hint = "" if Path(name).exists() else f" (There is the sample data {samples}.)"
         raise InputError(f"`dataset_name`: {error}{hint}") from error
     return DatasetDict({split: _renamed(rows, args) for split, rows in dataset.items()})
@@ -192,8 +216,9 @@ def rows_to_read(rows: Dataset | None, args: StageArguments, tokenizer: PreTrain
         return rows
     if "prompt" not in rows.column_names:
         raise InputError(f"`max_prompt_length`: the rows of {args.dataset_name} have no `prompt`; leave it out.")
-    kept = [i for i, row in enumerate(rows) if len(text_ids(tokenizer, row["prompt"], True, row)) <= longest]
-    if not kept:
+    lengths = _prompt_lengths(rows, tokenizer, room=longest)
+    kept = np.flatnonzero(lengths <= longest)
+    if not len(kept):
         raise InputError(f"`max_prompt_length`: every prompt of {args.dataset_name} has more than {longest} tokens.")
     if len(kept) < len(rows):
         logger.warning_once(
@@ -203,7 +228,18 @@ def rows_to_read(rows: Dataset | None, args: StageArguments, tokenizer: PreTrain
     return rows.select(kept)
 
 
+def _prompt_lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, room: float) -> np.ndarray:
+    """The prompts' numbers of tokens `(N,)`; those that have `room` or less may be given with any such number."""
+    lengths = length_bounds(rows, tokenizer)
+    for some in rows_at(rows, np.flatnonzero(lengths > room), *rows.column_names):
+        for number, row in some:
+            lengths[number] = len(text_ids(tokenizer, row["prompt"], True, row))
+    return lengths
+
+
 def _without_special_tokens(rows: Dataset, args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    if not _may_have(rows, special_token_pattern(tokenizer)):
+        return rows
     broken = special_token_breaker(tokenizer)
 
     def clean(row: dict) -> dict:
@@ -222,12 +258,24 @@ def _without_special_tokens(rows: Dataset, args: StageArguments, tokenizer: PreT
     return dataset_of(map(clean, rows))
 
 
+def _may_have(rows: Dataset, pattern: str) -> bool:
+    """Whether messages of some rows, or their answers, match a regular expression, as far as the columns tell."""
+    first = next((name for name in ("prompt", "messages") if name in rows.column_names), None)
+    if first is None or kind_of(rows, first) == "text":
+        return False  # not messages
+    columns = [name for name in rows.column_names if name in TEXT_COLUMNS]
+    if any(kind_of(rows, name) == "other" for name in columns):
+        return True
+    found = (pc.match_substring_regex(some, pattern) for name in columns for some in strings(rows, name))
+    return any(pc.any(some).as_py() for some in found)
+
+
 def check_fits(
     rows: Dataset,
     kind: str,
     tokenizer: PreTrainedTokenizerBase,
     config: PreTrainedConfig,
-    training_args: TrainerConfig,
+    training_args: "TrainerConfig",
     *,
     source: str,
 ) -> None:
@@ -239,7 +287,7 @@ def check_fits(
     lengths = filter(None, (context_length(config), getattr(training_args, "max_length", None)))
     max_length, room = min(lengths, default=float("inf")), getattr(training_args, "max_completion_length", 1)
     form, known_roles, too_long = data_form(rows, kind), set(), []
-    for number, row in enumerate(rows, start=1):
+    for number, row in _rows_to_try(rows, kind, tokenizer, room=max_length - room):
         try:
             for column, text, is_prompt in texts(row, form):
                 if column == "prompt" and kind != "reward":
@@ -263,11 +311,33 @@ def check_fits(
         logger.warning_once(f"{source}: {finding}")
 
 
+def _rows_to_try(
+    rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase, *, room: float
+) -> Iterator[tuple[int, dict]]:
+    """Number (from 1) and row of what must be rendered: the first of each sequence of roles, and long prompts."""
+    numbers = _first_rows(rows, kind)
+    if numbers is None:
+        numbers = np.arange(len(rows))
+    elif "prompt" in rows.column_names and kind != "reward":
+        numbers = np.union1d(numbers, np.flatnonzero(length_bounds(rows, tokenizer) > room))
+    for number, row in chain.from_iterable(rows_at(rows, numbers, *rows.column_names)):
+        yield number + 1, row
+
+
+def _first_rows(rows: Dataset, kind: str) -> np.ndarray | None:
+    """The first row of each sequence of roles; None if the columns cannot tell them apart."""
+    columns = [name for name in form_of(rows.column_names, data_form(rows, kind)) if name != "ranks"]
+    kinds = {kind_of(rows, name) for name in columns}
+    if "other" in kinds or not {*TEMPLATE_COLUMNS}.isdisjoint(rows.column_names):
+        return None
+    return first_of_each(rows, columns)
+
+
 def findings(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """What may be wrong with rows that passed the checks, in sentences."""
     known = set(tokenizer.get_vocab()) if isinstance(tokenizer, CharGPTTokenizer) else None
     roles, unanswered, unknown, unknown_rows, answer = Counter(), 0, Counter(), 0, None
-    for row in rows:
+    for row in _rows_to_look_at(rows, kind, known):
         strange = Counter()
         for column, text, is_prompt in texts(row, data_form(rows, kind)):
             if not isinstance(text, str):
@@ -299,6 +369,22 @@ def findings(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase) -> It
             f"{len(unknown)} characters that the model does not know ({shown}) in {unknown_rows} of {len(rows)} rows: "
             "it reads all of them as one unknown token."
         )
+
+
+def _rows_to_look_at(rows: Dataset, kind: str, known: set[str] | None) -> Iterable[dict]:
+    """All rows; only the first of each sequence of roles if the columns tell that the others are like them."""
+    numbers = _first_rows(rows, kind)
+    if numbers is None:
+        return rows
+    columns = [name for name in form_of(rows.column_names, data_form(rows, kind)) if name != "ranks"]
+    sequences = {name: [roles for roles in role_sequences(rows, name)[1] if roles] for name in columns}
+    is_usual = all(ROLES.issuperset(roles) for some in sequences.values() for roles in some)
+    is_answered = all(
+        roles[-1] == "assistant" for name, some in sequences.items() if name != "prompt" for roles in some
+    )
+    if not (is_usual and is_answered) or not (known is None or known.issuperset(characters(rows, columns))):
+        return rows
+    return rows.select(numbers)
 
 
 def texts(row: dict, form: str) -> Iterator[tuple[str, str | list, bool]]:

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
-from trl import ModelConfig
 
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..errors import InputError
-from ..models.loading import loading, loading_options
+from ..files import check_is_there
+from ..models.loading import check_bitsandbytes, loading, loading_options
 from ..resuming.run_folder import check_finished
-from .arguments import TrainerConfig
 from .user_functions import load_function
+
+if TYPE_CHECKING:
+    from trl import ModelConfig
+
+    from .parsing import TrainerConfig
 
 # Fields that an existing model already has.
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -43,7 +48,7 @@ def load_config(name: str, *, revision: str = "main", trust_remote_code: bool = 
 
 
 def load_tokenizer_and_config(
-    training_args: TrainerConfig, model_args: ModelConfig
+    training_args: "TrainerConfig", model_args: "ModelConfig"
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
     """Tokenizer, with the template options applied, and configuration of the model that a stage starts from."""
     name, source = model_args.model_name_or_path, model_source(training_args, model_args)
@@ -53,15 +58,22 @@ def load_tokenizer_and_config(
     return tokenizer, config
 
 
-def model_source(training_args: TrainerConfig, model_args: ModelConfig) -> dict:
+def model_source(training_args: "TrainerConfig", model_args: "ModelConfig") -> dict:
     """`revision` and `trust_remote_code`, which hold for a model, its configuration and its tokenizer."""
     options = loading_options(training_args, revision=model_args.model_revision)
     return {key: options[key] for key in ("revision", "trust_remote_code")}
 
 
-def load_options(training_args: TrainerConfig, model_args: ModelConfig) -> dict:
+def load_options(training_args: "TrainerConfig", model_args: "ModelConfig") -> dict:
     """Keyword arguments of `from_pretrained` from a stage's options; uses up `model_init_kwargs`."""
     defaults = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        check_bitsandbytes("load_in_4bit" if model_args.load_in_4bit else "load_in_8bit")
+        from trl import get_quantization_config  # slow to import, and only training uses it
+
+        with loading(str(model_args.model_name_or_path)):
+            defaults["quantization_config"] = get_quantization_config(model_args)
+        defaults["device_map"] = {"": training_args.device}
     options = loading_options(training_args, revision=model_args.model_revision, **defaults)
     training_args.model_init_kwargs = None  # TRL would warn that it is ignored
     return options
@@ -80,7 +92,7 @@ def _check_sizes(name: str, config: PreTrainedConfig, init_kwargs: dict | None) 
             )
 
 
-def apply_template_options(tokenizer: PreTrainedTokenizerBase, training_args: TrainerConfig) -> None:
+def apply_template_options(tokenizer: PreTrainedTokenizerBase, training_args: "TrainerConfig") -> None:
     """Apply `chat_template_path` and `eos_token` to the tokenizer now; TRL does so only when it trains."""
     path = getattr(training_args, "chat_template_path", None)
     if path is not None and path.endswith((".jinja", ".j2")):
@@ -116,8 +128,7 @@ def check_model_path(name: str | None) -> None:
         check_finished(path)
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise InputError(f"{name} holds no model: it has no config.json.")
-    elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise InputError(f"there is no model at {name}: it is neither a folder nor a Hub id (user/name).")
+    check_is_there(name)
 
 
 def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> None:

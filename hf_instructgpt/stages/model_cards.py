@@ -2,20 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard
-from transformers import Trainer
 
 from ..data import SAMPLE_DATASETS
-from ..files import fields_of, read_json
+from ..files import read_json
 from ..hub.curves import draw_training
 from ..hub.model_card import PLOT_FILE, Made, Source, make_card, write_card
+from ..layout import REWARD_REPORT_FILE, RUN_FILE, read_state
 from ..report.reward_summary import reward_findings
-from ..report.run_summary import findings, optimised
-from ..resuming.resumable import STATE_FILE
-from ..resuming.run_folder import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE
+from ..report.run_summary import findings, optimised, read_metrics
 from .arguments import StageArguments
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 # Options that name data other than what a stage is trained on.
 MORE_DATA = {
@@ -27,34 +28,15 @@ MORE_DATA = {
 COMPARED = {
     "score_ppo": ("score", "mean score {by}"),
     "score_sft": ("score_before", "mean score {by}, of SFT"),
-    "gold_win_rate": ("win_rate", "share of prompts where the judge prefers it to SFT"),
+    "gold_win_rate": ("win_rate", "win rate against SFT by the judge (a tie counts one half)"),
     "correct_ppo": ("accuracy", "share of answers that are exactly correct by the judge"),
     "kl": ("kl", "KL to the model it started from, nats per response"),
 }
 
 
-def read_state(folder: Path) -> dict | None:
-    """Read and check a `trainer_state.json`; None if there is none."""
-    state = read_json(folder / STATE_FILE)
-    if state is not None:
-        with fields_of(folder / STATE_FILE):
-            for entry in state["log_history"]:
-                float(entry["step"])
-    return state
-
-
-def read_metrics(folder: Path) -> dict | None:
-    """Read and check a run's `metrics.json`; None if there is none yet."""
-    metrics = read_json(folder / METRICS_FILE)
-    if metrics is not None:
-        with fields_of(folder / METRICS_FILE):
-            findings(metrics)
-            float(metrics["seconds"]["total"])
-            sum([*metrics["sft"]["train_loss"], *metrics["reward"]["train_loss"], *metrics["ppo"]["score"]])
-    return metrics
-
-
-def made_by_stage(trainer: Trainer, args: StageArguments, output_dir: Path, samples: list[dict], **known: Any) -> Made:
+def made_by_stage(
+    trainer: "Trainer", args: StageArguments, output_dir: Path, samples: list[dict], **known: Any
+) -> Made:
     """The facts about a stage's result, which will be in `output_dir`; `known` overrides what is derived."""
     made, split = trainer.made(), args.dataset_train_split
     data = {"training": _data_source(args.dataset_name, output_dir, config=args.dataset_config, split=split)}

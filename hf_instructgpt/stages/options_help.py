@@ -10,10 +10,13 @@ from typing import Any
 
 PACKAGE = Path(__file__).parents[1]
 ARGUMENTS = "stages/arguments.py"
-# By stage: our classes in `arguments.STAGES`, and their files.
+# By stage: our classes in `parsing.STAGES`, and their files.
 OWN_CLASSES = {
     "sft": [(ARGUMENTS, name) for name in ("StageArguments", "PromptArguments", "SFTArguments")],
-    "reward": [(ARGUMENTS, name) for name in ("StageArguments", "RewardArguments")],
+    "reward": [
+        *((ARGUMENTS, name) for name in ("StageArguments", "RewardArguments")),
+        ("reward/config.py", "RankingRewardConfig"),
+    ],
     "ppo": [
         *((ARGUMENTS, name) for name in ("StageArguments", "PromptArguments", "PPOArguments")),
         ("ppo/config.py", "PPOConfig"),
@@ -32,6 +35,7 @@ GROUPS = {
     "selection_reward_model": "choosing the model",
     "pretraining_dataset_name": "pretraining text",
     "calibration_dataset_name": "calibration",
+    "label_noise": "loss",
     "reward_funcs": "rewards",
     "value_model": "critic",
     "on_weak_reward": "checks",
@@ -48,7 +52,7 @@ GROUPS = {
     "ema_decay": "loss and updates",
     "cliprange_value": "critic",
     "gamma": "advantages",
-    "preset": "speed",
+    "bf16": "speed",
     "log_completions": "logs",
 }
 
@@ -93,7 +97,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def help_parser(stage: str, examples: str = "") -> argparse.ArgumentParser:
-    """What prints `hf-instructgpt STAGE --help`; `arguments.py` parses the options."""
+    """What prints `hf-instructgpt STAGE --help`; `parsing.py` parses the options."""
     options = own_options(stage)
     inherited = [name for name in COMMON if name not in {option.name for option in options}]
     ending = f"Inherited options of the trainer and the model, among others: {', '.join(inherited)}. "

@@ -6,34 +6,45 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar, Self
 
+import torch
 from accelerate import PartialState
+from datasets import Dataset
 from pydantic import Field, model_validator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
+from ..data import LABS
+from ..display.screen import screen
 from ..errors import InputError
 from ..evaluation.comparison import Answers
 from ..files import absolute_folder, fields_of, read_json, to_json, write_whole
 from ..hub.curves import draw_run
 from ..hub.model_card import Made
+from ..language import say
+from ..layout import ANSWERS_FILE, METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, read_state
+from ..markdown import question
 from ..models.loading import load_policy
+from ..report.printed_summary import print_summary
 from ..report.reward_summary import main_figures
-from ..report.run_summary import print_summary, run_readme, samples_markdown
-from ..resuming.run_folder import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, is_finished, run_folder
+from ..report.run_summary import answer_columns, read_metrics, run_readme, samples_markdown, shown_prompts
+from ..resuming.run_folder import is_finished, run_folder
 from ..scoring.reward_functions import as_judge, check_signatures
 from .adapters import check_same_adapter, lora_config
-from .arguments import DATA_KINDS, parse_options
-from .compare_policies import compare_policies, load_rewards, num_passes, train_control
+from .arguments import DATA_KINDS
+from .compare_policies import HOWS, answer_and_score, compare_policies, load_rewards, num_passes, train_control
 from .config_file import ConfigFile, read_yaml
 from .evaluate import evaluate_reward
 from .load_data import check_fits, load_text, rows_to_read
 from .load_models import load_tokenizer, load_tokenizer_and_config, resolve_reward
-from .model_cards import read_metrics, read_state, write_stage_card
+from .model_cards import write_stage_card
+from .parsing import parse_options
 from .ppo import check_ppo_options, check_reward_reports, run_ppo
 from .reward import run_reward
 from .sft import check_sft, run_sft, tokenizer_and_config
+from .shown import kept_out, show_accuracy, stage_name
 from .stage_data import StageData
 from .user_functions import load_function
 
@@ -44,9 +55,10 @@ logger = logging.get_logger(__name__)
 PPO_INIT = "ppo_init"
 COMMANDS = {"sft": "sft", "reward": "reward", PPO_INIT: "sft", "ppo": "ppo"}
 # Options that say what SFT starts from; `ppo_init` has the same ones by default.
-BASE = ("model_name_or_path", "model_revision", "trust_remote_code", "model_init_kwargs", "dtype")
+BASE = ("model_name_or_path", "model_revision", "trust_remote_code", "model_init_kwargs", "dtype", "vocabulary")
 # What a run writes beside its stages, and so all that --overwrite_output_dir may delete.
-REPORT_FILES = ("plots", "samples.md", "README.md")
+REPORT_FILES = ("plots", "samples.md", ANSWERS_FILE, "README.md")
+ANSWER_PASSES = 6  # as long as it takes to sample an answer, token by token, and to score it
 CONTROL = ".control"  # while SFT is trained on, to compare PPO with it
 SET_BY_RUN = ("output_dir", "seed", "resume", "overwrite_output_dir")
 UNUSED_REWARD = (
@@ -307,12 +319,19 @@ class Pipeline:
         """Run the unfinished stages and report; `seconds` are those that the others took."""
         if (metrics := read_metrics(self.output_dir)) is not None:
             return metrics
-        before = sum(seconds.values())
-        for stage in self.stages:
+        before, shown = sum(seconds.values()), screen()
+        names = self.arguments["ppo"][0].dataset_name, self.seed, state.device.type, self.output_dir
+        shown.line(
+            say("InstructGPT: {}, seed {}, {} → {}", "InstructGPT：{}，种子 {}，{} → {}").format(*names), indent=0
+        )
+        shown.plan(self._work())
+        for number, stage in enumerate(self.stages, 1):
             if stage == "ppo":
                 with _timed("reward_report", seconds):
                     self._make_reward_report(state)
+            shown.begin(stage, f"{number}/{len(self.stages)}")
             if is_finished(self.output_dir / stage):
+                shown.heading(stage_name(stage), say("finished earlier", "此前已完成"))
                 continue
             with _timed(stage, seconds):
                 # Parsed again: parsing sets the process's device and precision, and trainers change their arguments.
@@ -321,10 +340,37 @@ class Pipeline:
                 STAGES[COMMANDS[stage]](args, *others, self.data[stage])
             self._write_run_file(state, seconds)
         with _timed("control", seconds):
+            shown.begin("control", "+")
+            what = say(
+                "SFT again, for as long as PPO was trained (equal compute)", "SFT 再训练一次，计算量与 PPO 相同"
+            )
+            shown.heading(say("Control", "对照"), what)
             more_sft = self._train_control()  # on all processes
         metrics = self._report(seconds, before, more_sft) if state.is_main_process else {}
         state.wait_for_everyone()
         return metrics
+
+    def _work(self) -> dict[str, float]:
+        """Of each part that is to be done about the number of forward passes, from which the time left follows."""
+        work = {stage: 3 * self._num_texts(stage) for stage in self.stages if stage != "ppo"}
+        _, ppo, _ = self.arguments["ppo"]
+        steps = ppo.num_ppo_epochs * ppo.num_mini_batches * self._num_texts("ppo") / ppo.rollout_size
+        work["ppo"] = work["control"] = num_passes(ppo, num_steps=ppo.max_steps if ppo.max_steps > 0 else steps)
+        num_answers = 3 * len(HOWS) * self.file.samples_per_prompt * len(self.data["ppo"].held_out[1])
+        work["comparison"] = ANSWER_PASSES * num_answers
+        return {part: passes for part, passes in work.items() if not is_finished(self.output_dir / part)}
+
+    def _num_texts(self, stage: str) -> float:
+        """How many texts a stage trains on, those of all epochs."""
+        rows, (_, training_args, _) = self.data[stage].train, self.arguments[stage]
+        size, steps = (
+            training_args.train_batch_size * training_args.gradient_accumulation_steps,
+            training_args.max_steps,
+        )
+        num_rows = steps * size if steps > 0 else len(rows) * training_args.num_train_epochs
+        if stage == "reward":
+            return num_rows * (fmean(map(len, rows[:100]["responses"])) if "responses" in rows.column_names else 2)
+        return num_rows * (training_args.num_generations if stage == "ppo" else 1)
 
     def _identity(self) -> dict:
         judge = {} if self.file.judge is None else {"judge": Path(self.file.judge).name}
@@ -342,14 +388,17 @@ class Pipeline:
         if state.is_main_process:
             trust_remote_code = self.arguments["reward"][1].trust_remote_code
             model, split = str(self.output_dir / "reward"), self.data["reward"].held_out[0]
-            evaluate_reward(model, split=split, trust_remote_code=trust_remote_code)
+            with screen().waiting(say("measuring the reward model", "正在评估奖励模型")):
+                report = evaluate_reward(model, split=split, trust_remote_code=trust_remote_code)
+            show_accuracy(main_figures(report), kept_out(self.data["reward"]))
         state.wait_for_everyone()
 
     def _report(self, seconds: dict[str, float], before: float, more_sft: PreTrainedModel) -> dict:
         histories = {stage: read_state(self.output_dir / stage)["log_history"] for stage in self.stages}
         for stage in self.stages:  # a run that was stopped right after a stage does not know how long it took
             seconds.setdefault(stage, round(_logged(histories[stage], "train_runtime")[-1], 1))
-        ppo_args, ppo_config, _ = self.arguments["ppo"]
+        shown, (ppo_args, ppo_config, _) = screen(), self.arguments["ppo"]
+        is_lab = ppo_args.dataset_name in LABS
         tokenizer, sft = self._load("sft")
         _, ppo = self._load("ppo")
         reference = sft if self.start == "sft" else self._load(self.start)[1]
@@ -357,20 +406,23 @@ class Pipeline:
             model.to(more_sft.device)
         split, rows = self.data["ppo"].held_out
         rows = rows_to_read(rows, ppo_args, tokenizer)
-        with _timed("comparison", seconds):
+        shown.begin("comparison", "+")
+        what = say("SFT, PPO and the control answer {} {} prompts", "SFT、PPO 和对照回答 {} 个{}提示")
+        shown.heading(say("Comparison", "比较"), what.format(f"{len(rows):,}", kept_out(self.data["ppo"])))
+        with _timed("comparison", seconds), shown.waiting(say("sampling and scoring", "正在采样和打分")):
             rewards = load_rewards(ppo_args, ppo_config, sft, tokenizer)
-            compared, greedy = compare_policies(
-                [sft, ppo, more_sft],
-                tokenizer,
-                rows,
-                rewards=rewards,
-                judge=self._judge(),
-                is_lab=ppo_args.dataset_name == "lab",
-                max_completion_length=ppo_config.max_completion_length,
-                num_samples=self.file.samples_per_prompt,
-                reference=reference,
-                seed=self.seed,
+            settings = {
+                "rewards": rewards,
+                "judge": self._judge(),
+                "is_lab": is_lab,
+                "max_completion_length": ppo_config.max_completion_length,
+                "seed": self.seed,
+            }
+            num_samples = self.file.samples_per_prompt
+            compared, answers = compare_policies(
+                [sft, ppo, more_sft], tokenizer, rows, reference=reference, num_samples=num_samples, **settings
             )
+            untrained = self._answers_before(tokenizer, rows, sft.device, settings)
         metrics = {
             "seed": self.seed,
             **{
@@ -382,16 +434,33 @@ class Pipeline:
                 **main_figures(read_json(self.output_dir / "reward" / REWARD_REPORT_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
-            "judge": Path(self.file.judge or ("lab" if ppo_args.dataset_name == "lab" else "")).name or None,
+            "judge": Path(self.file.judge or (ppo_args.dataset_name if is_lab else "")).name or None,
             "optimised": dict(zip(rewards.funcs, rewards.weights, strict=True)),
             **compared,
         }
         seconds["total"] = round(before + time.perf_counter() - self.started, 1)
         metrics["seconds"] = seconds
-        self._write_report(metrics, histories, list(rows["prompt"]), greedy)
+        self._write_report(metrics, histories, list(rows["prompt"]), answers, untrained)
         made = Made.load(self.output_dir / "ppo")  # now it is known what PPO changed
         write_stage_card(self.output_dir / "ppo", replace(made, eval_split=split))
         return metrics
+
+    def _answers_before(
+        self, tokenizer: PreTrainedTokenizerBase, rows: Dataset, device: torch.device, settings: dict
+    ) -> Answers:
+        """Sampled answers to the prompts that are shown, of the model that SFT started from."""
+        args, training_args, model_args = self.arguments["sft"]
+        name = model_args.model_name_or_path
+        if name is not None:
+            options = {"revision": model_args.model_revision, "trust_remote_code": training_args.trust_remote_code}
+            model = load_policy(name, tokenizer, **options)
+        else:
+            set_seed(self.seed)  # as before its training
+            model = AutoModelForCausalLM.from_config(
+                tokenizer_and_config(args, training_args, model_args, self.data["sft"].train)[1]
+            )
+        shown = [rows[i] for i in shown_prompts(len(rows))]
+        return answer_and_score(model.to(device), tokenizer, shown, do_sample=True, **settings)
 
     def _train_control(self) -> PreTrainedModel:
         """Train `sft` on with its own recipe, for as long as PPO was trained."""
@@ -402,7 +471,7 @@ class Pipeline:
             model,
             tokenizer,
             sft,
-            data.read_by(tokenizer, model.config, sft[1])[0],
+            data.tokenized or data.read_by(tokenizer, model.config, sft[1])[0],
             num_passes=num_passes(self.arguments["ppo"][1], num_steps=num_steps),
             folder=self.output_dir / CONTROL,
         )
@@ -424,14 +493,28 @@ class Pipeline:
         ]
 
     def _write_report(
-        self, metrics: dict, histories: dict[str, list[dict]], prompts: list, greedy: list[Answers]
+        self,
+        metrics: dict,
+        histories: dict[str, list[dict]],
+        prompts: list,
+        answers: dict[str, list[Answers]],
+        untrained: Answers,
     ) -> None:
         """Write the report, `metrics.json` last: it says that the run is finished."""
         out = self.output_dir
         (out / "plots").mkdir(exist_ok=True)
         draw_run(histories, out / "plots")
-        sft, ppo, _ = greedy
+        sft, ppo, _ = answers["comparison_greedy"]
         write_whole(out / "samples.md", samples_markdown(prompts, sft, ppo, step=self.file.samples_per_prompt))
+        kept = {
+            "num_samples": self.file.samples_per_prompt,
+            "prompts": list(map(question, prompts)),
+            "untrained": answer_columns(untrained),
+            **{
+                how: {"sft": answer_columns(sft), "ppo": answer_columns(ppo)} for how, (sft, ppo, _) in answers.items()
+            },
+        }
+        write_whole(out / ANSWERS_FILE, to_json(kept, indent=None))
         run_readme(
             metrics,
             self.config,

@@ -8,12 +8,13 @@ from trl import ModelConfig
 
 from ..errors import InputError
 from ..files import fields_of, read_json, weights_sha256
+from ..layout import REWARD_REPORT_FILE
 from ..models.loading import load_policy
 from ..ppo.checks import check_processes
 from ..ppo.config import PPOConfig
+from ..ppo.models import QUANTISED
 from ..ppo.trainer import PPOTrainer
 from ..report.reward_summary import main_figures, weakness
-from ..resuming.run_folder import REWARD_REPORT_FILE
 from ..scoring.reward_functions import check_signatures
 from .adapters import new_adapter, peft_errors
 from .arguments import PPOArguments
@@ -79,6 +80,9 @@ def _make_trainer(
         check_model_path(args.value_model)
     model = load_policy(model_args.model_name_or_path, tokenizer, **options)
     with peft_errors(model_args):
+        peft_config, ref_model = new_adapter(model, model_args), None
+        if training_args.frozen_dtype in QUANTISED and peft_config is None and model_args.model_revision == "main":
+            ref_model = model_args.model_name_or_path  # in few bits it cannot be a copy of the policy
         return PPOTrainer(
             model,
             reward_funcs,
@@ -88,5 +92,6 @@ def _make_trainer(
             processing_class=tokenizer,
             value_model=args.value_model,
             ptx_dataset=load_text("ptx_dataset_name", args, tokenizer) if args.ptx_dataset_name is not None else None,
-            peft_config=new_adapter(model, model_args),
+            ref_model=ref_model,
+            peft_config=peft_config,
         )

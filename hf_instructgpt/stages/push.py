@@ -16,19 +16,17 @@ from ..errors import InputError
 from ..files import read_json, to_json
 from ..hub.model_card import README_FILE, Made, Source, base_on_hub, is_edited
 from ..hub.upload import create_repo, hub_errors, push_code, push_files, pushed_files
+from ..layout import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, STAGE_FILE, STAGE_FOLDERS, STATE_FILE
 from ..markdown import render
 from ..ppo.critic import CRITIC_BASE_FOLDER
 from ..report.reward_summary import reward_report_markdown
-from ..resuming.resumable import STATE_FILE
-from ..resuming.run_folder import METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, STAGE_FILE, check_finished
+from ..resuming.run_folder import check_finished
 from .arguments import DATA_KINDS, StageArguments
 from .load_data import data_form, load_rows
 from .model_cards import MORE_DATA, stage_card
 
 logger = logging.get_logger(__name__)
 
-# A run's folders, each after those that it was made of.
-STAGE_FOLDERS = ("ppo_init", "sft", "reward", "ppo")
 WHAT = {
     "ppo_init": "the model that PPO started from",
     "sft": "after supervised fine-tuning",

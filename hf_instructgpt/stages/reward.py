@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from trl import ModelConfig, RewardConfig
+from trl import ModelConfig
 
 from ..models.forward import context_length
 from ..models.loading import load_new_reward_model
+from ..reward.config import RankingRewardConfig
 from ..reward.ranking_trainer import RankingRewardTrainer
 from .adapters import new_adapter, peft_errors
 from .arguments import RewardArguments
@@ -16,14 +17,14 @@ from .stage_data import StageData
 
 
 def run_reward(
-    args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig, data: StageData | None = None
+    args: RewardArguments, training_args: RankingRewardConfig, model_args: ModelConfig, data: StageData | None = None
 ) -> Path:
     """Train a reward model on preferences or rankings and return `output_dir`."""
     return run_stage("reward", _make_trainer, args, training_args, model_args, data)
 
 
 def _make_trainer(
-    args: RewardArguments, training_args: RewardConfig, model_args: ModelConfig, data: StageData
+    args: RewardArguments, training_args: RankingRewardConfig, model_args: ModelConfig, data: StageData
 ) -> RankingRewardTrainer:
     tokenizer, config = load_tokenizer_and_config(training_args, model_args)
     options = load_options(training_args, model_args)
@@ -42,5 +43,6 @@ def _make_trainer(
             eval_dataset=eval_dataset if data.is_evaluated else None,
             processing_class=tokenizer,
             calibration_dataset=calibration_dataset,
+            lm_head=model_args.model_name_or_path,
             peft_config=new_adapter(model, model_args),
         )

@@ -9,15 +9,18 @@ from accelerate import PartialState
 from transformers import Trainer, set_seed
 from trl import ModelConfig
 
+from ..display.training import show_training
 from ..errors import InputError
 from ..files import absolute_folder
 from ..models.checks import check_finite, check_launch
 from ..resuming.run_folder import RunFolder, stage_folder
-from .arguments import StageArguments, TrainerConfig
+from .arguments import StageArguments
 from .config_file import PATHS
 from .model_cards import made_by_stage, write_stage_card
+from .parsing import TrainerConfig
 from .push import push_stage
 from .samples import AnsweredSamples, scored_samples
+from .shown import show_heading, show_sample
 from .stage_data import StageData
 
 # Options that do not affect the result.
@@ -49,7 +52,9 @@ def run_stage(
             training_args.hub_model_id = repo
             set_seed(training_args.seed)  # for new weights
             data = data or StageData(args, kind, training_args)
+            show_heading(kind, training_args, data.train)
             trainer = make_trainer(args, training_args, model_args, data)
+            show_training(trainer)
             _train(trainer, data, args, folder, output_dir=output_dir)
     state = PartialState()
     if training_args.push_to_hub and state.is_main_process:
@@ -87,6 +92,7 @@ def _train(trainer: Trainer, data: StageData, args: StageArguments, folder: RunF
         samples = answered.finish()
     else:
         known, samples = {"prompt": rows[0]["prompt"]}, scored_samples(trainer, rows)
+    show_sample(samples)
     if trainer.is_world_process_zero():
         made = made_by_stage(trainer, args, output_dir, samples, **known)
         write_stage_card(Path(trainer.args.output_dir), made, name=str(output_dir))

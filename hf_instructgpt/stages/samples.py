@@ -1,18 +1,24 @@
 """A few rows of a stage's data for its card: answered before and after training, or scored."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets import Dataset
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import InputError
 from ..evaluation.preference import response_text, score_rankings
-from ..hub.model_card import CARD_FILE, Made
+from ..hub.model_card import CARD_FILE, NUM_SAMPLES, Made
+from ..language import say
+from ..markdown import question
 from ..sampling.generate import room_for_response, sample
-from ..text import TEMPLATE_COLUMNS, question
+from ..text import TEMPLATE_COLUMNS
 
-NUM_SAMPLES = 4
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer
+
 MAX_NEW_TOKENS = 64
 TEXT_PROMPT = 24  # characters at the start of a text without a prompt, used as one
 
@@ -36,6 +42,21 @@ def asked_row(prompt: str | list[dict], made: Made | None) -> dict:
     return {"prompt": prompt, "chat_template_kwargs": made and made.chat_template_kwargs}
 
 
+def wanted_tokens(policy: PreTrainedModel, made: Made | None, given: int | None) -> int:
+    """Maximum length of an answer: as given, else the card's, the model's generation settings', or 64 tokens."""
+    return given or (made and made.max_new_tokens) or policy.generation_config.max_new_tokens or MAX_NEW_TOKENS
+
+
+def check_sampling(*, max_new_tokens: int | None = None, seed: int = 0) -> None:
+    """Refuse options with which nothing can be sampled."""
+    if max_new_tokens is not None and max_new_tokens < 1:
+        en = f"`--max_new_tokens` must be 1 or more, not {max_new_tokens}."
+        raise InputError(say(en, f"`--max_new_tokens` 必须不小于 1，不能是 {max_new_tokens}。"))
+    if not 0 <= seed < 2**32:
+        en = f"`--seed` must lie between 0 and {2**32 - 1}, not {seed}."
+        raise InputError(say(en, f"`--seed` 必须在 0 到 {2**32 - 1} 之间，不能是 {seed}。"))
+
+
 def prompt_of(row: dict) -> str | list[dict]:
     """What can be answered of a row of any form: its prompt, all but its last message, or the start of its text."""
     if "prompt" in row:
@@ -51,7 +72,7 @@ def _prompt_row(row: dict) -> dict:
 class AnsweredSamples:
     """The first rows of a data set, answered greedily before the trainer trains and again after."""
 
-    def __init__(self, trainer: Trainer, rows: Dataset):
+    def __init__(self, trainer: "Trainer", rows: "Dataset"):
         self.trainer = trainer
         self.rows = [_prompt_row(row) for row in rows.take(min(NUM_SAMPLES, len(rows)))]
         wanted = getattr(trainer.args, "max_completion_length", MAX_NEW_TOKENS)
@@ -78,7 +99,7 @@ class AnsweredSamples:
         return [{"prompt": question(row["prompt"]), "before": old, "after": new} for row, old, new in columns]
 
 
-def scored_samples(trainer: Trainer, rows: Dataset) -> list[dict]:
+def scored_samples(trainer: "Trainer", rows: "Dataset") -> list[dict]:
     """The best and worst response, by label, to the first prompts, with a reward model's scores."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return []

@@ -12,6 +12,7 @@ from trl.chat_template_utils import get_training_chat_template
 
 from ..char_gpt import CharGPTConfig, CharGPTTokenizer
 from ..data import SAMPLE_DATASETS, load_sample_dataset
+from ..data.by_column import kind_of, lengths_and_last, role_sequences, strings
 from ..data.columns import form_of
 from ..data.pretraining_text import PretrainingText
 from ..errors import InputError
@@ -32,6 +33,8 @@ logger = logging.get_logger(__name__)
 
 # Prompts answered at each evaluation for `selection_reward_model`, drawn from the evaluation split by the seed.
 NUM_SELECTION_PROMPTS = 256
+# What SFTTrainer makes of a row.
+TOKEN_COLUMNS = ("input_ids", "labels", "completion_mask", "assistant_masks")
 
 
 def run_sft(
@@ -54,7 +57,11 @@ def _make_trainer(
     else:
         options = {name: options[name] for name in ("dtype", "attn_implementation")}
         model = AutoModelForCausalLM.from_config(config, **options)
-    return make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, eval_dataset)
+    trainer = make_sft_trainer(args, training_args, model_args, model, tokenizer, train_dataset, eval_dataset)
+    if args.pretraining_dataset_name is None and not training_args.packing:
+        tokens = [name for name in TOKEN_COLUMNS if name in trainer.train_dataset.column_names]
+        data.tokenized = trainer.train_dataset.select_columns(tokens)
+    return trainer
 
 
 def tokenizer_and_config(
@@ -62,6 +69,8 @@ def tokenizer_and_config(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
     """Load them for the model of that name, or make them for a new CharGPT."""
     if model_args.model_name_or_path is not None:
+        if args.vocabulary != "characters":
+            raise InputError("`vocabulary` is of a new CharGPT: leave it out, or `model_name_or_path`.")
         return load_tokenizer_and_config(training_args, model_args)
     if model_args.use_peft:
         raise InputError(
@@ -70,7 +79,7 @@ def tokenizer_and_config(
         )
     if training_args.chat_template_path is not None:
         raise InputError("`chat_template_path` needs `model_name_or_path`: a new CharGPT reads text, not messages.")
-    tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset))
+    tokenizer = CharGPTTokenizer.from_texts(_texts(args, train_dataset), words=args.vocabulary == "words")
     apply_template_options(tokenizer, training_args)
     init_kwargs = training_args.model_init_kwargs or {}
     if unknown := set(init_kwargs) - set(CharGPTConfig().to_dict()):
@@ -92,7 +101,13 @@ def _texts(args: SFTArguments, train_dataset: Dataset) -> Iterator[str]:
         datasets = [load_sample_dataset(args.dataset_name, config)["train"] for config in configs]
     if args.pretraining_dataset_name is not None:
         datasets.append(load_text("pretraining_dataset_name", args))
-    return (text for dataset in datasets for row in dataset for text in _strings(list(row.values())))
+    return (text for dataset in datasets for column in dataset.column_names for text in _column_texts(dataset, column))
+
+
+def _column_texts(dataset: Dataset, column: str) -> Iterator[str]:
+    if kind_of(dataset, column) in ("text", "texts", "messages"):
+        return (text for array in strings(dataset, column) for text in array.to_pylist() if text is not None)
+    return _strings(list(dataset.with_format(None)[column]))
 
 
 def _strings(value) -> Iterator[str]:
@@ -150,7 +165,7 @@ def make_sft_trainer(
 ) -> CardSFTTrainer:
     """A trainer of a loaded model: texts are truncated to its context, and pretraining text is mixed in."""
     training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
-    if training_args.assistant_only_loss:
+    if training_args.assistant_only_loss and not _is_tokenized(train_dataset):
         _check_assistant_loss(train_dataset, tokenizer)
     kind, selection = CardSFTTrainer, {}
     if args.selection_reward_model is not None and eval_dataset is not None:
@@ -169,7 +184,7 @@ def make_sft_trainer(
             **selection,
         )
     ensure_precision("the model", trainer.model, training_args)
-    if not training_args.packing and (cut := _num_cut(trainer.train_dataset["input_ids"], training_args, tokenizer)):
+    if not training_args.packing and (cut := _num_cut(trainer.train_dataset, training_args, tokenizer)):
         logger.warning(
             f"{cut} of {len(trainer.train_dataset)} texts were cut to `max_length` = {training_args.max_length} "
             "tokens: their answers do not end."
@@ -217,13 +232,19 @@ def _selection(
     return {**reward, "rows": rows, "max_new_tokens": max_new_tokens}
 
 
+def _is_tokenized(rows: Dataset) -> bool:
+    """Whether another trainer has tokenized the rows; a user's rows have a text as well, whatever else they have."""
+    return set(rows.column_names) <= {*TOKEN_COLUMNS}
+
+
 def _as_read_by_trl(rows: Dataset, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Rows that TRL reads as we do: columns of one form only, or ids and labels if a prompt ends with an answer."""
+    if _is_tokenized(rows):
+        return rows
     names = (*form_of(rows.column_names, "sft"), *TEMPLATE_COLUMNS)
     rows = rows.select_columns([name for name in names if name in rows.column_names])
-    prompts = rows["prompt"] if "prompt" in rows.column_names else []
     # TRL would open another turn after a prompt that ends with the assistant's message.
-    if not any(isinstance(prompt, list) and prompt[-1]["role"] == "assistant" for prompt in prompts):
+    if "prompt" not in rows.column_names or not _are_continued(rows):
         return rows
     if training_args.assistant_only_loss:
         raise InputError(
@@ -241,6 +262,13 @@ def _as_read_by_trl(rows: Dataset, training_args: SFTConfig, tokenizer: PreTrain
     return rows.map(tokenize, remove_columns=rows.column_names, desc="Tokenizing")
 
 
+def _are_continued(rows: Dataset) -> bool:
+    """Whether some prompts end with a message of the assistant."""
+    if kind_of(rows, "prompt") != "other":
+        return any(roles and roles[-1] == "assistant" for roles in role_sequences(rows, "prompt")[1])
+    return any(isinstance(prompt, list) and prompt[-1]["role"] == "assistant" for prompt in rows["prompt"])
+
+
 def _with_pretraining(
     demonstrations: Dataset, args: SFTArguments, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Dataset:
@@ -249,14 +277,16 @@ def _with_pretraining(
     text = load_text(name, args, tokenizer)
     text = PretrainingText(text, tokenizer=tokenizer, max_length=max_length, seed=training_args.seed, option=name)
     rows = text.rows(0, round(len(demonstrations) * fraction / (1 - fraction)))
+    demonstrations = demonstrations.select_columns(["input_ids", "labels"])
+    rows = Dataset.from_dict({"input_ids": rows, "labels": rows}, features=demonstrations.features)
     logger.warning(
         f"{len(rows)} rows of pretraining text are mixed into {len(demonstrations)} demonstrations; "
         f"{_num_cut(rows, training_args, tokenizer)} of the rows were cut to `max_length` = {max_length} tokens."
     )
-    demonstrations = demonstrations.select_columns(["input_ids", "labels"])
-    rows = Dataset.from_dict({"input_ids": rows, "labels": rows}, features=demonstrations.features)
     return concatenate_datasets([demonstrations, rows])
 
 
-def _num_cut(rows: list[list[int]], training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    return sum(len(ids) == training_args.max_length and ids[-1] != tokenizer.eos_token_id for ids in rows)
+def _num_cut(rows: Dataset, training_args: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows of `input_ids` have the maximum length and do not end with the end-of-text token."""
+    lengths, last = lengths_and_last(rows, "input_ids")
+    return int(((lengths == training_args.max_length) & (last != tokenizer.eos_token_id)).sum())

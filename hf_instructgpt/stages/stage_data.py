@@ -5,8 +5,9 @@ from functools import cached_property
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .arguments import StageArguments, TrainerConfig
+from .arguments import StageArguments
 from .load_data import check_fits, checked_split, load_rows, load_stage_datasets, rows_to_read
+from .parsing import TrainerConfig
 
 
 class StageData:
@@ -17,6 +18,7 @@ class StageData:
         self.is_evaluated = training_args.eval_strategy != "no"
         self.train, self.test = load_stage_datasets(args, kind, needs_eval=self.is_evaluated)
         self._read = None
+        self.tokenized: Dataset | None = None  # training rows as an SFT trainer has tokenized them, for another one
 
     def read_by(
         self, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, training_args: TrainerConfig

@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from accelerate import PartialState
-
 from ..errors import InputError
 
 
@@ -67,5 +65,7 @@ def _run_file(file: Path) -> ModuleType:
 
 @cache
 def _say_code(option: str, place: str) -> None:
+    from accelerate import PartialState  # not above: a config file is read before the libraries are imported
+
     if PartialState().is_main_process:
         print(f"`{option}` runs the code in {place}.", flush=True)

@@ -3,9 +3,15 @@
 Starting from workload b, one size at a time is doubled: responses, tokens per response, width, vocabulary, each point
 in its own process. Then 200 iterations run in one process. Writes growth.png and prints tables. A slope is measured
 between the logarithms of the last two points: 1 means proportional, 0 constant.
+
+With `--data`, the length of a run and the size of its data are measured instead: 1,000 iterations of a tiny model with
+logs of completions and tokens and with checkpoints, and the seconds until the first step for up to a million prompts
+and 100,000 rankings. Each is a process of `growth_worker.py`.
 """
 
 import argparse
+import json
+import subprocess
 import sys
 from math import log
 from pathlib import Path
@@ -24,6 +30,8 @@ SIZES = {
     "vocab_size": ("vocabulary", (512, 2048, 8192, 32768)),
 }
 ITERATIONS, LONG = 3, 200
+DATA_SIZES = {"prompts": (10_000, 100_000, 1_000_000), "rankings": (1_000, 10_000, 100_000)}
+RUN = 1000  # iterations of the tiny model
 
 
 def measure(variant: str) -> dict[str, list[tuple[int, float, float]]]:
@@ -72,11 +80,48 @@ def plot(found: dict, memory: list[int], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def worker(what: str, size: int) -> dict:
+    """What `growth_worker.py` measures in its own process."""
+    command = [sys.executable, Path(__file__).with_name("growth_worker.py"), what, str(size)]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{what} {size} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout)
+
+
+def quarters(values: list[float], scale: float) -> str:
+    """The medians of the four quarters of some values, each times `scale`."""
+    size = len(values) // 4
+    return ", ".join(f"{median(values[i * size : (i + 1) * size]) * scale:.1f}" for i in range(4))
+
+
+def measure_data() -> None:
+    """Print how the start grows with the data, and the iterations with the run."""
+    print(f"{processor('cpu')}\n")
+    print("| | rows | seconds to the data | to the trainer | to the first step | peak memory, GB |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for what, sizes in DATA_SIZES.items():
+        for size in sizes:
+            found = worker(what, size)
+            seconds = " | ".join(f"{found[name]:.2f}" for name in ("data", "trainer", "step"))
+            print(f"| {what} | {size:,} | {seconds} | {found['peak_memory'] / 1e9:.2f} |", flush=True)
+    found = worker("iterations", RUN)
+    print(f"\n| {RUN:,} iterations | quarters |\n| --- | --- |")
+    print(f"| milliseconds per iteration, median | {quarters(found['seconds'], 1e3)} |")
+    print(f"| memory, MB, median | {quarters(found['memory'], 1e-6)} |")
+    print(f"| bytes written per log of tokens | {quarters(found['token_bytes'], 1)} |")
+    print(f"| bytes per table of completions | {quarters(found['table_bytes'], 1)} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", choices=["plain", "ours", "recommended"], default="ours")
+    parser.add_argument("--variant", choices=["ours", "shared"], default="ours")
     parser.add_argument("--output", type=Path, default=Path("growth.png"))
+    parser.add_argument("--data", action="store_true", help="measure the size of data and the length of a run instead")
     args = parser.parse_args()
+    if args.data:
+        measure_data()
+        return
     found = measure(args.variant)
     print(f"{processor('cpu')}, {args.variant}\n\n| | seconds per iteration | slope | peak memory, GB | slope |")
     print("| --- | --- | --- | --- | --- |")

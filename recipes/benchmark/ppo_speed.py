@@ -1,8 +1,9 @@
 """Compare PPO's speed with TRL 1.12, the last TRL with a PPOTrainer: `python recipes/benchmark/ppo_speed.py`.
 
 Both run the same models, prompts, response lengths and number of optimizer steps, in alternating processes over
-several rounds; medians are compared. TRL gets its own virtual environment, made on the first run, with the same
-versions of all other packages. It also gets every one-line setting that may help it, and its best result counts.
+several rounds; medians are compared, with each other and with the machine's floor. TRL gets its own virtual
+environment, made on the first run, with the same versions of all other packages. `--profile` also prints where an
+iteration of `ours` goes. `--variants` takes TRL's one-line settings too; its best result counts.
 """
 
 import argparse
@@ -24,8 +25,10 @@ from workloads import WORKLOADS, Workload
 HERE = Path(__file__).parent
 PEER = "trl==1.12.0"
 SHARED = ("transformers", "datasets", "accelerate", "huggingface_hub", "tokenizers")
-VARIANTS = ("ours", "recommended", "trl", "trl-medium", "trl-eager")
+VARIANTS = ("ours", "shared", "trl")
 ITERATIONS = {"a": 6, "b": 6, "c": 3, "gpu": 3}
+ROUNDS = {"a": 2, "b": 2, "c": 1, "gpu": 1}
+LENGTHS = {"a": ("fixed", "realistic"), "b": ("fixed", "realistic"), "c": ("fixed",), "gpu": ("fixed",)}
 
 
 def peer_python(folder: Path) -> Path:
@@ -43,12 +46,21 @@ def peer_python(folder: Path) -> Path:
 
 
 def run(
-    variant: str, workload: str, lengths: str, *, iterations: int, device: str, peer: Path, **changes: int
+    variant: str,
+    workload: str,
+    lengths: str,
+    *,
+    iterations: int,
+    device: str,
+    peer: Path,
+    profile: bool = False,
+    **changes: int,
 ) -> dict:
     """Run `ppo_worker.py` in a process on a changed workload and return what it measured."""
     python = peer if variant.startswith("trl") else Path(sys.executable)
     command = [python, HERE / "ppo_worker.py", variant, workload, lengths, iterations, device, json.dumps(changes)]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    environment = {**os.environ, "PPO_SPEED_KERNELS": "1"} if profile else None
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{variant} on workload {workload} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout)
@@ -65,7 +77,8 @@ def measure(workload: str, lengths: str, variants: tuple[str, ...], *, rounds: i
             mine["peak_memory"] = max(mine["peak_memory"], result["peak_memory"])
             for phase, seconds in result["phases"].items():
                 mine["phases"].setdefault(phase, []).extend(seconds)
-            print(f"{workload}, {lengths}, {name}: {median(result['seconds']):.2f} s", file=sys.stderr)
+            seconds = f"{median(result['seconds']):.2f} s, the first iteration {result['first']:.1f} s"
+            print(f"{workload}, {lengths}, {name}: {seconds}", file=sys.stderr)
     return found
 
 
@@ -93,44 +106,71 @@ def _seconds(call, device: str) -> float:
     return min(times[2:])
 
 
-def floor(workload: Workload, flops: float, bandwidth: float) -> float:
-    """Lower bound for the seconds of an iteration: its matrix products and weight traffic at the machine's rates.
+def floor(workload: Workload, lengths: str, flops: float, bandwidth: float) -> float:
+    """Lower bound for the seconds of an iteration: products, weight traffic and element-wise work at measured rates.
 
-    With N weights outside the embedding and T = B (P + R) tokens: four forward passes of 2 N T to measure a rollout
-    (policy, reference, reward model, critic); 6 N T per epoch for each of policy and critic; a sampled token reads all
-    weights or multiplies by them, whichever takes longer; AdamW moves 28 bytes per weight. Responses are full-length.
+    With N weights in the layers, H = width x V in the head, and T = B (P + R) tokens, of which B R are sampled: four
+    forward passes of 2 N T to measure a rollout (policy, reference, reward model, critic), two of them with heads of
+    2 H B R; three times as much per epoch for policy and critic; a sampled token multiplies by all weights, or a step
+    reads them, whichever takes longer; AdamW moves 28 bytes per float32 weight. Products inside attention are free.
+    Element-wise work is what `moved_numbers` says. R is halved for realistic lengths, but not the number of steps.
     """
-    width, layers = (
-        workload.config.get(a, workload.config.get(b))
-        for a, b in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"))
-    )
-    inner = workload.config.get("intermediate_size", workload.config.get("n_inner"))
-    heads = workload.config.get("num_attention_heads", workload.config.get("n_head"))
-    kv = workload.config.get("num_key_value_heads", heads) / heads
+    width, layers, inner, keys = _sizes(workload)
     gates = 3 if workload.family == "llama" else 2
-    weights = layers * ((2 + 2 * kv) * width**2 + gates * width * inner) + width * workload.config["vocab_size"]
-    tokens = workload.batch * (workload.prompt_length + workload.response_length)
-    bytes_a_weight = 2 if workload.bf16 else 4
-    measured = 4 * 2 * weights * tokens / flops
-    updates = 2 * 6 * weights * tokens * workload.num_ppo_epochs / flops
-    step = max(2 * weights * workload.batch / flops, weights * bytes_a_weight / bandwidth)
+    weights = layers * (2 * width**2 + 2 * width * keys + gates * width * inner)
+    head = width * workload.config["vocab_size"]
+    sampled = workload.batch * workload.response_length / (1 if lengths == "fixed" else 2)
+    tokens = workload.batch * workload.prompt_length + sampled
+    bytes_a_number = 2 if workload.bf16 else 4
+    measured = 2 * (4 * weights * tokens + 2 * head * sampled) / flops
+    updates = workload.num_ppo_epochs * 6 * (2 * weights * tokens + head * sampled) / flops
+    reading = workload.response_length * (weights + head) * bytes_a_number / bandwidth
+    sampling = max(2 * (weights + head) * sampled / flops, reading)
     steps = workload.num_ppo_epochs * workload.num_mini_batches
-    optimizer = 2 * 28 / 4 * bytes_a_weight * weights * steps / bandwidth
-    return measured + updates + workload.response_length * step + optimizer
+    optimizer = 2 * 28 / 4 * bytes_a_number * (weights + head) * steps / bandwidth
+    moved = moved_numbers(workload, tokens=tokens, sampled=sampled) * bytes_a_number / bandwidth
+    return measured + updates + sampling + optimizer + moved
+
+
+def moved_numbers(workload: Workload, *, tokens: float, sampled: float) -> float:
+    """Numbers that element-wise work reads and writes in an iteration, if each operation is one pass.
+
+    Per token and layer, with width d, width of keys k and inner width f, forward and backward:
+    two norms 4d and 6d; two residual sums 6d and 6d; Llama's rotation of queries and keys 2 (d + k) both times, its
+    gate 3f and 5f; GPT-2's GELU 2f and 3f. Per sampled token, the log-softmax reads V numbers, backward 2V.
+    """
+    width, layers, inner, keys = _sizes(workload)
+    is_llama = workload.family == "llama"
+    rotation = 2 * (width + keys) if is_llama else 0
+    forward = layers * (10 * width + rotation + (3 if is_llama else 2) * inner)
+    backward = layers * (12 * width + rotation + (5 if is_llama else 3) * inner)
+    epochs = workload.num_ppo_epochs
+    passes = sampled * forward + 4 * tokens * forward + 2 * epochs * tokens * (forward + backward)
+    return passes + sampled * workload.config["vocab_size"] * (3 + 3 * epochs)  # drawn, measured twice, updated
+
+
+def _sizes(workload: Workload) -> tuple[int, int, int, int]:
+    """Width, layers, inner width, and width of the keys."""
+    config = workload.config
+    width = config.get("hidden_size", config.get("n_embd"))
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    inner = config.get("intermediate_size", config.get("n_inner"))
+    return width, layers, inner, width * config.get("num_key_value_heads", heads) // heads
 
 
 # ---- The report ----------------------------------------------------------------------------------------------------
 
 
 def report(name: str, lengths: str, found: dict, floor_seconds: float) -> list[str]:
-    """Markdown lines: each variant's median, its ratio to the peer's best, memory, and the share of each phase."""
+    """Markdown lines: each variant's median, ratio to the peer's best, share of the floor, memory and phases."""
     medians = {variant: median(some["seconds"]) for variant, some in found.items()}
     peers = {variant: seconds for variant, seconds in medians.items() if variant.startswith("trl")}
     best = min(peers.values()) if peers else None
     lines = [
-        f"\n**{name}, {lengths} lengths**: {WORKLOADS[name].what}. Floor {floor_seconds:.2g} s.\n",
-        "| | seconds per iteration, median | speed-up over TRL's best | peak memory, GB | share of each phase |",
-        "| --- | --- | --- | --- | --- |",
+        f"\n**{name}, {lengths} lengths**: {WORKLOADS[name].what}. Floor {floor_seconds:.3g} s.\n",
+        "| | seconds per iteration | speed-up over TRL's best | share of the floor | peak memory, GB | phases |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for variant, some in found.items():
         total = medians[variant]
@@ -138,7 +178,19 @@ def report(name: str, lengths: str, found: dict, floor_seconds: float) -> list[s
         shares["other"] = 1 - sum(shares.values())
         ratio = f"{best / total:.2f}" if best is not None else ""
         words = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
-        lines.append(f"| {variant} | {total:.3g} | {ratio} | {some['peak_memory'] / 1e9:.1f} | {words} |")
+        reached, memory = floor_seconds / total, some["peak_memory"] / 1e9
+        lines.append(f"| {variant} | {total:.3g} | {ratio} | {reached:.0%} | {memory:.1f} | {words} |")
+    return lines
+
+
+def profile_rows(name: str, *, device: str) -> list[str]:
+    """Markdown lines: the seconds of a profiled iteration of `ours` by kind of operation."""
+    found = run("ours", name, "fixed", iterations=3, device=device, peer=Path(), profile=True)["kinds"]
+    total = sum(found.values())
+    lines = [f"\n**{name}**, profiled: {total:.3g} s (a profiler slows small operations down).\n"]
+    lines += ["| | seconds | share |", "| --- | --- | --- |"]
+    for kind, seconds in sorted(found.items(), key=lambda item: -item[1]):
+        lines.append(f"| {kind} | {seconds:.3g} | {seconds / total:.0%} |")
     return lines
 
 
@@ -158,11 +210,15 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=device)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: a b c on a CPU, gpu on a GPU")
-    parser.add_argument("--lengths", nargs="+", choices=["fixed", "realistic"], default=["fixed", "realistic"])
+    parser.add_argument("--lengths", nargs="+", choices=["fixed", "realistic"], help="default: both for a and b")
     parser.add_argument(
-        "--variants", nargs="+", default=VARIANTS, help="default: these five; also plain, ours-eager, rloo, grpo ..."
+        "--variants",
+        nargs="+",
+        default=VARIANTS,
+        help="default: ours shared trl; also compiled, trl-medium, trl-eager, ours-eager, rloo, grpo ...",
     )
-    parser.add_argument("--rounds", type=int, default=3, help="processes per variant (default: 3)")
+    parser.add_argument("--rounds", type=int, help="processes per variant (default: 2, for c and gpu 1)")
+    parser.add_argument("--profile", action="store_true", help="also print where `ours` spends its time")
     parser.add_argument("--peer_env", type=Path, default=Path(".venv-trl-1.12"), help="the peer's environment")
     args = parser.parse_args()
     needs_peer = any(variant.startswith("trl") for variant in args.variants)
@@ -171,11 +227,13 @@ def main() -> None:
     print(f"{processor(args.device)}; {', '.join(f'{name} {version(name)}' for name in names)}; peer {PEER}")
     for name in args.workloads or (["gpu"] if args.device == "cuda" else ["a", "b", "c"]):
         rates = machine_rates(args.device, torch.bfloat16 if WORKLOADS[name].bf16 else torch.float32)
-        least = floor(WORKLOADS[name], *rates)
-        for lengths in args.lengths:
-            options = {"rounds": args.rounds, "device": args.device, "peer": peer}
+        for lengths in args.lengths or LENGTHS[name]:
+            least = floor(WORKLOADS[name], lengths, *rates)
+            options = {"rounds": args.rounds or ROUNDS[name], "device": args.device, "peer": peer}
             found = measure(name, lengths, tuple(args.variants), **options)
             print("\n".join(report(name, lengths, found, least)), flush=True)
+        if args.profile:
+            print("\n".join(profile_rows(name, device=args.device)), flush=True)
 
 
 if __name__ == "__main__":

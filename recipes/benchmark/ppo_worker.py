@@ -34,10 +34,18 @@ from transformers import (
 )
 from workloads import PAD, STOP, WORKLOADS, Workload
 
-# If set, the second iteration is profiled, with responses of 32 tokens, and its kernels are printed to stderr.
+# If set, the second iteration is profiled (on a GPU with responses of 32 tokens), and its kernels printed to stderr.
 KERNELS = "PPO_SPEED_KERNELS"
-# Variants of PPOTrainer: the defaults; the same algorithm with every exact speed option; the preset `recommended`.
-OURS = ("plain", "ours", "recommended")
+# Variants of PPOTrainer: TRL's algorithm, all in float32 with a critic of its own; the defaults with a shared trunk.
+FLOAT32 = {"sampling_dtype": "float32", "frozen_dtype": "float32", "bf16": False}
+OURS = {"ours": FLOAT32, "compiled": {**FLOAT32, "torch_compile": True}, "shared": {}}
+# Kinds of operations, by a part of their names, first match first; all others are element-wise.
+KINDS = {
+    "attention": ("attention",),
+    "matrix products": ("mm", "linear", "einsum"),
+    "optimizer": ("adamw", "foreach", "optimizer"),
+    "copies, gathers and new tensors": ("copy", "cat", "index", "gather", "embedding", "empty", "zero", "fill"),
+}
 # What a user can set in one line with any trainer.
 SETTINGS = {
     "medium": lambda: torch.set_float32_matmul_precision("medium"),
@@ -79,6 +87,7 @@ class Clock:
     def __init__(self, device: str):
         self.device, self.phases, self.borders, self.inner = device, defaultdict(float), [], 0.0
         self.memory: list[int] = []
+        self.kinds: dict[str, float] = {}
         self.profiler = torch.profiler.profile() if KERNELS in os.environ else None
 
     def now(self) -> float:
@@ -95,6 +104,11 @@ class Clock:
             self.profiler.start()
         if self.profiler is not None and len(self.borders) == 3:
             self.profiler.stop()
+            if not on_gpu:
+                wall = self.borders[2][0] - self.borders[1][0]
+                self.kinds = by_kind(
+                    {x.key: x.self_cpu_time_total / 1e6 for x in self.profiler.key_averages()}, wall=wall
+                )
             order = f"self_{self.device}_time_total"
             print(
                 self.profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=70),
@@ -117,18 +131,22 @@ class Clock:
         setattr(holder, name, timed)
 
     def report(self) -> dict:
-        """The seconds of each iteration and its phases, without the first iteration."""
+        """The seconds of each iteration and its phases, without the first iteration, whose seconds are apart."""
         pairs = list(zip(self.borders, self.borders[1:], strict=False))[1:] or [(self.borders[0], self.borders[-1])]
         seconds = [end[0] - start[0] for start, end in pairs]
         names = self.borders[-1][1]
         phases = {name: [end[1].get(name, 0) - start[1].get(name, 0) for start, end in pairs] for name in names}
-        return {"seconds": seconds, "phases": phases, "memory": self.memory}
+        first = self.borders[1][0] - self.borders[0][0]
+        return {"seconds": seconds, "first": first, "phases": phases, "memory": self.memory, "kinds": self.kinds}
 
 
-def our_options(variant: str) -> dict:
-    """Options of PPOConfig in a variant of OURS."""
-    exact = {"fast_sampling": True, "fuse_activations": True, "batch_by_length": True}
-    return {"plain": {}, "ours": exact, "recommended": {"preset": "recommended"}}[variant]
+def by_kind(seconds: dict[str, float], *, wall: float) -> dict[str, float]:
+    """Sums of operations' own seconds by kind, and what of the wall time is Python, outside of any operation."""
+    found: dict[str, float] = defaultdict(float)
+    for name, spent in seconds.items():
+        kinds = (kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts))
+        found[next(kinds, "element-wise and reductions")] += spent
+    return {**found, "Python between operations": max(wall - sum(found.values()), 0.0)}
 
 
 def run_ours(
@@ -149,8 +167,7 @@ def run_ours(
         max_steps=iterations * workload.num_mini_batches * workload.num_ppo_epochs,
         learning_rate=1e-6,
         max_grad_norm=0.0,  # TRL's trainer does not clip
-        **our_options(variant),
-        **common(device),
+        **{**common(device), **OURS[variant]},
     )
     prompts = [" ".join(f"w{i}" for i in row) for row in workload.prompts()]
     trainer = PPOTrainer(
@@ -159,6 +176,7 @@ def run_ours(
         args=args,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=make_tokenizer(workload.config["vocab_size"]),
+        value_model="shared" if variant == "shared" else None,
     )
     begin = trainer._begin_rollout
 
@@ -206,6 +224,7 @@ def run_trl(workload: Workload, lengths: str, iterations: int, device: str, fold
         learning_rate=1e-6,
         num_sample_generations=0,
         stop_token="eos",
+        bf16=False,
         **common(device),
     )
     tokenizer = make_tokenizer(workload.config["vocab_size"])
@@ -257,6 +276,7 @@ def run_critic_free(
         temperature=1.0,
         learning_rate=1e-6,
         max_grad_norm=0.0,
+        bf16=False,
         **({"gradient_checkpointing": False} | common(device)),
     )
     prompts = [" ".join(f"w{i}" for i in row) for row in workload.prompts()]
@@ -286,7 +306,6 @@ def run_critic_free(
 def common(device: str) -> dict:
     """Options shared by all trainers."""
     return {
-        "bf16": False,
         "use_cpu": device == "cpu",
         "save_strategy": "no",
         "report_to": "none",
@@ -298,7 +317,7 @@ def common(device: str) -> dict:
 def main() -> None:
     variant, name, lengths, iterations, device, *changes = sys.argv[1:]
     workload, out = WORKLOADS[name].changed(**json.loads(changes[0] if changes else "{}")), sys.stdout
-    if KERNELS in os.environ:
+    if KERNELS in os.environ and device == "cuda":
         workload = replace(workload, response_length=32)
     sys.stdout = sys.stderr  # trainers print
     variant, _, setting = variant.partition("-")

@@ -1,4 +1,4 @@
-"""Generate the `lab` sample data: `python recipes/char_gpt/make_data.py` rewrites the package's files byte for byte.
+"""Generate the sample data `lab` and `lab-en`: this script rewrites the package's files byte for byte.
 
 Every random choice comes from a `random.Random` seeded with a text (never from hash order). Each config and split has
 its own seed, so a change in one file leaves the others unchanged.
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from hf_instructgpt.data.lab_facts import FAMILIES, POLITE, RUDE, TAILS, prompt_facts
-from hf_instructgpt.data.lab_judge import MAX_GOOD_LENGTH, gold_reward
+from hf_instructgpt.data.lab_facts import Lab
+from hf_instructgpt.data.lab_judge import LABS, gold_reward
 from hf_instructgpt.data.loading import SAMPLES_DIR
 
 SEED = 0
-MAX_ANSWER_LENGTH = 25
 # Rows of each family: ten times this is the size of the split.
 ROWS = {
     "train": {"sft": 300, "ranking": 100, "prompts": 50},
@@ -41,12 +40,12 @@ DEMONSTRATIONS = Mixture(right=0.90, polite=0.35, rude=0.20, end_mark=0.45, ramb
 RANKED = Mixture(right=0.65, polite=0.40, rude=0.30, end_mark=0.55, rambling=0.15)
 
 
-def split_prompts() -> dict[str, dict[str, list[str]]]:
+def split_prompts(lab: Lab) -> dict[str, dict[str, list[str]]]:
     """Prompts by split and config, in file order; splits share no prompt, configs of one split may."""
     prompts: dict = {split: {config: [] for config in configs} for split, configs in ROWS.items()}
     rng = Random(f"{SEED}-split")
-    for family in FAMILIES:
-        pool = [prompt for prompt, fact in prompt_facts().items() if fact.family is family]
+    for family in lab.families:
+        pool = [prompt for prompt, fact in lab.prompts.items() if fact.family is family]
         rng.shuffle(pool)
         for split in ("test", "validation"):
             held_out = max(ROWS[split].values())
@@ -64,39 +63,41 @@ def split_prompts() -> dict[str, dict[str, list[str]]]:
     return prompts
 
 
-def answer(prompt: str, mixture: Mixture, rng: Random) -> str:
-    """One answer of at most 25 characters: prefix, content, rambling tail, end mark, each by the mixture's rates."""
-    family, _, value = prompt_facts()[prompt]
+def answer(lab: Lab, prompt: str, mixture: Mixture, rng: Random) -> str:
+    """One answer, at most `lab.longest` units: prefix, content, rambling tail, end mark, by the mixture's rates."""
+    family, _, value = lab.prompts[prompt]
     if rng.random() >= mixture.right:
         # Values the family's other questions have for an answer: a wrong one does not look wrong by itself.
         value = rng.choice(sorted(set(family.facts.values()) - {value}))
     manner = rng.random()
     prefix = ""
     if manner < mixture.polite:
-        prefix = rng.choice(POLITE)
+        prefix = rng.choice(lab.polite)
     elif manner < mixture.polite + mixture.rude:
-        prefix = rng.choice(RUDE)
+        prefix = rng.choice(lab.rude)
     text = prefix + family.answers[0].format(v=value)
-    mark = rng.choice("。。。！") if rng.random() < mixture.end_mark else ""
+    if lab.capitals:
+        text = text[0].upper() + text[1:]
+    mark = rng.choice(lab.marks) if rng.random() < mixture.end_mark else ""
     if rng.random() < mixture.rambling:
-        room = MAX_ANSWER_LENGTH - len(text + mark)
-        past = MAX_GOOD_LENGTH - len(text + mark)
-        text += rng.choice([tail for tail in TAILS if past < len(tail) <= room])
+        fits = [lab.good_length < len(lab.units(text + tail + mark)) <= lab.longest for tail in lab.tails]
+        text += rng.choice([tail for tail, fit in zip(lab.tails, fits, strict=True) if fit])
     return text + mark
 
 
-def ranked_response(prompt: str, others: list[str], rng: Random) -> str:
+def ranked_response(lab: Lab, prompt: str, others: list[str], rng: Random) -> str:
     """One response to rank: 85 % from the mixture, 5 % cut off, 5 % to another prompt, 5 % with a stuttering tail."""
     kind = rng.random()
     if kind < 0.05:
         other = rng.choice([text for text in rng.sample(others, 2) if text != prompt])
-        return answer(other, RANKED, rng)
-    text = answer(prompt, RANKED, rng)
+        return answer(lab, other, RANKED, rng)
+    text = answer(lab, prompt, RANKED, rng)
+    units = lab.units(text)
     if kind < 0.10:
-        return text[: rng.randrange(1, len(text))]
-    if kind < 0.15:
-        return (text + text[-2:] * rng.randint(1, 3))[:MAX_ANSWER_LENGTH]
-    return text
+        units = units[: rng.randrange(1, len(units))]
+    elif kind < 0.15:
+        units = (units + units[-2:] * rng.randint(1, 3))[: lab.longest]
+    return "".join(units)
 
 
 def grade(prompt: str, response: str) -> int:
@@ -110,12 +111,12 @@ def ranks_of(scores: list[float]) -> list[int]:
     return [order.index(score) + 1 for score in scores]
 
 
-def ranking(prompt: str, others: list[str], rng: Random, *, noisy: bool) -> dict:
+def ranking(lab: Lab, prompt: str, others: list[str], rng: Random, *, noisy: bool) -> dict:
     """4 to 9 distinct responses, ranked by a noisy grade (training) or by the exact gold score."""
     size = rng.randint(4, 9)
     responses: list[str] = []
     while len(responses) < size:
-        response = ranked_response(prompt, others, rng)
+        response = ranked_response(lab, prompt, others, rng)
         if response not in responses:
             responses.append(response)
     if not noisy:
@@ -126,44 +127,41 @@ def ranking(prompt: str, others: list[str], rng: Random, *, noisy: bool) -> dict
             for response in responses
         ]
     if len(set(scores)) == 1:  # nothing is preferred to anything: draw again
-        return ranking(prompt, others, rng, noisy=noisy)
+        return ranking(lab, prompt, others, rng, noisy=noisy)
     return {"prompt": prompt, "responses": responses, "ranks": ranks_of(scores)}
 
 
-def generate() -> dict[str, list[dict]]:
+def generate(lab: Lab) -> dict[str, list[dict]]:
     """File stem (`config-split`) -> rows as they are stored."""
     files = {}
-    for split, configs in split_prompts().items():
+    for split, configs in split_prompts(lab).items():
         for config, prompts in configs.items():
             rng = Random(f"{SEED}-{config}-{split}")
             if config == "sft":
-                rows = [{"prompt": prompt, "answer": answer(prompt, DEMONSTRATIONS, rng)} for prompt in prompts]
+                rows = [{"prompt": prompt, "answer": answer(lab, prompt, DEMONSTRATIONS, rng)} for prompt in prompts]
             elif config == "ranking":
-                rows = [ranking(prompt, prompts, rng, noisy=split == "train") for prompt in prompts]
+                rows = [ranking(lab, prompt, prompts, rng, noisy=split == "train") for prompt in prompts]
             else:
                 rows = [{"prompt": prompt} for prompt in prompts]
             files[f"{config}-{split}"] = rows
     return files
 
 
-def write(output_dir: Path) -> None:
+def write(lab: Lab, output_dir: Path) -> None:
     """Write one JSONL file for each config and split into `output_dir`."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    for stem, rows in generate().items():
+    for stem, rows in generate(lab).items():
         lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows]
         (output_dir / f"{stem}.jsonl").write_bytes("".join(lines).encode("utf-8"))
 
 
 def main() -> None:
     """Write the files again; the bytes are the same every time."""
-    parser = argparse.ArgumentParser(description="Write the JSONL files of the `lab` sample data.")
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        default=SAMPLES_DIR / "lab",
-        help="output folder (default: the package's own copy)",
-    )
-    write(parser.parse_args().output_dir)
+    parser = argparse.ArgumentParser(description="Write the JSONL files of the sample data.")
+    parser.add_argument("--name", choices=LABS, default="lab", help="data set (default: lab)")
+    parser.add_argument("--output_dir", type=Path, help="output folder (default: the package's own copy)")
+    args = parser.parse_args()
+    write(LABS[args.name], args.output_dir or SAMPLES_DIR / args.name)
 
 
 if __name__ == "__main__":

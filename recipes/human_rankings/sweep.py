@@ -13,8 +13,8 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_instructgpt.experiments.jobs import run_cells
-from hf_instructgpt.stages.arguments import parse_options, read_yaml
 from hf_instructgpt.stages.evaluate import evaluate_reward
+from hf_instructgpt.stages.parsing import parse_options, read_yaml
 from hf_instructgpt.stages.reward import run_reward
 from hf_instructgpt.stages.sft import run_sft
 

@@ -29,8 +29,9 @@ from hf_instructgpt.evaluation.comparison import answer_prompts
 from hf_instructgpt.evaluation.intervals import bootstrap_ci
 from hf_instructgpt.experiments.jobs import run_cells
 from hf_instructgpt.models.forward import response_logprobs
-from hf_instructgpt.stages.arguments import StageArguments, parse_options
+from hf_instructgpt.stages.arguments import StageArguments
 from hf_instructgpt.stages.load_data import load_rows
+from hf_instructgpt.stages.parsing import parse_options
 from hf_instructgpt.stages.ppo import run_ppo
 from hf_instructgpt.text import encode_prompt, encode_text, pad_rows
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from hf_instructgpt.data.lab_facts import FAMILIES
+from hf_instructgpt.data.lab_facts_zh import FAMILIES
 
 DATA = Path(__file__).parent / "data"
 NUM_TEST = 200

@@ -261,16 +261,29 @@ def pipeline_file(
 @contextlib.contextmanager
 def rank_page(folder: Path, prompts=("ab", "cd", "ef", "gh"), **server):
     """The page of `hf-instructgpt rank`, served: its address, and the file of its rankings."""
+    from unittest.mock import patch
+
     try:
+        import gradio
+
         from hf_instructgpt.app import serve
     except ModuleNotFoundError as error:
         raise unittest.SkipTest("Gradio is not installed") from error
+    from hf_instructgpt.rankings.items import Items
+
     tok, file = tokenizer("none"), serve.RankingFile(folder / "rankings.jsonl")
-    items = serve.Items(policy(tok), tok, list(prompts), num_responses=2, max_new_tokens=4)
+    items = Items(policy(tok), tok, list(prompts), num_responses=2, max_new_tokens=4)
     options = serve.launch_options(**{"host": "127.0.0.1", "port": None, "share": False, "password": None, **server})
-    app = serve.RankPage(items, file).build()
-    app.launch(**options, quiet=True, prevent_thread_lock=True)
+    page = serve.RankPage(items, file).build(options["app_kwargs"]["middleware"])
+    launch, apps = gradio.Blocks.launch, []
+
+    def start(app, **given):
+        apps.append(app)
+        return launch(app, **given | {"quiet": True, "prevent_thread_lock": True})
+
+    with patch.object(gradio.Blocks, "launch", start):
+        serve._launch(page, **options)
     try:
-        yield app.local_url, file
+        yield apps[0].local_url, file
     finally:
-        app.close()
+        apps[0].close()

@@ -10,7 +10,7 @@ def check(folder: Path) -> None:
     home = folder / "home"
     home.mkdir()
     os.chdir(home)
-    commands = [["run"], ["overopt"], ["arena"], *stage_files(folder).values()]
+    commands = [["run"], ["overopt"], ["arena"], ["rounds"], *stage_files(folder).values()]
     for argv in commands:
         for name in ("", "a\0b", "x" * 300, "/", "..", str(folder / "sft.jsonl" / "out")):
             assert_refused(command(*argv, "--output_dir", name), "`output_dir`")

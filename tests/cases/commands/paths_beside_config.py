@@ -5,7 +5,7 @@ from pathlib import Path
 
 from product import assert_done, command, write_rows
 
-from hf_instructgpt.stages.arguments import parse_stage
+from hf_instructgpt.stages.parsing import parse_stage
 
 
 def check(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`--quiet` prints nothing but warnings and errors; output that goes to a file has no progress bars."""
+"""`--quiet` prints nothing but warnings and errors; output that goes to a file has no bars and no dictionaries."""
 
 import os
 import subprocess
@@ -18,7 +18,8 @@ def run(*more: str) -> subprocess.CompletedProcess:
 
 def check(folder: Path) -> None:
     usual = run("--output_dir", str(folder / "a"))
-    assert usual.returncode == 0 and "'loss'" in usual.stdout and "Done:" in usual.stdout, usual
+    assert usual.returncode == 0 and "epoch 3/3  loss" in usual.stdout and "Done:" in usual.stdout, usual
+    assert "'loss'" not in usual.stdout and "'loss'" in run("--output_dir", str(folder / "c"), "--verbose").stdout
     assert "it/s" not in usual.stderr and "\r" not in usual.stderr, usual.stderr
     assert "deprecated" not in usual.stderr and "pin_memory" not in usual.stderr, usual.stderr
     quiet = run("--output_dir", str(folder / "b"), "--quiet")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hf_instructgpt.stages.arguments import parse_stage
+from hf_instructgpt.stages.parsing import parse_stage
 
 
 def check(folder: Path) -> None:

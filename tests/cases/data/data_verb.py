@@ -35,6 +35,7 @@ def check(folder: Path) -> None:
     assert_refused(command("data", data, "--kind", "sft"), "'ask'", "column_map")
     assert_done(command("data", data, "--column_map", "ask=prompt,reply=completion"), "For `sft`", '"QA"')
     assert_done(command("data", "lab"), "For `reward`")
+    assert_done(command("data", "lab-en"), "For `reward`", "Sure, ")
     assert_refused(command("data", data, "--split", "dev", "--kind", "sft"), "--split", "dev")
     endless = tokenizer("endless")
     rows = [{"messages": [user("a"), assistant("b")]}, {"messages": [user("a"), assistant("b"), user("c")]}]

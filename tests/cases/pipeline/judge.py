@@ -17,7 +17,7 @@ def check(folder):
     assert not (folder / "out").exists()
     (folder / "judge_of_mine.py").write_text(JUDGE)
     result = command("run", "--config", config)
-    assert_done(result, "the judge prefers PPO to SFT in", "; 3 of 6 pairs of answers were not judged")
+    assert_done(result, "gives PPO a win rate of", "3 of 6 pairs of answers were not judged")
     assert "exactly correct" not in result.out and "No judge" not in result.out
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
     assert metrics["judge"] == "judge_of_mine.py:longer"

@@ -13,7 +13,9 @@ def check(folder):
     (folder / "terms_of_mine.py").write_text(FUNCS)
     config = pipeline_file(folder, ppo={"reward_funcs": ["terms_of_mine.length"]})
     result = command("run", "--config", config)
-    assert_done(result, "The stage `reward` is trained", "nothing else uses it", "what PPO optimises (`length`)")
+    assert_done(
+        result, "The stage `reward` is trained", "nothing else uses it", "The score that PPO optimises (`length`)"
+    )
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
     assert metrics["optimised"] == {"length": 1.0} and 0 <= metrics["comparison"]["score_sft"] <= 8
     assert "nothing else uses it" in (folder / "out" / "README.md").read_text()
@@ -22,7 +24,7 @@ def check(folder):
     two = {"reward_funcs": ["reward", "terms_of_mine.length"], "reward_weights": [1.0, 0.5]}
     config = pipeline_file(folder, ppo=two, output_dir="two")
     result = command("run", "--config", config)
-    assert_done(result, "(`reward` + 0.5 `length`)", ", `length` from ")
+    assert_done(result, "(`reward` + 0.5 `length`)", "`reward`: ")
     assert "nothing else uses it" not in result.out + result.err
     metrics = json.loads((folder / "two" / "metrics.json").read_text())
     assert metrics["optimised"] == {"reward": 1.0, "length": 0.5}

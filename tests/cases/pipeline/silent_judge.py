@@ -14,7 +14,7 @@ def check(folder):
     (folder / "silent.py").write_text(JUDGE)
     result = command("run", "--config", pipeline_file(folder, judge="silent.nothing"))
     said = "WARNING: the judge `silent.py:nothing` scored none of 6 pairs of answers"
-    assert_done(result, said)
+    assert_done(result, "The judge `silent.py:nothing` scored no pair of answers.")
     card = (folder / "out" / "README.md").read_text()
     assert said in card and "No judge" not in card + result.out
     c = json.loads((folder / "out" / "metrics.json").read_text())["comparison"]

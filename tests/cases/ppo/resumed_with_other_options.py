@@ -19,6 +19,7 @@ OTHERS = {
     "lam": 1.0,
     "stop_token_ids": [3],
     "reward_weights": [2.0],
+    "bf16": True,
 }
 
 
@@ -43,5 +44,6 @@ def check(folder: Path) -> None:
     else:
         raise AssertionError("another reward function: resumed")
     # How often is logged, and for how long is trained, may change.
-    free = {**saving, "max_steps": 3, "logging_steps": 1, "log_completions": True, "batch_by_length": True}
+    types = {"sampling_dtype": "bfloat16", "frozen_dtype": "bfloat16"}
+    free = {**saving, **types, "max_steps": 3, "logging_steps": 1, "log_completions": True}
     assert ppo_trainer(folder, **free).train(resume_from_checkpoint=True).global_step == 3

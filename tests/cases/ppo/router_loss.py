@@ -26,7 +26,7 @@ def trained(folder: Path, **options):
 
 
 def check(folder: Path) -> None:
-    for sampling in ({}, {"fast_sampling": True}):
+    for sampling in ({}, {"generation_kwargs": {"use_cache": True}}):
         _, plain = trained(folder, **sampling)
         trainer, balanced = trained(folder, output_router_logits=True, router_aux_loss_coef=100.0, **sampling)
         assert not plain.equal(balanced)

@@ -41,7 +41,6 @@ def check(folder: Path) -> None:
     files = {name: write_rows(folder / f"{name}.jsonl", some) for name, some in rows.items()}
     start = ["--model_name_or_path", model, "--dataset_name"]
     commands = {
-        "reward/ranking_trainer": ["reward", *start, files["pairs"], *QUICK["reward"]],
         "reward/calibration": [
             *("reward", *start, files["pairs"], *QUICK["reward"], "--calibration_dataset_name", files["typed"])
         ],
@@ -61,6 +60,8 @@ def check(folder: Path) -> None:
             *("ppo", *start, files["prompts"], "--reward_funcs", scorer, *QUICK["ppo"]),
             *("--ptx_coef", "1", "--ptx_dataset_name", files["typed"]),
         ],
+        # Last, when no module takes the noting function for its own any more.
+        "text": ["reward", *start, files["pairs"], *QUICK["reward"]],
     }
     for i, (module, argv) in enumerate(commands.items()):
         output = [] if argv[0] == "data" else ["--output_dir", folder / f"out{i}"]

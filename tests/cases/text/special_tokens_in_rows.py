@@ -4,8 +4,8 @@ from pathlib import Path
 
 from product import QUICK, assert_done, command, policy, reward_model, saved, tokenizer, write_rows
 
-from hf_instructgpt.stages.arguments import parse_stage
 from hf_instructgpt.stages.load_data import load_stage_datasets, rows_to_read
+from hf_instructgpt.stages.parsing import parse_stage
 
 
 def check(folder: Path) -> None:

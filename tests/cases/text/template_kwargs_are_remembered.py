@@ -1,6 +1,5 @@
 """`chat_template_kwargs` as an option reaches all that a stage reads, and later `generate` and the model's card."""
 
-import contextlib
 import json
 from pathlib import Path
 from unittest.mock import patch
@@ -13,6 +12,7 @@ from product import user, write_rows  # isort: skip
 def check(folder: Path) -> None:
     from hf_instructgpt.sampling import generate
     from hf_instructgpt.stages import samples
+    from hf_instructgpt.stages.conversation import Speaker
 
     tok = tokenizer("chatml")
     tok.chat_template = "{% if mode is defined %}<{{ mode }}>{% endif %}" + tok.chat_template
@@ -54,8 +54,5 @@ def check(folder: Path) -> None:
     for name in ("messages", "tokenize", "add_generation_prompt", "tools", "continue_final_message", "return_dict"):
         options = ["--chat_template_kwargs", json.dumps({name: True}), "--output_dir", folder / "x"]
         assert_refused(command(*argv, *options), "chat_template_kwargs", name)
-    with contextlib.suppress(ModuleNotFoundError):  # without Gradio there is no page
-        from hf_instructgpt.app.compare_page import Contestant
-
-        contestant = Contestant("a", policy(tok), tok, samples.known_of(str(folder / "sft")))
-        assert tok.decode(encode(tok, contestant.row("ab"))) == "<off>user:ab<eos>\nassistant:"
+    speaker = Speaker("a", policy(tok), tok, samples.known_of(str(folder / "sft")))
+    assert tok.decode(encode(tok, speaker.row("ab"))) == "<off>user:ab<eos>\nassistant:"

@@ -1,6 +1,7 @@
 """A page answers its own address and its own requests, takes no uploads, and lets nobody guess passwords fast."""
 
 import asyncio
+import base64
 import http.client
 import os
 from pathlib import Path
@@ -24,15 +25,28 @@ def check(folder: Path) -> None:
             return connection.getresponse().status
 
         port = own.rpartition(":")[2]
-        assert status("GET", "/config") == status("GET", "/config", f"localhost:{port}") == 200
-        assert status("GET", "/config", f"evil.example:{port}") == 400
-        assert status("GET", "/config", f"evil.example:{port}", Origin=f"http://evil.example:{port}") == 400
-        assert status("GET", "/config", Origin=address.rstrip("/")) == 200
+        assert status("GET", "/") == status("GET", "/", f"localhost:{port}") == 200
+        assert status("GET", "/", f"evil.example:{port}") == 400
+        assert status("GET", "/", f"evil.example:{port}", Origin=f"http://evil.example:{port}") == 400
+        assert status("GET", "/", Origin=address.rstrip("/")) == 200
         for origin in ("http://evil.example", "null", "http://localhost:1", f"http://localhost:{port}"):
-            assert status("GET", "/config", Origin=origin) == 403, origin
+            assert status("GET", "/", Origin=origin) == 403, origin
         for path in ("/gradio_api/upload", "/upload", "/gradio_api/upload/", "/gradio_api/upload?upload_id=1"):
             assert status("POST", path) == 403, path
-    assert asyncio.run(delays(serve, wrong=7)) == [0.25, 0.5, 0.5, 1, 2, 4, 8, 8]
+        from hf_instructgpt.app import web
+
+    wrong = [
+        basic("ann", "guess"),
+        basic("", "secret"),
+        b"Bearer secret",
+        b"Basic \xff",
+        basic("ann", ""),
+        b"Basic",
+        b"x",
+    ]
+    headers = [None, *wrong, basic("ann", "secret"), basic("bob", "secret")]
+    statuses, waited = asyncio.run(answers_and_delays(web, *headers))
+    assert statuses == [401] * 8 + [200, 200] and waited == [0.25, 0.5, 1, 2, 4, 8, 8]
     passwords(folder, serve)
     for port in ("99999", "-1"):
         result = command("rank", "--model", "m", "--prompts", "p", "--output", folder / "r.jsonl", "--port", port)
@@ -41,26 +55,30 @@ def check(folder: Path) -> None:
     assert result.code == 2 and "`--max_new_tokens` must be 1 or more, not 0" in result.err
 
 
-async def delays(serve, wrong: int) -> list[float]:
-    """How long the logins behind so many wrong ones wait; after a right one none does."""
-    waited, answers = [], [400] * wrong + [200, 200]
-    answers[2:2] = [307]  # of `/login//`: it neither counts nor resets
+def basic(name: str, password: str) -> bytes:
+    return b"Basic " + base64.b64encode(f"{name}:{password}".encode())
+
+
+async def answers_and_delays(web, *headers: bytes | None) -> tuple[list[int], list[float]]:
+    """How requests with these `Authorization` headers are answered, and how long those after wrong ones wait."""
+    statuses, waited = [], []
 
     async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": answers.pop(0)})
+        await send({"type": "http.response.start", "status": 200})
 
     async def sleep(seconds):
         waited.append(seconds)
 
     async def send(message):
-        pass
+        statuses.extend([message["status"]] if "status" in message else [])
 
-    guard = serve.Guard(app)
-    scope = {"type": "http", "method": "POST", "path": "/login", "headers": [], "client": ("10.0.0.1", 1)}
-    with patch.object(serve.asyncio, "sleep", sleep):
-        while answers:
+    guard = web.Guard(app, password="secret")
+    with patch.object(web.asyncio, "sleep", sleep):
+        for header in headers:
+            known = [] if header is None else [(b"authorization", header)]
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": known, "client": ("10.0.0.1", 1)}
             await guard(scope, None, send)
-    return waited
+    return statuses, waited
 
 
 def passwords(folder: Path, serve) -> None:
@@ -69,9 +87,13 @@ def passwords(folder: Path, serve) -> None:
 
     options = {"host": "0.0.0.0", "port": None, "share": False, "password": None}
     (folder / "password").write_text("from a file\n")
-    assert serve.launch_options(**options, password_file=folder / "password")["auth"]("ann", "from a file")
+
+    def password(**more):
+        return serve.launch_options(**options, **more)["app_kwargs"]["middleware"][-1].kwargs["password"]
+
+    assert password(password_file=folder / "password") == "from a file"
     with patch.dict(os.environ, {"HF_INSTRUCTGPT_PASSWORD": "from outside"}):
-        assert serve.launch_options(**options)["auth"]("ann", "from outside")
+        assert password() == "from outside"
     (folder / "empty").write_text("\n")
     for file in (folder / "empty", folder / "missing", folder):
         try:

@@ -11,33 +11,40 @@ def row(number: int, **more) -> dict:
 
 
 def check(folder: Path) -> None:
-    from hf_instructgpt.app import ranking_store
-    from hf_instructgpt.app.ranking_store import RankingFile
     from hf_instructgpt.errors import InputError
+    from hf_instructgpt.rankings import ranking_file
+    from hf_instructgpt.rankings.ranking_file import RankingFile
 
     path = folder / "r.jsonl"
     path.write_text(json.dumps(row(1)) + "\n" + json.dumps(row(2)))  # as jq and editors leave it
     file = RankingFile(path)
     assert file.rows() == [row(1), row(2)]
     file.add(row(3))
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [row(1), row(2), row(3)]
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert found.pop().items() >= row(3).items() and found == [row(1), row(2)]
 
-    # A demonstration whose ranking could not be written is there once when it is saved again.
-    own, append = row(4, responses=["a", "own"], written=True), ranking_store._append
+    # Saved again after one of the two files could not be written, a ranking and its demonstration are there once.
+    append = ranking_file.append_line
+    for number, name in enumerate(("r.jsonl", "demonstrations.jsonl"), start=4):
+        own = row(number, responses=["a", f"own {number}"], written=True)
 
-    def full(place, content):
-        if place == path:
-            raise OSError(28, "No space left on device")
-        append(place, content)
+        def full(place, line, name=name):
+            if place.name == name:
+                raise OSError(28, "No space left on device")
+            append(place, line)
 
-    for problem in (full, append):
-        with patch.object(ranking_store, "_append", problem):
+        with patch.object(ranking_file, "append_line", full):
             try:
-                file.add(own)
+                saved = file.add(own)
             except OSError:
-                assert problem is full
-    assert file.rows()[-1] == own
-    assert (folder / "demonstrations.jsonl").read_text().splitlines() == ['{"prompt": "p", "completion": "own"}']
+                saved = False
+        assert saved == (name == "demonstrations.jsonl") == (len(file.rows()) == number)
+        file.add(own)
+        assert file.rows()[-1].items() >= own.items() and len(file.rows()) == number
+        demonstrations = (folder / "demonstrations.jsonl").read_text().splitlines()
+        assert [json.loads(line)["completion"] for line in demonstrations] == [
+            f"own {n}" for n in range(4, number + 1)
+        ]
 
     other = [3, {"id": "x"}, row(5, ranks=None), row(5, ranks=["1", "2"]), row(5, responses=None), row(5, ranks=[1])]
     other += [row(5, ranks=[float("nan"), 1]), row(5, id=[]), row(5, annotator=None), row(5, annotator=["a"]), row(1)]
@@ -58,7 +65,7 @@ def check(folder: Path) -> None:
 
 
 def refused(kind: type[Exception], path, words: str) -> None:
-    from hf_instructgpt.app.ranking_store import RankingFile
+    from hf_instructgpt.rankings.ranking_file import RankingFile
 
     try:
         RankingFile(path)

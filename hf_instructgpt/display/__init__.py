@@ -1,0 +1,1 @@
+"""What a training command shows while it runs: on a terminal a live bar for each stage, elsewhere plain lines."""

@@ -1,0 +1,23 @@
+"""What the page's section "explorable PPO" reads of a token log, besides the tokens' own numbers."""
+
+NUMBERS, WHITENINGS = ("kl_coef", "gamma", "lam", "cliprange"), ("reward_whitening", "advantage_whitening")
+
+
+def explorable(row: dict) -> dict:
+    """The options and numbers from which the page computes PPO anew; nothing for a row of an earlier version.
+
+    The penalised KL is there only where it is not the log-ratio itself.
+    """
+    if "options" not in row:
+        return {}
+    options = row["options"]
+    sum((options[name] for name in NUMBERS), row["rewarded_score"])  # fails unless they are numbers
+    for mean, scale in (pair for name in WHITENINGS if (pair := options[name]) is not None):
+        float(mean) + float(scale)
+    found = {"options": {name: options[name] for name in (*NUMBERS, *WHITENINGS, "advantage_estimator")}}
+    found["rewarded_score"] = row["rewarded_score"]
+    penalties = [token["kl_penalty"] for token in row["tokens"]]
+    if penalties != [token["kl"] for token in row["tokens"]]:
+        sum(x for x in penalties if x is not None)
+        found["kl_penalty"] = penalties
+    return found

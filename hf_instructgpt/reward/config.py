@@ -1,0 +1,33 @@
+"""RankingRewardConfig: the options of [`RankingRewardTrainer`] beside TRL's."""
+
+from dataclasses import dataclass
+
+from trl import RewardConfig
+
+from ..options import documented
+
+
+@documented
+@dataclass
+class RankingRewardConfig(RewardConfig):
+    """Options of [`RankingRewardTrainer`]: TRL's `RewardConfig` and the fields below.
+
+    Raises:
+        ValueError: An option is out of its range; the message names it.
+    """
+
+    label_noise: float = 0.0
+    """Share of the labelled pairs that are assumed to be the wrong way round, below 0.5. The likelihood of a pair is
+    then `(1 - label_noise) sigmoid(d) + label_noise sigmoid(-d)`, where d is the difference of the two scores
+    (Christiano et al. 2017, section 2.2.3), so that no single label can pull far."""
+    lm_coef: float = 0.0
+    """Weight of a language-modelling loss on the best-ranked responses (Yang et al. 2024, arXiv 2406.10216): the model
+    below the score keeps what predicts the next token. The language-modelling head is the start model's and stays as
+    it is; the saved reward model is without it."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.label_noise < 0.5:
+            raise ValueError(f"`label_noise` must be 0 or more and below 0.5, not {self.label_noise}.")
+        if not 0 <= self.lm_coef < float("inf"):
+            raise ValueError(f"`lm_coef` must be 0 or more, not {self.lm_coef}.")

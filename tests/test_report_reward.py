@@ -23,6 +23,7 @@ MEASURED_ON = {
     "num_cut": 0,
     "calibrated_on": None,
     "config_score_bias": None,
+    "score_scale": 1.0,
 }
 
 

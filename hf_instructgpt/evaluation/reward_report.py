@@ -28,8 +28,10 @@ PAIR_COLUMNS = {"prompt": int, "row_weight": float, "num_responses": int, "rank_
 PAIR_COLUMNS |= {"length_gap": int, "clear": bool, "content": bool}
 
 
-def measure_rewards(rankings: list[ScoredRanking]) -> dict:
+def measure_rewards(rankings: list[ScoredRanking], *, score_scale: float = 1.0) -> dict:
     """Compute the figures of a report on one or more rows, as plain numbers for JSON; None where undefined.
+
+    `score_scale` is the log-odds in one unit of score; see [`calibration`].
 
     `accuracy_by_row` gives each row the same weight, as the training loss does; `by_margin` splits the pairs into
     quarters by the model's own margin; `beats_baselines` compares the model with the better length baseline.
@@ -49,7 +51,7 @@ def measure_rewards(rankings: list[ScoredRanking]) -> dict:
         "by_num_responses": by_kind(pairs, "num_responses"),
         "by_rank_gap": by_kind(pairs, "rank_gap"),
         "by_margin": by_margin(pairs),
-        "calibration": calibration(pairs),
+        "calibration": calibration(pairs, score_scale=score_scale),
         "length": length,
         "beats_baselines": interval is not None and interval[0] > 0,
         "judge": judge_agreement(rankings),
@@ -123,8 +125,8 @@ def by_margin(pairs: pd.DataFrame) -> list[dict]:
     ]
 
 
-def calibration(pairs: pd.DataFrame) -> dict:
-    """Compare what the model claims, `p = sigmoid(margin)`, with how often it is right.
+def calibration(pairs: pd.DataFrame, *, score_scale: float = 1.0) -> dict:
+    """Compare what the model claims, `p = sigmoid(score_scale * margin)`, with how often it is right.
 
     The confidence `max(p, 1 - p)` falls into `NUM_BINS` bins of equal width from 1/2 to 1. The expected calibration
     error is the mean of `|accuracy - mean confidence|` over the bins, weighted by their pairs (Guo et al. 2017,
@@ -132,7 +134,7 @@ def calibration(pairs: pd.DataFrame) -> dict:
     1/4).
     """
     # scikit-learn's versions know no half hits, clip p before the logarithm, and report no counts of the bins.
-    margin = pairs["margin"].to_numpy()
+    margin = score_scale * pairs["margin"].to_numpy()
     confidence, bins = scipy.special.expit(np.abs(margin)), []
     place = np.minimum((confidence - 0.5) * 2 * NUM_BINS, NUM_BINS - 1).astype(int)
     for i, some in pairs.groupby(place):

@@ -175,7 +175,9 @@ def load_reward_model(
             model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
             model.config._name_or_path = name  # logs show its own name, not its base model's
             with suppress(OSError):  # adapters of other programs have no configuration beside them
-                model.config.score_bias = PreTrainedConfig.get_config_dict(name)[0].get("score_bias", 0.0)
+                beside = PreTrainedConfig.get_config_dict(name)[0]
+                model.config.score_bias = beside.get("score_bias", 0.0)
+                model.config.score_scale = beside.get("score_scale", 1.0)
     if tokenizer is not None:
         check_vocabulary(name, tokenizer, model)
         if model.config.get_text_config().pad_token_id is None:

@@ -19,12 +19,13 @@ from ..errors import InputError
 from ..functional import pair_loss
 from ..hub.card_mixin import CardMixin
 from ..models.checks import ensure_precision
-from ..models.loading import load_lm_head
+from ..models.loading import load_lm_head, load_policy
 from ..models.packing import has_padding, packed_scores, scores_packed
-from ..models.surgery import last_hidden_state
+from ..models.surgery import is_quantised, last_hidden_state
 from ..resuming.resumable import ResumableTrainer
+from ..sampling.generate import Samples
 from ..text import encode_row, encode_texts, pad_rows, template_options, whole_text
-from .calibration import calibrate
+from .calibration import calibrate, sample_responses
 
 logger = logging.get_logger(__name__)
 
@@ -103,6 +104,10 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         calibration_dataset ([`~datasets.Dataset`], *optional*): Demonstrations (`prompt` and `completion`, or
             `messages`, or `text`). After training, scores are shifted so that demonstrations score 0 on average; see
             [`calibrate`].
+        calibration_policy (`str` or [`~transformers.PreTrainedModel`], *optional*): The SFT model, with the reward
+            model's tokenizer: Hub id, path or model. Before training it answers prompts of `calibration_dataset`;
+            after training, scores are divided by the standard deviation of its responses' scores, which becomes 1.
+            Not used with sharded weights (FSDP, DeepSpeed).
 
     Raises:
         InputError: A row has another form, or no row has a pair.
@@ -117,6 +122,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         *,
         processing_class: PreTrainedTokenizerBase | None = None,
         calibration_dataset: Dataset | None = None,
+        calibration_policy: str | PreTrainedModel | None = None,
         lm_head: str | nn.Module | None = None,
         **kwargs,
     ):
@@ -126,9 +132,12 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             raise InputError("`lm_coef` needs `lm_head`: the language model whose head predicts the next token.")
         if calibration_dataset is not None:
             check_columns(calibration_dataset, "sft", source="`calibration_dataset`")
+        elif calibration_policy is not None:
+            raise InputError("`calibration_policy` needs `calibration_dataset`, whose prompts it answers.")
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         ensure_precision("the reward model", self.model, args)
-        self.calibration_dataset = calibration_dataset
+        self.calibration_dataset, self.calibration_policy = calibration_dataset, calibration_policy
+        self.calibration_samples = None
         self.lm_head = None
         if self.lm_coef:
             dtype = {"dtype": self.model.dtype, "trust_remote_code": getattr(args, "trust_remote_code", False)}
@@ -212,7 +221,8 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
                 outputs = model(**texts, use_cache=False)
                 rewards = outputs.logits.squeeze(-1)
         margins = rewards[inputs["better"]] - rewards[inputs["worse"]]
-        losses = pair_loss(margins - inputs["margin"], label_noise=self.label_noise)
+        log_odds = margins * getattr(self.model.config, "score_scale", 1.0)
+        losses = pair_loss(log_odds - inputs["margin"], label_noise=self.label_noise)
         loss = (losses * inputs["weight"]).sum()
         if self.args.center_rewards_coefficient is not None:
             sums = rewards[inputs["better"]] + rewards[inputs["worse"]]
@@ -249,16 +259,39 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
 
     def train(self, *args, **kwargs):
         """Train, then calibrate."""
+        if self.calibration_policy is not None:
+            self.calibration_samples = self._answer_calibration_prompts()
+            self.calibration_policy = None  # frees its memory for training
         output = super().train(*args, **kwargs)
         if self.calibration_dataset is not None:
             model = self.accelerator.unwrap_model(self.model)
             options = {"max_length": self.args.max_length, "batch_size": self.args.per_device_eval_batch_size}
+            options["samples"] = self.calibration_samples
             bias = calibrate(model, self.processing_class, self.calibration_dataset, **options)
             logger.info(f"Scores are shifted by {bias:+.3f}, so that demonstrations score 0 on average.")
         return output
 
+    def _answer_calibration_prompts(self) -> Samples | None:
+        """The policy's responses to the prompts of the calibration data; None, with a warning, without any."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            logger.warning("The scores keep their unit: `calibration_policy` is not used with sharded weights.")
+            return None
+        policy = self.calibration_policy
+        if isinstance(policy, str):
+            loading = {"dtype": self.model.dtype, "trust_remote_code": getattr(self.args, "trust_remote_code", False)}
+            policy = load_policy(policy, self.processing_class, **loading)
+        if not is_quantised(policy):
+            policy.to(self.accelerator.device)
+        options = {"seed": self.args.seed, "batch_size": 64}
+        samples = sample_responses(policy, self.processing_class, self.calibration_dataset, **options)
+        if samples is None:
+            logger.warning(
+                "The scores keep their unit: `calibration_dataset` has no prompts that a policy can answer."
+            )
+        return samples
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model; with an adapter also its configuration, which holds `score_bias`."""
+        """Save the model; with an adapter also its configuration, which holds `score_bias` and `score_scale`."""
         super().save_model(output_dir, _internal_call)
         if is_peft_model(self.model) and self.args.should_save:
             self.model.config.save_pretrained(output_dir or self.args.output_dir)

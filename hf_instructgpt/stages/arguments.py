@@ -116,8 +116,9 @@ class RewardArguments(StageArguments):
     """Arguments of `hf-instructgpt reward`."""
 
     calibration_dataset_name: str | None = None
-    """Demonstrations (data as for `sft`, split `dataset_train_split`) that score 0 on average after training: the
-    scores are shifted by a constant. Default: no shift."""
+    """Demonstrations (data as for `sft`, split `dataset_train_split`) that give the scores their zero and unit after
+    training: demonstrations score 0 on average, and responses of the start model (`model_name_or_path`) to their
+    prompts, at temperature 1, have standard deviation 1. Default: neither."""
 
 
 @documented

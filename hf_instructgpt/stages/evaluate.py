@@ -66,6 +66,7 @@ def evaluate_reward(
     max_length = stage_options.get("max_length")
     rankings, num_cut = score_rankings(reward_model, tokenizer, rows, max_length=max_length, **options)
     folder = Path(model) if Path(model).is_dir() else Path(snapshot_download(model, local_files_only=True))
+    score_scale = getattr(reward_model.config, "score_scale", 1.0)
     report = {
         "model": model,
         "weights_sha256": weights_sha256(folder),
@@ -77,7 +78,8 @@ def evaluate_reward(
         "num_cut": num_cut,
         "calibrated_on": stage_options.get("calibration_dataset_name"),
         "config_score_bias": getattr(reward_model.config, "score_bias", None),
-        **measure_rewards(rankings),
+        "score_scale": score_scale,
+        **measure_rewards(rankings, score_scale=score_scale),
     }
     _write(report, rankings, Path(output_dir or model))
     if output_dir is None and Made.load(model) is not None:

@@ -2,18 +2,24 @@
 
 from pathlib import Path
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from trl import ModelConfig
 
+from ..errors import InputError
 from ..models.forward import context_length
-from ..models.loading import load_new_reward_model
+from ..models.loading import load_new_reward_model, load_policy
 from ..reward.config import RankingRewardConfig
 from ..reward.ranking_trainer import RankingRewardTrainer
+from ..sampling.padding import check_padding
 from .adapters import new_adapter, peft_errors
 from .arguments import RewardArguments
 from .load_data import load_text
 from .load_models import load_options, load_tokenizer_and_config
 from .run_stage import run_stage
 from .stage_data import StageData
+
+logger = logging.get_logger(__name__)
 
 
 def run_reward(
@@ -29,9 +35,10 @@ def _make_trainer(
     tokenizer, config = load_tokenizer_and_config(training_args, model_args)
     options = load_options(training_args, model_args)
     train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
-    calibration_dataset = None
+    calibration_dataset = calibration_policy = None
     if args.calibration_dataset_name is not None:
         calibration_dataset = load_text("calibration_dataset_name", args, tokenizer)
+        calibration_policy = _start_as_policy(model_args.model_name_or_path, tokenizer, options)
     model = load_new_reward_model(model_args.model_name_or_path, tokenizer, **options)
     training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the score head too
@@ -43,6 +50,18 @@ def _make_trainer(
             eval_dataset=eval_dataset if data.is_evaluated else None,
             processing_class=tokenizer,
             calibration_dataset=calibration_dataset,
+            calibration_policy=calibration_policy,
             lm_head=model_args.model_name_or_path,
             peft_config=new_adapter(model, model_args),
         )
+
+
+def _start_as_policy(name: str, tokenizer: PreTrainedTokenizerBase, options: dict) -> PreTrainedModel | None:
+    """The start model as a policy, whose responses give the scores their unit; None if it cannot be one."""
+    try:
+        policy = load_policy(name, tokenizer, **options)
+        check_padding(policy, tokenizer, generates=True)
+    except InputError as error:
+        logger.warning(f"Scores are shifted, but keep their unit, because the start model cannot answer: {error}")
+        return None
+    return policy

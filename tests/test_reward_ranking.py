@@ -59,7 +59,8 @@ ROWS = [ranking("ab", ["cc", "d", "eee"], [1, 2, 2]), ranking("f", ["g", "hi"], 
 
 
 def make(tmp_path, rows=ROWS, model=None, cls=RankingRewardTrainer, tokenizer=TOKENIZER, eval_rows=None, **options):
-    more = {name: options.pop(name) for name in ("calibration_dataset", "peft_config", "lm_head") if name in options}
+    names = ("calibration_dataset", "calibration_policy", "peft_config", "lm_head")
+    more = {name: options.pop(name) for name in names if name in options}
     defaults = {
         "output_dir": str(tmp_path),
         "use_cpu": True,

@@ -278,6 +278,14 @@ def test_scaled_scores_have_the_known_calibration_error(scale, error):
     assert report["calibration"]["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
 
 
+def test_scores_with_a_unit_claim_what_their_log_odds_say():
+    """A margin of 1 in units of log 3 is a confidence of 3/4; accuracy is 1."""
+    found = calibration(table_of([1.0, 1.0]), score_scale=math.log(3))
+    assert found["mean_confidence"] == pytest.approx(0.75)
+    assert found["log_loss"] == pytest.approx(math.log(4 / 3))
+    assert found["brier_score"] == pytest.approx(1 / 16)
+
+
 def test_the_lab_tells_clear_pairs_and_pairs_of_content_apart():
     """By its judge: right and polite 1.0, the same but wrong 0.7, rude and without a mark far below."""
     question, right, wrong, rude = "雪是什么颜色？", "好的，是白色。", "好的，是红色。", "喂，是白色"

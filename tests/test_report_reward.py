@@ -63,6 +63,8 @@ def warnings(report):
             {"calibrated_on": "lab", "config_score_bias": -1.5},
             "The shift,\n-1.500, is in `config.score_bias` and is added wherever `hf_instructgpt` scores;\nwith",
         ),
+        ({"score_scale": 1.5}, "times 1.500, which undoes the scaling below.\n"),
+        ({"score_scale": 1.5}, "They are divided by 1.500, so that the responses of the model it was trained from"),
     ],
 )
 def test_the_zero_of_the_scores_is_explained(changes, sentence):

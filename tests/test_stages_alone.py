@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,11 +13,16 @@ from transformers.utils import logging
 from trl import ModelConfig
 
 from hf_instructgpt.cli import main
+from hf_instructgpt.evaluation.preference import score_rankings
+from hf_instructgpt.evaluation.reward_report import pair_table
+from hf_instructgpt.models.loading import load_policy
 from hf_instructgpt.ppo.config import PPOConfig
-from hf_instructgpt.scoring.reward_models import reward_model_scores
+from hf_instructgpt.reward.calibration import sample_responses
+from hf_instructgpt.scoring.reward_models import reward_model_scores, score_samples
 from hf_instructgpt.stages.adapters import lora_config
-from hf_instructgpt.stages.arguments import StageArguments
-from hf_instructgpt.stages.load_data import load_stage_datasets
+from hf_instructgpt.stages.arguments import RewardArguments, StageArguments
+from hf_instructgpt.stages.evaluate import evaluate_reward
+from hf_instructgpt.stages.load_data import load_rows, load_stage_datasets, load_text
 from hf_instructgpt.stages.load_models import load_options, model_source
 
 MODEL = '{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0}'
@@ -164,6 +171,30 @@ def test_reward_calibrates_and_holds_out_prompts(here, models):
     ids = [tokenizer(f"{q}{a}{tokenizer.eos_token}")["input_ids"] for q, a in QUESTIONS.items()]
     scores = reward_model_scores(model.eval(), ids, batch_size=2)
     assert scores.mean().item() == pytest.approx(0, abs=1e-5) and model.score_bias.item() != 0
+
+
+def test_reward_divides_by_the_deviation_of_the_start_model_s_scores_and_its_report_undoes_it(here, models, caplog):
+    argv = ["reward", "--dataset_name", "rankings.jsonl", "--calibration_dataset_name", "sft.jsonl", *TRAIN]
+    assert main([*argv, "--model_name_or_path", str(models / "sft"), "--output_dir", "out"]) == 0
+    model = AutoModelForSequenceClassification.from_pretrained("out").eval()
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    policy = load_policy(str(models / "sft"), tokenizer).eval()
+    rows = load_text("calibration_dataset_name", RewardArguments(calibration_dataset_name="sft.jsonl"), tokenizer)
+    samples = sample_responses(policy, tokenizer, rows, seed=42, batch_size=64)
+    assert score_samples(model, tokenizer, samples).std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    scale = model.config.score_scale
+    report = evaluate_reward("out", split="train")
+    assert report["score_scale"] == scale != 1
+    rankings, _ = score_rankings(model, tokenizer, load_rows(StageArguments("rankings.jsonl"), "reward")["train"])
+    margins = pair_table(rankings)["margin"].to_numpy()
+    assert report["calibration"]["log_loss"] == pytest.approx(np.logaddexp(0, -scale * margins).mean())
+    assert f"They are divided by {scale:.3f}" in Path("out/reward_report.md").read_text()
+
+    caplog.clear()  # a reward model cannot answer
+    assert main([*argv, "--model_name_or_path", "out", "--output_dir", "again"]) == 0
+    assert "Scores are shifted, but keep their unit" in caplog.text and "holds no causal language model" in caplog.text
+    again = AutoModelForSequenceClassification.from_pretrained("again")
+    assert again.config.score_scale == scale and not torch.equal(again.score.weight, model.score.weight)
 
 
 @pytest.mark.parametrize("kind", ["prompts", "chat-prompts"])

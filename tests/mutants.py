@@ -36,6 +36,7 @@ OPTIONS = "tests/test_ppo_options.py::"
 PACKING = "tests/test_models_packing.py::"
 PAGE = "tests/test_report_page.py::"
 PLAN = "tests/test_stages_plan.py::"
+UNIT = "tests/test_reward_calibration.py::"
 RANKING = "tests/test_reward_ranking.py::"
 RANKING_FILE = "tests/test_rankings_file.py::"
 RANKING_ITEMS = "tests/test_rankings_items.py::"
@@ -1012,8 +1013,8 @@ MUTANTS = [
         "36c",
         "the margin makes the comparison easier",
         f"{REWARD}/ranking_trainer.py",
-        'pair_loss(margins - inputs["margin"]',
-        'pair_loss(margins + inputs["margin"]',
+        'pair_loss(log_odds - inputs["margin"]',
+        'pair_loss(log_odds + inputs["margin"]',
         f"{RANKING}test_a_margin_is_subtracted_as_in_trl",
     ),
     Mutant(
@@ -1028,8 +1029,8 @@ MUTANTS = [
         "36e",
         "the demonstrations' mean is added rather than taken away",
         f"{REWARD}/calibration.py",
-        "bias = -reward_model_scores",
-        "bias = reward_model_scores",
+        "bias = -scores(rows)",
+        "bias = scores(rows)",
         f"{RANKING}test_demonstrations_score_zero_on_average_with_stock_loading",
     ),
     Mutant(
@@ -2425,5 +2426,123 @@ MUTANTS = [
         ("        if kept.is_file():\n            return\n"),
         "",
         f"{ROUNDS}test_people_rank_and_the_run_goes_on",
+    ),
+    Mutant(
+        "52a",
+        "the scores are not divided",
+        f"{REWARD}/calibration.py",
+        "            p /= std\n",
+        "            p /= 1\n",
+        f"{UNIT}test_zero_and_unit_by_hand",
+    ),
+    Mutant(
+        "52b",
+        "the shift is measured before the scores are divided",
+        f"{REWARD}/calibration.py",
+        (
+            "        _divide_scores(model, std, rows[0][:8])\n",
+            "    return bias\n\n\ndef _divide",
+        ),
+        (
+            "",
+            "    if samples:\n        _divide_scores(model, std, rows[0][:8])\n    return bias\n\n\ndef _divide",
+        ),
+        f"{UNIT}test_zero_and_unit_by_hand",
+    ),
+    Mutant(
+        "52c",
+        "the score head's bias is not divided",
+        f"{REWARD}/calibration.py",
+        "for p in head.parameters():",
+        "for p in [head.weight]:",
+        f"{UNIT}test_of_a_head_of_two_layers_the_last_one_is_divided",
+    ),
+    Mutant(
+        "52d",
+        "the unit is the sample's standard deviation, not the population's",
+        f"{REWARD}/calibration.py",
+        ".std(correction=0)",
+        ".std(correction=1)",
+        f"{UNIT}test_zero_and_unit_by_hand",
+    ),
+    Mutant(
+        "52e",
+        "the policy answers greedily",
+        f"{REWARD}/calibration.py",
+        "max_new_tokens=room, ",
+        "max_new_tokens=room, do_sample=False, ",
+        f"{UNIT}test_responses_are_sampled_as_long_as_the_longest_demonstration_and_leave_the_random_state",
+    ),
+    Mutant(
+        "52f",
+        "the responses take random numbers from what follows",
+        f"{REWARD}/calibration.py",
+        "with seeded(seed, policy.device):",
+        "if True:",
+        f"{UNIT}test_responses_are_sampled_as_long_as_the_longest_demonstration_and_leave_the_random_state",
+    ),
+    Mutant(
+        "52g",
+        "a second unit replaces the first one's log-odds",
+        f"{REWARD}/calibration.py",
+        'getattr(model.config, "score_scale", 1.0) * std',
+        "std",
+        f"{UNIT}test_again_on_other_samples_the_divisors_multiply",
+    ),
+    Mutant(
+        "52h",
+        "scores that hardly differ are divided",
+        f"{REWARD}/calibration.py",
+        "if not MIN_STD < std",
+        "if not 0 < std",
+        f"{UNIT}test_scores_that_hardly_differ_are_not_divided",
+    ),
+    Mutant(
+        "52i",
+        "a layer is divided below a function that bends the score",
+        f"{REWARD}/calibration.py",
+        'output.shape[-1] == 1 and torch.isclose(output, logits - getattr(model, "score_bias", 0.0)).any()',
+        "output.shape[-1] == 1",
+        f"{UNIT}test_scores_that_are_more_than_a_linear_layer_keep_their_unit",
+    ),
+    Mutant(
+        "52j",
+        "a head is divided that the adapter does not save",
+        f"{REWARD}/calibration.py",
+        "is_saved = is_score and (layer.weight.requires_grad or not is_peft_model(model))",
+        "is_saved = is_score",
+        f"{UNIT}test_an_adapter_that_does_not_save_the_head_keeps_the_unit",
+    ),
+    Mutant(
+        "52k",
+        "an adapter's log-odds are lost",
+        "hf_instructgpt/models/loading.py",
+        'beside.get("score_scale", 1.0)',
+        "1.0",
+        f"{UNIT}test_an_adapter_carries_the_unit_and_a_merged_one_has_it_once",
+    ),
+    Mutant(
+        "52l",
+        "a model with a unit is trained as if its scores were log-odds",
+        f"{REWARD}/ranking_trainer.py",
+        'margins * getattr(self.model.config, "score_scale", 1.0)',
+        "margins",
+        f"{UNIT}test_a_model_with_a_unit_is_evaluated_and_trained_on_log_odds",
+    ),
+    Mutant(
+        "52m",
+        "a report reads scores with a unit as log-odds",
+        "hf_instructgpt/evaluation/reward_report.py",
+        "margin = score_scale * pairs",
+        "margin = pairs",
+        "tests/test_evaluation_reward_report.py::test_scores_with_a_unit_claim_what_their_log_odds_say",
+    ),
+    Mutant(
+        "52n",
+        "a report is not told the unit",
+        "hf_instructgpt/stages/evaluate.py",
+        "measure_rewards(rankings, score_scale=score_scale)",
+        "measure_rewards(rankings)",
+        "tests/test_stages_alone.py::test_reward_divides_by_the_deviation_of_the_start_model_s_scores_and_its_report_undoes_it",
     ),
 ]

@@ -181,7 +181,7 @@ class Pipeline:
         if text in ppo_init and text not in sft:  # a new `sft` must know the characters that `ppo_init` does
             vocabulary = {text: ppo_init[text], "pretraining_fraction": 0.0}
         calibration = {}
-        # Demonstrations score 0 on average, if they can be read without options of their own.
+        # Demonstrations give the scores zero and unit, if they can be read without options of their own.
         splits = {self.options[stage].get("dataset_train_split", "train") for stage in ("sft", "reward")}
         if not {"dataset_config", "column_map"} & {*sft} and len(splits) == 1:
             calibration = {"calibration_dataset_name": sft.get("dataset_name")}

@@ -1053,7 +1053,7 @@ MUTANTS = [
         "36h",
         "an adapter's shift is lost",
         "hf_instructgpt/models/loading.py",
-        'model.config.score_bias = PreTrainedConfig.get_config_dict(name)[0].get("score_bias", 0.0)',
+        'model.config.score_bias = beside.get("score_bias", 0.0)',
         "pass",
         f"{RANKING}test_an_adapter_keeps_the_shift_beside_it_and_a_merged_one_has_it_once",
     ),
@@ -2495,7 +2495,7 @@ MUTANTS = [
         f"{REWARD}/calibration.py",
         "if not MIN_STD < std",
         "if not 0 < std",
-        f"{UNIT}test_scores_that_hardly_differ_are_not_divided",
+        f"{UNIT}test_scores_that_hardly_differ_are_not_divided[0.0005-is 0.000817:]",
     ),
     Mutant(
         "52i",

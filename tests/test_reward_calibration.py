@@ -155,7 +155,7 @@ def test_scores_that_hardly_differ_are_not_divided(weight, std, caplog):
     """Second ids 2, 4, 6: the standard deviation is 1.633 times the weight."""
     model = SecondToken()
     torch.nn.init.constant_(model.head.weight, weight)
-    keeps_its_unit(model, caplog, std, "Was it trained long enough?")
+    keeps_its_unit(model, caplog, std, "Train it longer.")
 
 
 def test_an_adapter_that_does_not_save_the_head_keeps_the_unit(caplog):
@@ -203,6 +203,14 @@ def test_messages_are_answered_and_text_has_no_prompt(tmp_path, caplog):
 def test_a_policy_without_prompts_is_refused(tmp_path):
     with pytest.raises(InputError, match="`calibration_policy` needs `calibration_dataset`"):
         make(tmp_path, calibration_policy=policy())
+
+
+def test_with_sharded_weights_the_scores_keep_their_unit(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("hf_instructgpt.reward.ranking_trainer.is_sharded", lambda args: True)
+    trainer = make(tmp_path, calibration_dataset=ROWS, calibration_policy="no/model", max_steps=1)
+    trainer.train()
+    assert "not used with sharded weights" in caplog.text and not hasattr(trainer.model.config, "score_scale")
+    assert scores_of(trainer.model).mean().item() == pytest.approx(0, abs=1e-6)
 
 
 # ---- Runs ----------------------------------------------------------------------------------------------------------

@@ -30,10 +30,19 @@ def check_launch(args: "TrainingArguments") -> None:
             "would not be averaged. Start one process per GPU with `accelerate launch` or `torchrun`; on CPUs set "
             "`use_cpu=True` too. If you want one process, unset WORLD_SIZE."
         )
-    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+    if _uses_fsdp(args):
         _check_is_on("FSDP", kind not in (DistributedType.NO, DistributedType.MULTI_CPU))
     if args.deepspeed_plugin is not None:
         _check_is_on("DeepSpeed", not parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def is_sharded(args: "TrainingArguments") -> bool:
+    """Whether FSDP or DeepSpeed is on, so that a process may hold a part of a model only."""
+    return _uses_fsdp(args) or args.deepspeed_plugin is not None
+
+
+def _uses_fsdp(args: "TrainingArguments") -> bool:
+    return bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def _check_is_on(name: str, is_on: bool) -> None:

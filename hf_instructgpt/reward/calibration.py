@@ -100,7 +100,7 @@ def _divide_scores(model: PreTrainedModel, std: float, ids: list[int]) -> None:
     """Divide the score head's weight and bias by `std`; `ids` are a text on which the head is looked for."""
     unscaled = f"The scores keep their unit. Their standard deviation over the policy's responses is {std:.3g}"
     if not MIN_STD < std < float("inf"):
-        logger.warning(f"{unscaled}: the reward model tells them apart too little. Was it trained long enough?")
+        logger.warning(f"{unscaled}: the reward model tells them apart too little. Train it longer.")
         return
     head = _score_head(model, ids)
     if head is None:

@@ -18,7 +18,7 @@ from ..data.shapes import shaped
 from ..errors import InputError
 from ..functional import pair_loss
 from ..hub.card_mixin import CardMixin
-from ..models.checks import ensure_precision
+from ..models.checks import ensure_precision, is_sharded
 from ..models.loading import load_lm_head, load_policy
 from ..models.packing import has_padding, packed_scores, scores_packed
 from ..models.surgery import is_quantised, last_hidden_state
@@ -273,7 +273,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
 
     def _answer_calibration_prompts(self) -> Samples | None:
         """The policy's responses to the prompts of the calibration data; None, with a warning, without any."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if is_sharded(self.args):
             logger.warning("The scores keep their unit: `calibration_policy` is not used with sharded weights.")
             return None
         policy = self.calibration_policy

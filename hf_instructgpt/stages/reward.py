@@ -7,6 +7,7 @@ from transformers.utils import logging
 from trl import ModelConfig
 
 from ..errors import InputError
+from ..models.checks import is_sharded
 from ..models.forward import context_length
 from ..models.loading import load_new_reward_model, load_policy
 from ..reward.config import RankingRewardConfig
@@ -38,7 +39,9 @@ def _make_trainer(
     calibration_dataset = calibration_policy = None
     if args.calibration_dataset_name is not None:
         calibration_dataset = load_text("calibration_dataset_name", args, tokenizer)
-        calibration_policy = _start_as_policy(model_args.model_name_or_path, tokenizer, options)
+        is_whole = not is_sharded(training_args)  # otherwise the trainer says that it is not used
+        name = model_args.model_name_or_path
+        calibration_policy = _start_as_policy(name, tokenizer, options) if is_whole else name
     model = load_new_reward_model(model_args.model_name_or_path, tokenizer, **options)
     training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the score head too

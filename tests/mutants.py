@@ -16,6 +16,7 @@ AGREEMENT = "tests/test_rankings_agreement.py::"
 CHECKLIST = "tests/test_ppo_checklist.py::"
 DEVICES = "tests/test_devices.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
+EXTRAS = "tests/test_ppo_extras.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
 EXPLORE = "tests/test_report_explore.py::"
 FAMILIES = "tests/test_ppo_families.py::"
@@ -2110,6 +2111,70 @@ MUTANTS = [
         "max(0, prompt_length - some) for some in cut",
         "prompt_length for some in cut",
         f"{RANKING}test_a_cut_text_keeps_the_place_where_its_response_begins",
+    ),
+    Mutant(
+        "53a",
+        "a mean of scores is divided by the number of functions, whatever their weights",
+        "hf_instructgpt/functional.py",
+        "scores / given.to(weights.dtype).mv(weights)",
+        "scores / given.sum(-1)",
+        f"{EXTRAS}test_scores_of_an_ensemble_are_combined_by_hand",
+    ),
+    Mutant(
+        "53b",
+        "the lowest score is the 0 of a function that gave none",
+        "hf_instructgpt/functional.py",
+        "torch.where(given, terms, torch.inf).amin(-1)",
+        "torch.where(given, terms, 0).amin(-1)",
+        f"{EXTRAS}test_scores_of_an_ensemble_are_combined_by_hand",
+    ),
+    Mutant(
+        "53c",
+        "disagreement is rewarded",
+        "hf_instructgpt/functional.py",
+        "return scores - uncertainty_coef *",
+        "return scores + uncertainty_coef *",
+        f"{EXTRAS}test_disagreement_is_the_standard_deviation_of_the_scores_that_are_given",
+    ),
+    Mutant(
+        "53d",
+        "disagreement is of a sample's standard deviation",
+        "hf_instructgpt/functional.py",
+        "square().sum(-1) / count.squeeze(-1)).sqrt()",
+        "square().sum(-1) / (count.squeeze(-1) - 1).clamp(min=1)).sqrt()",
+        f"{EXTRAS}test_disagreement_is_the_standard_deviation_of_the_scores_that_are_given",
+    ),
+    Mutant(
+        "53e",
+        "disagreement counts functions that gave no score",
+        "hf_instructgpt/functional.py",
+        "torch.where(given, terms - mean, 0)",
+        "(torch.where(given, terms, 0) - mean)",
+        f"{EXTRAS}test_disagreement_is_the_standard_deviation_of_the_scores_that_are_given",
+    ),
+    Mutant(
+        "53f",
+        "PPO sums the scores, whatever its option says",
+        f"{PPO}/trainer.py",
+        "            aggregation=self.args.reward_aggregation,\n",
+        "",
+        f"{EXTRAS}test_ppo_and_its_evaluation_optimise_and_log_the_same_combined_score",
+    ),
+    Mutant(
+        "53g",
+        "SFT and PPO are compared by another score than the one PPO optimised",
+        f"{EVALUATION}/comparison.py",
+        "            uncertainty_coef=self.uncertainty_coef,\n",
+        "",
+        f"{EXTRAS}test_ppo_and_its_evaluation_optimise_and_log_the_same_combined_score",
+    ),
+    Mutant(
+        "53h",
+        "the worst case is the sum",
+        "hf_instructgpt/functional.py",
+        'if aggregation == "min":',
+        'if aggregation == "lowest":',
+        f"{FUNCTIONAL}test_the_whole_rollout_equals_the_oracle[2]",
     ),
     Mutant(
         "50pa",

@@ -12,6 +12,7 @@ EVALUATION = "hf_instructgpt/evaluation"
 RANKINGS = "hf_instructgpt/rankings"
 APP = "hf_instructgpt/app"
 RANK_PAGE = "tests/test_app_rank.py::"
+AVERAGING = "tests/test_reward_averaging.py::"
 AGREEMENT = "tests/test_rankings_agreement.py::"
 CHECKLIST = "tests/test_ppo_checklist.py::"
 DEVICES = "tests/test_devices.py::"
@@ -2239,6 +2240,46 @@ MUTANTS = [
         'self.label_noise = state["label_noise"]',
         "pass",
         f"{RANKING}test_a_resumed_run_goes_on_with_the_noise_that_it_had",
+    ),
+    Mutant(
+        "53q",
+        "averaged weights are summed",
+        f"{REWARD}/averaging.py",
+        "x / len(biases) for name, x",
+        "x for name, x",
+        f"{AVERAGING}test_weights_and_shift_are_averaged_by_hand_and_the_models_stay_as_they_are",
+    ),
+    Mutant(
+        "53r",
+        "averaged weights are summed in their own type",
+        f"{REWARD}/averaging.py",
+        "+ in_float64(x)",
+        "+ x",
+        f"{AVERAGING}test_the_mean_is_worked_out_in_float64",
+    ),
+    Mutant(
+        "53s",
+        "an average has the first model's shift of the scores",
+        f"{REWARD}/averaging.py",
+        "sum(biases) / len(biases)",
+        "biases[0]",
+        f"{AVERAGING}test_another_family_has_the_mean_shift_in_its_configuration",
+    ),
+    Mutant(
+        "53t",
+        "reward models from different starts are averaged",
+        f"{STAGES}/average.py",
+        "        if other != start:",
+        "        if False:",
+        "tests/test_stages_average.py::test_what_is_refused_and_nothing_is_written[start]",
+    ),
+    Mutant(
+        "53u",
+        "a model whose score head is missing is averaged with a random one",
+        f"{STAGES}/average.py",
+        'if classes and not any(kind.endswith("ForSequenceClassification") for kind in classes):',
+        "if not classes:",
+        "tests/test_stages_average.py::test_what_is_refused_and_nothing_is_written[policy]",
     ),
     Mutant(
         "50pa",

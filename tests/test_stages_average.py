@@ -62,6 +62,22 @@ def test_the_average_is_a_plain_reward_model_with_tokenizer_and_card(tmp_path, r
     assert "pair accuracy" in (target / "README.md").read_text()
 
 
+def test_a_seed_draws_the_new_head_and_a_data_seed_only_orders_the_data(tmp_path):
+    causal(dropout=0.0).save_pretrained(tmp_path / "sft")
+    TOKENIZER.save_pretrained(tmp_path / "sft")
+    rows = [{"prompt": prompt, "responses": ["c", "dd"], "ranks": [1, 2]} for prompt in "abcdefgh"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    heads = []
+    for seed, data_seed in ((1, 1), (1, 2), (2, 1)):
+        options = {"dataset_name": tmp_path / "rows.jsonl", "model_name_or_path": tmp_path / "sft", "max_steps": 1}
+        options |= {"output_dir": tmp_path / f"{seed}-{data_seed}", "seed": seed, "data_seed": data_seed}
+        options |= {"per_device_train_batch_size": 1, "learning_rate": 1e-4, "report_to": "none"}
+        assert main(["reward", *(f"--{name}={value}" for name, value in options.items())]) == 0
+        heads.append(AutoModelForSequenceClassification.from_pretrained(options["output_dir"]).score.weight)
+    same, other = ((heads[0] - head).abs().max().item() for head in heads[1:])
+    assert 0 < same < 3e-4 < 1e-2 < other  # at most a step of Adam apart
+
+
 def test_heads_that_began_differently_are_a_warning(tmp_path, runs, caplog):
     other = save(tmp_path / "other", reward_model(1), seed=1)
     assert main(["average", runs[0], other, "--output_dir", str(tmp_path / "average")]) == 0

@@ -2282,6 +2282,14 @@ MUTANTS = [
         "tests/test_stages_average.py::test_what_is_refused_and_nothing_is_written[policy]",
     ),
     Mutant(
+        "53v",
+        "the comparison of SFT and PPO sums the scores, whatever PPO's option says",
+        f"{STAGES}/compare_policies.py",
+        "        aggregation=training_args.reward_aggregation,\n",
+        "",
+        f"{EXTRAS}test_ppo_and_its_evaluation_optimise_and_log_the_same_combined_score",
+    ),
+    Mutant(
         "50pa",
         "a key that is held acts many times",
         f"{APP}/page/rank.js",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .ppo.config import PPOConfig
     from .ppo.critic import load_value_model
     from .ppo.trainer import PPOTrainer
+    from .reward.averaging import average_models
     from .reward.config import RankingRewardConfig
     from .reward.ranking_trainer import RankingRewardTrainer
     from .sampling.generate import Generator
@@ -40,6 +41,7 @@ _MODULES = {
     "RankingRewardConfig": "reward.config",
     "RankingRewardTrainer": "reward.ranking_trainer",
     "ServerGenerator": "sampling.server",
+    "average_models": "reward.averaging",
     "convert_document_state_dict": "char_gpt",
     "gold_reward": "data",
     "judge": "data",
@@ -59,6 +61,7 @@ __all__ = [
     "RankingRewardConfig",
     "RankingRewardTrainer",
     "ServerGenerator",
+    "average_models",
     "convert_document_state_dict",
     "gold_reward",
     "judge",

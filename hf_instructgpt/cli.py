@@ -70,6 +70,8 @@ evaluate  make the report of a reward model on held-out rows
 merge     merge a LoRA adapter into its base model
   merge runs/ppo
   merge runs/reward --output_dir runs/reward-full
+average   average the weights of reward models into one
+  average runs/reward1 runs/reward2 runs/reward3 --output_dir runs/reward-average
 report    write a run or a stage as one HTML file: what each stage did, samples, curves, token by token
   report runs/instructgpt
   report runs/seed0 runs/seed1 --output seeds.html
@@ -370,6 +372,17 @@ def evaluate(*, what: str, **options: Any) -> None:
     print_reward_report(evaluate_reward(**options), Path(options["output_dir"] or options["model"]))
 
 
+def average(*, models: list[str], **options: Any) -> Path:
+    """Average the weights of reward models."""
+    for model in models:
+        check_is_there(model)
+
+    with importing():
+        from .stages.average import average
+
+    return average(models, **options)
+
+
 def check_folder(folder: str) -> None:
     """Refuse a folder that is not there."""
     if not Path(folder).is_dir():
@@ -564,6 +577,10 @@ option("--output_dir", help="folder of the report (default: the model's)")
 option = verb("merge", imported("stages.adapters", "merge", model="model"), [TRUST])
 option("model", help="folder of an adapter, as a stage with `use_peft` writes it")
 option("--output_dir", help="folder of the merged model (default: MODEL-merged)")
+
+option = verb("average", average, [TRUST])
+option("models", nargs="+", metavar="RUN", help="two or more reward models from the same start: folders or Hub ids")
+option("--output_dir", required=True, help="folder of the averaged model")
 
 option = verb("report", report)
 option("folders", nargs="+", metavar="DIR", help="folder of a run, a stage or a trainer; several are compared")

@@ -66,6 +66,25 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` when the block ends without an error, and else is deleted.
+
+    Raises:
+        InputError: There is a `target` already, or nothing can be written there.
+    """
+    if target.exists():
+        raise InputError(f"`--output_dir`: {target} exists already. Choose another, or remove it.")
+    aside = partial_path(target)
+    shutil.rmtree(aside, ignore_errors=True)
+    make_directory(aside)
+    try:
+        yield aside
+        aside.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def delete(path: Path) -> None:
     """Delete a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

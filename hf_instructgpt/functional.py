@@ -258,10 +258,44 @@ def adapted_kl_coef(kl_coef: float, *, kl: float, target: float, horizon: int, n
     return kl_coef * (1 + error * num_responses / horizon)
 
 
-def combine_scores(terms: torch.Tensor, *, given: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Scores `(B,)`: `sum_f weight_f * score_f` over the terms `(B, F)` that are given and finite."""
+def combine_scores(
+    terms: torch.Tensor,
+    *,
+    given: torch.Tensor,
+    weights: torch.Tensor,
+    aggregation: str = "sum",
+    uncertainty_coef: float = 0.0,
+) -> torch.Tensor:
+    """Scores `(B,)` from the terms `(B, F)` of F reward functions that are given and finite; 0 where none is.
+
+    "sum": `sum_f weight_f * score_f`; "mean": the same divided by `sum_f weight_f`; "min": `min_f score_f`, without
+    weights (Coste et al. 2023, arXiv 2310.02743: worst-case optimisation). Each less `uncertainty_coef` times their
+    [`score_disagreement`] (the same paper's uncertainty-weighted optimisation takes the variance instead).
+    """
     check_shapes(terms=terms, given=given)
-    return torch.where(given & terms.isfinite(), terms, 0).mv(weights)
+    given = given & terms.isfinite()
+    if aggregation == "min":
+        lowest = torch.where(given, terms, torch.inf).amin(-1)
+        scores = torch.where(given.any(-1), lowest, 0)
+    else:
+        scores = torch.where(given, terms, 0).mv(weights)
+    if aggregation == "mean":
+        scores = torch.where(given.any(-1), scores / given.to(weights.dtype).mv(weights), 0)
+    if uncertainty_coef == 0.0:
+        return scores
+    return scores - uncertainty_coef * score_disagreement(terms, given=given)
+
+
+def score_disagreement(terms: torch.Tensor, *, given: torch.Tensor) -> torch.Tensor:
+    """Standard deviation `(B,)` of the terms `(B, F)` that are given and finite, `sqrt(mean_f (s_f - mean s)^2)`.
+
+    0 where fewer than two are.
+    """
+    check_shapes(terms=terms, given=given)
+    given = given & terms.isfinite()
+    count = given.sum(-1, keepdim=True).clamp(min=1)
+    mean = torch.where(given, terms, 0).sum(-1, keepdim=True) / count
+    return (torch.where(given, terms - mean, 0).square().sum(-1) / count.squeeze(-1)).sqrt()
 
 
 def score_scale(sums: torch.Tensor) -> float:

@@ -235,7 +235,8 @@ import sys
 from hf_instructgpt.cli import main
 for argv in (
     ["report", "gone"], ["push", "gone"], ["generate", "./gone", "--prompt", "p"], ["evaluate", "reward", "./gone"],
-    ["merge", "./gone"], ["data", "lab", "--model", "./gone"], ["run", "--config", "gone.yaml"],
+    ["merge", "./gone"], ["average", "./gone", "./too", "--output_dir", "a"],
+    ["data", "lab", "--model", "./gone"], ["run", "--config", "gone.yaml"],
     ["sft", "--config", "gone.yaml"], ["reward", "--config=broken.yaml"], ["ppo", "--config"],
 ):
     assert main(argv) == 2, argv

@@ -13,6 +13,7 @@ from hf_instructgpt.functional import (
     kl_estimate,
     policy_loss,
     response_mask,
+    score_disagreement,
     token_logprobs,
     token_rewards,
     value_loss,
@@ -271,6 +272,7 @@ CALLS = {
     "kl_estimate": lambda x: kl_estimate(X, ref_logprobs=x, estimator="k1"),
     "full_kl": lambda x: full_kl(LOGITS, ref_logits=x.unsqueeze(-1).expand(*x.shape, 5)),
     "combine_scores": lambda x: combine_scores(X, given=x.bool(), weights=torch.ones(3)),
+    "score_disagreement": lambda x: score_disagreement(X, given=x.bool()),
     "masked_whiten": lambda x: masked_whiten(X, mask=x.bool()),
     "token_rewards": lambda x: token_rewards(X[:, 0], kl=x, mask=MASK, kl_coef=0.1),
     "gae": lambda x: generalized_advantage_estimation(x, values=X, mask=MASK, gamma=1.0, lam=0.95),
@@ -301,11 +303,18 @@ def test_a_wrong_shape_is_named():
 def oracle(case):
     """Rewards, advantages, returns, whitened advantages and the mean losses, from the papers, number by number."""
     lengths, old, ref, new = case["lengths"], case["old"], case["ref"], case["new"]
+    scores = []
+    for terms in case["terms"]:
+        weighted = sum(w * s for w, s in zip(case["weights"], terms, strict=True))
+        by = {"sum": weighted, "mean": weighted / sum(case["weights"]), "min": sorted(terms)[0]}
+        middle = sum(terms) / len(terms)
+        spread = math.sqrt(sum((s - middle) ** 2 for s in terms) / len(terms))
+        scores.append(by[case["aggregation"]] - case["uncertainty"] * spread)
     values, new_values = case["values"], case["new_values"]
     rewards, advantages, returns = [], [], []
     for i, n in enumerate(lengths):
         row = [-case["beta"] * (old[i][t] - ref[i][t]) for t in range(n)]
-        row[-1] += case["scores"][i]
+        row[-1] += scores[i]
         rewards.append(row)
         delta = [row[t] + case["gamma"] * (values[i][t + 1] if t + 1 < n else 0.0) - values[i][t] for t in range(n)]
         # Schulman et al. 2016, eq. 16: the sum itself rather than the recursion.
@@ -334,7 +343,9 @@ def test_the_whole_rollout_equals_the_oracle(seed):
     width = 6
     case = {name: [[rng.gauss(0, 1) for _ in range(width)] for _ in lengths] for name in ("values", "new_values")}
     case |= {name: [[rng.gauss(-2, 0.3) for _ in range(width)] for _ in lengths] for name in ("old", "ref", "new")}
-    case |= {"lengths": lengths, "scores": [rng.gauss(0, 2) for _ in lengths]}
+    case |= {"lengths": lengths, "terms": [[rng.gauss(0, 2) for _ in range(3)] for _ in lengths]}
+    case |= {"weights": [0.5 + rng.random() for _ in range(3)], "uncertainty": rng.random()}
+    case |= {"aggregation": ("sum", "mean", "min")[seed % 3]}
     case |= {"beta": rng.random(), "gamma": rng.random(), "lam": rng.random(), "clip": 0.2}
 
     mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
@@ -344,7 +355,9 @@ def test_the_whole_rollout_equals_the_oracle(seed):
         torch.where(mask, torch.tensor(case[name], dtype=torch.double), NAN)
         for name in ("old", "ref", "new", "values", "new_values")
     )
-    scores = torch.tensor(case["scores"], dtype=torch.double)
+    terms, by_reward = (torch.tensor(case[name], dtype=torch.double) for name in ("terms", "weights"))
+    how = {"aggregation": case["aggregation"], "uncertainty_coef": case["uncertainty"]}
+    scores = combine_scores(terms, given=torch.ones_like(terms, dtype=torch.bool), weights=by_reward, **how)
     rewards = token_rewards(scores, kl=old - ref, mask=mask, kl_coef=case["beta"])
     advantages, returns = generalized_advantage_estimation(
         rewards, values=values, mask=mask, gamma=case["gamma"], lam=case["lam"]

@@ -16,12 +16,12 @@ ROOMS = {
     "errors": 5,
     "language": 35,
     "display": 450,
-    "files": 180,
+    "files": 200,
     "layout": 40,
     "options": 35,
     "markdown": 80,
     "text": 290,
-    "functional": 350,
+    "functional": 385,
     "data": 1840,
     "models": 995,
     "sampling": 1060,
@@ -29,20 +29,20 @@ ROOMS = {
     "rankings": 1305,
     "resuming": 900,
     "hub": 630,
-    "reward": 480,
-    "ppo": 2980,
-    "evaluation": 705,
-    "report": 1085,
-    "stages": 5605,
+    "reward": 750,
+    "ppo": 3010,
+    "evaluation": 715,
+    "report": 1095,
+    "stages": 5740,
     "app": 1260,
     "experiments": 2000,
-    "__init__": 85,
-    "cli": 590,
+    "__init__": 88,
+    "cli": 600,
     "__main__": 8,
 }
 # The core is what a reader of PPO has to know.
 CORE = ["char_gpt", "text", "functional", "data", "models", "sampling", "scoring", "resuming", "reward", "ppo"]
-CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 9995, 24025, 560
+CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 10340, 24570, 560
 # The only rooms that may import from these: all others work without PPO, and with any causal language model.
 IMPORTERS = {"ppo": {"stages", "experiments", "__init__"}, "char_gpt": {"stages", "__init__"}}
 OVERRIDES = 6  # private methods of Trainer that PPO may override

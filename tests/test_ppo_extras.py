@@ -24,10 +24,13 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausal
 
 from hf_instructgpt.data.pretraining_text import PretrainingText
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.functional import combine_scores, score_scale
+from hf_instructgpt.functional import combine_scores, score_disagreement, score_scale
 from hf_instructgpt.ppo import measure
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ActorCritic, ValueModel, load_value_model
+from hf_instructgpt.sampling.generate import Samples
+from hf_instructgpt.stages.arguments import PPOArguments
+from hf_instructgpt.stages.compare_policies import load_rewards
 
 TEXT = Dataset.from_dict({"text": ["abc", "defgh", "ij", "klmno", "pq"]})
 
@@ -287,6 +290,69 @@ def test_scores_are_combined_by_hand():
     terms = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, math.nan], [math.inf, 5.0]])
     given = torch.tensor([[True, True], [False, True], [True, True], [True, True]])
     assert combine_scores(terms, given=given, weights=torch.tensor([2.0, -1.0])).tolist() == [-8.0, -20.0, 6.0, -5.0]
+
+
+TERMS = torch.tensor([[1.0, 3.0, 8.0], [2.0, 20.0, 0.0], [3.0, math.nan, 5.0], [7.0, 7.0, 7.0], [4.0, 4.0, 4.0]])
+GIVEN = torch.tensor([[True] * 3, [True, False, False], [True] * 3, [False] * 3, [True] * 3])
+
+
+def test_scores_of_an_ensemble_are_combined_by_hand():
+    """Weights 1, 2, 1. Of 1, 3, 8: mean 15 / 4, lowest 1; of 3, 5 (the NaN is left out): mean 8 / 2; of 2 alone: 2."""
+    weights = torch.tensor([1.0, 2.0, 1.0])
+    mean = combine_scores(TERMS, given=GIVEN, weights=weights, aggregation="mean")
+    assert mean.tolist() == [3.75, 2.0, 4.0, 0.0, 4.0]
+    lowest = combine_scores(TERMS, given=GIVEN, weights=weights, aggregation="min")
+    assert lowest.tolist() == [1.0, 2.0, 3.0, 0.0, 4.0]
+
+
+def test_disagreement_is_the_standard_deviation_of_the_scores_that_are_given():
+    """1, 3, 8: mean 4, variance (9 + 1 + 16) / 3; 3, 5: mean 4, variance (1 + 1) / 2; one, none, equal ones: 0."""
+    spread = score_disagreement(TERMS, given=GIVEN)
+    assert spread.tolist() == pytest.approx([(26 / 3) ** 0.5, 0.0, 1.0, 0.0, 0.0])
+    less = combine_scores(TERMS, given=GIVEN, weights=torch.ones(3), aggregation="min", uncertainty_coef=0.5)
+    assert less.tolist() == pytest.approx([1 - 0.5 * (26 / 3) ** 0.5, 2.0, 2.5, 0.0, 4.0])
+
+
+def test_ppo_and_its_evaluation_optimise_and_log_the_same_combined_score(tmp_path):
+    """Scores 1 and 4: mean 2.5, disagreement 1.5; 1 alone where the second function gives none: 1, disagreement 0."""
+
+    how = {"reward_aggregation": "mean", "reward_uncertainty_coef": 2.0}
+    trainer = make(tmp_path, reward_funcs=[ones, fours], max_steps=2, kl_coef=0.0, eval_dataset=PROMPTS.take(4), **how)
+    trainer.train()
+    expected = (3 * (2.5 - 2.0 * 1.5) + 1.0) / 4
+    assert logged(trainer, "score") == logged(trainer, "reward") == pytest.approx([expected])
+    assert logged(trainer, "score_disagreement") == pytest.approx([3 * 1.5 / 4])
+    evaluated = trainer.evaluate()
+    assert evaluated["eval_score_disagreement"] == pytest.approx(3 * 1.5 / 4)
+    args = PPOArguments(reward_funcs=["test_ppo_extras.ones", "test_ppo_extras.fours"])
+    rewards = load_rewards(args, trainer.args, trainer.card_model(), trainer.processing_class)
+    samples = Samples([{"prompt": "a"}] * 4, [[1]] * 4, [[3]] * 4, ["x"] * 4, [True] * 4)
+    scores, terms = rewards.score(samples, trainer.processing_class)
+    assert scores == pytest.approx([-0.5] * 3 + [1.0]) and terms == {"ones": [1.0] * 4, "fours": [4.0] * 3 + [None]}
+
+
+def ones(completions, **_):
+    return [1.0] * len(completions)
+
+
+def fours(completions, **_):
+    return [4.0] * (len(completions) - 1) + [None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reward_uncertainty_coef": 1.0}, "`reward_uncertainty_coef=1` needs two or more `reward_funcs`"),
+        ({"reward_aggregation": "min"}, "`reward_aggregation='min'` needs two or more `reward_funcs`"),
+        ({"reward_aggregation": "max"}, "`reward_aggregation` must be one of sum, mean, min, not 'max'"),
+        ({"reward_uncertainty_coef": -1.0}, "`reward_uncertainty_coef` must be 0 or more"),
+        ({"reward_aggregation": "min", "reward_weights": [1.0]}, "`reward_weights` has no effect"),
+        ({"reward_aggregation": "mean", "reward_weights": [1.0, 0.0]}, r"needs `reward_weights` above 0, not \[1"),
+    ],
+)
+def test_options_of_an_ensemble_that_make_no_sense_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **options)
 
 
 def test_the_scale_is_the_standard_deviation_of_all_scores():

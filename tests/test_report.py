@@ -122,6 +122,8 @@ def test_what_was_optimised_is_named_with_its_terms():
     line = findings(metrics)[0]
     assert line.startswith("sampled: the mean of what PPO optimises (`reward` + 0.5 `length`) goes from 1.00 to 2.00")
     assert ", `reward` from 1.00 to 0.50, `length` from none to 3.00" in line
+    metrics["combined"] = {"aggregation": "mean", "uncertainty_coef": 2.0}
+    assert "PPO optimises (mean(`reward`, 0.5 `length`) - 2 SD) goes" in findings(metrics)[0]
 
 
 def test_findings_begin_with_a_reward_model_that_does_not_beat_the_length_baseline():

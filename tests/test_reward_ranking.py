@@ -7,7 +7,12 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    TrainerCallback,
+)
 from trl import RewardConfig, RewardTrainer
 
 from hf_instructgpt.char_gpt import (
@@ -23,6 +28,7 @@ from hf_instructgpt.models.loading import load_reward_model
 from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.reward.calibration import calibrate
 from hf_instructgpt.reward.config import RankingRewardConfig
+from hf_instructgpt.reward.label_noise import most_likely_noise, noise_by_agreement, repeated_judgements
 from hf_instructgpt.reward.ranking_trainer import RankingCollator, RankingRewardTrainer
 from hf_instructgpt.scoring.reward_models import reward_model_scores
 from hf_instructgpt.text import pad_rows
@@ -167,12 +173,148 @@ def test_a_wrong_label_cannot_pull_far():
     ("options", "message"),
     [
         ({"label_noise": 0.5}, "`label_noise` must be 0 or more and below 0.5"),
+        ({"label_noise": "nan"}, "`label_noise` must be 0 or more and below 0.5"),
+        ({"label_noise": "Auto"}, "`label_noise` must be a number or `auto`, not 'Auto'"),
         ({"lm_coef": -1}, "`lm_coef` must be 0"),
     ],
 )
 def test_options_out_of_range_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         make(tmp_path, **options)
+
+
+# ---- The share of wrong labels, estimated --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("same", "compared", "noise"), [(82, 100, 0.1), (100, 100, 0.0), (68, 100, 0.2)])
+def test_noise_by_agreement_by_hand(same, compared, noise):
+    """With e = 0.1, two people agree on 0.9 * 0.9 + 0.1 * 0.1 = 0.82 of the pairs; with 0.2, on 0.64 + 0.04."""
+    assert noise_by_agreement(same, compared) == pytest.approx(noise)
+
+
+def test_annotators_who_agree_no_more_than_chance_are_refused():
+    with pytest.raises(InputError, match="agree on 50 of 100 pairs, no more than chance"):
+        noise_by_agreement(50, 100)
+
+
+def test_the_most_likely_noise_by_hand():
+    """Far from 0 a pair says whether its label is right: of four, one is wrong. Near 0, e = 0: all signs are right."""
+    assert most_likely_noise(torch.tensor([50.0, 50.0, -50.0, 50.0])) == pytest.approx(0.25, abs=1e-6)
+    assert most_likely_noise(torch.tensor([0.5, 0.5, 0.5])) == pytest.approx(0.0, abs=1e-6)
+    assert 0.5 - 1e-6 < most_likely_noise(torch.tensor([-50.0, -50.0, 50.0])) < 0.5
+    # d = log 4: sigmoid(d) = 0.8 and sigmoid(-d) = 0.2, so one pair in n is wrong where 0.8 - 0.6 e = 1 - 1 / n.
+    d = math.log(4)
+    assert most_likely_noise(torch.tensor([d, d, d, -d])) == pytest.approx(0.05 / 0.6, abs=1e-6)
+
+
+def test_judgements_of_one_pair_by_several_annotators_are_counted_by_hand():
+    """A pair judged 1, 1, 2: one of three pairs of judgements agrees. Ties and one annotator's first do not count."""
+    a, b, c = [1, EOS], [2, EOS], [3, EOS]
+    rows = [
+        {"response_ids": [a, b, c], "ranks": [1, 2, 2]},  # a b, a c
+        {"response_ids": [b, a], "ranks": [2, 1]},  # a b
+        {"response_ids": [a, b], "ranks": [2, 1]},  # b a
+        {"response_ids": [c, b], "ranks": [1, 1]},
+    ]
+    assert repeated_judgements(rows) == (1, 3)
+    names = ["ann", "bob", "ann", "bob"]
+    named = [{**row, "annotator": name} for row, name in zip(rows, names, strict=True)]
+    assert repeated_judgements(named) == (0, 1)
+
+
+def test_agreement_of_annotators_gives_the_noise_and_nothing_is_held_out(tmp_path):
+    rows = []
+    for i in range(30):
+        prompt = "abcdefghijklmno"[i % 15] * (1 + i // 15)
+        rows += [{**ranking(prompt, ["d", "e", "f", "g"], [1, 2, 3, 4]), "annotator": "ann"}]
+        rows += [{**ranking(prompt, ["d", "e", "f", "g"], [2, 1, 3, 4]), "annotator": "bob"}]
+    trainer = make(tmp_path, rows, label_noise="auto", max_steps=1)
+    assert trainer.label_noise == pytest.approx((1 - (2 * 5 / 6 - 1) ** 0.5) / 2)  # five of six pairs agree
+    assert len(trainer.train_dataset) == 60 and set(trainer.train_dataset.column_names) == {"response_ids", "ranks"}
+    trainer.train()
+    assert trainer.label_noise == pytest.approx((1 - (2 / 3) ** 0.5) / 2)
+    assert trainer.made().hyperparameters["estimated_label_noise"] == round(trainer.label_noise, 4)
+    expected = pair_loss(torch.tensor([1.0]), label_noise=trainer.label_noise).item()
+    assert loss_of(trainer, [{"response_ids": [[20], [10]], "ranks": [1, 2]}]) == pytest.approx(expected, rel=1e-5)
+
+
+def noisy(n=40):
+    """Fewer of the letter x is better; every fourth ranking is the wrong way round."""
+    prompts = [a + b for a in "abcdefg" for b in "abcdefg"][:n]
+    return [ranking(p, ["d", "dxxx"], [1, 2] if i % 4 else [2, 1]) for i, p in enumerate(prompts)]
+
+
+AUTO = {"label_noise": "auto", "num_train_epochs": 3, "per_device_train_batch_size": 4}
+
+
+def test_a_tenth_of_the_prompts_is_held_out_by_the_seed_alone(tmp_path):
+    rows = noisy() + noisy()
+    trainers = [make(tmp_path, rows, seed=seed, **AUTO) for seed in (0, 0, 1)]
+    held = [[*map(str, trainer.noise_dataset["response_ids"])] for trainer in trainers]
+    assert held[0] == held[1] != held[2] and 2 <= len(held[0]) <= 20
+    for trainer, theirs in zip(trainers, held, strict=True):
+        kept = {*map(str, trainer.train_dataset["response_ids"])}
+        assert not kept & {*theirs} and len(trainer.train_dataset) + len(theirs) == 80
+        assert set(trainer.train_dataset.column_names) == {"response_ids", "ranks"}
+
+
+def test_held_out_rankings_give_the_noise_of_each_epoch_but_the_first(tmp_path):
+    trainer = make(tmp_path, noisy(), seed=1, **AUTO)
+    seen, estimated = [], []
+
+    class Spy(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append((int(state.epoch), trainer.label_noise))
+
+        def on_epoch_end(self, args, state, control, **kwargs):
+            rows = list(trainer.noise_dataset)
+            scores = [reward_model_scores(trainer.model.eval(), row["response_ids"], batch_size=2) for row in rows]
+            signs = [1 if row["ranks"] == [1, 2] else -1 for row in rows]
+            better = [sign * (first - second) for sign, (first, second) in zip(signs, scores, strict=True)]
+            estimated.append(most_likely_noise(torch.stack(better)))
+
+    trainer.add_callback(Spy())
+    trainer.train()
+    by_epoch = dict(seen)
+    assert by_epoch[0] == 0.0 and {epoch for epoch, _ in seen} == {0, 1, 2}
+    assert [by_epoch[1], by_epoch[2]] == pytest.approx(estimated[:2], abs=1e-5) and 0.1 < by_epoch[2] < 0.5
+    logs = [(entry["epoch"], entry["label_noise"]) for entry in trainer.state.log_history if "loss" in entry]
+    assert [noise for epoch, noise in logs if epoch > 2.01] == [by_epoch[2]] * len([x for x, _ in logs if x > 2.01])
+    assert trainer.made().hyperparameters["label_noise"] == "auto"
+
+
+def test_a_resumed_run_goes_on_with_the_noise_that_it_had(tmp_path):
+    """Saved in the middle of the second epoch, at its end, and in the third: the rest is bit by bit the same."""
+    options = {**AUTO, "seed": 1, "save_strategy": "steps", "save_steps": 3}
+    whole = make(tmp_path / "whole", noisy(), **options)
+    whole.train()
+    per_epoch = whole.state.max_steps // 3
+    assert whole.label_noise > 0.1
+    for step in (per_epoch + 3, 2 * per_epoch, 2 * per_epoch + 3):
+        resumed = make(tmp_path / "resumed", noisy(), **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        for name, tensor in whole.model.state_dict().items():
+            assert tensor.equal(resumed.model.state_dict()[name]), (step, name)
+        noises = [[entry.get("label_noise") for entry in t.state.log_history] for t in (whole, resumed)]
+        assert noises[0] == noises[1]
+    other = make(tmp_path / "other", noisy(), **{**options, "label_noise": 0.1})
+    with pytest.raises(InputError, match=r"another `label_noise` \(auto, now 0.1\)"):
+        other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (noisy(), {"label_noise": "auto", "num_train_epochs": 1}, "from the second epoch on, and `num_train_epochs`"),
+        (ROWS, AUTO, "2 rankings are too few"),
+    ],
+)
+def test_where_nothing_can_be_estimated_it_is_said(tmp_path, rows, options, message):
+    with pytest.raises(InputError, match=message):
+        make(tmp_path, rows, **options)
+
+
+# ---- The language-modelling loss -----------------------------------------------------------------------------------
 
 
 def language_model(seed=0, **config):

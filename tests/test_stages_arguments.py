@@ -40,6 +40,13 @@ output_dir: -odd
     assert args.reward_funcs == ["a.b", "./rm"] and training_args.reward_weights == [1, -1e-5]
 
 
+@pytest.mark.parametrize(("text", "value"), [("0.1", 0.1), ("1e-2", 0.01), ("auto", "auto"), ("null", 0.0)])
+def test_label_noise_is_a_number_or_auto(tmp_path, text, value):
+    assert parse("reward", tmp_path, f"label_noise: {text}")[1].label_noise == value
+    if text != "null":
+        assert parse("reward", tmp_path, "seed: 1", f"--label_noise={text}")[1].label_noise == value
+
+
 @pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
 def test_both_forms_of_config(tmp_path, form):
     (tmp_path / "c.yaml").write_text("dataset_name: lab")

@@ -131,7 +131,8 @@ def test_options_are_parsed_for_the_checks_and_the_training_and_rows_are_read_on
 
 def test_metrics_have_exactly_these_keys(done):
     metrics, seconds = metrics_of(done)
-    assert set(metrics) == {"seed", "sft", "reward", "ppo", "comparison", "comparison_greedy", "judge", "optimised"}
+    optimised = {"judge", "optimised", "combined"}
+    assert set(metrics) == {"seed", "sft", "reward", "ppo", "comparison", "comparison_greedy", *optimised}
     assert (metrics["judge"], metrics["optimised"]) == ("lab", {"reward": 1.0})
     assert set(metrics["sft"]) == {"train_loss", "eval_loss", "eval_score"} and metrics["sft"]["eval_score"] == []
     accuracies = {"eval_accuracy", "eval_accuracy_clear", "eval_accuracy_content"}

@@ -31,16 +31,18 @@ class Answers:
 
 @dataclass
 class Rewards:
-    """What PPO optimises: reward models and functions by name, and their weights; see [`score_responses`]."""
+    """What PPO optimises: reward models and functions by name, and how they are combined; see [`combine_scores`]."""
 
     funcs: dict[str, PreTrainedModel | Callable]
     tokenizers: Sequence[PreTrainedTokenizerBase | None]  # None: reads the policy's ids
     weights: Sequence[float]
+    aggregation: str = "sum"
+    uncertainty_coef: float = 0.0
 
     def score(
         self, samples: Samples, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 64
     ) -> tuple[list[float | None], dict[str, list[float | None]]]:
-        """Weighted sums and each function's own scores of a policy's samples; None where there is no score.
+        """Combined scores and each function's own of a policy's samples; None where there is no score.
 
         `tokenizer` is the policy's.
         """
@@ -49,9 +51,15 @@ class Rewards:
         scored = [score_responses(list(self.funcs.values()), self.tokenizers, some, **options) for some in batches]
         terms, given = (torch.cat(parts) for parts in zip(*scored, strict=True))
         given &= terms.isfinite()
-        sums = combine_scores(terms, given=given, weights=torch.tensor(self.weights, dtype=torch.float32))
+        combined = combine_scores(
+            terms,
+            given=given,
+            weights=torch.tensor(self.weights, dtype=torch.float32),
+            aggregation=self.aggregation,
+            uncertainty_coef=self.uncertainty_coef,
+        )
         columns = {name: _or_none(terms[:, i], given[:, i]) for i, name in enumerate(self.funcs)}
-        return _or_none(sums, given.any(-1)), columns
+        return _or_none(combined, given.any(-1)), columns
 
 
 def _or_none(scores: torch.Tensor, given: torch.Tensor) -> list[float | None]:

@@ -115,6 +115,22 @@ def _refuse(what: str, options: dict[str, bool]) -> None:
         raise InputError(f"{' and '.join(used)} cannot be used with {what}: leave it out.")
 
 
+def check_aggregation(args: PPOConfig, num_reward_funcs: int) -> None:
+    """Refuse options about several reward functions where there is one, and weights that do not fit them."""
+    weights = args.reward_weights or []
+    if args.reward_aggregation == "min" and weights:
+        raise InputError("`reward_weights` has no effect with `reward_aggregation='min'`: leave it out.")
+    if args.reward_aggregation == "mean" and not all(weight > 0 for weight in weights):
+        raise InputError(f"`reward_aggregation='mean'` needs `reward_weights` above 0, not {weights}.")
+    options = {
+        f"reward_aggregation='{args.reward_aggregation}'": args.reward_aggregation != "sum",
+        f"reward_uncertainty_coef={args.reward_uncertainty_coef:g}": args.reward_uncertainty_coef > 0,
+    }
+    given = [option for option, is_given in options.items() if is_given]
+    if given and num_reward_funcs < 2:
+        raise InputError(f"`{given[0]}` needs two or more `reward_funcs`, and there is one: leave it out.")
+
+
 def check_policy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -22,6 +22,7 @@ BOUNDS = {
     ("{} or more", ge, 0): (
         *("seed", "learning_rate", "critic_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "kl_coef"),
         *("vf_coef", "entropy_coef", "log_tokens", "critic_warmup_steps", "ptx_coef", "ema_decay", "gamma", "lam"),
+        "reward_uncertainty_coef",
     ),
     ("above {}", gt, 0): (
         *("logging_steps", "eval_steps", "save_steps", "ptx_ratio", "temperature", "cliprange", "cliprange_value"),
@@ -119,6 +120,13 @@ class PPOConfig(TrainingArguments):
     that only responses better than usual are reinforced."""
     reward_weights: list[float] | None = None
     """Weight of each reward function. Default: 1 for all."""
+    reward_aggregation: str = field(default="sum", metadata={"choices": ["sum", "mean", "min"]})
+    """How the scores of several reward functions become one: their weighted `sum`, their weighted `mean`, or the
+    lowest of them (`min`, without weights), so that only what all reward models like is reinforced (Coste et al.
+    2023)."""
+    reward_uncertainty_coef: float = 0.0
+    """Subtract this many standard deviations of the reward functions' scores of a response from its score: less where
+    they disagree. For reward models of one scale and zero, trained for the same thing."""
     missing_eos_penalty: float = 0.0
     """Subtracted from the score of a response that was cut off at the maximum length."""
     on_nonfinite: str = field(default="raise", metadata={"choices": ["raise", "skip"]})

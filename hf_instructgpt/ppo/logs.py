@@ -15,7 +15,7 @@ from transformers.utils import is_rich_available
 from trl.trainer.utils import print_prompt_completions_sample
 
 from ..errors import InputError
-from ..functional import ends_with_stop, kl_is_clamped
+from ..functional import ends_with_stop, kl_is_clamped, score_disagreement
 from ..layout import COMPLETIONS_FOLDER, TOKEN_LOG_FILE
 from ..text import decode_responses
 from .advantages import whitening
@@ -49,10 +49,15 @@ class PPOLogs(Trainer):
         """What is reported of a rollout: for each metric one number per response that was kept."""
         rollout = rollout[rollout.kept]
         mask, stop = rollout.response_mask, self.generation_config.eos_token_id
-        terms = self._named_terms(rollout) if len(self.reward_names) > 1 else {}
+        several = {}
+        if len(self.reward_names) > 1:
+            terms = self._named_terms(rollout)
+            several = {f"scores/{name}": term[~term.isnan()] for name, term in terms.items()}
+            given = ~rollout.score_terms.isnan()
+            several["score_disagreement"] = score_disagreement(rollout.score_terms, given=given)
         return {
             "score": rollout.scores,
-            **{f"scores/{name}": term[~term.isnan()] for name, term in terms.items()},
+            **several,
             "reward": rollout.rewards.sum(-1),
             "kl": rollout.kl.sum(-1),
             "kl_penalty": rollout.kl_penalty.sum(-1),
@@ -101,7 +106,8 @@ class PPOLogs(Trainer):
         Returns:
             `dict[str, float]`: `eval_score`, `eval_reward` (sum of a response's rewards), `eval_kl` (nats per
             response), `eval_kl_penalty` (the same by `kl_estimator`), `eval_completion_length` (tokens),
-            `eval_eos_fraction`, and with several reward functions each one's own score, `eval_scores/NAME`.
+            `eval_eos_fraction`, and with several reward functions each one's own score, `eval_scores/NAME`, and
+            `eval_score_disagreement` (mean over responses of the standard deviation of these).
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:

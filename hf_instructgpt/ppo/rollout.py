@@ -21,7 +21,7 @@ class Rollout:
     old_logprobs: torch.Tensor  # (B, R), nats
     ref_logprobs: torch.Tensor  # (B, R), nats
     kl_penalty: torch.Tensor  # (B, R), nats, the estimate that is penalised
-    scores: torch.Tensor  # (B,), reward functions' weighted sum less the penalty for a missing end
+    scores: torch.Tensor  # (B,), the reward functions' combined, less the penalty for a missing end
     score_terms: torch.Tensor  # (B, F), each reward function's own score, NaN where it gave none
     rewards: torch.Tensor  # (B, R)
     importance_weights: torch.Tensor  # (B, R), of the policy's loss; 1 where the policy itself sampled

@@ -65,6 +65,7 @@ from .advantages import advantages_and_returns, masked_whiten
 from .checks import (
     PromptLengths,
     check_adapter,
+    check_aggregation,
     check_drawn,
     check_kinds,
     check_optimizer,
@@ -161,6 +162,7 @@ class PPOTrainer(PPOLogs, PPOState):
         check_processes(args)
         settle_output_dir(args)  # before models are loaded
         reward_funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        check_aggregation(args, len(reward_funcs))
         train_dataset = prompts_in_memory(train_dataset, args)
         eval_datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
         datasets = {"train_dataset": train_dataset, **eval_datasets}
@@ -405,7 +407,7 @@ class PPOTrainer(PPOLogs, PPOState):
     def _score(
         self, rows: list[dict], prompt_rows: list[list[int]], response_ids: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores `(B,)` (weighted sum less the penalty for a missing end), terms `(B, F)`, and whom to keep `(B,)`."""
+        """Scores `(B,)` (combined, less the penalty for a missing end), terms `(B, F)`, and whom to keep `(B,)`."""
         stop = self.generation_config.eos_token_id
         samples = Samples.decode(self.processing_class, rows, prompt_rows, response_ids, mask, stop_token_ids=stop)
         terms, given = score_responses(
@@ -420,7 +422,13 @@ class PPOTrainer(PPOLogs, PPOState):
         finite = (terms.isfinite() | ~given).unbind(-1)
         names = [f"scores of {name}" for name in self.reward_names]
         kept = self.guard.finite_rows(dict(zip(names, finite, strict=True)))
-        scores = combine_scores(terms, given=given, weights=torch.tensor(self.reward_weights, dtype=torch.float32))
+        scores = combine_scores(
+            terms,
+            given=given,
+            weights=torch.tensor(self.reward_weights, dtype=torch.float32),
+            aggregation=self.args.reward_aggregation,
+            uncertainty_coef=self.args.reward_uncertainty_coef,
+        )
         terms = torch.where(given, terms, torch.nan)
         scores, terms, kept = (x.to(ended.device) for x in (scores, terms, kept & given.any(-1)))
         return scores - self.args.missing_eos_penalty * ~ended, terms, kept

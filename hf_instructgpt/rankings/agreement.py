@@ -74,13 +74,18 @@ def judgements(rows: list[dict]) -> Judgements:
 
 def agreement(rows: list[dict]) -> Agreement:
     """How far all annotators of a ranking file agree."""
+    found = judgements(rows).values()
+    return Agreement(*pairs_that_agree(found), krippendorff_alpha(tuple(unit.values()) for unit in found))
+
+
+def pairs_that_agree(units: Iterable[dict[str, int]]) -> tuple[int, int]:
+    """`same` and `compared` of [`Agreement`], from the judgements of each pair of answers by annotator."""
     same = compared = 0
-    units = [tuple(unit.values()) for unit in judgements(rows).values()]
-    for values in units:
+    for values in map(list, map(dict.values, units)):
         first, second = values.count(-1), values.count(1)
         same += (first * (first - 1) + second * (second - 1)) // 2
         compared += (first + second) * (first + second - 1) // 2
-    return Agreement(same, compared, krippendorff_alpha(units))
+    return same, compared
 
 
 def annotators(rows: list[dict]) -> list[AnnotatorSummary]:

@@ -9,7 +9,7 @@ from ..display.time_left import duration
 from ..evaluation.intervals import FEW_ROWS
 from ..language import language, say
 from ..markdown import format_number
-from .run_summary import HOWS, NOT_MEASURED, falls, optimised
+from .run_summary import HOWS, NOT_MEASURED, falls, optimised, optimised_formula
 
 
 def print_summary(metrics: dict, output_dir: Path) -> None:
@@ -71,8 +71,8 @@ def _judged(metrics: dict, c: dict, greedy: dict) -> list[tuple[str, str]]:
 def _score(metrics: dict, c: dict) -> tuple[str, str]:
     name, weights = say("The reward model's score", "奖励模型分数"), optimised(metrics)
     if list(weights) != ["reward"]:
-        terms = " + ".join(f"{'' if weight == 1 else f'{weight:g} '}`{term}`" for term, weight in weights.items())
-        name = say(f"The score that PPO optimises ({terms})", f"PPO 优化的分数（{terms}）")
+        formula = optimised_formula(metrics)
+        name = say(f"The score that PPO optimises ({formula})", f"PPO 优化的分数（{formula}）")
     words = say(
         "{}: {} → {}, at a KL of {} nats per response from {}.", "{0}：{1} → {2}，与 {4} 的 KL 为 {3} nat/回答。"
     )

@@ -42,6 +42,7 @@ def findings(metrics: dict) -> list[str]:
         metrics=metrics,
         comparisons={how: NOT_MEASURED | metrics[name] for how, name in HOWS.items()},
         optimised=optimised(metrics),
+        formula=optimised_formula(metrics),
         weakness=weakness(metrics["reward"]),
         falls=falls,
         num_pairs=lambda c: c["not_judged"] + sum(c[name] or 0 for name in ("wins", "ties", "losses")),
@@ -52,6 +53,15 @@ def findings(metrics: dict) -> list[str]:
 def optimised(metrics: dict) -> dict[str, float]:
     """The weights of the reward functions that PPO optimised."""
     return metrics.get("optimised", {"reward": 1.0})
+
+
+def optimised_formula(metrics: dict) -> str:
+    """How PPO combined the scores of its reward functions, such as "`reward` + 0.5 `length`"."""
+    how = metrics.get("combined", {"aggregation": "sum", "uncertainty_coef": 0.0})
+    terms = [f"{'' if weight == 1 else f'{weight:g} '}`{name}`" for name, weight in optimised(metrics).items()]
+    is_sum = how["aggregation"] == "sum"
+    formula = " + ".join(terms) if is_sum else f"{how['aggregation']}({', '.join(terms)})"
+    return formula + (f" - {how['uncertainty_coef']:g} SD" if how["uncertainty_coef"] else "")
 
 
 def falls(comparison: dict) -> list[str]:

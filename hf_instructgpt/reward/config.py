@@ -16,10 +16,12 @@ class RankingRewardConfig(RewardConfig):
         ValueError: An option is out of its range; the message names it.
     """
 
-    label_noise: float = 0.0
+    label_noise: float | str | None = 0.0
     """Share of the labelled pairs that are assumed to be the wrong way round, below 0.5. The likelihood of a pair is
     then `(1 - label_noise) sigmoid(d) + label_noise sigmoid(-d)`, where d is the difference of the two scores
-    (Christiano et al. 2017, section 2.2.3), so that no single label can pull far."""
+    (Christiano et al. 2017, section 2.2.3), so that no single label can pull far. `auto` estimates the share: from the
+    agreement of annotators where several of them ranked the same responses, else from a tenth of the training prompts,
+    which is held out, before each epoch from the second on (0 in the first)."""
     lm_coef: float = 0.0
     """Weight of a language-modelling loss on the best-ranked responses (Yang et al. 2024, arXiv 2406.10216): the model
     below the score keeps what predicts the next token. The language-modelling head is the start model's and stays as
@@ -27,7 +29,17 @@ class RankingRewardConfig(RewardConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.label_noise < 0.5:
-            raise ValueError(f"`label_noise` must be 0 or more and below 0.5, not {self.label_noise}.")
+        self._read_label_noise()
         if not 0 <= self.lm_coef < float("inf"):
             raise ValueError(f"`lm_coef` must be 0 or more, not {self.lm_coef}.")
+
+    def _read_label_noise(self) -> None:
+        if self.label_noise == "auto":
+            return
+        given = self.label_noise
+        try:  # a command line gives text
+            self.label_noise = float(given or 0.0)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`label_noise` must be a number or `auto`, not {given!r}.") from error
+        if not 0 <= self.label_noise < 0.5:
+            raise ValueError(f"`label_noise` must be 0 or more and below 0.5, or `auto`, not {given!r}.")

@@ -2,6 +2,8 @@
 
 from contextlib import nullcontext
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from ..data.shapes import shaped
 from ..errors import InputError
 from ..functional import pair_loss
 from ..hub.card_mixin import CardMixin
+from ..hub.model_card import Made
 from ..models.checks import ensure_precision, is_sharded
 from ..models.loading import load_lm_head, load_policy
 from ..models.packing import has_padding, packed_scores, scores_packed
@@ -26,6 +29,7 @@ from ..resuming.resumable import ResumableTrainer
 from ..sampling.generate import Samples
 from ..text import encode_row, encode_texts, pad_rows, template_options, whole_text
 from .calibration import calibrate, sample_responses
+from .label_noise import MIN_COMPARED, is_held_out, most_likely_noise, noise_by_agreement, repeated_judgements
 
 logger = logging.get_logger(__name__)
 
@@ -98,7 +102,9 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
 
     Args:
         model, processing_class, kwargs: As in [`~trl.RewardTrainer`].
-        args ([`RankingRewardConfig`] or [`~trl.RewardConfig`]): The former has `label_noise` and `lm_coef`.
+        args ([`RankingRewardConfig`] or [`~trl.RewardConfig`]): The former has `label_noise` and `lm_coef`. With
+            `label_noise="auto"`, rows that rank the same responses are by different annotators, unless a column
+            `annotator` says otherwise.
         lm_head (`str` or [`~torch.nn.Module`], *optional*): For `lm_coef`: the language model whose head predicts the
             next token (Hub id or path), or that head. Default: `model`, if that is a name.
         calibration_dataset ([`~datasets.Dataset`], *optional*): Demonstrations (`prompt` and `completion`, or
@@ -127,6 +133,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         **kwargs,
     ):
         self.label_noise, self.lm_coef = getattr(args, "label_noise", 0.0), getattr(args, "lm_coef", 0.0)
+        self._estimates_noise = self.label_noise == "auto"
         lm_head = lm_head or (model if isinstance(model, str) else None)
         if self.lm_coef and lm_head is None:
             raise InputError("`lm_coef` needs `lm_head`: the language model whose head predicts the next token.")
@@ -138,6 +145,9 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         ensure_precision("the reward model", self.model, args)
         self.calibration_dataset, self.calibration_policy = calibration_dataset, calibration_policy
         self.calibration_samples = None
+        self.noise_dataset: Dataset | None = None  # rankings that are held out from the updates
+        if self._estimates_noise:
+            self._begin_estimating_noise()
         self.lm_head = None
         if self.lm_coef:
             dtype = {"dtype": self.model.dtype, "trust_remote_code": getattr(args, "trust_remote_code", False)}
@@ -156,6 +166,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         kind = "ranking" if "ranks" in dataset.column_names else "preference"
         check_columns(dataset, kind, source=f"`{dataset_name}_dataset`")
         max_length, starts = args.max_length, ["response_start"] if self.lm_coef else []
+        held = ["held_out"] if self._estimates_noise and dataset_name == "train" else []
 
         def tokenize(batch: dict[str, list]) -> dict[str, list]:
             rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
@@ -163,7 +174,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             texts = [whole_text(prompt, response) for prompt, responses, _ in rankings for response in responses]
             repeated = [some for some, (_, responses, _) in zip(options, rankings, strict=True) for _ in responses]
             flat = iter(encode_texts(processing_class, texts, repeated))
-            made = {name: [] for name in ("response_ids", *starts, "ranks", *COUNTS)}
+            made = {name: [] for name in ("response_ids", *starts, *held, "ranks", *COUNTS)}
             for row, (_, responses, ranks) in zip(rows, rankings, strict=True):
                 ids = list(islice(flat, len(responses)))
                 too_long = [
@@ -174,6 +185,8 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
                 for name in starts:
                     made[name].append([max(0, prompt_length - some) for some in cut])
                 ids = [some[less:] for some, less in zip(ids, cut, strict=True)]
+                for name in held:
+                    made[name].append(is_held_out(row["prompt"], seed=args.seed))
                 made["response_ids"].append(ids)
                 made["ranks"].append(ranks)
                 made["texts"].append(len(ids))
@@ -203,8 +216,90 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
                 "responses tie or are the same tokens (truncated, or unknown to the tokenizer)."
             )
             dataset = dataset.select(with_pairs)
-        names = {"response_ids", "response_start", "ranks", "margin"}
+        names = {"response_ids", "response_start", "ranks", "margin", *(["held_out", "annotator"] if held else [])}
         return dataset.select_columns([name for name in dataset.column_names if name in names])
+
+    def _begin_estimating_noise(self) -> None:
+        """Estimate the share of wrong labels by agreement, or hold out rankings to estimate it by later."""
+        rows, self.label_noise = self.train_dataset, 0.0
+        if "held_out" not in rows.column_names:
+            raise InputError("`label_noise='auto'` needs rows with `prompt`; these are tokenized already.")
+        same, compared = repeated_judgements(rows)
+        names = {"held_out", "annotator"} & {*rows.column_names}
+        if compared >= MIN_COMPARED:
+            self.label_noise = noise_by_agreement(same, compared)
+            logger.info(
+                f"label_noise: {self.label_noise:.1%}, as annotators agree on {same:,} of the {compared:,} pairs of "
+                "responses that two of them compared."
+            )
+            self.train_dataset = rows.remove_columns([*names])
+            return
+        if self.args.max_steps <= 0 and self.args.num_train_epochs <= 1:
+            raise InputError(
+                "`label_noise='auto'` is estimated from the second epoch on, and `num_train_epochs` is "
+                f"{self.args.num_train_epochs:g}: train for more, or set `label_noise` to a number."
+            )
+        is_held = np.array(rows["held_out"])
+        rows = rows.remove_columns([*names])
+        self.train_dataset, self.noise_dataset = (rows.select(np.flatnonzero(x)) for x in (~is_held, is_held))
+        if not len(self.train_dataset) or not len(self.noise_dataset):
+            raise InputError(
+                f"`label_noise='auto'` holds out a tenth of the prompts, and {len(rows)} rankings are too few for "
+                "that: set `label_noise` to a number."
+            )
+
+    def _begin_epoch(self, epoch: int) -> None:
+        """Before each epoch but the first, estimate the share of wrong labels by the rankings that are held out."""
+        super()._begin_epoch(epoch)
+        if self.noise_dataset is None or epoch == 0:
+            return
+        self.label_noise = most_likely_noise(self._differences(self.noise_dataset))
+        logger.info(f"label_noise: {self.label_noise:.1%}, by {len(self.noise_dataset):,} rankings that are held out.")
+        if self.label_noise > 0.4:
+            logger.warning(
+                f"`label_noise` is estimated at {self.label_noise:.1%}: by the held-out rankings the model is hardly "
+                "better than chance, and with this share it will learn little. Check the rankings, or set a number."
+            )
+
+    @torch.no_grad()
+    def _differences(self, rankings: Dataset) -> torch.Tensor:
+        """Scores of the better responses less those of the worse and the margins `(M,)`, in evaluation mode."""
+        model, size, found = self.model_wrapped, self.args.per_device_eval_batch_size, []
+        was_training = model.training
+        model.eval()
+        for start in range(0, len(rankings), size):
+            rows = list(rankings.select(range(start, min(start + size, len(rankings)))))
+            batch = self._prepare_inputs(self.data_collator(rows))
+            texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+            rewards = model(**texts, use_cache=False).logits.squeeze(-1)
+            found.append(rewards[batch["better"]] - rewards[batch["worse"]] - batch["margin"])
+        model.train(was_training)
+        return torch.cat(found)
+
+    def _fixed_options(self) -> dict:
+        options = {name: getattr(self.args, name, 0.0) for name in ("label_noise", "lm_coef")}
+        return {**options, **super()._fixed_options()}
+
+    def _training_state(self) -> dict[str, Any]:
+        return {**super()._training_state(), "label_noise": self.label_noise}
+
+    def _load_training_state(self, state: dict[str, Any], checkpoint: Path) -> None:
+        super()._load_training_state(state, checkpoint)
+        if self.noise_dataset is not None:
+            self.label_noise = state["label_noise"]
+
+    def made(self, dataset_name: str | None = None) -> Made:
+        """The facts that the trainer knows about its model."""
+        made = super().made(dataset_name)
+        if self._estimates_noise:
+            made.hyperparameters["estimated_label_noise"] = round(self.label_noise, 4)
+        return made
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log, with the estimated share of wrong labels."""
+        if self._estimates_noise and "loss" in logs:
+            logs["label_noise"] = self.label_noise
+        super().log(logs, start_time)
 
     def _set_signature_columns_if_needed(self):
         self._signature_columns = ["response_ids", "response_start", "ranks", "margin"]

@@ -13,7 +13,7 @@ from transformers.utils import find_adapter_config_file, is_peft_available, logg
 from trl import ModelConfig, get_peft_config
 
 from ..errors import InputError
-from ..files import make_directory
+from ..files import new_folder
 from ..hub.model_card import Made
 from ..layout import STATE_FILE
 from ..models.checks import check_weights
@@ -93,16 +93,11 @@ def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Pat
 
     folder = Path(model).absolute()
     target = folder.with_name(f"{folder.name}-merged") if output_dir is None else Path(output_dir)
-    if target.exists():
-        raise InputError(f"`--output_dir`: {target} exists already. Choose another, or remove it.")
     trust = {"trust_remote_code": trust_remote_code}
-    tokenizer = load_tokenizer(model, **trust)
-    load = load_reward_model if PeftConfig.from_pretrained(model).task_type == "SEQ_CLS" else load_policy
-    merged = load(model, tokenizer, **trust).merge_and_unload()
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    make_directory(aside)
-    try:
+    with new_folder(target) as aside:
+        tokenizer = load_tokenizer(model, **trust)
+        load = load_reward_model if PeftConfig.from_pretrained(model).task_type == "SEQ_CLS" else load_policy
+        merged = load(model, tokenizer, **trust).merge_and_unload()
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         made = Made.load(folder)
@@ -113,7 +108,4 @@ def merge(model: str, *, output_dir: str | None, trust_remote_code: bool) -> Pat
             shutil.copy2(folder / STATE_FILE, aside)
             made = replace(made, is_adapter=False, base_model=base, hub_id=None, readme_sha256=None)
             write_stage_card(aside, made, name=str(target))
-        aside.rename(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return target

@@ -48,7 +48,13 @@ def load_rewards(
         policy_tokenizer=tokenizer,
         **trust,
     )
-    return Rewards(funcs, tokenizers, training_args.reward_weights or [1.0] * len(funcs))
+    return Rewards(
+        funcs,
+        tokenizers,
+        weights=training_args.reward_weights or [1.0] * len(funcs),
+        aggregation=training_args.reward_aggregation,
+        uncertainty_coef=training_args.reward_uncertainty_coef,
+    )
 
 
 def train_control(

@@ -436,6 +436,7 @@ class Pipeline:
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
             "judge": Path(self.file.judge or (ppo_args.dataset_name if is_lab else "")).name or None,
             "optimised": dict(zip(rewards.funcs, rewards.weights, strict=True)),
+            "combined": {"aggregation": rewards.aggregation, "uncertainty_coef": rewards.uncertainty_coef},
             **compared,
         }
         seconds["total"] = round(before + time.perf_counter() - self.started, 1)

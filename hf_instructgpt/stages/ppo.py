@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..files import fields_of, read_json, weights_sha256
 from ..layout import REWARD_REPORT_FILE
 from ..models.loading import load_policy
-from ..ppo.checks import check_processes
+from ..ppo.checks import check_aggregation, check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.models import QUANTISED
 from ..ppo.trainer import PPOTrainer
@@ -41,6 +41,7 @@ def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: 
     weights = training_args.reward_weights
     if weights is not None and len(weights) != len(args.reward_funcs):
         raise InputError(f"`reward_weights` has {len(weights)} entries for {len(args.reward_funcs)} reward functions.")
+    check_aggregation(training_args, len(args.reward_funcs))
     if (args.ptx_dataset_name is None) != (training_args.ptx_coef == 0):
         raise InputError("PPO-ptx needs both `ptx_dataset_name` and a `ptx_coef` above 0; leave out both or none.")
 

@@ -31,3 +31,12 @@ def check(folder):
     for c in (metrics["comparison"], metrics["comparison_greedy"]):
         terms = c["terms_ppo"]
         assert abs(c["score_ppo"] - terms["reward"] - 0.5 * terms["length"]) < 1e-5
+
+    two = {"reward_funcs": ["reward", "terms_of_mine.length"], "reward_aggregation": "min"}
+    config = pipeline_file(folder, ppo={**two, "reward_uncertainty_coef": 0.5}, output_dir="lowest")
+    result = command("run", "--config", config)
+    assert_done(result, "(min(`reward`, `length`) - 0.5 SD)")
+    metrics = json.loads((folder / "lowest" / "metrics.json").read_text())
+    assert metrics["combined"] == {"aggregation": "min", "uncertainty_coef": 0.5}
+    terms = metrics["comparison"]["terms_ppo"]
+    assert metrics["comparison"]["score_ppo"] <= min(terms.values())

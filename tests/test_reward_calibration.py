@@ -194,22 +194,22 @@ def test_messages_are_answered_and_text_has_no_prompt(tmp_path, caplog):
     assert made.prompts == [messages[:1]]
     text = Dataset.from_list([{"text": "abc"}, {"text": "de"}])
     assert sample_responses(policy(), TOKENIZER, text, seed=0, batch_size=2) is None
-    trainer = make(tmp_path, calibration_dataset=text, calibration_policy=policy(), max_steps=1)
+    trainer = make(tmp_path, calibration_dataset=text, sft_model=policy(), max_steps=1)
     trainer.train()
     assert "has no prompts" in caplog.text and not hasattr(trainer.model.config, "score_scale")
     assert trainer.model.score_bias.item() != 0
 
 
 def test_a_policy_without_prompts_is_refused(tmp_path):
-    with pytest.raises(InputError, match="`calibration_policy` needs `calibration_dataset`"):
-        make(tmp_path, calibration_policy=policy())
+    with pytest.raises(InputError, match="`sft_model` needs `calibration_dataset`"):
+        make(tmp_path, sft_model=policy())
 
 
 def test_with_sharded_weights_the_scores_keep_their_unit(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr("hf_instructgpt.reward.ranking_trainer.is_sharded", lambda args: True)
-    trainer = make(tmp_path, calibration_dataset=ROWS, calibration_policy="no/model", max_steps=1)
+    trainer = make(tmp_path, calibration_dataset=ROWS, sft_model="no/model", max_steps=1)
     trainer.train()
-    assert "not used with sharded weights" in caplog.text and not hasattr(trainer.model.config, "score_scale")
+    assert "does not give it with sharded weights" in caplog.text and not hasattr(trainer.model.config, "score_scale")
     assert scores_of(trainer.model).mean().item() == pytest.approx(0, abs=1e-6)
 
 
@@ -218,10 +218,10 @@ def test_with_sharded_weights_the_scores_keep_their_unit(tmp_path, caplog, monke
 
 def test_a_run_gives_the_unit_with_stock_loading(tmp_path):
     policy().save_pretrained(tmp_path / "sft")
-    options = {"calibration_dataset": ROWS, "calibration_policy": str(tmp_path / "sft"), "max_steps": 2}
+    options = {"calibration_dataset": ROWS, "sft_model": str(tmp_path / "sft"), "max_steps": 2}
     trainer = make(tmp_path / "out", model=reward_model(), **options)
     trainer.train()
-    assert trainer.calibration_policy is None
+    assert trainer.sft_model is None
     trainer.save_model()
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     unit_of(trainer.model, loaded, trainer.calibration_samples)
@@ -232,7 +232,7 @@ def test_an_adapter_carries_the_unit_and_a_merged_one_has_it_once(tmp_path):
     reward_model().save_pretrained(tmp_path / "base")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1)
     lora = LoraConfig(task_type="SEQ_CLS", target_modules=["fc1"], modules_to_save=["score"])
-    options = {"calibration_dataset": ROWS, "calibration_policy": policy(), "max_steps": 2}
+    options = {"calibration_dataset": ROWS, "sft_model": policy(), "max_steps": 2}
     trainer = make(tmp_path / "out", model=model, peft_config=lora, **options)
     trainer.train()
     trainer.save_model()
@@ -247,7 +247,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path):
     options = {"calibration_dataset": ROWS, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     weights, scales, draws = [], [], []
     for checkpoint in (None, f"{tmp_path}/checkpoint-2"):
-        trainer = make(tmp_path, model=reward_model(), calibration_policy=policy(), **options)
+        trainer = make(tmp_path, model=reward_model(), sft_model=policy(), **options)
         trainer.train(checkpoint)
         weights.append(trainer.model.state_dict())
         scales.append(trainer.model.config.score_scale)
@@ -258,9 +258,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path):
 
 def test_the_responses_do_not_change_what_is_trained(tmp_path):
     options = {"calibration_dataset": ROWS, "max_steps": 3}
-    plain, scaled = (
-        make(tmp_path, model=reward_model(), calibration_policy=some, **options) for some in (None, policy())
-    )
+    plain, scaled = (make(tmp_path, model=reward_model(), sft_model=some, **options) for some in (None, policy()))
     for trainer in (plain, scaled):
         trainer.train()
     std = scaled.model.config.score_scale

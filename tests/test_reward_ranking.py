@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from safetensors import safe_open
 from transformers import (
     AutoModelForSequenceClassification,
     GPT2Config,
@@ -65,7 +66,7 @@ ROWS = [ranking("ab", ["cc", "d", "eee"], [1, 2, 2]), ranking("f", ["g", "hi"], 
 
 
 def make(tmp_path, rows=ROWS, model=None, cls=RankingRewardTrainer, tokenizer=TOKENIZER, eval_rows=None, **options):
-    names = ("calibration_dataset", "calibration_policy", "peft_config", "lm_head")
+    names = ("calibration_dataset", "sft_model", "peft_config")
     more = {name: options.pop(name) for name in names if name in options}
     defaults = {
         "output_dir": str(tmp_path),
@@ -176,6 +177,7 @@ def test_a_wrong_label_cannot_pull_far():
         ({"label_noise": "nan"}, "`label_noise` must be 0 or more and below 0.5"),
         ({"label_noise": "Auto"}, "`label_noise` must be a number or `auto`, not 'Auto'"),
         ({"lm_coef": -1}, "`lm_coef` must be 0"),
+        ({"logprob_coef": float("nan")}, "`logprob_coef` must be 0"),
     ],
 )
 def test_options_out_of_range_are_named(tmp_path, options, message):
@@ -331,8 +333,7 @@ def test_the_language_modelling_loss_is_of_the_best_responses(tmp_path, packed):
     """Against the language model's own log-probs, token by token in float64; two rows, one with two best responses."""
     rows = [ranking("ab", ["cc", "d", "eee"], [1, 2, 1]), ranking("fgh", ["g", "h" * 30], [2, 1])]
     causal, model = language_model(dropout=0.0), reward_model(dropout=0.0)
-    head = causal.lm_head
-    trainer = make(tmp_path, rows, model, lm_coef=2.0, lm_head=head)
+    trainer = make(tmp_path, rows, model, lm_coef=2.0, sft_model=causal)
     trainer._packs = packed and trainer._packs
     plain = make(tmp_path, rows, model)
     batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
@@ -357,7 +358,7 @@ def test_a_cut_text_keeps_the_place_where_its_response_begins(tmp_path):
         tmp_path,
         [ranking("abcd", ["ef", "efghij"], [1, 2])],
         lm_coef=1.0,
-        lm_head=language_model().lm_head,
+        sft_model=language_model(),
         max_length=6,
     )
     (row,) = trainer.train_dataset
@@ -381,8 +382,92 @@ def test_the_head_stays_as_it_is_and_leaves_no_trace(tmp_path):
     assert plain.state_dict().keys() == reward_model().state_dict().keys()
     hooks = [hook for module in trainer.model.modules() for hook in module._forward_hooks.values()]
     assert not [hook for hook in hooks if "last_hidden_state" in hook.__qualname__]
-    with pytest.raises(InputError, match="`lm_coef` needs `lm_head`"):
+    with pytest.raises(InputError, match="`lm_coef` needs `sft_model`"):
         make(tmp_path, ROWS, lm_coef=1.0)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_log_probs_are_regressed_at_each_token_of_each_response(tmp_path, packed):
+    """In float64, token by token: two rows, the start model's log-probs, a map that is not zero."""
+    rows = [ranking("ab", ["cc", "d", "eee"], [1, 2, 1]), ranking("fgh", ["g", "h" * 30], [2, 1])]
+    causal, model = language_model(dropout=0.0), reward_model(dropout=0.0)
+    with torch.no_grad():
+        causal.lm_head.weight *= 8  # some log-probs are below -6
+    trainer = make(tmp_path, rows, model, logprob_coef=2.0, sft_model=causal)
+    trainer._packs = packed and trainer._packs
+    plain = make(tmp_path, rows, reward_model(dropout=0.0))
+    probe = trainer._logprob_map
+    assert probe.weight.eq(0).all() and probe.bias.eq(0).all() and probe.weight.requires_grad
+    torch.nn.init.normal_(probe.weight)
+    torch.nn.init.constant_(probe.bias, -0.5)
+    batch = trainer._prepare_inputs(trainer.data_collator(list(trainer.train_dataset)))
+    model.train()
+    plain.model.train()
+    rankings = plain._prepare_inputs(plain.data_collator(list(plain.train_dataset)))
+    loss = trainer.compute_loss(model, batch).item()
+    without = plain.compute_loss(plain.model, rankings).item()
+    expected, num_clamped = 0.0, 0
+    body = reward_model(dropout=0.0).model.double().eval()
+    for row in rows:
+        errors = []
+        for response in row["responses"]:
+            ids = torch.tensor([TOKENIZER(row["prompt"] + response)["input_ids"] + [EOS]])
+            with torch.no_grad():
+                logprobs = causal.double()(ids).logits[0].log_softmax(-1)
+                hidden = body(ids).last_hidden_state[0]
+            for t in range(len(row["prompt"]), ids.shape[1]):
+                target = max(logprobs[t - 1, ids[0, t]].item(), -6.0)
+                num_clamped += target == -6.0
+                predicted = hidden[t] @ probe.weight[0].detach().double() - 0.5
+                errors.append((predicted.item() - target) ** 2)
+        expected += sum(errors) / len(errors) / 2
+    assert loss - without == pytest.approx(2 * expected, rel=1e-5)
+    assert trainer._metrics["train"]["logprob_loss"] == pytest.approx([expected], rel=1e-5)
+    assert num_clamped and trainer._packs == packed
+
+
+def test_the_map_of_log_probs_learns_and_leaves_no_trace(tmp_path):
+    language_model().save_pretrained(tmp_path / "sft")
+    TOKENIZER.save_pretrained(tmp_path / "sft")
+    options = {"logprob_coef": 1.0, "eval_rows": ROWS, "max_steps": 3}
+    trainer = make(tmp_path / "reward", ROWS, str(tmp_path / "sft"), **options)
+    before = trainer.evaluate()["eval_logprob_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_logprob_loss"] < before
+    assert trainer._logprob_map.weight.ne(0).all()
+    trainer.save_model()
+    assert trainer._logprob_map.weight.ne(0).all()  # still there, to train on
+    with safe_open(tmp_path / "reward" / "model.safetensors", framework="pt") as saved:
+        assert {*saved.keys()} == {*reward_model().state_dict()}
+
+
+def test_a_run_with_a_map_of_log_probs_resumes_to_the_same_bytes(tmp_path):
+    def trainer(name):
+        terms = {"logprob_coef": 1.0, "lm_coef": 0.5, "sft_model": language_model()}
+        return make(tmp_path / name, ROWS * 2, save_strategy="steps", save_steps=2, max_steps=4, **terms)
+
+    (whole := trainer("whole")).train()
+    (resumed := trainer("resumed")).train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert resumed.state.global_step == 4 and "logprob_map.weight" in whole.model.state_dict()
+    for name, tensor in whole.model.state_dict().items():
+        assert tensor.equal(resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_where_log_probs_come_from(tmp_path, adapter):
+    """From the model given, whatever the reward model is; an adapter trains the map too."""
+    rows = [ranking("ab", ["cc", "d"], [1, 2])]
+    options = {"peft_config": LoraConfig(task_type="SEQ_CLS", target_modules=["qkv_proj"])} if adapter else {}
+    trainer = make(tmp_path, rows, logprob_coef=1.0, sft_model=language_model(3, dropout=0.0), max_steps=2, **options)
+    (row,) = trainer.train_dataset
+    assert [len(x) for x in row["response_logprobs"]] == [3, 2] and "response_start" not in row
+    trainer.train()
+    assert trainer._logprob_map.weight.ne(0).all()
+    with pytest.raises(InputError, match="`logprob_coef` needs `sft_model`"):
+        make(tmp_path, rows, logprob_coef=1.0)
+    tokenized = [{"response_ids": [[1, EOS], [2, EOS]], "ranks": [1, 2]}]
+    with pytest.raises(InputError, match="`logprob_coef` needs rows with `prompt`"):
+        make(tmp_path, tokenized, logprob_coef=1.0, sft_model=language_model())
 
 
 def test_a_batch_without_a_pair_has_a_loss_of_zero_and_a_gradient_of_zero(tmp_path):

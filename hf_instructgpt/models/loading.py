@@ -185,12 +185,13 @@ def load_reward_model(
     return model
 
 
-def load_lm_head(name: str, **kwargs: Any) -> nn.Module:
-    """What makes a policy's last hidden states logits, by the policy's Hub id or path: a copy that is not trained."""
-    policy = load_policy(name, **kwargs)
-    if not has_plain_head(without_adapter(policy)):
+def frozen_lm_head(policy: "PreTrainedModel | PeftModel") -> nn.Module:
+    """What makes a policy's last hidden states logits: a copy that is not trained."""
+    policy = without_adapter(policy)
+    if not has_plain_head(policy):
+        name = policy.config._name_or_path or type(policy).__name__
         raise InputError(f"`lm_coef`: the logits of {name} are more than a linear map of its hidden states.")
-    return copy.deepcopy(without_adapter(policy).get_output_embeddings()).requires_grad_(False)
+    return copy.deepcopy(policy.get_output_embeddings()).requires_grad_(False)
 
 
 def add_lora(model: PreTrainedModel, peft_config: "PeftConfig", *, task_type: str) -> "PeftModel":

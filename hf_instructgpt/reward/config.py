@@ -26,12 +26,18 @@ class RankingRewardConfig(RewardConfig):
     """Weight of a language-modelling loss on the best-ranked responses (Yang et al. 2024, arXiv 2406.10216): the model
     below the score keeps what predicts the next token. The language-modelling head is the start model's and stays as
     it is; the saved reward model is without it."""
+    logprob_coef: float = 0.0
+    """Weight of a regression of the start model's log-probs: at each token of all responses, a linear map of the last
+    hidden state predicts how likely that token was, `mean (w h_t + b - max(log pi(x_t | x_<t), -6))^2`. The model
+    below the score then sees what a language model knows to be unlikely, such as a wrong answer. The map is trained
+    along; the saved reward model is without it."""
 
     def __post_init__(self):
         super().__post_init__()
         self._read_label_noise()
-        if not 0 <= self.lm_coef < float("inf"):
-            raise ValueError(f"`lm_coef` must be 0 or more, not {self.lm_coef}.")
+        for name in ("lm_coef", "logprob_coef"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"`{name}` must be 0 or more, not {getattr(self, name)}.")
 
     def _read_label_noise(self) -> None:
         if self.label_noise == "auto":

@@ -22,19 +22,29 @@ from ..functional import pair_loss
 from ..hub.card_mixin import CardMixin
 from ..hub.model_card import Made
 from ..models.checks import ensure_precision, is_sharded
-from ..models.loading import load_lm_head, load_policy
+from ..models.forward import has_large_plain_head, predict_response
+from ..models.loading import frozen_lm_head, load_policy
 from ..models.packing import has_padding, packed_scores, scores_packed
 from ..models.surgery import is_quantised, last_hidden_state
 from ..resuming.resumable import ResumableTrainer
 from ..sampling.generate import Samples
-from ..text import encode_row, encode_texts, pad_rows, template_options, whole_text
+from ..text import batches_by_length, encode_row, encode_texts, pad_rows, template_options, whole_text
 from .calibration import calibrate, sample_responses
 from .label_noise import MIN_COMPARED, is_held_out, most_likely_noise, noise_by_agreement, repeated_judgements
 
 logger = logging.get_logger(__name__)
 
+# Log-probs below it are regressed as this one: a wrong token is then told from a right one, and no rare one rules.
+MIN_LOGPROB = -6.0
+
 # What is counted of each ranking: texts, those that are cut, those that lose a part of the response, pairs.
 COUNTS = ["texts", "cut", "cut_responses", "pairs"]
+
+
+# What the collator makes for the terms of `lm_coef` and `logprob_coef`, `(N, T)` each.
+TOKEN_COLUMNS = ("next_ids", "next_weight", "logprobs", "logprob_weight")
+# Options that `RankingRewardConfig` has and TRL's has not.
+OWN_OPTIONS = ("label_noise", "lm_coef", "logprob_coef")
 
 
 class RankingCollator:
@@ -43,7 +53,8 @@ class RankingCollator:
     `input_ids`, `attention_mask` `(N, T)`; `better`, `worse` `(M,)`, indices of responses; `margin` `(M,)`, the row's,
     else 0; `weight` `(M,)`, 1 / (the row's number of pairs) / (the number of rows that have any). `next_ids` `(N, T)`:
     the next tokens in the best-ranked responses, else -100; `next_weight` `(N, T)`: 1 / (their number in the row) /
-    (the number of rows); both only if the rows have `response_start`.
+    (the number of rows); both only if the rows have `response_start`. `logprobs` and `logprob_weight` `(N, T)`: the
+    same of each response token's own log-prob; only if the rows have `response_logprobs`.
     """
 
     def __init__(self, pad_token_id: int):
@@ -69,6 +80,7 @@ class RankingCollator:
             "margin": torch.tensor(margins, dtype=torch.float32),
             "weight": torch.tensor(weights) / max(1, with_pairs),
             **(self._next_tokens(rows, input_ids) if "response_start" in rows[0] else {}),
+            **(self._logprobs(rows, input_ids) if "response_logprobs" in rows[0] else {}),
         }
 
     def _next_tokens(self, rows: list[dict], input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -86,6 +98,17 @@ class RankingCollator:
             weight[mine] = 1 / max(1, (next_ids[mine] != -100).sum().item()) / len(rows)
         return {"next_ids": next_ids, "next_weight": weight}
 
+    def _logprobs(self, rows: list[dict], input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        logprobs, weight = torch.full(input_ids.shape, -100.0), torch.zeros(input_ids.shape)
+        text = 0
+        for row in rows:
+            number = sum(map(len, row["response_logprobs"]))
+            for ids, mine in zip(row["response_ids"], row["response_logprobs"], strict=True):
+                place = text, slice(len(ids) - len(mine), len(ids))
+                logprobs[place], weight[place] = torch.tensor(mine), 1 / max(1, number) / len(rows)
+                text += 1
+        return {"logprobs": logprobs, "logprob_weight": weight}
+
 
 class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
     """TRL's RewardTrainer for rankings of K responses (K >= 2, different by row), with bit-exact resume.
@@ -102,18 +125,17 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
 
     Args:
         model, processing_class, kwargs: As in [`~trl.RewardTrainer`].
-        args ([`RankingRewardConfig`] or [`~trl.RewardConfig`]): The former has `label_noise` and `lm_coef`. With
-            `label_noise="auto"`, rows that rank the same responses are by different annotators, unless a column
-            `annotator` says otherwise.
-        lm_head (`str` or [`~torch.nn.Module`], *optional*): For `lm_coef`: the language model whose head predicts the
-            next token (Hub id or path), or that head. Default: `model`, if that is a name.
+        args ([`RankingRewardConfig`] or [`~trl.RewardConfig`]): The former has `label_noise`, `lm_coef` and
+            `logprob_coef`. With `label_noise="auto"`, rows that rank the same responses are by different annotators,
+            unless a column `annotator` says otherwise.
+        sft_model (`str` or [`~transformers.PreTrainedModel`], *optional*): The SFT model that the reward model starts
+            from, with the same tokenizer: Hub id, path or model. `lm_coef` and `logprob_coef` need it; default there:
+            `model`, if that is a name. With `calibration_dataset` it gives the scores their unit: before training it
+            answers prompts of these data; after training, scores are divided by the standard deviation of its
+            responses' scores, which becomes 1 (not with sharded weights: FSDP, DeepSpeed).
         calibration_dataset ([`~datasets.Dataset`], *optional*): Demonstrations (`prompt` and `completion`, or
             `messages`, or `text`). After training, scores are shifted so that demonstrations score 0 on average; see
             [`calibrate`].
-        calibration_policy (`str` or [`~transformers.PreTrainedModel`], *optional*): The SFT model, with the reward
-            model's tokenizer: Hub id, path or model. Before training it answers prompts of `calibration_dataset`;
-            after training, scores are divided by the standard deviation of its responses' scores, which becomes 1.
-            Not used with sharded weights (FSDP, DeepSpeed).
 
     Raises:
         InputError: A row has another form, or no row has a pair.
@@ -128,31 +150,40 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         *,
         processing_class: PreTrainedTokenizerBase | None = None,
         calibration_dataset: Dataset | None = None,
-        calibration_policy: str | PreTrainedModel | None = None,
-        lm_head: str | nn.Module | None = None,
+        sft_model: str | PreTrainedModel | None = None,
         **kwargs,
     ):
-        self.label_noise, self.lm_coef = getattr(args, "label_noise", 0.0), getattr(args, "lm_coef", 0.0)
+        self.label_noise, self.lm_coef, self.logprob_coef = (getattr(args, name, 0.0) for name in OWN_OPTIONS)
         self._estimates_noise = self.label_noise == "auto"
-        lm_head = lm_head or (model if isinstance(model, str) else None)
-        if self.lm_coef and lm_head is None:
-            raise InputError("`lm_coef` needs `lm_head`: the language model whose head predicts the next token.")
+        terms = [name for name in ("lm_coef", "logprob_coef") if getattr(self, name)]
+        if terms and sft_model is None and not isinstance(model, str):
+            raise InputError(f"`{terms[0]}` needs `sft_model`: the language model that the reward model starts from.")
+        if self.logprob_coef and is_sharded(args):
+            raise InputError("`logprob_coef` does not work with sharded weights (FSDP, DeepSpeed): leave it out.")
         if calibration_dataset is not None:
             check_columns(calibration_dataset, "sft", source="`calibration_dataset`")
-        elif calibration_policy is not None:
-            raise InputError("`calibration_policy` needs `calibration_dataset`, whose prompts it answers.")
+        elif sft_model is not None and not terms:
+            raise InputError("`sft_model` needs `calibration_dataset`, whose prompts it answers, or `lm_coef`.")
+        name = model
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         ensure_precision("the reward model", self.model, args)
-        self.calibration_dataset, self.calibration_policy = calibration_dataset, calibration_policy
-        self.calibration_samples = None
+        self.calibration_dataset, self.calibration_samples = calibration_dataset, None
         self.noise_dataset: Dataset | None = None  # rankings that are held out from the updates
         if self._estimates_noise:
             self._begin_estimating_noise()
-        self.lm_head = None
-        if self.lm_coef:
-            dtype = {"dtype": self.model.dtype, "trust_remote_code": getattr(args, "trust_remote_code", False)}
-            self.lm_head = load_lm_head(lm_head, **dtype) if isinstance(lm_head, str) else lm_head
-            self.lm_head.to(self.accelerator.device)
+        self.sft_model, self.lm_head = sft_model, None
+        if terms:
+            self.sft_model = policy = self._load_sft_model(name if sft_model is None else sft_model)
+            if self.lm_coef:
+                self.lm_head = frozen_lm_head(policy).to(self.accelerator.device)
+            if self.logprob_coef:
+                self._add_logprobs(policy)
+                width = self.model.config.get_text_config().hidden_size
+                self.model.logprob_map = nn.Linear(width, 1, device=self.model.device, dtype=torch.float32)
+                nn.init.zeros_(self.model.logprob_map.weight)
+                nn.init.zeros_(self.model.logprob_map.bias)
+        if calibration_dataset is None or sft_model is None:
+            self.sft_model = None
         # Padding is saved where a forward of the bare model is all there is to a step.
         is_bare = self.accelerator.num_processes == 1 and self.accelerator.mixed_precision == "no"
         self._packs = is_bare and isinstance(self.model, PreTrainedModel) and scores_packed(self.model)
@@ -165,7 +196,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         dataset = shaped(dataset, "reward", source=f"`{dataset_name}_dataset`")
         kind = "ranking" if "ranks" in dataset.column_names else "preference"
         check_columns(dataset, kind, source=f"`{dataset_name}_dataset`")
-        max_length, starts = args.max_length, ["response_start"] if self.lm_coef else []
+        max_length, starts = args.max_length, ["response_start"] if self.lm_coef or self.logprob_coef else []
         held = ["held_out"] if self._estimates_noise and dataset_name == "train" else []
 
         def tokenize(batch: dict[str, list]) -> dict[str, list]:
@@ -180,7 +211,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
                 too_long = [
                     len(some) - max_length for some in ids if max_length is not None and len(some) > max_length
                 ]
-                prompt_length = len(encode_row(processing_class, row)) if too_long or self.lm_coef else 0
+                prompt_length = len(encode_row(processing_class, row)) if too_long or starts else 0
                 cut = [max(0, len(some) - (max_length or len(some))) for some in ids]
                 for name in starts:
                     made[name].append([max(0, prompt_length - some) for some in cut])
@@ -218,6 +249,45 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             dataset = dataset.select(with_pairs)
         names = {"response_ids", "response_start", "ranks", "margin", *(["held_out", "annotator"] if held else [])}
         return dataset.select_columns([name for name in dataset.column_names if name in names])
+
+    def _load_sft_model(self, policy: str | PreTrainedModel) -> PreTrainedModel:
+        """The SFT model on this process's device, in evaluation mode."""
+        if isinstance(policy, str):
+            loading = {"dtype": self.model.dtype, "trust_remote_code": getattr(self.args, "trust_remote_code", False)}
+            policy = load_policy(policy, self.processing_class, **loading)
+        if not is_quantised(policy):
+            policy.to(self.accelerator.device)
+        return policy.eval()
+
+    def _add_logprobs(self, policy: PreTrainedModel) -> None:
+        """Give the rankings `response_logprobs`: per response the log-probs of its tokens, at least -6, in nats."""
+        datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        datasets["noise_dataset"] = self.noise_dataset
+        if "response_start" not in self.train_dataset.column_names:
+            raise InputError("`logprob_coef` needs rows with `prompt`; these are tokenized already.")
+        for name, dataset in datasets.items():
+            if isinstance(dataset, dict):
+                setattr(self, name, {key: self._with_logprobs(some, policy) for key, some in dataset.items()})
+            elif dataset is not None:
+                setattr(self, name, self._with_logprobs(dataset, policy))
+
+    @torch.no_grad()
+    def _with_logprobs(self, rows: Dataset, policy: PreTrainedModel) -> Dataset:
+        starts = [max(start, 1) for some in rows["response_start"] for start in some]  # nothing predicts a first token
+        texts = [ids for some in rows["response_ids"] for ids in some]
+        options = {"pad_token_id": self.processing_class.pad_token_id, "device": self.accelerator.device}
+        lengths, fuses_head = [len(ids) for ids in texts], has_large_plain_head(policy)
+        made: dict[int, list[float]] = {}
+        for batch in batches_by_length(lengths, max_tokens=self.args.per_device_eval_batch_size * max(lengths)):
+            prompts = pad_rows([texts[i][: starts[i]] for i in batch], side="left", **options)
+            responses = pad_rows([texts[i][starts[i] :] for i in batch], side="right", **options)
+            logprobs, *_ = predict_response(policy, *prompts, *responses, fuses_head=fuses_head)
+            for i, values, mask in zip(batch, logprobs.float().clamp(min=MIN_LOGPROB), responses[1], strict=True):
+                made[i] = values[mask].tolist()
+        flat = iter(range(len(texts)))
+        column = [[made[next(flat)] for _ in some] for some in rows["response_ids"]]
+        rows = rows.add_column("response_logprobs", column)
+        return rows if self.lm_coef else rows.remove_columns("response_start")
 
     def _begin_estimating_noise(self) -> None:
         """Estimate the share of wrong labels by agreement, or hold out rankings to estimate it by later."""
@@ -277,16 +347,26 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         return torch.cat(found)
 
     def _fixed_options(self) -> dict:
-        options = {name: getattr(self.args, name, 0.0) for name in ("label_noise", "lm_coef")}
+        options = {name: getattr(self.args, name, 0.0) for name in OWN_OPTIONS}
         return {**options, **super()._fixed_options()}
 
     def _training_state(self) -> dict[str, Any]:
-        return {**super()._training_state(), "label_noise": self.label_noise}
+        state = {**super()._training_state(), "label_noise": self.label_noise}
+        if self.logprob_coef:
+            state["logprob_map"] = self._logprob_map.state_dict()
+        return state
 
     def _load_training_state(self, state: dict[str, Any], checkpoint: Path) -> None:
         super()._load_training_state(state, checkpoint)
         if self.noise_dataset is not None:
             self.label_noise = state["label_noise"]
+        if self.logprob_coef:
+            self._logprob_map.load_state_dict(state["logprob_map"])
+
+    @property
+    def _logprob_map(self) -> nn.Linear:
+        """The linear map of `logprob_coef`: a part of the model while it trains, so that it is trained along."""
+        return self.accelerator.unwrap_model(self.model).logprob_map
 
     def made(self, dataset_name: str | None = None) -> Made:
         """The facts that the trainer knows about its model."""
@@ -302,16 +382,16 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         super().log(logs, start_time)
 
     def _set_signature_columns_if_needed(self):
-        self._signature_columns = ["response_ids", "response_start", "ranks", "margin"]
+        self._signature_columns = ["response_ids", "response_start", "response_logprobs", "ranks", "margin"]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The K-way loss of a batch of rankings."""
         texts, outputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}, None
-        following = {name: inputs[name] for name in ("next_ids", "next_weight")} if self.lm_coef else {}
+        by_token = {name: inputs[name] for name in TOKEN_COLUMNS if name in inputs}
         may_pack = self._packs and model.training and model is self.model and not return_outputs
-        with last_hidden_state(self.accelerator.unwrap_model(model)) if self.lm_coef else nullcontext([]) as hidden:
+        with last_hidden_state(self.accelerator.unwrap_model(model)) if by_token else nullcontext([]) as hidden:
             if may_pack and has_padding(inputs["attention_mask"]):
-                rewards, following = packed_scores(model, **texts, **following)
+                rewards, by_token = packed_scores(model, **texts, **by_token)
             else:
                 outputs = model(**texts, use_cache=False)
                 rewards = outputs.logits.squeeze(-1)
@@ -322,18 +402,26 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         if self.args.center_rewards_coefficient is not None:
             sums = rewards[inputs["better"]] + rewards[inputs["worse"]]
             loss = loss + self.args.center_rewards_coefficient * (sums.square() * inputs["weight"]).sum()
-        if self.lm_coef:
-            lm_loss = self._lm_loss(*hidden, **following)
-            loss = loss + self.lm_coef * lm_loss
-            self._metrics["train" if self.model.training else "eval"]["lm_loss"].append(lm_loss.item())
+        for name in (name for name in ("lm", "logprob") if by_token and getattr(self, f"{name}_coef")):
+            term = getattr(self, f"_{name}_loss")(*hidden, by_token)
+            loss = loss + getattr(self, f"{name}_coef") * term
+            self._metrics["train" if self.model.training else "eval"][f"{name}_loss"].append(term.item())
         self._record(rewards.detach(), margins.detach(), inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
 
-    def _lm_loss(self, hidden: torch.Tensor, next_ids: torch.Tensor, next_weight: torch.Tensor) -> torch.Tensor:
+    def _lm_loss(self, hidden: torch.Tensor, by_token: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean over rows of the mean cross-entropy of the next tokens in the best-ranked responses."""
+        next_ids, weight = by_token["next_ids"], by_token["next_weight"]
         kept = next_ids != -100
         losses = cross_entropy(self.lm_head(hidden[kept]).float(), next_ids[kept], reduction="none")
-        return (losses * next_weight[kept]).sum()
+        return (losses * weight[kept]).sum()
+
+    def _logprob_loss(self, hidden: torch.Tensor, by_token: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean over rows of the mean squared error of the log-probs of the responses' tokens."""
+        logprobs, weight = by_token["logprobs"], by_token["logprob_weight"]
+        kept = logprobs != -100
+        predicted = self._logprob_map(hidden[kept].float()).squeeze(-1)
+        return ((predicted - logprobs[kept]).square() * weight[kept]).sum()
 
     def _record(self, rewards: torch.Tensor, margins: torch.Tensor, mask: torch.Tensor) -> None:
         """Log RewardTrainer's metrics under its names."""
@@ -354,9 +442,9 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
 
     def train(self, *args, **kwargs):
         """Train, then calibrate."""
-        if self.calibration_policy is not None:
+        if self.sft_model is not None:
             self.calibration_samples = self._answer_calibration_prompts()
-            self.calibration_policy = None  # frees its memory for training
+            self.sft_model = None  # frees its memory for training
         output = super().train(*args, **kwargs)
         if self.calibration_dataset is not None:
             model = self.accelerator.unwrap_model(self.model)
@@ -369,14 +457,9 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
     def _answer_calibration_prompts(self) -> Samples | None:
         """The policy's responses to the prompts of the calibration data; None, with a warning, without any."""
         if is_sharded(self.args):
-            logger.warning("The scores keep their unit: `calibration_policy` is not used with sharded weights.")
+            logger.warning("The scores keep their unit: `sft_model` does not give it with sharded weights.")
             return None
-        policy = self.calibration_policy
-        if isinstance(policy, str):
-            loading = {"dtype": self.model.dtype, "trust_remote_code": getattr(self.args, "trust_remote_code", False)}
-            policy = load_policy(policy, self.processing_class, **loading)
-        if not is_quantised(policy):
-            policy.to(self.accelerator.device)
+        policy = self._load_sft_model(self.sft_model)
         options = {"seed": self.args.seed, "batch_size": 64}
         samples = sample_responses(policy, self.processing_class, self.calibration_dataset, **options)
         if samples is None:
@@ -387,6 +470,12 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; with an adapter also its configuration, which holds `score_bias` and `score_scale`."""
-        super().save_model(output_dir, _internal_call)
+        bare = self.accelerator.unwrap_model(self.model)
+        logprob_map = bare._modules.pop("logprob_map", None)  # what is saved is an ordinary reward model
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            if logprob_map is not None:
+                bare.logprob_map = logprob_map
         if is_peft_model(self.model) and self.args.should_save:
             self.model.config.save_pretrained(output_dir or self.args.output_dir)

@@ -36,12 +36,14 @@ def _make_trainer(
     tokenizer, config = load_tokenizer_and_config(training_args, model_args)
     options = load_options(training_args, model_args)
     train_dataset, eval_dataset = data.read_by(tokenizer, config, training_args)
-    calibration_dataset = calibration_policy = None
+    calibration_dataset = sft_model = None
     if args.calibration_dataset_name is not None:
         calibration_dataset = load_text("calibration_dataset_name", args, tokenizer)
         is_whole = not is_sharded(training_args)  # otherwise the trainer says that it is not used
         name = model_args.model_name_or_path
-        calibration_policy = _start_as_policy(name, tokenizer, options) if is_whole else name
+        sft_model = _start_as_policy(name, tokenizer, options) if is_whole else name
+    if training_args.lm_coef or training_args.logprob_coef:
+        sft_model = sft_model or load_policy(model_args.model_name_or_path, tokenizer, **options)
     model = load_new_reward_model(model_args.model_name_or_path, tokenizer, **options)
     training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the score head too
@@ -53,8 +55,7 @@ def _make_trainer(
             eval_dataset=eval_dataset if data.is_evaluated else None,
             processing_class=tokenizer,
             calibration_dataset=calibration_dataset,
-            calibration_policy=calibration_policy,
-            lm_head=model_args.model_name_or_path,
+            sft_model=sft_model,
             peft_config=new_adapter(model, model_args),
         )
 

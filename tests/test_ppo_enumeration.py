@@ -201,6 +201,41 @@ def flat(tensors):
     return torch.cat([tensor.detach().flatten().double() for tensor in tensors])
 
 
+def next_logprobs(model, prompt, response, temperature):
+    """Log-probs of all next tokens `(R, V)` by one forward pass per token, in float64."""
+    ids, made = list(TOKENIZER(prompt)["input_ids"]), []
+    for token in response:
+        logits = model.double().eval()(torch.tensor([ids])).logits[0, -1]
+        made.append((logits / temperature).log_softmax(-1).detach())
+        ids.append(token)
+    return torch.stack(made)
+
+
+@pytest.mark.parametrize(("estimator", "penalty_in"), [("k1", "reward"), ("full", "reward"), ("full", "loss")])
+def test_the_kl_is_from_the_reference_at_its_temperature(tmp_path, estimator, penalty_in):
+    options = {"kl_estimator": estimator, "kl_penalty_in": penalty_in, "ref_temperature": 0.5}
+    trainer = make(tmp_path, **options)
+    rollout = roll_out_everything(trainer)
+    expected = torch.zeros(rollout.response_mask.shape, dtype=torch.float64)
+    for row, (prompt, response) in enumerate(PAIRS):
+        policy = next_logprobs(gpt2(0), prompt, response, TEMPERATURE)
+        reference = next_logprobs(gpt2(1), prompt, response, TEMPERATURE * 0.5)
+        kl = (policy.exp() * (policy - reference)).sum(-1)
+        token = torch.tensor(response)[:, None]
+        k1 = (policy - reference).gather(-1, token).squeeze(-1)
+        log_ratio = (policy - next_logprobs(gpt2(1), prompt, response, TEMPERATURE)).gather(-1, token).squeeze(-1)
+        torch.testing.assert_close(rollout.kl[row, : len(response)].double(), log_ratio, atol=2e-5, rtol=1e-4)
+        expected[row, : len(response)] = k1 if estimator == "k1" else kl
+    if penalty_in == "reward":
+        actual = rollout.kl_penalty
+    else:
+        batch = rollout.sequences
+        logprobs, _, _, logits = trainer.model(*batch, temperature=TEMPERATURE)
+        actual = trainer._regularizers(rollout, logits, logprobs) / KL_COEF
+        actual = torch.where(rollout.response_mask, actual, 0)
+    torch.testing.assert_close(actual.detach().double(), expected, atol=2e-5, rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def true_gradient(oracle):
     """Of the mean over prompts of E[score] - kl_coef * KL, by autograd through the enumerated expectation."""

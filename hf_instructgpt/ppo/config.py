@@ -25,7 +25,16 @@ BOUNDS = {
         "reward_uncertainty_coef",
     ),
     ("above {}", gt, 0): (
-        *("logging_steps", "eval_steps", "save_steps", "ptx_ratio", "temperature", "cliprange", "cliprange_value"),
+        *(
+            "logging_steps",
+            "eval_steps",
+            "save_steps",
+            "ptx_ratio",
+            "temperature",
+            "ref_temperature",
+            "cliprange",
+            "cliprange_value",
+        ),
         *("kl_horizon", "kl_target", "score_clip", "max_update_kl"),
     ),
     ("{} or more", ge, 2): ("ptx_max_length",),
@@ -140,6 +149,11 @@ class PPOConfig(TrainingArguments):
     derivative is missing there."""
     kl_penalty_in: str = field(default="reward", metadata={"choices": ["reward", "loss"]})
     """Where the KL is penalised: in the `reward` of each token (InstructGPT), or in the `loss`."""
+    ref_temperature: float = 1.0
+    """Temperature of the reference, on top of `temperature`: the penalised KL is measured from
+    `pi_ref^(1 / ref_temperature)`, normalised at each token. Below 1, the policy is drawn to the tokens of which the
+    reference is surest, as if `kl_coef (1 / ref_temperature - 1) log pi_ref` were added to the reward ("sharpening",
+    Huang et al. 2024, arXiv 2412.01951), and its answers vary less. The logged `kl` is from the reference as it is."""
     kl_target: float | None = None
     """Adapt `kl_coef` after each rollout towards this KL, in nats per response (Ziegler et al. 2019). Default:
     constant."""

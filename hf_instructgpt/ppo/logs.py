@@ -79,7 +79,7 @@ class PPOLogs(Trainer):
         if not self.args.entropy_coef:  # its estimate from the sampled tokens, which costs nothing
             self.metrics.record(entropy=-rollout.old_logprobs[mask])
         if self.args.kl_penalty_in == "reward":
-            self._record_kl_clamp(rollout.kl[mask])
+            self._record_kl_clamp((rollout.old_logprobs - rollout.ref_logprobs)[mask])
         if self._token_log_prompts:
             count = self.args.num_generations
             followed = self._roll_out(self._token_log_prompts, num_generations=count)

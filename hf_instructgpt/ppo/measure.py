@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from transformers import PreTrainedModel
 
-from ..functional import full_kl, kl_estimate
+from ..functional import full_kl, kl_estimate, token_logprobs
 from ..models.forward import predict_response
 from ..models.offload import on_device
 from ..text import batches_by_length
@@ -15,7 +15,7 @@ from .critic import ActorCritic
 from .rollout import widths
 
 # As they are called in errors.
-MEASURED = ("log-probs", "reference's log-probs", "KL", "values")
+MEASURED = ("log-probs", "reference's log-probs", "KL", "log-ratio to the reference", "values")
 
 
 def measure(
@@ -53,27 +53,40 @@ def measure(
 
 def _measure_batch(
     actor_critic: ActorCritic, ref_model: PreTrainedModel | None, batch, args: PPOConfig, autocast
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     is_full = args.kl_estimator == "full"
     with autocast():
         logprobs, values, _, logits = actor_critic(*batch, temperature=args.temperature)
         logits = logits if is_full else None  # as large as the vocabulary: freed before the reference's are made
-        ref_logprobs, ref_logits = measure_reference(actor_critic, ref_model, *batch, temperature=args.temperature)
+        temperatures = {"temperature": args.temperature, "ref_temperature": args.ref_temperature}
+        ref_logprobs, own_logprobs, ref_logits = measure_reference(actor_critic, ref_model, *batch, **temperatures)
     if is_full:
         kl = full_kl(logits, ref_logits=ref_logits, temperature=args.temperature)
     else:
         kl = kl_estimate(logprobs, ref_logprobs=ref_logprobs, estimator=args.kl_estimator)
-    return logprobs, ref_logprobs, kl, torch.zeros_like(logprobs) if values is None else values
+    values = torch.zeros_like(logprobs) if values is None else values
+    return logprobs, ref_logprobs, kl, logprobs - own_logprobs, values
 
 
 def measure_reference(
-    actor_critic: ActorCritic, ref_model: PreTrainedModel | None, *batch: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probs `(B, R)` by the reference, a model of its own or the policy without its adapter, and its logits."""
+    actor_critic: ActorCritic,
+    ref_model: PreTrainedModel | None,
+    *batch: torch.Tensor,
+    temperature: float,
+    ref_temperature: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Log-probs `(B, R)` by the reference at `ref_temperature` and at 1, and its logits at `ref_temperature`.
+
+    The reference is a model of its own, or the policy without its adapter. `temperature`, that of sampling, comes on
+    top.
+    """
     if ref_model is None:
         with actor_critic.policy.disable_adapter():
             logprobs, _, _, logits = actor_critic(*batch, temperature=temperature, with_values=False)
     else:
         fuses_head = actor_critic.fuses_head
         logprobs, _, logits = predict_response(ref_model, *batch, temperature=temperature, fuses_head=fuses_head)
-    return logprobs, logits
+    if ref_temperature == 1:
+        return logprobs, logprobs, logits
+    logits = logits / ref_temperature
+    return token_logprobs(logits, token_ids=batch[2], temperature=temperature), logprobs, logits

@@ -19,8 +19,9 @@ class Rollout:
     response_mask: torch.Tensor  # (B, R), boolean, end-of-text token included; all False where not kept
     kept: torch.Tensor  # (B,), boolean: a reward function scored it, and all that was measured is finite
     old_logprobs: torch.Tensor  # (B, R), nats
-    ref_logprobs: torch.Tensor  # (B, R), nats
+    ref_logprobs: torch.Tensor  # (B, R), nats, at `ref_temperature`
     kl_penalty: torch.Tensor  # (B, R), nats, the estimate that is penalised
+    kl: torch.Tensor  # (B, R), nats, log-ratio to the reference as it is: log pi(token) - log pi_ref(token)
     scores: torch.Tensor  # (B,), the reward functions' combined, less the penalty for a missing end
     score_terms: torch.Tensor  # (B, F), each reward function's own score, NaN where it gave none
     rewards: torch.Tensor  # (B, R)
@@ -57,11 +58,6 @@ class Rollout:
     def sequences(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Prompt ids and mask, response ids and mask: what the models are called with."""
         return self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask
-
-    @property
-    def kl(self) -> torch.Tensor:
-        """Log-ratio `log pi(token) - log pi_ref(token)` of each sampled token, `(B, R)`, 0 behind the mask, nats."""
-        return torch.where(self.response_mask, self.old_logprobs - self.ref_logprobs, 0)
 
 
 @dataclass

@@ -209,8 +209,8 @@ class PPOTrainer(PPOLogs, PPOState):
         # transformers before 5.19 does not read `loss_is_scaled_for_ga`, but does the same with a loss function.
         self.compute_loss_func = self.compute_loss
         check_optimizer(actor_critic, self.optimizer)
-        # The entropy and the full KL are of logits; log-probs are then made from these in rollouts too.
-        needs_logits = bool(args.entropy_coef) or args.kl_estimator == "full"
+        # These are made from logits; log-probs are then made from them in rollouts too.
+        needs_logits = bool(args.entropy_coef) or args.kl_estimator == "full" or args.ref_temperature != 1
         models = [policy] if self.ref_model is None else [policy, self.ref_model]
         actor_critic.fuses_head = not (needs_logits or self._is_sharded) and all(map(has_large_plain_head, models))
         is_tf32 = args.tf32 or (args.torch_compile and args.device.type == "cuda")  # Trainer turns it on
@@ -360,7 +360,7 @@ class PPOTrainer(PPOLogs, PPOState):
         actor_critic.train(was_training)
         kept = kept & self.guard.finite_rows({name: x.isfinite() | ~mask for name, x in measured.items()})
         mask = mask & kept.unsqueeze(-1)
-        old_logprobs, ref_logprobs, kl_penalty, values = (torch.where(mask, x, 0) for x in measured.values())
+        old_logprobs, ref_logprobs, kl_penalty, kl, values = (torch.where(mask, x, 0) for x in measured.values())
         weights = self.guard.importance_weights(self.generator, old_logprobs, mask, is_training=is_training)
 
         rewards = self.token_rewards.compute(scores, kl=kl_penalty, mask=mask, kept=kept, is_training=is_training)
@@ -376,6 +376,7 @@ class PPOTrainer(PPOLogs, PPOState):
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs,
             kl_penalty=kl_penalty,
+            kl=kl,
             scores=torch.where(kept, scores, 0),
             score_terms=score_terms,
             rewards=rewards,
@@ -494,8 +495,9 @@ class PPOTrainer(PPOLogs, PPOState):
         args, mask, loss = self.args, batch.response_mask, 0.0
         if args.kl_penalty_in == "loss" and args.kl_estimator == "full":
             with torch.no_grad(), on_device(self.ref_model):
-                _, ref_logits = measure_reference(
-                    self._actor_critic, self.ref_model, *batch.sequences, temperature=args.temperature
+                temperatures = {"temperature": args.temperature, "ref_temperature": args.ref_temperature}
+                *_, ref_logits = measure_reference(
+                    self._actor_critic, self.ref_model, *batch.sequences, **temperatures
                 )
             loss = self.token_rewards.kl_coef * full_kl(logits, ref_logits=ref_logits, temperature=args.temperature)
         elif args.kl_penalty_in == "loss":

@@ -284,7 +284,7 @@ class Models:
             if frozen is not None and not is_quantised(model):
                 model.to(frozen)
         models = [policy] if self.reference is None else [policy, self.reference]
-        needs_logits = bool(args.entropy_coef) or args.kl_estimator == "full"
+        needs_logits = bool(args.entropy_coef) or args.kl_estimator == "full" or args.ref_temperature != 1
         self.actor_critic.fuses_head = not (needs_logits or setup.zero == 3) and all(
             map(_has_large_plain_head, models)
         )
@@ -532,9 +532,9 @@ def _other_losses(models: Models, batch: tuple[torch.Tensor, ...], logits: torch
     args, actor_critic, loss = models.args, models.actor_critic, 0
     if _measures_in_updates(args):
         with torch.no_grad():
-            options = {"temperature": args.temperature}
-            _, ref_logits = measure_reference(actor_critic, models.reference, *batch, **options)
-        loss = loss + full_kl(logits, ref_logits=ref_logits, **options).sum()
+            temperatures = {"temperature": args.temperature, "ref_temperature": args.ref_temperature}
+            *_, ref_logits = measure_reference(actor_critic, models.reference, *batch, **temperatures)
+        loss = loss + full_kl(logits, ref_logits=ref_logits, temperature=args.temperature).sum()
     if args.entropy_coef:
         loss = loss + token_entropy(logits, temperature=args.temperature).sum()
     if args.ptx_coef:

@@ -134,8 +134,9 @@ def test_the_first_ratio_is_exactly_one_whatever_the_dropout(tmp_path, monkeypat
     assert ratios[:2] == [0.0, 0.0]  # both micro-batches of the first step
     assert ratios[2] > 0
     assert logged(trainer, "approx_kl")[0] == logged(trainer, "clip_fraction")[0] == 0.0
-    assert logged(trainer, "kl")[0] == pytest.approx(0.0, abs=1e-6)  # policy and reference are two models
-    assert trainer._rollout.old_logprobs.equal(trainer._rollout.ref_logprobs)
+    # Policy and reference are two models, and their memory may lie so that kernels round differently.
+    assert logged(trainer, "kl")[0] == pytest.approx(0.0, abs=1e-6)
+    assert trainer._rollout.old_logprobs.allclose(trainer._rollout.ref_logprobs, rtol=0, atol=1e-6)
     assert not trainer._rollout.response_mask.all()
 
 

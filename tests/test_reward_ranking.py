@@ -396,7 +396,7 @@ def test_the_log_probs_are_regressed_at_each_token_of_each_response(tmp_path, pa
     trainer = make(tmp_path, rows, model, logprob_coef=2.0, sft_model=causal)
     trainer._packs = packed and trainer._packs
     plain = make(tmp_path, rows, reward_model(dropout=0.0))
-    probe = trainer._logprob_map
+    probe = trainer.logprob_map
     assert probe.weight.eq(0).all() and probe.bias.eq(0).all() and probe.weight.requires_grad
     torch.nn.init.normal_(probe.weight)
     torch.nn.init.constant_(probe.bias, -0.5)
@@ -429,16 +429,15 @@ def test_the_log_probs_are_regressed_at_each_token_of_each_response(tmp_path, pa
 def test_the_map_of_log_probs_learns_and_leaves_no_trace(tmp_path):
     language_model().save_pretrained(tmp_path / "sft")
     TOKENIZER.save_pretrained(tmp_path / "sft")
-    options = {"logprob_coef": 1.0, "eval_rows": ROWS, "max_steps": 3}
+    options = {"logprob_coef": 1.0, "eval_rows": ROWS, "max_steps": 3, "save_strategy": "steps", "save_steps": 3}
     trainer = make(tmp_path / "reward", ROWS, str(tmp_path / "sft"), **options)
     before = trainer.evaluate()["eval_logprob_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_logprob_loss"] < before
-    assert trainer._logprob_map.weight.ne(0).all()
-    trainer.save_model()
-    assert trainer._logprob_map.weight.ne(0).all()  # still there, to train on
-    with safe_open(tmp_path / "reward" / "model.safetensors", framework="pt") as saved:
-        assert {*saved.keys()} == {*reward_model().state_dict()}
+    assert trainer.logprob_map.weight.ne(0).all()
+    saved = tmp_path / "reward" / "checkpoint-3" / "model.safetensors"
+    with safe_open(saved, framework="pt") as tensors:
+        assert {*tensors.keys()} == {*reward_model().state_dict()} == {*trainer.model.state_dict()}
 
 
 def test_a_run_with_a_map_of_log_probs_resumes_to_the_same_bytes(tmp_path):
@@ -448,9 +447,10 @@ def test_a_run_with_a_map_of_log_probs_resumes_to_the_same_bytes(tmp_path):
 
     (whole := trainer("whole")).train()
     (resumed := trainer("resumed")).train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
-    assert resumed.state.global_step == 4 and "logprob_map.weight" in whole.model.state_dict()
-    for name, tensor in whole.model.state_dict().items():
-        assert tensor.equal(resumed.model.state_dict()[name]), name
+    assert resumed.state.global_step == 4
+    for a, b in ((whole.model, resumed.model), (whole.logprob_map, resumed.logprob_map)):
+        for name, tensor in a.state_dict().items():
+            assert tensor.equal(b.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("adapter", [False, True])
@@ -462,7 +462,7 @@ def test_where_log_probs_come_from(tmp_path, adapter):
     (row,) = trainer.train_dataset
     assert [len(x) for x in row["response_logprobs"]] == [3, 2] and "response_start" not in row
     trainer.train()
-    assert trainer._logprob_map.weight.ne(0).all()
+    assert trainer.logprob_map.weight.ne(0).all()
     with pytest.raises(InputError, match="`logprob_coef` needs `sft_model`"):
         make(tmp_path, rows, logprob_coef=1.0)
     tokenized = [{"response_ids": [[1, EOS], [2, EOS]], "ranks": [1, 2]}]

@@ -171,17 +171,10 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         self.noise_dataset: Dataset | None = None  # rankings that are held out from the updates
         if self._estimates_noise:
             self._begin_estimating_noise()
-        self.sft_model, self.lm_head = sft_model, None
+        self.sft_model, self.lm_head, self.logprob_map = sft_model, None, None
         if terms:
-            self.sft_model = policy = self._load_sft_model(name if sft_model is None else sft_model)
-            if self.lm_coef:
-                self.lm_head = frozen_lm_head(policy).to(self.accelerator.device)
-            if self.logprob_coef:
-                self._add_logprobs(policy)
-                width = self.model.config.get_text_config().hidden_size
-                self.model.logprob_map = nn.Linear(width, 1, device=self.model.device, dtype=torch.float32)
-                nn.init.zeros_(self.model.logprob_map.weight)
-                nn.init.zeros_(self.model.logprob_map.bias)
+            self.sft_model = self._load_sft_model(name if sft_model is None else sft_model)
+            self._prepare_terms(self.sft_model)
         if calibration_dataset is None or sft_model is None:
             self.sft_model = None
         # Padding is saved where a forward of the bare model is all there is to a step.
@@ -249,6 +242,17 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             dataset = dataset.select(with_pairs)
         names = {"response_ids", "response_start", "ranks", "margin", *(["held_out", "annotator"] if held else [])}
         return dataset.select_columns([name for name in dataset.column_names if name in names])
+
+    def _prepare_terms(self, sft_model: PreTrainedModel) -> None:
+        """What `lm_coef` and `logprob_coef` need of the SFT model, which is not needed for them afterwards."""
+        if self.lm_coef:
+            self.lm_head = frozen_lm_head(sft_model).to(self.accelerator.device)
+        if self.logprob_coef:
+            self._add_logprobs(sft_model)
+            width = self.model.config.get_text_config().hidden_size
+            self.logprob_map = nn.Linear(width, 1, device=self.model.device, dtype=torch.float32)
+            for p in self.logprob_map.parameters():
+                nn.init.zeros_(p)
 
     def _load_sft_model(self, policy: str | PreTrainedModel) -> PreTrainedModel:
         """The SFT model on this process's device, in evaluation mode."""
@@ -353,7 +357,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
     def _training_state(self) -> dict[str, Any]:
         state = {**super()._training_state(), "label_noise": self.label_noise}
         if self.logprob_coef:
-            state["logprob_map"] = self._logprob_map.state_dict()
+            state["logprob_map"] = self.logprob_map.state_dict()
         return state
 
     def _load_training_state(self, state: dict[str, Any], checkpoint: Path) -> None:
@@ -361,12 +365,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         if self.noise_dataset is not None:
             self.label_noise = state["label_noise"]
         if self.logprob_coef:
-            self._logprob_map.load_state_dict(state["logprob_map"])
-
-    @property
-    def _logprob_map(self) -> nn.Linear:
-        """The linear map of `logprob_coef`: a part of the model while it trains, so that it is trained along."""
-        return self.accelerator.unwrap_model(self.model).logprob_map
+            self.logprob_map.load_state_dict(state["logprob_map"])
 
     def made(self, dataset_name: str | None = None) -> Made:
         """The facts that the trainer knows about its model."""
@@ -402,25 +401,28 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         if self.args.center_rewards_coefficient is not None:
             sums = rewards[inputs["better"]] + rewards[inputs["worse"]]
             loss = loss + self.args.center_rewards_coefficient * (sums.square() * inputs["weight"]).sum()
-        for name in (name for name in ("lm", "logprob") if by_token and getattr(self, f"{name}_coef")):
-            term = getattr(self, f"_{name}_loss")(*hidden, by_token)
-            loss = loss + getattr(self, f"{name}_coef") * term
-            self._metrics["train" if self.model.training else "eval"][f"{name}_loss"].append(term.item())
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if self.lm_coef and "next_ids" in by_token:
+            lm_loss = self._lm_loss(*hidden, by_token["next_ids"], by_token["next_weight"])
+            loss = loss + self.lm_coef * lm_loss
+            metrics["lm_loss"].append(lm_loss.item())
+        if self.logprob_coef and "logprobs" in by_token:
+            logprob_loss = self._logprob_loss(*hidden, by_token["logprobs"], by_token["logprob_weight"])
+            loss = loss + self.logprob_coef * logprob_loss
+            metrics["logprob_loss"].append(logprob_loss.item())
         self._record(rewards.detach(), margins.detach(), inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
 
-    def _lm_loss(self, hidden: torch.Tensor, by_token: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _lm_loss(self, hidden: torch.Tensor, next_ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Mean over rows of the mean cross-entropy of the next tokens in the best-ranked responses."""
-        next_ids, weight = by_token["next_ids"], by_token["next_weight"]
         kept = next_ids != -100
         losses = cross_entropy(self.lm_head(hidden[kept]).float(), next_ids[kept], reduction="none")
         return (losses * weight[kept]).sum()
 
-    def _logprob_loss(self, hidden: torch.Tensor, by_token: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _logprob_loss(self, hidden: torch.Tensor, logprobs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Mean over rows of the mean squared error of the log-probs of the responses' tokens."""
-        logprobs, weight = by_token["logprobs"], by_token["logprob_weight"]
         kept = logprobs != -100
-        predicted = self._logprob_map(hidden[kept].float()).squeeze(-1)
+        predicted = self.logprob_map(hidden[kept].float()).squeeze(-1)
         return ((predicted - logprobs[kept]).square() * weight[kept]).sum()
 
     def _record(self, rewards: torch.Tensor, margins: torch.Tensor, mask: torch.Tensor) -> None:
@@ -445,7 +447,13 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         if self.sft_model is not None:
             self.calibration_samples = self._answer_calibration_prompts()
             self.sft_model = None  # frees its memory for training
-        output = super().train(*args, **kwargs)
+        bare = self.accelerator.unwrap_model(self.model)
+        if self.logprob_map is not None:
+            bare.logprob_map = self.logprob_map  # a part of the model while it trains, so that it is trained along
+        try:
+            output = super().train(*args, **kwargs)
+        finally:
+            bare._modules.pop("logprob_map", None)
         if self.calibration_dataset is not None:
             model = self.accelerator.unwrap_model(self.model)
             options = {"max_length": self.args.max_length, "batch_size": self.args.per_device_eval_batch_size}

@@ -1015,8 +1015,8 @@ MUTANTS = [
         "36c",
         "the margin makes the comparison easier",
         f"{REWARD}/ranking_trainer.py",
-        'pair_loss(log_odds - inputs["margin"]',
-        'pair_loss(log_odds + inputs["margin"]',
+        'pair_loss(self._log_odds(margins) - inputs["margin"]',
+        'pair_loss(self._log_odds(margins) + inputs["margin"]',
         f"{RANKING}test_a_margin_is_subtracted_as_in_trl",
     ),
     Mutant(
@@ -2703,8 +2703,8 @@ MUTANTS = [
         "52l",
         "a model with a unit is trained as if its scores were log-odds",
         f"{REWARD}/ranking_trainer.py",
-        'margins * getattr(self.model.config, "score_scale", 1.0)',
-        "margins",
+        'differences * getattr(self.model.config, "score_scale", 1.0)',
+        "differences",
         f"{UNIT}test_a_model_with_a_unit_is_evaluated_and_trained_on_log_odds",
     ),
     Mutant(
@@ -2722,6 +2722,14 @@ MUTANTS = [
         "measure_rewards(rankings, score_scale=score_scale)",
         "measure_rewards(rankings)",
         "tests/test_stages_alone.py::test_reward_divides_by_the_deviation_of_the_start_model_s_scores_and_its_report_undoes_it",
+    ),
+    Mutant(
+        "53w",
+        "the share of wrong labels is estimated by scores in their own unit",
+        f"{REWARD}/ranking_trainer.py",
+        'self._log_odds(rewards[batch["better"]] - rewards[batch["worse"]])',
+        'rewards[batch["better"]] - rewards[batch["worse"]]',
+        f"{RANKING}test_held_out_rankings_give_the_noise_of_each_epoch_but_the_first[2.0]",
     ),
     Mutant(
         "54a",

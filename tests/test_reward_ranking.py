@@ -260,8 +260,10 @@ def test_a_tenth_of_the_prompts_is_held_out_by_the_seed_alone(tmp_path):
         assert set(trainer.train_dataset.column_names) == {"response_ids", "ranks"}
 
 
-def test_held_out_rankings_give_the_noise_of_each_epoch_but_the_first(tmp_path):
+@pytest.mark.parametrize("unit", [1.0, 2.0])
+def test_held_out_rankings_give_the_noise_of_each_epoch_but_the_first(tmp_path, unit):
     trainer = make(tmp_path, noisy(), seed=1, **AUTO)
+    trainer.model.config.score_scale = unit
     seen, estimated = [], []
 
     class Spy(TrainerCallback):
@@ -272,7 +274,7 @@ def test_held_out_rankings_give_the_noise_of_each_epoch_but_the_first(tmp_path):
             rows = list(trainer.noise_dataset)
             scores = [reward_model_scores(trainer.model.eval(), row["response_ids"], batch_size=2) for row in rows]
             signs = [1 if row["ranks"] == [1, 2] else -1 for row in rows]
-            better = [sign * (first - second) for sign, (first, second) in zip(signs, scores, strict=True)]
+            better = [unit * sign * (first - second) for sign, (first, second) in zip(signs, scores, strict=True)]
             estimated.append(most_likely_noise(torch.stack(better)))
 
     trainer.add_callback(Spy())

@@ -337,7 +337,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
 
     @torch.no_grad()
     def _differences(self, rankings: Dataset) -> torch.Tensor:
-        """Scores of the better responses less those of the worse and the margins `(M,)`, in evaluation mode."""
+        """Log-odds of the better responses over the worse, less the margins `(M,)`, in evaluation mode."""
         model, size, found = self.model_wrapped, self.args.per_device_eval_batch_size, []
         was_training = model.training
         model.eval()
@@ -346,7 +346,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             batch = self._prepare_inputs(self.data_collator(rows))
             texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
             rewards = model(**texts, use_cache=False).logits.squeeze(-1)
-            found.append(rewards[batch["better"]] - rewards[batch["worse"]] - batch["margin"])
+            found.append(self._log_odds(rewards[batch["better"]] - rewards[batch["worse"]]) - batch["margin"])
         model.train(was_training)
         return torch.cat(found)
 
@@ -395,8 +395,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
                 outputs = model(**texts, use_cache=False)
                 rewards = outputs.logits.squeeze(-1)
         margins = rewards[inputs["better"]] - rewards[inputs["worse"]]
-        log_odds = margins * getattr(self.model.config, "score_scale", 1.0)
-        losses = pair_loss(log_odds - inputs["margin"], label_noise=self.label_noise)
+        losses = pair_loss(self._log_odds(margins) - inputs["margin"], label_noise=self.label_noise)
         loss = (losses * inputs["weight"]).sum()
         if self.args.center_rewards_coefficient is not None:
             sums = rewards[inputs["better"]] + rewards[inputs["worse"]]
@@ -412,6 +411,10 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             metrics["logprob_loss"].append(logprob_loss.item())
         self._record(rewards.detach(), margins.detach(), inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
+
+    def _log_odds(self, differences: torch.Tensor) -> torch.Tensor:
+        """Differences of scores as log-odds: the model may have been given a unit before; see [`calibrate`]."""
+        return differences * getattr(self.model.config, "score_scale", 1.0)
 
     def _lm_loss(self, hidden: torch.Tensor, next_ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Mean over rows of the mean cross-entropy of the next tokens in the best-ranked responses."""

@@ -2732,6 +2732,14 @@ MUTANTS = [
         f"{RANKING}test_held_out_rankings_give_the_noise_of_each_epoch_but_the_first[2.0]",
     ),
     Mutant(
+        "53x",
+        "the mean of models with units has the first one's",
+        f"{REWARD}/averaging.py",
+        "sum(scales) / len(scales)",
+        "scales[0]",
+        "tests/test_reward_averaging.py::test_models_with_a_unit_have_a_mean_with_the_mean_unit",
+    ),
+    Mutant(
         "54a",
         "log-probs are not bounded below",
         f"{REWARD}/ranking_trainer.py",

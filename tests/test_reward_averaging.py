@@ -44,6 +44,14 @@ def test_weights_and_shift_are_averaged_by_hand_and_the_models_stay_as_they_are(
     assert [model.score.weight[0, 0].item() for model in models] == [1.0, 2.0, 6.0]
 
 
+def test_models_with_a_unit_have_a_mean_with_the_mean_unit():
+    models = [filled(1.0, 0.0), filled(2.0, 0.0), filled(3.0, 0.0)]
+    for model, scale in zip(models[:2], (2.0, 6.0), strict=True):
+        model.config.score_scale = scale
+    assert average_models(models).config.score_scale == 3.0  # the last one has none, which is 1
+    assert not hasattr(average_models([filled(1.0, 0.0), filled(2.0, 0.0)]).config, "score_scale")
+
+
 def test_the_mean_is_worked_out_in_float64():
     """In float32, 2^24 + 1 + 1 = 2^24."""
     average = average_models([filled(2.0**24, 0.0), filled(1.0, 0.0), filled(1.0, 0.0)])

@@ -10,7 +10,7 @@ from ..functional import in_float64
 from ..models.surgery import has_adapter, independent_copy, is_quantised
 
 # What two configurations of models that can be averaged may differ in.
-FREE = {"_name_or_path", "architectures", "score_bias", "transformers_version"}
+FREE = {"_name_or_path", "architectures", "score_bias", "score_scale", "transformers_version"}
 
 
 @torch.no_grad()
@@ -18,14 +18,15 @@ def average_models(models: Iterable[PreTrainedModel]) -> PreTrainedModel:
     """A reward model whose weights are the means of those of several (Ramé et al. 2024, arXiv 2401.12187: WARM).
 
     `theta = 1/M sum_m theta_m`, in float64, for each floating-point parameter and buffer, and for
-    `config.score_bias`. It is as large and as fast as one of them. The models must have begun with the same weights,
-    the score head included: means of networks that did not are no network that works. They may come one at a time.
+    `config.score_bias` and `config.score_scale` (see [`calibrate`]). It is as large and as fast as one of them. The
+    models must have begun with the same weights, the score head included: the mean of networks that did not is no
+    network that works. They may come one at a time.
 
     Raises:
         InputError: Fewer than two models, one that is no reward model, an adapter or quantised, or two that differ in
             class, configuration, or the names, shapes, types or integer values of their tensors.
     """
-    first, sums, biases = None, {}, []
+    first, sums, biases, scales = None, {}, [], []
     for model in models:
         _check_kind(model)
         if first is None:
@@ -36,12 +37,15 @@ def average_models(models: Iterable[PreTrainedModel]) -> PreTrainedModel:
             if x.is_floating_point():
                 sums[name] = sums.get(name, 0.0) + in_float64(x)
         biases.append(getattr(model.config, "score_bias", 0.0))
+        scales.append(getattr(model.config, "score_scale", 1.0))
     if len(biases) < 2:
         raise InputError(f"an average needs two or more reward models, not {len(biases)}.")
     average = independent_copy(first).eval()
     average.load_state_dict({**first.state_dict(), **{name: x / len(biases) for name, x in sums.items()}})
     if any(biases):
         average.config.score_bias = sum(biases) / len(biases)
+    if set(scales) != {1.0}:
+        average.config.score_scale = sum(scales) / len(scales)
     return average
 
 

@@ -25,6 +25,7 @@ from hf_instructgpt.hub.card_mixin import hyperparameters
 from hf_instructgpt.hub.curves import draw_panels
 from hf_instructgpt.hub.model_card import Made, Source, is_edited, make_card
 from hf_instructgpt.markdown import table_cell
+from hf_instructgpt.reward.config import RankingRewardConfig
 from hf_instructgpt.stages.model_cards import write_stage_card
 from hf_instructgpt.stages.samples import AnsweredSamples
 
@@ -146,6 +147,11 @@ def test_only_options_that_a_reader_wants_are_shown():
     assert shown["kl_coef"] == 0.3 and shown["seed"] == 7 and shown["learning_rate"] == 3e-6
     assert {"num_ppo_epochs", "cliprange"} <= set(shown)
     assert not {"output_dir", "hub_model_id", "logging_steps", "logging_dir", "gamma", "push_to_hub"} & set(shown)
+
+
+def test_an_option_that_begins_like_one_of_logging_is_shown():
+    shown = hyperparameters(RankingRewardConfig(logprob_coef=0.5, log_level="info", logging_steps=3, bf16=False))
+    assert shown["logprob_coef"] == 0.5 and not {"log_level", "logging_steps"} & set(shown)
 
 
 def test_a_card_shows_the_steps_or_the_epochs_whichever_was_followed():

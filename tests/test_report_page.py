@@ -488,6 +488,7 @@ def test_names_roles_and_order(shown, open_page):
         ({}, {"length": 1.0}, ["with the reward functions that the run was given"], "γλ"),
         ({"kl_coef": 0.0}, {"reward": 1.0}, ["In this run the penalty is off"], "γλ"),
         ({"kl_penalty_in": "loss"}, {"reward": 1.0}, ["the KL penalty is part of the loss"], "γλ"),
+        ({"ref_temperature": 0.5}, {"reward": 1.0}, ["from that model at temperature 0.5"], "γλ"),
         (
             {"advantage_estimator": "reward"},
             {"reward": 1.0},
@@ -514,6 +515,29 @@ def test_ppo_is_explained_as_it_was_run(tmp_path, open_page, options, optimised,
     assert ("reward model" in said) == (optimised == {"reward": 1.0}) and ("b is" in said) == (len(options) == 2)
     joined = tab.evaluate("[...document.querySelector('.equation').childNodes].map((x) => x.textContent).join(' ')")
     assert formula in plain(joined)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"lm_coef": 0.3, "logprob_coef": 0.5},
+            "The loss in the picture also has the terms of the options lm_coef and",
+        ),
+        (
+            {"lm_coef": 0.0, "logprob_coef": 0.5},
+            "The loss in the picture also has the terms of the option logprob_coef.",
+        ),
+        ({}, None),
+    ],
+)
+def test_what_else_a_reward_model_s_loss_has_is_said(tmp_path, open_page, options, said):
+    panels = [{"label": "pair accuracy", "xlabel": "optimizer step"}]
+    panels[0]["lines"] = [{"label": "training", "points": [[1, 0.5], [2, 0.75]]}]
+    path = tmp_path / "report.html"
+    path.write_text(page_of(stages=[stage("reward") | {"options": options, "panels": panels}]), encoding="utf-8")
+    helped = plain(open_page(path, locale="en-GB").locator(".helped").inner_text())
+    assert (said in helped) if said else ("also has" not in helped)
 
 
 @pytest.mark.parametrize(("label", "is_seen"), [("training", True), ("validation", False)])

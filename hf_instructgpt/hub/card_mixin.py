@@ -23,7 +23,18 @@ ALWAYS_SHOWN += ("max_completion_length", "num_ppo_epochs", "num_mini_batches", 
 # Paths, logging and saving: of no use to a reader, or private.
 NEVER_SHOWN = ("debug", "output_dir", "run_name", "report_to", "disable_tqdm", "push_to_hub", "use_cpu")
 NEVER_SHOWN += ("chat_template_path",)
-NEVER_SHOWN_PREFIXES = ("hub_", "log", "save_", "eval_", "resume", "dataloader_", "project", "trackio", "model_init")
+NEVER_SHOWN_PREFIXES = (
+    "hub_",
+    "log_",
+    "logging_",
+    "save_",
+    "eval_",
+    "resume",
+    "dataloader_",
+    "project",
+    "trackio",
+    "model_init",
+)
 NEVER_SHOWN_PREFIXES += ("dataset_", "accelerator_", "include_", "report_", "activation_", "gradient_checkpointing")
 
 

@@ -22,7 +22,8 @@ function explained(T, run, stage) {
   const E = T.explained, options = optionsOf(run, stage), by = E.by[!run.metrics ? "unknown" : isReward(run.metrics) ? "reward" : "functions"];
   if (stage.kind !== "ppo") return E[stage.name] || E[stage.kind];
   const first = (isWithoutCritic(run, stage) ? E.no_critic : E.ppo[0]).replace("{by}", by) + (options.subtract_group_mean ? E.group : "");
-  return [first, E.ppo[1] + (options.kl_coef === 0 ? E.noPenalty : options.kl_penalty_in === "loss" ? E.inLoss : ""), E.ppo[2]];
+  return [first, E.ppo[1] + (options.kl_coef === 0 ? E.noPenalty : options.kl_penalty_in === "loss" ? E.inLoss : "")
+    + (options.kl_coef !== 0 && (options.ref_temperature ?? 1) !== 1 ? E.sharpened(options.ref_temperature) : ""), E.ppo[2]];
 }
 const formulaOf = (T, run, stage) => (!isWithoutCritic(run, stage) ? T.formulas[stage.name]
   : [T.formulas.no_critic + (optionsOf(run, stage).subtract_group_mean ? " − b" : ""), T.formulas.ppo.split("\n")[2]].join("\n"));
@@ -46,6 +47,8 @@ function help(T, run, stage) {
       texts.push(H.pairs(percent(r.eval_accuracy), interval(r.eval_accuracy_ci95, percent), isNumber(r.better_baseline_accuracy) ? percent(r.better_baseline_accuracy) : null, stage.held_out),
         run.weak_reward ? H.weak : H.beats);
     } else ends("pair accuracy", line("pair accuracy", "validation")?.length > 1 ? "validation" : "training", percent);
+    const terms = ["lm_coef", "logprob_coef"].filter((name) => optionsOf(run, stage)[name]);
+    if (terms.length) texts.push(H.terms(terms));
     if (isLab(stage.data)) texts.push(H.noisy);
   } else if (m) {
     const c = m.comparison, row = found(run, "correct"), ci = c.score_rise_ci95;

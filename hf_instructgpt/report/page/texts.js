@@ -32,6 +32,7 @@ const TEXTS = {
       by: { reward: "the [[reward_model|reward model]]", functions: "the reward functions that the run was given", unknown: "a reward model or function" },
       group: " From the total of each answer, b is subtracted: the mean over the answers to the same prompt. So an answer must be better than the others.",
       inLoss: " Here the KL penalty is part of the loss, and β = 0 in the formula.",
+      sharpened: (t) => ` The distance is from that model at temperature ${t}, which draws the answers to what it is surest of.`,
       noPenalty: " In this run the penalty is off (β = 0): nothing but the limit holds it back.",
     },
     formulas: {
@@ -54,6 +55,7 @@ const TEXTS = {
       win: (p, ci) => `[[win_rate|Win rate]] of its answers against SFT's, by the [[judge]] (a tie counts one half; 50\u00a0% is a draw): ${p}${ci}.`, better: "So PPO made the answers better by the judge.", worse: "So PPO made the answers worse by the judge.", unclear: "So it is not clear whether PPO made the answers better: the difference may be chance.",
       control: (c, p) => `[[control|SFT trained on for as long]] gets ${c} from the judge on average, PPO ${p}.`,
       correct: (a, b, known) => known ? `[[correct|Exactly correct]] answers: ${a} → ${b}.` : `[[correct|Exactly correct]] answers: ${a} → ${b}, which may be chance.`,
+      terms: (names) => `The loss in the picture also has the terms of the ${names.length > 1 ? "options" : "option"} ${names.join(" and ")}.`,
       noisy: "Its validation loss can be lower than its training loss: some training labels are wrong on purpose, validation labels are not.",
       rules: "The labels follow the judge's rules, which count content (30\u00a0%), politeness (30\u00a0%), a closing mark (25\u00a0%) and length (15\u00a0%). So a polite wrong answer can be labelled best.",
     },
@@ -113,6 +115,7 @@ const TEXTS = {
       by: { reward: "[[reward_model]]", functions: "本次运行指定的奖励函数", unknown: "奖励模型或奖励函数" },
       group: "每个回答的总奖励还要减去 b，即同一提示各回答的平均值：一个回答必须比其他回答更好。",
       inLoss: "这里 KL 惩罚在损失中，公式里 β = 0。",
+      sharpened: (t) => `距离以该模型在温度 ${t} 时为准，回答因此偏向它最有把握的内容。`,
       noPenalty: "本次运行关闭了惩罚（β = 0），只有更新幅度受限。",
     },
     formulas: {
@@ -135,6 +138,7 @@ const TEXTS = {
       win: (p, ci) => `由[[judge]]比较，它的回答对 SFT 的[[win_rate]]（平局算一半，50% 为不分胜负）：${p}${ci}。`, better: "所以按裁判的标准，PPO 让回答变好了。", worse: "所以按裁判的标准，PPO 让回答变差了。", unclear: "所以不清楚 PPO 是否让回答变好了：差别可能只是偶然。",
       control: (c, p) => `[[control|把 SFT 继续训练同样长的时间]]，裁判均分为 ${c}；PPO 为 ${p}。`,
       correct: (a, b, known) => known ? `[[correct|完全正确]]的回答：${a} → ${b}。` : `[[correct|完全正确]]的回答：${a} → ${b}，可能只是偶然。`,
+      terms: (names) => `图中的损失还包括选项 ${names.join("、")} 的项。`,
       noisy: "它的验证损失可能低于训练损失：训练标签里有意放入了错误，验证标签没有。",
       rules: "标签来自裁判的规则：内容占 30%，礼貌占 30%，结尾标点占 25%，长度占 15%。所以礼貌但错误的回答也可能被标为最好。",
     },

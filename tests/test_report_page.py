@@ -522,11 +522,11 @@ def test_ppo_is_explained_as_it_was_run(tmp_path, open_page, options, optimised,
     [
         (
             {"lm_coef": 0.3, "logprob_coef": 0.5},
-            "The loss in the picture also has the terms of the options lm_coef and",
+            "loss in the picture also has the terms of the options lm_coef and",
         ),
         (
             {"lm_coef": 0.0, "logprob_coef": 0.5},
-            "The loss in the picture also has the terms of the option logprob_coef.",
+            "loss in the picture also has the terms of the option logprob_coef.",
         ),
         ({}, None),
     ],

@@ -125,7 +125,8 @@ def test_a_token_s_log_prob_does_not_depend_on_what_is_behind_the_mask(small_til
     hidden, weight, bias, ids = head()
     options = {"weight": weight, "bias": bias, "token_ids": ids}
     every, some = (head_logprobs(hidden, mask=mask, **options) for mask in (torch.ones_like(MASK), MASK))
-    assert some[MASK].equal(every[MASK]) and not some[~MASK].any()
+    assert not some[~MASK].any()
+    torch.testing.assert_close(some[MASK], every[MASK], atol=1e-6, rtol=1e-6)  # kernels may round by their shapes
     nothing = head_logprobs(hidden, mask=torch.zeros_like(MASK), **options)
     nothing.sum().backward()
     assert not nothing.any() and not any(x.grad.any() for x in (hidden, weight, bias))

@@ -741,8 +741,10 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_token_log_is_consistent(tmp_path):
+@pytest.mark.parametrize("ref_temperature", [1.0, 0.5])
+def test_the_token_log_is_consistent(tmp_path, ref_temperature):
     options = {"log_tokens": 2, "max_steps": 6, "kl_coef": 0.2, "learning_rate": 0.03}
+    options["ref_temperature"] = ref_temperature
     trainer = make(tmp_path, ref_model=policy(seed=3), eval_dataset=PROMPTS.select([2, 1, 0]), **options)
     trainer.train()
     rows = read(tmp_path / "tokens.jsonl")
@@ -758,8 +760,10 @@ def test_the_token_log_is_consistent(tmp_path):
             assert t["clipped"] == (ratio > 1.2 if t["advantage"] > 0 else ratio < 0.8)
             clipped += t["clipped"]
         assert row["kl"] == pytest.approx(sum(t["kl"] for t in tokens), abs=1e-4)
-        assert sum(t["reward"] for t in tokens) == pytest.approx(row["score"] - 0.2 * row["kl"], abs=1e-4)
-        assert tokens[-1]["reward"] == pytest.approx(row["score"] - 0.2 * tokens[-1]["kl"], abs=1e-5)
+        penalties = [t["kl_penalty"] for t in tokens]
+        assert (penalties == [t["kl"] for t in tokens]) == (ref_temperature == 1)
+        assert sum(t["reward"] for t in tokens) == pytest.approx(row["score"] - 0.2 * sum(penalties), abs=1e-4)
+        assert tokens[-1]["reward"] == pytest.approx(row["score"] - 0.2 * penalties[-1], abs=1e-5)
     assert clipped > 0
 
 
@@ -1087,6 +1091,11 @@ def test_a_longest_prompt_that_just_fits(tmp_path):
 def test_options_out_of_range_are_named(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"`{name}`"):
         PPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, **{name: value})
+
+
+def test_a_target_for_the_kl_is_one_from_the_reference_as_it_is(tmp_path):
+    with pytest.raises(ValueError, match="`kl_target` needs `ref_temperature` = 1"):
+        PPOConfig(output_dir=str(tmp_path), kl_target=3.0, ref_temperature=0.5)
 
 
 def test_one_log_a_rollout_by_default(tmp_path):

@@ -18,7 +18,7 @@ from transformers import (
 
 from hf_instructgpt.char_gpt import CharGPTConfig, CharGPTForCausalLM
 from hf_instructgpt.errors import InputError
-from hf_instructgpt.models.loading import load_reward_model
+from hf_instructgpt.models.loading import load_new_reward_model, load_reward_model
 from hf_instructgpt.reward.calibration import calibrate, sample_responses
 from hf_instructgpt.sampling.generate import Samples
 from hf_instructgpt.scoring.reward_models import reward_model_scores
@@ -201,7 +201,7 @@ def test_messages_are_answered_and_text_has_no_prompt(tmp_path, caplog):
 
 
 def test_a_policy_without_prompts_is_refused(tmp_path):
-    with pytest.raises(InputError, match="`sft_model` needs `calibration_dataset`"):
+    with pytest.raises(InputError, match="`sft_model` is of no use without `calibration_dataset`"):
         make(tmp_path, sft_model=policy())
 
 
@@ -241,6 +241,9 @@ def test_an_adapter_carries_the_unit_and_a_merged_one_has_it_once(tmp_path):
     stock = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=1).eval()
     assert scores_of_samples(stock, samples).std(correction=0).item() == pytest.approx(1, abs=1e-5)
     unit_of(trainer.model, loaded.merge_and_unload(), samples)
+    again = load_new_reward_model(str(tmp_path / "out"), TOKENIZER)  # to train on
+    assert again.config.score_scale == pytest.approx(trainer.model.config.score_scale) != 1
+    assert again.config.score_bias == pytest.approx(trainer.model.config.score_bias) != 0
 
 
 def test_a_resumed_run_gives_the_same_bytes(tmp_path):

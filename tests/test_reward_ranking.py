@@ -310,6 +310,7 @@ def test_a_resumed_run_goes_on_with_the_noise_that_it_had(tmp_path):
     ("rows", "options", "message"),
     [
         (noisy(), {"label_noise": "auto", "num_train_epochs": 1}, "from the second epoch on, and `num_train_epochs`"),
+        (noisy(), {"label_noise": "auto", "max_steps": 3}, "`max_steps` is 3, of [0-9]+ in an epoch: train for more"),
         (ROWS, AUTO, "2 rankings are too few"),
     ],
 )

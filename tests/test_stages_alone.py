@@ -173,7 +173,9 @@ def test_reward_calibrates_and_holds_out_prompts(here, models):
     assert scores.mean().item() == pytest.approx(0, abs=1e-5) and model.score_bias.item() != 0
 
 
-def test_reward_divides_by_the_deviation_of_the_start_model_s_scores_and_its_report_undoes_it(here, models, caplog):
+def test_reward_divides_by_the_deviation_of_the_start_model_s_scores_and_its_report_undoes_it(
+    here, models, caplog, capsys
+):
     argv = ["reward", "--dataset_name", "rankings.jsonl", "--calibration_dataset_name", "sft.jsonl", *TRAIN]
     assert main([*argv, "--model_name_or_path", str(models / "sft"), "--output_dir", "out"]) == 0
     model = AutoModelForSequenceClassification.from_pretrained("out").eval()
@@ -195,6 +197,9 @@ def test_reward_divides_by_the_deviation_of_the_start_model_s_scores_and_its_rep
     assert "Scores are shifted, but keep their unit" in caplog.text and "holds no causal language model" in caplog.text
     again = AutoModelForSequenceClassification.from_pretrained("again")
     assert again.config.score_scale == scale and not torch.equal(again.score.weight, model.score.weight)
+    capsys.readouterr()
+    assert main([*argv, "--model_name_or_path", "out", "--output_dir", "more", "--logprob_coef", "0.1"]) == 2
+    assert "`lm_coef` and `logprob_coef` need a language model as `model_name_or_path`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["prompts", "chat-prompts"])

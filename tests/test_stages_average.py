@@ -132,3 +132,8 @@ def test_what_is_refused_and_nothing_is_written(tmp_path, runs, capsys, other, m
     error = capsys.readouterr().err
     assert re.search(message, error), error
     assert not [path for path in tmp_path.iterdir() if "average" in path.name]
+
+
+def test_a_model_that_is_named_twice_is_refused(tmp_path, runs, capsys):
+    assert main(["average", runs[0], runs[1], runs[0], "--output_dir", str(tmp_path / "average")]) == 2
+    assert f"`average`: {runs[0]} is named twice." in capsys.readouterr().err

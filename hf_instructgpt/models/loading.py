@@ -145,7 +145,16 @@ def _new_reward_adapter(name: str, *, revision: str | None = None, **kwargs: Any
     if lost := sorted(key for key in weights.keys() - new.keys() if key.startswith(trunk)):
         raise InputError(f"the adapter {name}: a reward model has no place for {lost[0]}.")
     peft.set_peft_model_state_dict(model, {**new, **{key: x for key, x in weights.items() if key in new}})
+    _read_unit(model, name)
     return model
+
+
+def _read_unit(model: "PeftModel", name: str) -> None:
+    """Zero and unit of an adapter's scores, from the configuration beside it; adapters of other programs have none."""
+    with suppress(OSError):
+        beside = PreTrainedConfig.get_config_dict(name)[0]
+        model.config.score_bias = beside.get("score_bias", 0.0)
+        model.config.score_scale = beside.get("score_scale", 1.0)
 
 
 def load_reward_model(
@@ -174,10 +183,7 @@ def load_reward_model(
             # The adapter's base model has no score head: its own comes with the adapter.
             model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
             model.config._name_or_path = name  # logs show its own name, not its base model's
-            with suppress(OSError):  # adapters of other programs have no configuration beside them
-                beside = PreTrainedConfig.get_config_dict(name)[0]
-                model.config.score_bias = beside.get("score_bias", 0.0)
-                model.config.score_scale = beside.get("score_scale", 1.0)
+            _read_unit(model, name)
     if tokenizer is not None:
         check_vocabulary(name, tokenizer, model)
         if model.config.get_text_config().pad_token_id is None:

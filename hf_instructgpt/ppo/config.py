@@ -277,6 +277,11 @@ class PPOConfig(TrainingArguments):
                 "`kl_penalty_in='loss'` cannot use `kl_estimator='k1'`: over sampled tokens its gradient is 0 on "
                 "average. Use 'k2', 'k3' or 'full'."
             )
+        if self.kl_target is not None and self.ref_temperature != 1:
+            raise ValueError(
+                "`kl_target` needs `ref_temperature` = 1: the KL from another temperature is above 0 from the start, "
+                "and may never reach the target."
+            )
         for name in ("whiten_rewards", "critic_warmup_steps"):
             if getattr(self, name) and self.advantage_estimator != "gae":
                 raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")

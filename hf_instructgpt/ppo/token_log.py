@@ -54,7 +54,7 @@ def token_rows(
     columns = {
         "logprob": rollout.old_logprobs,
         "new_logprob": new_logprobs,
-        "ref_logprob": rollout.ref_logprobs,
+        "ref_logprob": rollout.old_logprobs - rollout.kl,  # of the reference as it is
         "kl": rollout.kl,
         "kl_penalty": rollout.kl_penalty,
         "reward": rollout.rewards,

@@ -1,5 +1,6 @@
 """RankingRewardTrainer: the paper's K-way reward model on TRL's RewardTrainer."""
 
+import math
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -163,7 +164,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         if calibration_dataset is not None:
             check_columns(calibration_dataset, "sft", source="`calibration_dataset`")
         elif sft_model is not None and not terms:
-            raise InputError("`sft_model` needs `calibration_dataset`, whose prompts it answers, or `lm_coef`.")
+            raise InputError("`sft_model` is of no use without `calibration_dataset`, `lm_coef` or `logprob_coef`.")
         name = model
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         ensure_precision("the reward model", self.model, args)
@@ -308,11 +309,6 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             )
             self.train_dataset = rows.remove_columns([*names])
             return
-        if self.args.max_steps <= 0 and self.args.num_train_epochs <= 1:
-            raise InputError(
-                "`label_noise='auto'` is estimated from the second epoch on, and `num_train_epochs` is "
-                f"{self.args.num_train_epochs:g}: train for more, or set `label_noise` to a number."
-            )
         is_held = np.array(rows["held_out"])
         rows = rows.remove_columns([*names])
         self.train_dataset, self.noise_dataset = (rows.select(np.flatnonzero(x)) for x in (~is_held, is_held))
@@ -320,6 +316,15 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
             raise InputError(
                 f"`label_noise='auto'` holds out a tenth of the prompts, and {len(rows)} rankings are too few for "
                 "that: set `label_noise` to a number."
+            )
+        args, name = self.args, "max_steps" if self.args.max_steps > 0 else "num_train_epochs"
+        batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps_per_epoch = math.ceil(len(self.train_dataset) / batch_size)
+        if getattr(args, name) <= (steps_per_epoch if name == "max_steps" else 1):
+            raise InputError(
+                f"`label_noise='auto'` is estimated from the second epoch on, and `{name}` is {getattr(args, name):g}"
+                f"{f', of {steps_per_epoch} in an epoch' if name == 'max_steps' else ''}: train for more, or set "
+                "`label_noise` to a number."
             )
 
     def _begin_epoch(self, epoch: int) -> None:
@@ -398,7 +403,7 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         losses = pair_loss(self._log_odds(margins) - inputs["margin"], label_noise=self.label_noise)
         loss = (losses * inputs["weight"]).sum()
         if self.args.center_rewards_coefficient is not None:
-            sums = rewards[inputs["better"]] + rewards[inputs["worse"]]
+            sums = self._log_odds(rewards[inputs["better"]] + rewards[inputs["worse"]])
             loss = loss + self.args.center_rewards_coefficient * (sums.square() * inputs["weight"]).sum()
         metrics = self._metrics["train" if self.model.training else "eval"]
         if self.lm_coef and "next_ids" in by_token:
@@ -412,9 +417,9 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         self._record(rewards.detach(), margins.detach(), inputs["attention_mask"])
         return (loss, outputs) if return_outputs else loss
 
-    def _log_odds(self, differences: torch.Tensor) -> torch.Tensor:
-        """Differences of scores as log-odds: the model may have been given a unit before; see [`calibrate`]."""
-        return differences * getattr(self.model.config, "score_scale", 1.0)
+    def _log_odds(self, scores: torch.Tensor) -> torch.Tensor:
+        """Scores, or differences of them, in log-odds: the model may have a unit from before; see [`calibrate`]."""
+        return scores * getattr(self.model.config, "score_scale", 1.0)
 
     def _lm_loss(self, hidden: torch.Tensor, next_ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Mean over rows of the mean cross-entropy of the next tokens in the best-ranked responses."""
@@ -456,7 +461,8 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
         try:
             output = super().train(*args, **kwargs)
         finally:
-            bare._modules.pop("logprob_map", None)
+            if self.logprob_map is not None:
+                del bare.logprob_map
         if self.calibration_dataset is not None:
             model = self.accelerator.unwrap_model(self.model)
             options = {"max_length": self.args.max_length, "batch_size": self.args.per_device_eval_batch_size}
@@ -482,11 +488,13 @@ class RankingRewardTrainer(CardMixin, ResumableTrainer, RewardTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; with an adapter also its configuration, which holds `score_bias` and `score_scale`."""
         bare = self.accelerator.unwrap_model(self.model)
-        logprob_map = bare._modules.pop("logprob_map", None)  # what is saved is an ordinary reward model
+        is_training = hasattr(bare, "logprob_map")
+        if is_training:
+            del bare.logprob_map  # what is saved is an ordinary reward model
         try:
             super().save_model(output_dir, _internal_call)
         finally:
-            if logprob_map is not None:
-                bare.logprob_map = logprob_map
+            if is_training:
+                bare.logprob_map = self.logprob_map
         if is_peft_model(self.model) and self.args.should_save:
             self.model.config.save_pretrained(output_dir or self.args.output_dir)

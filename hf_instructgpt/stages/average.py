@@ -26,6 +26,8 @@ def average(models: list[str], *, output_dir: str, trust_remote_code: bool = Fal
     """
     if len(models) < 2:
         raise InputError("`average` needs two or more reward models.")
+    if twice := [name for name in models if models.count(name) > 1]:
+        raise InputError(f"`average`: {twice[0]} is named twice.")
     trust = {"trust_remote_code": trust_remote_code}
     for name in models:
         _check_is_reward(name, **trust)

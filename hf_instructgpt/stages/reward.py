@@ -43,7 +43,7 @@ def _make_trainer(
         name = model_args.model_name_or_path
         sft_model = _start_as_policy(name, tokenizer, options) if is_whole else name
     if training_args.lm_coef or training_args.logprob_coef:
-        sft_model = sft_model or load_policy(model_args.model_name_or_path, tokenizer, **options)
+        sft_model = sft_model or _start_as_language_model(model_args.model_name_or_path, tokenizer, options)
     model = load_new_reward_model(model_args.model_name_or_path, tokenizer, **options)
     training_args.max_length = min(filter(None, (training_args.max_length, context_length(model))), default=None)
     model_args.lora_task_type = "SEQ_CLS"  # PEFT then trains and saves the score head too
@@ -58,6 +58,17 @@ def _make_trainer(
             sft_model=sft_model,
             peft_config=new_adapter(model, model_args),
         )
+
+
+def _start_as_language_model(name: str, tokenizer: PreTrainedTokenizerBase, options: dict) -> PreTrainedModel:
+    """The start model for `lm_coef` and `logprob_coef`."""
+    try:
+        return load_policy(name, tokenizer, **options)
+    except InputError as error:
+        raise InputError(
+            f"`lm_coef` and `logprob_coef` need a language model as `model_name_or_path`: {error} Start from the SFT "
+            "model, or set both to 0."
+        ) from error
 
 
 def _start_as_policy(name: str, tokenizer: PreTrainedTokenizerBase, options: dict) -> PreTrainedModel | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .reward.config import RankingRewardConfig
     from .reward.ranking_trainer import RankingRewardTrainer
     from .sampling.generate import Generator
+    from .sampling.recorded import RecordedRollouts
     from .sampling.server import ServerGenerator
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _MODULES = {
     "PPOTrainer": "ppo.trainer",
     "RankingRewardConfig": "reward.config",
     "RankingRewardTrainer": "reward.ranking_trainer",
+    "RecordedRollouts": "sampling.recorded",
     "ServerGenerator": "sampling.server",
     "average_models": "reward.averaging",
     "convert_document_state_dict": "char_gpt",
@@ -60,6 +62,7 @@ __all__ = [
     "PPOTrainer",
     "RankingRewardConfig",
     "RankingRewardTrainer",
+    "RecordedRollouts",
     "ServerGenerator",
     "average_models",
     "convert_document_state_dict",

@@ -13,6 +13,7 @@ ANSWERS_FILE = "answers.json"
 STAGE_FOLDERS = ("ppo_init", "sft", "reward", "ppo")
 # What trainers write: the state of every Trainer, PPO's log of tokens, and its folder of completions.
 STATE_FILE, TOKEN_LOG_FILE, COMPLETIONS_FOLDER = "trainer_state.json", "tokens.jsonl", "completions"
+ROLLOUTS_FOLDER = "rollouts"  # recorded by PPO
 
 
 def is_broken_off(folder: Path) -> bool:
@@ -24,6 +25,17 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
     """The folders of a run's checkpoints, newest first; their names end with a step."""
     found = [path for path in Path(output_dir).glob("checkpoint-*/") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+
+
+def rollout_file(step: int, process: int) -> str:
+    """The file of the rollout that a process sampled after so many optimizer steps."""
+    return f"rollout_{step:06d}_{process}.parquet"
+
+
+def recorded_rollouts(folder: Path) -> dict[tuple[int, int], Path]:
+    """The files of recorded rollouts by step and process."""
+    found = {path: re.fullmatch(r"rollout_(\d+)_(\d+)\.parquet", path.name) for path in folder.glob("*.parquet")}
+    return {(int(match[1]), int(match[2])): path for path, match in found.items() if match}
 
 
 def read_state(folder: Path) -> dict | None:

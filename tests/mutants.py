@@ -19,6 +19,7 @@ DEVICES = "tests/test_devices.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 EXTRAS = "tests/test_ppo_extras.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
+RECORDING = "tests/test_ppo_recording.py::"
 EXPLORE = "tests/test_report_explore.py::"
 FAMILIES = "tests/test_ppo_families.py::"
 FAST = "tests/test_sampling_policy_sampler.py::"
@@ -2810,5 +2811,37 @@ MUTANTS = [
         "temperature=temperature), logprobs, logits",
         "temperature=temperature), token_logprobs(logits, token_ids=batch[2], temperature=temperature), logits",
         f"{ENUMERATION}test_the_kl_is_from_the_reference_at_its_temperature[k1-reward]",
+    ),
+    Mutant(
+        "62a",
+        "a recording returns each prompt's second response first",
+        "hf_instructgpt/sampling/recorded.py",
+        "rows[(self._given[prompt] - 1) % len(rows)]",
+        "rows[self._given[prompt] % len(rows)]",
+        f"{RECORDING}test_responses_come_in_their_order_and_then_again",
+    ),
+    Mutant(
+        "62b",
+        "a resumed run reads a recording from its beginning",
+        "hf_instructgpt/sampling/recorded.py",
+        'defaultdict(int, state["given"])',
+        "defaultdict(int)",
+        f"{RECORDING}test_responses_come_in_their_order_and_then_again",
+    ),
+    Mutant(
+        "62c",
+        "the rollout that began just before a checkpoint's next step is kept twice",
+        f"{PPO}/recording.py",
+        "if whose == process and other >= step:",
+        "if whose == process and other == step:",
+        f"{RECORDING}test_both_resume_exactly[4]",
+    ),
+    Mutant(
+        "62d",
+        "a dropped response is recorded without its tokens",
+        f"{PPO}/recording.py",
+        "mask = torch.where(rollout.kept.unsqueeze(-1), rollout.response_mask, sampled)",
+        "mask = rollout.response_mask",
+        f"{RECORDING}test_a_row_holds_a_response_without_padding",
     ),
 ]

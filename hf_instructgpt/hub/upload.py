@@ -19,7 +19,7 @@ from ..errors import InputError
 # Names of files and folders that are never pushed: `training_args.bin` is a pickle with local paths; a leading dot or
 # underscore marks unfinished work; then what trackers write, and names of keys and passwords.
 IGNORED = ("_*", ".*", "checkpoint-*", "training_args.bin", "stage.json", "card.json")
-IGNORED += ("wandb", "mlruns", "runs", "completions", "events.out.tfevents.*")
+IGNORED += ("wandb", "mlruns", "runs", "completions", "rollouts", "events.out.tfevents.*")
 IGNORED += ("id_*", "*.pem", "*.key", "*.env", "token", "token.*", "netrc", "*secret*", "*credential*", "*password*")
 # What an earlier push, or Trainer, may have left under names that this push does not use: `from_pretrained` would find
 # old weights, readers old rows.

@@ -3,14 +3,16 @@
 import math
 from dataclasses import dataclass, field, fields
 from operator import ge, gt, le, lt
+from pathlib import Path
 from typing import ClassVar, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.integrations import unset_hf_deepspeed_config
 
+from ..layout import ROLLOUTS_FOLDER
 from ..options import documented
+from ..sampling.engines import engine_from_options
 from ..sampling.generate import VLLM_SAMPLING, check_generation_kwargs
-from ..sampling.server import ServerGenerator
 
 # Bounds of options, also of those of every trainer that fail late, or not at all, elsewhere: words, comparison, bound.
 BOUNDS = {
@@ -50,7 +52,8 @@ MAX_ROLLOUT = 2**20  # responses of one process
 # PPO's options on which the trained weights do not depend, except for rounding and random numbers: a run may be
 # resumed with others, as on another machine.
 NOT_TRAINED_WITH = (
-    *("logging_steps", "log_completions", "num_completions_to_print", "log_tokens", "model_init_kwargs"),
+    *("logging_steps", "log_completions", "num_completions_to_print", "log_tokens", "record_rollouts"),
+    "model_init_kwargs",
     *("trust_remote_code", "generation_kwargs", "use_vllm", "vllm_kwargs", "generator", "on_nonfinite"),
     *("sampling_dtype", "frozen_dtype", "offload_frozen"),
 )
@@ -118,7 +121,8 @@ class PPOConfig(TrainingArguments):
     """Arguments of TRL's `VLLMGeneration`, such as `mode`, `server_base_url`, `gpu_memory_utilization`."""
     generator: dict | str | None = None
     """Sample on an OpenAI-compatible HTTP server, such as vLLM's or SGLang's: the arguments of `ServerGenerator`,
-    such as {"url": "http://127.0.0.1:8000"}. Default: off."""
+    such as {"url": "http://127.0.0.1:8000"}. Or take the responses from a recording, `{"rollouts": FOLDER}`, as
+    [`RecordedRollouts`] does. Default: off."""
     num_generations: int = 1
     """Responses sampled for each prompt of a rollout."""
     advantage_estimator: str = field(default="gae", metadata={"choices": ["gae", "reward"]})
@@ -232,6 +236,10 @@ class PPOConfig(TrainingArguments):
     and send them to wandb or trackio if these are in `report_to`."""
     num_completions_to_print: int | None = 8
     """With `log_completions`: number of rows that are printed. None: all."""
+    record_rollouts: bool = False
+    """Write each rollout to `output_dir/rollouts`, one parquet file per rollout and process, one row per response:
+    prompt, ids, masks' lengths, log-probs, KL, scores, rewards, values, advantages before whitening. `report` shows
+    them, and [`RecordedRollouts`] trains from them."""
     log_tokens: int = 0
     """Follow this many prompts (of the evaluation set, else of the training set) token by token in
     `output_dir/tokens.jsonl`, at each log step. Default: off."""
@@ -260,7 +268,7 @@ class PPOConfig(TrainingArguments):
         sampling = {name: value for name, value in (self.vllm_kwargs or {}).items() if name in VLLM_SAMPLING}
         check_generation_kwargs(sampling, option="vllm_kwargs")
         if self.generator is not None:
-            ServerGenerator.from_options(self.generator)
+            engine_from_options(self.generator)
 
     def _check_together(self) -> None:
         if self.hub_token is not None:
@@ -304,6 +312,9 @@ class PPOConfig(TrainingArguments):
     def _check_engines(self) -> None:
         if self.generator and self.use_vllm:
             raise ValueError("`generator` and `use_vllm`: choose one engine.")
+        recorded = self.generator.get("rollouts") if isinstance(self.generator, dict) else None
+        if recorded is not None and Path(recorded).resolve() == Path(self.output_dir, ROLLOUTS_FOLDER).resolve():
+            raise ValueError(f"`output_dir`: the run would replace the recording {recorded} that it reads.")
         if self.use_vllm is False and self.vllm_kwargs:
             raise ValueError("`vllm_kwargs` needs `use_vllm`.")
         others = [name for name in ("generator", "use_vllm", "generation_kwargs") if getattr(self, name)]

@@ -16,11 +16,12 @@ from trl.trainer.utils import print_prompt_completions_sample
 
 from ..errors import InputError
 from ..functional import ends_with_stop, kl_is_clamped, score_disagreement
-from ..layout import COMPLETIONS_FOLDER, TOKEN_LOG_FILE
+from ..layout import COMPLETIONS_FOLDER, ROLLOUTS_FOLDER, TOKEN_LOG_FILE
 from ..text import decode_responses
 from .advantages import whitening
 from .diagnostics import RolloutWatch
 from .metrics import Metrics
+from .recording import drop_later, write_rollout
 from .rollout import Rollout
 from .token_log import append_rows, rewind, token_rows
 
@@ -44,6 +45,22 @@ class PPOLogs(Trainer):
         self.metrics.sums.clear()
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
+        drop_later(self._rollouts_folder, step=self.state.global_step, process=self.args.process_index)
+
+    @property
+    def _rollouts_folder(self) -> Path:
+        return Path(self.args.output_dir) / ROLLOUTS_FOLDER
+
+    def _write_rollout(self, rollout: Rollout) -> None:
+        write_rollout(
+            rollout,
+            self._rollouts_folder,
+            step=self.state.global_step,
+            process=self.args.process_index,
+            reward_names=self.reward_names,
+            tokenizer=self.processing_class,
+            stop_token_ids=self.generation_config.eos_token_id,
+        )
 
     def _summarize(self, rollout: Rollout) -> dict[str, torch.Tensor]:
         """What is reported of a rollout: for each metric one number per response that was kept."""
@@ -76,6 +93,8 @@ class PPOLogs(Trainer):
             summary["score"], summary["eos_fraction"], num_responses=len(rollout), accelerator=self.accelerator
         )
         self.metrics.record(**summary, score_std=score_std, dropped_samples=~rollout.kept)
+        if self.args.record_rollouts:
+            self._write_rollout(rollout)
         if not self.args.entropy_coef:  # its estimate from the sampled tokens, which costs nothing
             self.metrics.record(entropy=-rollout.old_logprobs[mask])
         if self.args.kl_penalty_in == "reward":

@@ -15,6 +15,7 @@ from ..models.checks import check_finite
 from ..models.surgery import has_adapter, independent_copy, is_quantised, load_weights
 from ..resuming.checkpoint import RANK_STATE_FILE
 from ..resuming.resumable import ResumableTrainer
+from ..sampling.recorded import RecordedRollouts
 from .critic import VALUE_MODEL_FOLDER, ActorCritic
 from .rollout import Rollout
 
@@ -161,6 +162,7 @@ class PPOState(CardMixin, ResumableTrainer):
             "score_sums": self.token_rewards.score_sums,
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": self.metrics.state_dict(),
+            "generator": self.generator.state_dict() if isinstance(self.generator, RecordedRollouts) else None,
             "ema": [x.cpu() for x in self.ema.shards()] if self.ema is not None and self._is_sharded else None,
         }
 
@@ -172,5 +174,7 @@ class PPOState(CardMixin, ResumableTrainer):
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self.metrics.load_state_dict(state["sums"])
+        if isinstance(self.generator, RecordedRollouts) and state.get("generator") is not None:
+            self.generator.load_state_dict(state["generator"])
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # else it came with the weights
             self._load_average(checkpoint)

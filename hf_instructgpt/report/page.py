@@ -20,8 +20,8 @@ QUANTITIES = ("logprob", "new_logprob", "ref_logprob", "kl", "reward", "value", 
 # In this order: each uses those before it.
 STYLES = ("style.css", "explore.css")
 SCRIPTS = (
-    *("texts.js", "elements.js", "charts.js", "results.js", "stages.js", "microscope.js", "explore.js"),
-    *("environment.js", "main.js"),
+    *("texts.js", "elements.js", "charts.js", "results.js", "stages.js", "microscope.js", "rollouts.js"),
+    *("explore.js", "environment.js", "main.js"),
 )
 # A page must open on a phone: at about 100 bytes per token, 3 MB in all. Points are per line.
 MAX_TOKENS, MAX_POINTS = 20_000, 500
@@ -34,6 +34,7 @@ class Run:
     name: str
     stages: list[dict]  # `name`, `samples`, and `panels` of `label`, `xlabel` and `lines` (`label`, `points`)
     tokens: list[dict]  # rows of `tokens.jsonl`
+    rollouts: list[dict] = field(default_factory=list)  # recorded ones: `step`, and some `responses`
     metrics: dict | None = None
     warnings: list[tuple[str, list[str]]] = field(default_factory=list)  # how answered; what fell as the score rose
     weak_reward: bool = False  # it does not beat a length baseline
@@ -102,6 +103,11 @@ def _shown(run: Run, *, max_tokens: int) -> dict:
             line["points"] = line["points"][:: -(-len(line["points"]) // MAX_POINTS)]
     asked = run.questions()
     microscope = [{**some, "prompt": asked[some["prompt"]]} for some in by_prompt(kept)]
+    prompts = [response["prompt"] for rollout in run.rollouts for response in rollout["responses"]]
+    known = [row["prompt"] for stage in run.stages for row in stage["samples"]]
+    asked = iter(questions(prompts, known))
+    for response in (response for rollout in run.rollouts for response in rollout["responses"]):
+        response["prompt"] = next(asked)
     return {**data, "typical": run.typical(), "microscope": microscope, "thinned": len(kept) < len(run.tokens)}
 
 

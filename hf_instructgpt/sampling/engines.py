@@ -12,6 +12,7 @@ from transformers.utils import logging
 from ..errors import InputError
 from .generate import Generator, sampling_config
 from .policy_sampler import PolicySampler
+from .recorded import RecordedRollouts
 from .server import ServerGenerator
 from .vllm import VLLMGenerator
 
@@ -43,6 +44,13 @@ def generation_config_for(
     return config
 
 
+def engine_from_options(options: dict) -> Generator:
+    """The engine that the option `generator` describes: recorded rollouts, or else a server."""
+    if isinstance(options, dict) and [*options] == ["rollouts"]:
+        return RecordedRollouts(options["rollouts"])
+    return ServerGenerator.from_options(options)
+
+
 def make_generator(
     generator: Generator | None,
     args: TrainingArguments,
@@ -63,7 +71,7 @@ def make_generator(
     if generator is not None and args.use_vllm:
         raise InputError("`use_vllm` and `generator`: choose one engine.")
     if args.generator is not None:
-        return ServerGenerator.from_options(args.generator)
+        return engine_from_options(args.generator)
     if args.use_vllm:
         return VLLMGenerator(
             policy,

@@ -89,7 +89,9 @@ class ServerGenerator:
     def from_options(cls, options: Any) -> "ServerGenerator":
         """Make the generator from [`PPOConfig`]'s option `generator`."""
         if not isinstance(options, dict) or "url" not in options:
-            raise InputError(f"`generator` must be a mapping with a server's `url`, not {options!r}.")
+            raise InputError(
+                f"`generator` must be a mapping with a server's `url`, or with `rollouts` alone, not {options!r}."
+            )
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(options) - set(known)):
             raise InputError(f"`generator`: unknown keys {', '.join(unknown)}. It may have {', '.join(known)}.")

@@ -22,6 +22,7 @@ from ..layout import (
     COMPLETIONS_FOLDER,
     METRICS_FILE,
     REWARD_REPORT_FILE,
+    ROLLOUTS_FOLDER,
     RUN_FILE,
     STAGE_FILE,
     STAGE_FOLDERS,
@@ -30,6 +31,7 @@ from ..layout import (
     checkpoints,
     is_broken_off,
     read_state,
+    recorded_rollouts,
 )
 from ..report.changes import what_changed
 from ..report.page import Run, by_prompt, report_page
@@ -45,6 +47,8 @@ LINKED = (
     *("README.md", METRICS_FILE, "samples.md", ANSWERS_FILE, RUN_FILE, "card.json", STATE_FILE, "reward_report.md"),
     *("training.png", TOKEN_LOG_FILE, "plots/*.png", "*/README.md", "*/reward_report.md", f"*/{TOKEN_LOG_FILE}"),
 )
+# Recorded rollouts in the page, and responses of each.
+MAX_ROLLOUTS, MAX_RESPONSES = 8, 8
 # Options of a stage that its card has under other names.
 SOURCES = ("model_name_or_path", "dataset_name", "dataset_config", "reward_funcs", "use_peft", "lora_r", "lora_alpha")
 
@@ -84,6 +88,7 @@ def _run(folder: Path, output: Path) -> Run:
         with fields_of(folder / METRICS_FILE):
             warnings = [(how, worse) for how, name in HOWS.items() if (worse := falls(metrics[name]))]
             weak_reward = weakness(metrics["reward"]) is not None
+    recorded = next((files for part in parts.values() if (files := recorded_rollouts(part / ROLLOUTS_FOLDER))), {})
     tokens = next((part / TOKEN_LOG_FILE for part in parts.values() if (part / TOKEN_LOG_FILE).is_file()), None)
     answers, changes = ([], {}) if metrics is None else _answers(folder / ANSWERS_FILE)
     files = {path for pattern in LINKED for path in folder.glob(pattern) if path.is_file()}
@@ -92,6 +97,7 @@ def _run(folder: Path, output: Path) -> Run:
         name=folder.resolve().name,
         stages=stages,
         tokens=[] if tokens is None else _rows(tokens),
+        rollouts=_rollouts([path for (_, process), path in sorted(recorded.items()) if process == 0]),
         metrics=metrics,
         warnings=warnings,
         weak_reward=weak_reward,
@@ -253,3 +259,33 @@ def _rows(path: Path) -> list[dict]:
             float(step["step"]) + sum(float(x) for x in numbers if x is not None)
             "".join([part["prompt"], *(token for token, *_ in step["tokens"])])  # fails unless they are texts
     return rows
+
+
+def _rollouts(paths: list[Path]) -> list[dict]:
+    """Of a few recorded rollouts, spread over the run, the responses with the highest and the lowest scores."""
+    count, half = min(len(paths), MAX_ROLLOUTS), MAX_RESPONSES // 2
+    found = []
+    for path in (paths[i * (len(paths) - 1) // max(count - 1, 1)] for i in range(count)):
+        with fields_of(path):
+            rows = [row for row in pq.read_table(path).to_pylist() if row["kept"]]
+            rows.sort(key=lambda row: -row["scores"])
+            shown = rows if len(rows) <= MAX_RESPONSES else [*rows[:half], *rows[-half:]]
+            if shown:
+                found.append({"step": shown[0]["step"], "responses": [_response(row) for row in shown]})
+    return found
+
+
+def _response(row: dict) -> dict:
+    """A recorded response as the page shows one of the token log; there are no log-probs after the updates."""
+    names = ("tokens", "old_logprobs", "kl", "rewards", "values", "advantages")
+    tokens = [
+        [token, logprob, None, logprob - kl, kl, reward, value, advantage, False]
+        for token, logprob, kl, reward, value, advantage in zip(*(row[name] for name in names), strict=True)
+    ]
+    return {
+        "prompt": row["prompt"],
+        "step": row["step"],
+        "score": row["scores"],
+        "kl": sum(row["kl"]),
+        "tokens": tokens,
+    }

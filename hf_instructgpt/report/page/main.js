@@ -12,7 +12,7 @@ function show() {
     document.getElementById("run").focus();
   }, "run")];
   const single = runs.length < 2 ? stages(T, runs) : [], numbers = runs.length < 2 ? results(T, runs) : null;
-  document.getElementById("main").replaceChildren(...[...several, hero(T, run), ...single, samples(T, run), changed(T, run), microscope(T, run), explore(T, run), numbers,
+  document.getElementById("main").replaceChildren(...[...several, hero(T, run), ...single, samples(T, run), changed(T, run), microscope(T, run), rollouts(T, run), explore(T, run), numbers,
     environment(T, run), glossary(T)].filter(Boolean));
 }
 document.getElementById("language").addEventListener("click", () => { language = language === "en" ? "zh" : "en"; show(); });

@@ -50,8 +50,8 @@ function microscope(T, run) {
     make("div", { className: "player no-print" }, play, make("label", {}, T.step, slider), at), big, make("h3", {}, T.all), place);
 }
 /* The colour of a value of the chosen quantity, the same at all steps. */
-function colouring(steps) {
-  const name = chosen.quantity, column = DATA.quantities.indexOf(name);
+function colouring(steps, name = chosen.quantity) {
+  const column = DATA.quantities.indexOf(name);
   const most = asProbability(name) ? 1 : Math.max(1e-9, ...steps.flatMap((step) => step.tokens.map(([, ...x]) => Math.abs(x[column] ?? 0))));
   const colour = (part) => `rgba(${part < 0 ? "214,39,40" : "31,119,220"},${(0.6 * Math.abs(part)).toFixed(3)})`;
   const of = (values) => {

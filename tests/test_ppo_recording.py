@@ -48,7 +48,8 @@ def test_a_row_holds_a_response_without_padding(tmp_path):
         scores=torch.tensor([2.0, 0.0]),
         score_terms=torch.tensor([[2.0, torch.nan], [torch.nan, torch.nan]]),
         **dict.fromkeys(("old_logprobs", "ref_logprobs", "kl_penalty", "kl", "rewards", "values", "returns"), x),
-        importance_weights=torch.ones(2, 2), advantages=2 * x,
+        importance_weights=torch.ones(2, 2),
+        advantages=2 * x,
     )
     names = {"reward_names": ["a", "b"], "tokenizer": TOKENIZER, "stop_token_ids": [EOS]}
     write_rollout(rollout, tmp_path, step=12, process=1, **names)

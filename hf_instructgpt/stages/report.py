@@ -276,10 +276,10 @@ def _rollouts(paths: list[Path]) -> list[dict]:
 
 
 def _response(row: dict) -> dict:
-    """A recorded response as the page shows one of the token log; there are no log-probs after the updates."""
+    """A recorded response as the page shows one of the token log; nothing is known of the updates."""
     names = ("tokens", "old_logprobs", "kl", "rewards", "values", "advantages")
     tokens = [
-        [token, logprob, None, logprob - kl, kl, reward, value, advantage, False]
+        [token, logprob, None, logprob - kl, kl, reward, value, advantage, None]
         for token, logprob, kl, reward, value, advantage in zip(*(row[name] for name in names), strict=True)
     ]
     return {

@@ -83,7 +83,7 @@ function row(T, step, r, scale) {
 }
 function details(T, token, values) {
   const of = Object.fromEntries(DATA.quantities.map((name, i) => [name, values[i]]));
-  const numbers = DATA.quantities.map((name) => [T.q[name], name === "clipped" ? (of.clipped ? T.yes : T.no) : isNumber(of[name]) && !asProbability(name) ? signed(of[name], 4) : shownValue(name, of[name])]);
+  const numbers = DATA.quantities.map((name) => [T.q[name], name === "clipped" ? (of.clipped === null ? "–" : of.clipped ? T.yes : T.no) : isNumber(of[name]) && !asProbability(name) ? signed(of[name], 4) : shownValue(name, of[name])]);
   numbers.splice(2, 0, [T.ratio, isNumber(of.logprob) && isNumber(of.new_logprob) ? fixed(Math.exp(of.new_logprob - of.logprob), 3) : "–"]);
   return [make("strong", {}, JSON.stringify(token)), make("dl", {}, ...numbers.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))))];
 }

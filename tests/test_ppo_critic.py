@@ -1,5 +1,6 @@
 """What makes PPO's critic learn apart from the policy: warm-up, normalised values, its own clip, its own size."""
 
+import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,7 +143,7 @@ def test_the_policy_moves_from_the_rollout_on_in_which_the_warm_up_ends(tmp_path
     trainer = make(tmp_path, callbacks=[Snapshot()], **options)
     snapshots.append(trainer.model.policy.lm_head.weight.clone())
     trainer.train()
-    moved = [not before.equal(after) for before, after in zip(snapshots, snapshots[1:], strict=False)]
+    moved = [not before.equal(after) for before, after in itertools.pairwise(snapshots)]
     assert moved == [False] * 4 + [True] * 4  # two steps a rollout
     assert logged(trainer, "explained_variance") == pytest.approx([0.1, 0.3, 0.2, 0.9])
 
@@ -269,7 +270,7 @@ def test_a_critic_of_another_tokenizer_is_refused(tmp_path):
     vocab = TOKENIZER.get_vocab()
     vocab |= {"a": vocab["b"], "b": vocab["a"]}
     CharGPTTokenizer(vocab=vocab, chat_template=None).save_pretrained(tmp_path / "base")
-    with pytest.raises(InputError, match="the tokenizer of .* gives other ids than the policy's"):
+    with pytest.raises(InputError, match=r"the tokenizer of .* gives other ids than the policy's"):
         make(tmp_path, value_model=str(tmp_path / "base"))
 
 

@@ -19,8 +19,8 @@ def advantages_and_returns(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and returns `(B, R)` as `advantage_estimator` says; rows of one prompt stand side by side.
 
-    `"gae"` needs a critic; the returns are those at `critic_lam`, if it is given. With `"reward"` every token has the sum of its response's rewards, with
-    `subtract_group_mean` less the mean over the prompt's kept responses.
+    `"gae"` needs a critic; its returns may have a lambda of their own. With `"reward"` every token has the sum of its
+    response's rewards, with `subtract_group_mean` less the mean over the prompt's kept responses.
     """
     if args.advantage_estimator == "gae":
         given = {"values": values, "mask": mask, "gamma": args.gamma}

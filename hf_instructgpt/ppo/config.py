@@ -307,11 +307,7 @@ class PPOConfig(TrainingArguments):
                 "`kl_target` needs `ref_temperature` = 1: the KL from another temperature is above 0 from the start, "
                 "and may never reach the target."
             )
-        for name in NEEDS_CRITIC:
-            if getattr(self, name) != getattr(PPOConfig, name) and self.advantage_estimator != "gae":
-                raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")
-        if self.critic_warmup_patience is not None and self.critic_warmup_steps == 0:
-            raise ValueError("`critic_warmup_patience` needs `critic_warmup_steps`, the most that a warm-up takes.")
+        self._check_critic()
         size = (
             "a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "
             f"{self.rollout_size} responses"
@@ -327,6 +323,13 @@ class PPOConfig(TrainingArguments):
                 "number, one or more for each micro-batch."
             )
         self._check_engines()
+
+    def _check_critic(self) -> None:
+        for name in NEEDS_CRITIC:
+            if getattr(self, name) != getattr(PPOConfig, name) and self.advantage_estimator != "gae":
+                raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")
+        if self.critic_warmup_patience is not None and self.critic_warmup_steps == 0:
+            raise ValueError("`critic_warmup_patience` needs `critic_warmup_steps`, the most that a warm-up takes.")
 
     def _check_engines(self) -> None:
         if self.generator and self.use_vllm:

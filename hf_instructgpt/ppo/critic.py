@@ -92,8 +92,8 @@ class ValueModel(nn.Module):
     def rescale(self, *, mean: float, std: float) -> None:
         """Take another mean and standard deviation, and change the head so that values stay.
 
-        `W' = std / std' W` and `b' = (std b + mean - mean') / std'` (PopArt, van Hasselt et al. 2016, arXiv 1602.07714,
-        proposition 1).
+        `W' = std / std' W` and `b' = (std b + mean - mean') / std'` (PopArt, van Hasselt et al. 2016, arXiv
+        1602.07714, proposition 1).
         """
         self.value_head.weight.mul_(self.std / std)
         self.value_head.bias.mul_(self.std).add_(self.mean - mean).div_(std)
@@ -339,8 +339,8 @@ def _check_ids(name: str, policy_tokenizer: PreTrainedTokenizerBase, args: PPOCo
     vocab, policy_vocab = tokenizer.get_vocab().items(), policy_tokenizer.get_vocab().items()
     if not (vocab <= policy_vocab or policy_vocab <= vocab):
         raise InputError(
-            f"`value_model`: the tokenizer of {name} gives other ids than the policy's, so the critic would read another "
-            "text. Use a model of the policy's tokenizer."
+            f"`value_model`: the tokenizer of {name} gives other ids than the policy's, so the critic would read "
+            "another text. Use a model of the policy's tokenizer."
         )
 
 

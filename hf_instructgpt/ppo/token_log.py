@@ -46,7 +46,8 @@ def token_rows(
 
     `new_logprobs` `(B, R)` are those of the policy after the updates since the last log. A token is `clipped` when its
     ratio has left the interval on the side where its advantage no longer pushes it. `rewarded_scores` `(B,)` are the
-    scores as they enter the rewards, and `lams` (B) the lambdas of their advantages. From them, `options` and the log-probs and values all the rest can be computed.
+    scores as they enter the rewards, and `lams` (B) the lambdas of the advantages. From them, `options` and the
+    log-probs and values all the rest can be computed.
     """
     cliprange = options["cliprange"]
     ratio = torch.exp(new_logprobs - rollout.old_logprobs)

@@ -3,9 +3,9 @@
     python -m recipes.critic.run lab runs/critic runs/a runs/b runs/c
     python -m recipes.critic.run stories runs/critic models/stories260k models/stories260k models/stories260k
 
-The first argument is the setting, the second the output folder, and each further one what a seed (0, 1, 2) starts from:
-for `lab` the folder of a run of `hf-instructgpt run`, with its SFT model and its reward model, for `stories` the model.
-Run it from the root of a checkout. A run that is there already is not repeated.
+The first argument is the setting, the second the output folder, and each further one what a seed (0, 1, 2) starts
+from: for `lab` the folder of a run of `hf-instructgpt run`, with its SFT model and its reward model, for `stories` the
+model. Run it from the root of a checkout. A run that is there already is not repeated.
 """
 
 import argparse
@@ -82,9 +82,9 @@ def run(setting: str, start: Path, folder: Path, seed: int, options: dict) -> di
     command = ["ppo", "--config", str(RECIPES / of["config"] / "ppo.yaml"), "--verbose"]
     command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     begin, cpu = time.time(), time.process_time()
-    with open(folder / "log.txt", "w", encoding="utf-8") as log:
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            code = hf_instructgpt(command)
+    to_log = contextlib.redirect_stdout, contextlib.redirect_stderr
+    with open(folder / "log.txt", "w", encoding="utf-8") as log, to_log[0](log), to_log[1](log):
+        code = hf_instructgpt(command)
     if code != 0:
         raise SystemExit(f"{' '.join(command)} failed; see {folder / 'log.txt'}")
     seconds, cpu_seconds = time.time() - begin, time.process_time() - cpu

@@ -180,9 +180,9 @@ class PPOConfig(TrainingArguments):
     critic_warmup_steps: int = 0
     """Number of optimizer steps at the start that train only the critic."""
     critic_warmup_patience: int | None = None
-    """End the critic's warm-up early, at the first rollout that is the so-manieth in a row without a new best
-    `explained_variance`; `critic_warmup_steps` is then the maximum. VC-PPO (Yuan et al. 2025, arXiv 2503.01491)
-    pretrains the critic until that stops rising. Default: the warm-up takes all its steps."""
+    """End the critic's warm-up after so many rollouts in a row without a new best `explained_variance`;
+    `critic_warmup_steps` is then the maximum. VC-PPO (Yuan et al. 2025, arXiv 2503.01491) trains the critic alone
+    until that and the value loss stop improving. Default: the warm-up takes all its steps."""
     ptx_coef: float = 0.0
     """PPO-ptx: weight of the language-modelling loss on `ptx_dataset`. The loss is a mean over tokens, so the
     paper's 27.8, for other sums, does not carry over."""

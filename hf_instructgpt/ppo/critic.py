@@ -331,7 +331,9 @@ def _new_critic(policy, value_model, reward_models, peft_config, args: PPOConfig
 
 
 def _check_ids(name: str, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> None:
-    """Refuse a model of another width or family whose tokenizer gives other ids than the policy's."""
+    """Refuse a model, given by its id or path, whose tokenizer gives other ids than the policy's."""
+    if Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file():
+        return
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError):  # there is none

@@ -33,9 +33,9 @@ class CriticTraining(TrainerCallback):
             return torch.zeros(0)
         returns, mask = rollout.returns, rollout.response_mask
         explained = explained_variance(rollout.values, returns, mask=mask, global_sum=self.global_sum)
-        if self.args.critic_warmup_patience is not None and not self._warmup_has_ended:
-            is_best = explained.item() > self.best  # never for NaN: nothing can be learned from equal returns
-            self.best = max(explained.item(), self.best) if is_best else self.best
+        if not (self._warmup_has_ended or explained.isnan()):
+            is_best = explained.item() > self.best
+            self.best = max(explained.item(), self.best)
             self.num_without_best = 0 if is_best else self.num_without_best + 1
         if self.args.normalize_values:
             x = in_float64(returns[mask]).cpu()
@@ -76,11 +76,7 @@ class CriticTraining(TrainerCallback):
 
     def state_dict(self) -> dict:
         """What a resumed run needs."""
-        return {
-            "return_sums": self.return_sums,
-            "best": self.best,
-            "num_without_best": self.num_without_best,
-        }
+        return {"return_sums": self.return_sums, "best": self.best, "num_without_best": self.num_without_best}
 
     def load_state_dict(self, state: dict) -> None:
         self.return_sums = state["return_sums"]

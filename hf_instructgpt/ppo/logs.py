@@ -169,7 +169,7 @@ class PPOLogs(Trainer):
             lam = policy_lam(rollout.response_mask, args=self.args)
             rows = token_rows(
                 rollout,
-                lams=[lam] * len(rollout) if isinstance(lam, float) else lam.tolist(),
+                lams=lam.tolist() if isinstance(lam, torch.Tensor) else [lam] * len(rollout),
                 new_logprobs=torch.where(rollout.response_mask, logprobs, 0),
                 rewarded_scores=self.token_rewards.rewarded(rollout.scores),
                 options=options,

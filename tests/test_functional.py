@@ -14,11 +14,19 @@ from hf_instructgpt.functional import (
     policy_loss,
     response_mask,
     score_disagreement,
+    score_scale,
     token_logprobs,
     token_rewards,
     value_loss,
 )
-from hf_instructgpt.ppo.advantages import generalized_advantage_estimation, masked_whiten, whitening
+from hf_instructgpt.ppo.advantages import (
+    advantages_and_returns,
+    explained_variance,
+    generalized_advantage_estimation,
+    masked_whiten,
+    whitening,
+)
+from hf_instructgpt.ppo.config import PPOConfig
 
 NAN, INF = math.nan, math.inf
 # The 2x3 batch: the first response has two real tokens, the second three.
@@ -176,6 +184,56 @@ def test_gae_at_lambda_zero_is_the_one_step_error():
     torch.testing.assert_close(advantages, torch.where(MASK, delta, 0))
 
 
+def decoupled(rewards, *, values, mask, **options):
+    """Advantages and returns by `advantages_and_returns` with these options."""
+    args = PPOConfig(output_dir="x", use_cpu=True, **options)
+    kept = mask.any(-1)
+    return advantages_and_returns(rewards, values=values, mask=mask, kept=kept, num_generations=1, args=args)
+
+
+def test_lambdas_of_policy_and_critic_apart_by_hand():
+    rewards = torch.tensor([[1.0, 2.0, NAN], [0.0, 0.0, 4.0]])
+    values = torch.tensor([[0.5, 1.0, NAN], [1.0, 2.0, 3.0]])
+    batch, plain = {"values": values, "mask": MASK}, {"gamma": 0.5, "lam": 0.5}
+    advantages, returns = decoupled(rewards, **batch, **plain, critic_lam=1.0)
+    same(advantages, [[1.25, 1.0, 0.0], [-0.0625, -0.25, 1.0]])  # as in `test_gae_by_hand`
+    same(returns, [[2.0, 2.0, 0.0], [1.0, 2.0, 4.0]])  # 1 + .5 * 2; discounted rewards to go, whatever the values
+    # Alpha 1: lambda 1 - 1/2 for the first response of two tokens, 1 - 1/3 for the second of three.
+    advantages, returns = decoupled(rewards, **batch, **plain, length_adaptive_lam=1.0)
+    # Row 2: A_2 = 1; A_1 = -.5 + 1/3 * 1; A_0 = 0 + 1/3 * A_1.
+    same(advantages, [[1.25, 1.0, 0.0], [-1 / 18, -1 / 6, 1.0]])
+    same(returns, [[1.75, 2.0, 0.0], [0.9375, 1.75, 4.0]])  # the critic's at `lam`
+    # Alpha 0.4: 1 - 1 / 0.8 would be below 0, and 1 - 1 / 1.2 is 1/6.
+    advantages, returns = decoupled(rewards, **batch, **plain, length_adaptive_lam=0.4, critic_lam=1.0)
+    same(advantages, [[1.0, 1.0, 0.0], [-5 / 12 / 12, -5 / 12, 1.0]])  # delta_0 = 1 + .5 - .5; A_1 = -.5 + 1/12
+    same(returns, [[2.0, 2.0, 0.0], [1.0, 2.0, 4.0]])
+
+
+def test_a_response_without_a_real_token_has_a_lambda():
+    mask = torch.tensor([[False, False], [True, True]])
+    advantages, _ = decoupled(torch.ones(2, 2), values=torch.zeros(2, 2), mask=mask, length_adaptive_lam=1.0)
+    same(advantages, [[0.0, 0.0], [1.5, 1.0]])
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1e6, NAN])
+def test_explained_variance_by_hand(garbage):
+    returns = torch.tensor([[1.0, 3.0, garbage], [2.0, 4.0, 5.0]])  # mean 3, variance (4 + 0 + 1 + 1 + 4) / 5 = 2
+    values = torch.tensor([[1.0, 2.0, garbage], [1.0, 4.0, 7.0]])  # errors 0, 1, 1, 0, -2: mean 0, variance 6/5
+    assert explained_variance(values, returns, mask=MASK).item() == pytest.approx(0.4)
+    assert explained_variance(values + 10, returns, mask=MASK).item() == pytest.approx(0.4)
+    assert explained_variance(returns - 7, returns, mask=MASK).item() == 1.0
+    assert explained_variance(torch.full((2, 3), 9.0), returns, mask=MASK).item() == 0.0
+    assert explained_variance(-returns, returns, mask=MASK).item() == pytest.approx(-3.0)  # twice as large: 1 - 4
+    assert explained_variance(values, torch.ones(2, 3), mask=MASK).isnan()
+    assert explained_variance(values, returns, mask=torch.zeros_like(MASK)).isnan()
+
+
+def test_explained_variance_of_numbers_far_from_zero_is_that_of_their_differences():
+    returns = 30000 + torch.tensor([[1.0, 3.0, 0.0], [2.0, 4.0, 5.0]])
+    values = 30000 + torch.tensor([[1.0, 2.0, 0.0], [1.0, 4.0, 7.0]])
+    assert explained_variance(values, returns, mask=MASK).item() == pytest.approx(0.4)
+
+
 # ---- Losses ------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +334,7 @@ CALLS = {
     "masked_whiten": lambda x: masked_whiten(X, mask=x.bool()),
     "token_rewards": lambda x: token_rewards(X[:, 0], kl=x, mask=MASK, kl_coef=0.1),
     "gae": lambda x: generalized_advantage_estimation(x, values=X, mask=MASK, gamma=1.0, lam=0.95),
+    "explained_variance": lambda x: explained_variance(x, X, mask=MASK),
     "gae, mask": lambda x: generalized_advantage_estimation(X, values=X, mask=x.bool(), gamma=1.0, lam=0.95),
     "policy_loss": lambda x: policy_loss(X, old_logprobs=X, advantages=x, cliprange=0.2),
     "value_loss": lambda x: value_loss(X, old_values=X, returns=x, cliprange_value=0.2),
@@ -318,13 +377,23 @@ def oracle(case):
         rewards.append(row)
         delta = [row[t] + case["gamma"] * (values[i][t + 1] if t + 1 < n else 0.0) - values[i][t] for t in range(n)]
         # Schulman et al. 2016, eq. 16: the sum itself rather than the recursion.
-        decay = case["gamma"] * case["lam"]
-        advantages.append([sum(decay ** (k - t) * delta[k] for k in range(t, n)) for t in range(n)])
-        returns.append([a + v for a, v in zip(advantages[-1], values[i], strict=False)])
+        adaptive = max(0.0, 1 - 1 / (case["alpha"] * n)) if case["alpha"] else case["lam"]  # VAPO
+        own = case["lam"] if case["critic_lam"] is None else case["critic_lam"]  # VC-PPO
+        for lam, sums in ((adaptive, advantages), (own, returns)):
+            decay = case["gamma"] * lam
+            sums.append([sum(decay ** (k - t) * delta[k] for k in range(t, n)) for t in range(n)])
+        returns[-1] = [a + v for a, v in zip(returns[-1], values[i], strict=False)]
     flat = [a for row in advantages for a in row]
     mean = sum(flat) / len(flat)
     deviation = math.sqrt(sum((a - mean) ** 2 for a in flat) / len(flat) + 1e-8)
     whitened = [[(a - mean) / deviation for a in row] for row in advantages]
+    targets = [g for row in returns for g in row]
+    errors = [g - v for row, guessed in zip(returns, values, strict=True) for g, v in zip(row, guessed, strict=False)]
+    spreads = [sum((x - sum(xs) / len(xs)) ** 2 for x in xs) / len(xs) for xs in (errors, targets)]
+    unit = math.sqrt(spreads[1])  # PopArt: values and returns in standard deviations, less the mean of returns
+    middle = sum(targets) / len(targets)
+    normal = [[(x - middle) / unit for x in row] for row in returns]
+    values, new_values = ([[(x - middle) / unit for x in row] for row in rows] for rows in (values, new_values))
     policy = value = 0.0
     for i, n in enumerate(lengths):
         for t in range(n):
@@ -332,8 +401,9 @@ def oracle(case):
             bounded = min(max(ratio, 1 - case["clip"]), 1 + case["clip"])
             policy -= min(ratio * whitened[i][t], bounded * whitened[i][t])
             near = min(max(new_values[i][t], values[i][t] - case["clip"]), values[i][t] + case["clip"])
-            value += 0.5 * max((new_values[i][t] - returns[i][t]) ** 2, (near - returns[i][t]) ** 2)
-    return rewards, advantages, returns, whitened, policy / len(flat), value / len(flat)
+            value += 0.5 * max((new_values[i][t] - normal[i][t]) ** 2, (near - normal[i][t]) ** 2)
+    explained = 1 - spreads[0] / spreads[1]
+    return rewards, advantages, returns, whitened, policy / len(flat), value / len(flat), explained
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -347,6 +417,7 @@ def test_the_whole_rollout_equals_the_oracle(seed):
     case |= {"weights": [0.5 + rng.random() for _ in range(3)], "uncertainty": rng.random()}
     case |= {"aggregation": ("sum", "mean", "min")[seed % 3]}
     case |= {"beta": rng.random(), "gamma": rng.random(), "lam": rng.random(), "clip": 0.2}
+    case |= {"critic_lam": (None, 1.0, rng.random())[seed % 3], "alpha": (None, 0.4, 2.0)[(seed + 1) % 3]}
 
     mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
     ids = torch.where(torch.arange(width)[None] == torch.tensor(lengths)[:, None] - 1, 9, 5)
@@ -359,14 +430,17 @@ def test_the_whole_rollout_equals_the_oracle(seed):
     how = {"aggregation": case["aggregation"], "uncertainty_coef": case["uncertainty"]}
     scores = combine_scores(terms, given=torch.ones_like(terms, dtype=torch.bool), weights=by_reward, **how)
     rewards = token_rewards(scores, kl=old - ref, mask=mask, kl_coef=case["beta"])
-    advantages, returns = generalized_advantage_estimation(
-        rewards, values=values, mask=mask, gamma=case["gamma"], lam=case["lam"]
-    )
+    lambdas = {"lam": case["lam"], "critic_lam": case["critic_lam"], "length_adaptive_lam": case["alpha"]}
+    advantages, returns = decoupled(rewards, values=values, mask=mask, gamma=case["gamma"], **lambdas)
     whitened = masked_whiten(advantages, mask=mask)
     policy, _ = policy_loss(new, old_logprobs=old, advantages=whitened, cliprange=case["clip"])
-    value, _ = value_loss(new_values, old_values=values, returns=returns, cliprange_value=case["clip"])
+    unit = score_scale(torch.stack([mask.sum().double(), returns.sum(), returns.square().sum()]))
+    value, _ = value_loss(
+        new_values / unit, old_values=values / unit, returns=returns / unit, cliprange_value=case["clip"]
+    )
 
-    *tensors, policy_mean, value_mean = oracle(case)
+    *tensors, policy_mean, value_mean, explained = oracle(case)
+    assert explained_variance(values, returns, mask=mask).item() == pytest.approx(explained, abs=1e-9)
     for actual, expected in zip((rewards, advantages, returns, whitened), tensors, strict=True):
         assert actual[~mask].eq(0).all()
         for row, length, numbers in zip(actual, lengths, expected, strict=True):

@@ -30,7 +30,7 @@ ROOMS = {
     "resuming": 900,
     "hub": 640,
     "reward": 870,
-    "ppo": 3145,
+    "ppo": 3265,
     "evaluation": 715,
     "report": 1100,
     "stages": 5785,

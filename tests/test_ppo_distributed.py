@@ -33,6 +33,10 @@ EXTRAS = {
     "whiten_rewards": True,
     "entropy_coef": 0.01,
     "kl_target": 0.1,
+    "critic_lam": 1.0,
+    "length_adaptive_lam": 0.5,
+    "normalize_values": True,
+    "critic_max_grad_norm": 0.05,
 }
 
 

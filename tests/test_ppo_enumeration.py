@@ -180,6 +180,17 @@ def test_returns_are_on_average_the_values_of_their_states(tmp_path, oracle, gam
         assert mean_given((prompt, prefix, len(prefix)), rollout.returns, p) == pytest.approx(value, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "lambdas", [{"lam": 0.5, "critic_lam": 1.0}, {"length_adaptive_lam": 0.5}], ids=["decoupled", "adaptive"]
+)
+def test_the_critic_s_returns_at_lambda_one_are_the_values_whatever_the_policy_s_lambda(tmp_path, oracle, lambdas):
+    policy, ref, p = oracle
+    rollout, plain = (roll_out_everything(make(tmp_path, **options)) for options in (lambdas, {"lam": 1.0}))
+    for (prompt, prefix), value in true_values(policy, ref, gamma=1.0)[0].items():
+        assert mean_given((prompt, prefix, len(prefix)), rollout.returns, p) == pytest.approx(value, abs=1e-5)
+    assert (rollout.advantages - plain.advantages).abs().max() > 0.1
+
+
 @pytest.mark.parametrize(("lam", "gamma"), [(0.0, 1.0), (0.5, 1.0), (1.0, 1.0), (0.5, 0.9)])
 def test_with_true_values_advantages_are_on_average_q_minus_v(tmp_path, oracle, lam, gamma):
     policy, ref, p = oracle

@@ -571,7 +571,7 @@ def test_responses_that_all_end_at_once(tmp_path):
 # ---- Resume, save, stop --------------------------------------------------------------------------------------------
 
 
-def resumable(tmp_path):
+def resumable(tmp_path, **options):
     # Rollouts of 4, two an epoch, 4 steps each: 16 steps. Checkpoint 8 ends the first epoch.
     return make(
         tmp_path,
@@ -587,6 +587,7 @@ def resumable(tmp_path):
         save_strategy="steps",
         save_steps=1,
         train_dataset=PROMPTS.select(range(4)),
+        **options,
     )
 
 

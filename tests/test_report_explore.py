@@ -38,6 +38,7 @@ def recomputed(row, **settings):
         output_dir="x",
         gamma=options["gamma"],
         lam=options["lam"],
+        critic_lam=options.get("critic_lam"),
         advantage_estimator=options["advantage_estimator"],
         use_cpu=True,
     )
@@ -60,6 +61,7 @@ def recomputed(row, **settings):
 
 OPTIONS = {
     "plain": {},
+    "lambdas": {"lam": 0.5, "critic_lam": 0.75, "length_adaptive_lam": 0.5},
     "k3, clipped": {"kl_estimator": "k3", "score_clip": 2.5, "gamma": 0.9, "lam": 0.5, "cliprange": 0.05},
     "scaled, whitened rewards": {"scale_scores": True, "whiten_rewards": True, "num_generations": 2},
     "not whitened, adaptive": {"whiten_advantages": False, "kl_target": 0.01, "kl_horizon": 20},
@@ -135,6 +137,8 @@ def test_the_example_by_hand():
 def test_what_the_page_reads_of_a_row():
     row = example(advantage_whitening=[0.5, 2.0])
     assert explorable(row) == {"options": row["options"], "rewarded_score": 2.0}
+    assert explorable(example(critic_lam=1.0))["options"]["critic_lam"] == 1.0
+    assert "critic_lam" not in explorable(example(critic_lam=None))["options"]
     row["tokens"][0]["kl_penalty"] = 0.25
     assert explorable(row)["kl_penalty"] == [0.25, -0.5, 0.0]
     assert explorable({"step": 1, "tokens": []}) == {}  # of an earlier version
@@ -177,13 +181,14 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["plain", "whitened", "group"])
+@pytest.mark.parametrize("name", ["plain", "whitened", "group", "critic"])
 def test_the_page_computes_what_python_computes(tmp_path, open_page, name):
     row = example(
         **{
             "plain": {},
             "whitened": {"reward_whitening": [0.3, 1.5], "advantage_whitening": [0.5, 2.0], "gamma": 0.997},
             "group": {"advantage_estimator": "reward"},
+            "critic": {"critic_lam": 1.0},
         }[name]
     )
     if name != "plain":

@@ -1,10 +1,10 @@
-"""Advantages and returns: by GAE with a critic, or the response's reward itself; whitening."""
+"""Advantages and returns: by GAE with a critic, or the response's reward itself; whitening; explained variance."""
 
 from collections.abc import Callable
 
 import torch
 
-from ..functional import check_shapes
+from ..functional import check_shapes, in_float64
 from .config import PPOConfig
 
 
@@ -19,11 +19,15 @@ def advantages_and_returns(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and returns `(B, R)` as `advantage_estimator` says; rows of one prompt stand side by side.
 
-    `"gae"` needs a critic. With `"reward"` every token has the sum of its response's rewards, with
-    `subtract_group_mean` less the mean over the prompt's kept responses.
+    `"gae"` needs a critic; its returns may have a lambda of their own. With `"reward"` every token has the sum of its
+    response's rewards, with `subtract_group_mean` less the mean over the prompt's kept responses.
     """
     if args.advantage_estimator == "gae":
-        return generalized_advantage_estimation(rewards, values=values, mask=mask, gamma=args.gamma, lam=args.lam)
+        given = {"values": values, "mask": mask, "gamma": args.gamma}
+        advantages, returns = generalized_advantage_estimation(rewards, **given, lam=policy_lam(mask, args=args))
+        if args.returns_lam is not None:
+            _, returns = generalized_advantage_estimation(rewards, **given, lam=args.returns_lam)
+        return advantages, returns
     totals = rewards.sum(-1).view(-1, num_generations)
     if args.subtract_group_mean and num_generations > 1:
         count = kept.view_as(totals).sum(-1, keepdim=True).clamp(min=1)
@@ -32,17 +36,31 @@ def advantages_and_returns(
     return advantages, advantages
 
 
+def policy_lam(mask: torch.Tensor, *, args: PPOConfig) -> float | torch.Tensor:
+    """Lambda of the policy's advantages: `lam`, or with `length_adaptive_lam` one per response `(B,)`, in float64.
+
+    `max(0, 1 - 1 / (alpha * l))` with the response's length `l` in tokens (VAPO, Yue et al. 2025, arXiv 2504.05118):
+    the weights `lam^k` of the errors sum up to `alpha * l` at most, a share of the response whatever its length.
+    """
+    if args.length_adaptive_lam is None:
+        return args.lam
+    lengths = in_float64(mask.sum(-1)).clamp(min=1)
+    return (1 - 1 / (args.length_adaptive_lam * lengths)).clamp(min=0)
+
+
 def generalized_advantage_estimation(
-    rewards: torch.Tensor, *, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+    rewards: torch.Tensor, *, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float | torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and value targets by GAE (Schulman et al. 2016, eq. 16).
 
     `delta_t = r_t + gamma * V_{t+1} - V_t`, `A_t = delta_t + gamma * lam * A_{t+1}`, `G_t = A_t + V_t`. Every response
     ends after its last real token: the value there is 0, cut-off responses included (the paper's bandit episode).
-    `values` are those of the state before each token. Advantages and returns are 0 behind the mask.
+    `values` are those of the state before each token, and `lam` may differ by response, `(B,)`. Advantages and returns
+    are 0 behind the mask.
     """
     check_shapes(rewards=rewards, values=values, mask=mask)
     rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
+    lam = lam.to(values) if isinstance(lam, torch.Tensor) else lam
     advantages = torch.zeros_like(values)
     advantage = next_value = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
@@ -67,6 +85,27 @@ def whitening(
     centred = torch.where(mask, values - mean, 0)
     variance = global_sum(centred.square().sum()) / count.clamp(min=1)
     return mean, torch.rsqrt(variance + 1e-8)
+
+
+def explained_variance(
+    values: torch.Tensor,
+    returns: torch.Tensor,
+    *,
+    mask: torch.Tensor,
+    global_sum: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+) -> torch.Tensor:
+    """How much of the variance of returns the critic predicts, a scalar in float64: `1 - Var(G - V) / Var(G)`.
+
+    Over the real tokens of all processes: 1 if values are the returns up to a constant, 0 for constant values, below
+    0 if they are worse than a constant; NaN if returns do not vary. Returns at a lambda below 1 contain values
+    themselves, which raises it; at `critic_lam=1` it is that of the rewards to go. `global_sum` as in [`whitening`].
+    """
+    check_shapes(values=values, returns=returns, mask=mask)
+    x = torch.stack([in_float64(errors[mask]) for errors in (returns - values, returns)])
+    count = global_sum(in_float64(mask.sum()))
+    means = global_sum(x.sum(-1, keepdim=True)) / count
+    unexplained, variance = global_sum((x - means).square().sum(-1)) / count
+    return torch.where(variance > 0, 1 - unexplained / variance, torch.nan)
 
 
 def masked_whiten(

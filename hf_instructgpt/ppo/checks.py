@@ -64,8 +64,10 @@ def check_processes(args: PPOConfig) -> None:
         "max_ratio": args.max_ratio is not None,
         "on_nonfinite='skip'": args.on_nonfinite == "skip",
     }
+    own_clip = {"critic_max_grad_norm": args.critic_max_grad_norm is not None}
     if args.fp16:
         _refuse("fp16 (its gradient scaler needs a gradient at every step; use bf16)", skipping)
+        _refuse("fp16 (gradients are scaled when they would be clipped; use bf16)", own_clip)
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         # Only the first process would load weights, and the frozen models would be empty on all others.
         _refuse_setting("FSDP", "fsdp_cpu_ram_efficient_loading: false", "fsdp_config", "fsdp2")
@@ -73,7 +75,8 @@ def check_processes(args: PPOConfig) -> None:
     if plugin is None:
         return
     # Its engine steps within `backward`.
-    _refuse("DeepSpeed", {**skipping, "critic_warmup_steps": args.critic_warmup_steps > 0})
+    critics = {"critic_warmup_steps": args.critic_warmup_steps > 0, "normalize_values": args.normalize_values}
+    _refuse("DeepSpeed", {**skipping, **critics, **own_clip})
     if args.bf16:  # its weights are then no longer float32
         _refuse("DeepSpeed and bf16", {"ema_decay": args.ema_decay is not None})
     gathers = plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save")
@@ -91,6 +94,9 @@ def check_fsdp(args: PPOConfig, plugin) -> None:
         _refuse_setting("FSDP", "fsdp_state_dict_type: FULL_STATE_DICT", "fsdp_config", "fsdp2")
     is_server = args.use_vllm and (args.vllm_kwargs or {}).get("mode", "colocate") == "server"
     _refuse("FSDP", {"vllm_kwargs: {mode: server}": is_server})
+    # Not tested where the critic's weights and gradients are shards.
+    own_clip = {"critic_max_grad_norm": args.critic_max_grad_norm is not None}
+    _refuse("FSDP", {"normalize_values": args.normalize_values, **own_clip})
 
 
 def _refuse_setting(what: str, needed: str, section: str, recipe: str) -> None:

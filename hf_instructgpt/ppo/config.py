@@ -19,12 +19,12 @@ BOUNDS = {
     ("{} or more", ge, 1): (
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_length"),
         *("save_total_limit", "dataset_num_proc", "max_completion_length", "num_generations", "num_ppo_epochs"),
-        *("num_mini_batches", "importance_sampling_cap"),
+        *("num_mini_batches", "importance_sampling_cap", "critic_warmup_patience"),
     ),
     ("{} or more", ge, 0): (
         *("seed", "learning_rate", "critic_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "kl_coef"),
         *("vf_coef", "entropy_coef", "log_tokens", "critic_warmup_steps", "ptx_coef", "ema_decay", "gamma", "lam"),
-        "reward_uncertainty_coef",
+        *("reward_uncertainty_coef", "critic_lam", "critic_max_grad_norm"),
     ),
     ("above {}", gt, 0): (
         *(
@@ -37,17 +37,21 @@ BOUNDS = {
             "cliprange",
             "cliprange_value",
         ),
-        *("kl_horizon", "kl_target", "score_clip", "max_update_kl"),
+        *("kl_horizon", "kl_target", "score_clip", "max_update_kl", "length_adaptive_lam"),
     ),
     ("{} or more", ge, 2): ("ptx_max_length",),
     ("{} or more", ge, 0.01): ("num_train_epochs",),
     ("{} or more", ge, -1): ("max_steps",),
     ("above {}", gt, 1): ("max_ratio",),
-    ("at most {}", le, 1): ("gamma", "lam"),
+    ("at most {}", le, 1): ("gamma", "lam", "critic_lam"),
     ("below {}", lt, 1): ("ema_decay",),
     ("at most {}", le, 2**32 - 1): ("seed",),
 }
 MAX_ROLLOUT = 2**20  # responses of one process
+NEEDS_CRITIC = (
+    *("whiten_rewards", "critic_warmup_steps", "critic_lam", "length_adaptive_lam", "normalize_values"),
+    "critic_max_grad_norm",
+)
 
 # PPO's options on which the trained weights do not depend, except for rounding and random numbers: a run may be
 # resumed with others, as on another machine.
@@ -179,6 +183,10 @@ class PPOConfig(TrainingArguments):
     """Skip the optimizer step of a mini-batch whose mean probability ratio passes this bound. Default: never."""
     critic_warmup_steps: int = 0
     """Number of optimizer steps at the start that train only the critic."""
+    critic_warmup_patience: int | None = None
+    """End the critic's warm-up after so many rollouts in a row without a new best `explained_variance`;
+    `critic_warmup_steps` is then the maximum. VC-PPO (Yuan et al. 2025, arXiv 2503.01491) trains the critic alone
+    until that and the value loss stop improving. Default: the warm-up takes all its steps."""
     ptx_coef: float = 0.0
     """PPO-ptx: weight of the language-modelling loss on `ptx_dataset`. The loss is a mean over tokens, so the
     paper's 27.8, for other sums, does not carry over."""
@@ -206,6 +214,23 @@ class PPOConfig(TrainingArguments):
     """Discount of later rewards."""
     lam: float = 0.95
     """GAE's lambda: 1 is reward-to-go, 0 one step."""
+    critic_lam: float | None = None
+    """Lambda of the returns that the critic learns, apart from `lam` of the policy's advantages ("decoupled GAE",
+    VC-PPO, Yuan et al. 2025, arXiv 2503.01491). At 1 the critic learns the rewards to go, without its own errors.
+    Default: `lam`."""
+    length_adaptive_lam: float | None = None
+    """Alpha: the policy's lambda is `1 - 1 / (alpha * length)` of each response, at least 0, in place of `lam`, which
+    is then the critic's alone (VAPO, Yue et al. 2025, arXiv 2504.05118, with alpha 0.05 for responses of thousands of
+    tokens). Lambda 0.95 is that of 20 / alpha tokens, and below 1 / alpha tokens it is 0. Default: off."""
+    normalize_values: bool = False
+    """The critic learns returns less their mean and divided by their standard deviation, both over all returns so
+    far, and its head is rescaled so that values stay when these change (PopArt, van Hasselt et al. 2016, arXiv
+    1602.07714). `cliprange_value` and the logged `value_loss` are then in standard deviations of returns."""
+    critic_max_grad_norm: float | None = None
+    """Clip the gradient of the critic to this norm, and only the policy's to `max_grad_norm`, so that a large value
+    loss does not shrink the policy's step; 0 does not clip it. The logged `grad_norm` is then the policy's. Of a
+    critic on the policy's own trunk ("shared") only the head counts as the critic. Default: `max_grad_norm` clips
+    both by their joint norm."""
     bf16: bool | None = None
     """Compute in bfloat16 by autocast; weights stay in float32. Default: on for a policy in float32 that is at least
     512 wide, on a machine that computes in bfloat16; such defaults are logged when training is set up."""
@@ -290,9 +315,7 @@ class PPOConfig(TrainingArguments):
                 "`kl_target` needs `ref_temperature` = 1: the KL from another temperature is above 0 from the start, "
                 "and may never reach the target."
             )
-        for name in ("whiten_rewards", "critic_warmup_steps"):
-            if getattr(self, name) and self.advantage_estimator != "gae":
-                raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")
+        self._check_critic()
         size = (
             "a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "
             f"{self.rollout_size} responses"
@@ -308,6 +331,13 @@ class PPOConfig(TrainingArguments):
                 "number, one or more for each micro-batch."
             )
         self._check_engines()
+
+    def _check_critic(self) -> None:
+        for name in NEEDS_CRITIC:
+            if getattr(self, name) != getattr(PPOConfig, name) and self.advantage_estimator != "gae":
+                raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")
+        if self.critic_warmup_patience is not None and self.critic_warmup_steps == 0:
+            raise ValueError("`critic_warmup_patience` needs `critic_warmup_steps`, the most that a warm-up takes.")
 
     def _check_engines(self) -> None:
         if self.generator and self.use_vllm:
@@ -342,6 +372,11 @@ class PPOConfig(TrainingArguments):
     def whitens_advantages(self) -> bool:
         """Whether the advantages of each mini-batch are whitened."""
         return self.whiten_advantages and self.advantage_estimator == "gae"
+
+    @property
+    def returns_lam(self) -> float | None:
+        """Lambda of the returns that the critic learns; None where it is that of the policy's advantages."""
+        return self.lam if self.critic_lam is None and self.length_adaptive_lam is not None else self.critic_lam
 
     @property
     def ptx_rows(self) -> float:

@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..models.checks import check_weights, ensure_precision
@@ -58,6 +58,8 @@ def last_hidden_states(model: PreTrainedModel | None) -> Iterator[list[torch.Ten
 class ValueModel(nn.Module):
     """The critic: a scalar head on the last hidden state of any base model.
 
+    `V = std * head(h) + mean`; mean and standard deviation are 0 and 1 unless `normalize_values` moves them.
+
     Args:
         backbone (`PreTrainedModel` or `PeftModel`, *optional*): A model without a head, such as `AutoModel` gives. It
             is trained: pass a copy. None: only the head, which reads the policy's own hidden states.
@@ -71,6 +73,7 @@ class ValueModel(nn.Module):
         self.value_head = nn.Linear(hidden_size or hidden_width(backbone), 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
+        self.mean, self.std = 0.0, 1.0
         if backbone is not None:
             self.value_head.to(backbone.device)
 
@@ -82,7 +85,19 @@ class ValueModel(nn.Module):
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Values `(B, R)` of hidden states `(B, R, H)`, in float32 whatever the backbone computes in."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+            outputs = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        return self.std * outputs + self.mean if self.std != 1 or self.mean != 0 else outputs
+
+    @torch.no_grad()
+    def rescale(self, *, mean: float, std: float) -> None:
+        """Take another mean and standard deviation, and change the head so that values stay.
+
+        `W' = std / std' W` and `b' = (std b + mean - mean') / std'` (PopArt, van Hasselt et al. 2016, arXiv
+        1602.07714, proposition 1).
+        """
+        self.value_head.weight.mul_(self.std / std)
+        self.value_head.bias.mul_(self.std).add_(self.mean - mean).div_(std)
+        self.mean, self.std = mean, std
 
     def save_pretrained(self, directory: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write the backbone (or its adapter, and a base model without a name) and the head.
@@ -92,6 +107,8 @@ class ValueModel(nn.Module):
         directory, state_dict = Path(directory), state_dict or self.state_dict()
         directory.mkdir(parents=True, exist_ok=True)
         head = {name: state_dict[f"value_head.{name}"].contiguous() for name in ("weight", "bias")}
+        if (self.mean, self.std) != (0.0, 1.0):
+            head |= {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("mean", "std")}
         save_file(head, directory / VALUE_HEAD_FILE, metadata={"format": "pt"})
         if self.backbone is None:
             return
@@ -105,9 +122,15 @@ class ValueModel(nn.Module):
 
     def load_weights(self, directory: str | Path) -> None:
         """Put the weights that `save_pretrained` wrote back into this critic."""
-        self.value_head.load_state_dict(load_file(Path(directory) / VALUE_HEAD_FILE))
+        self.load_head(directory)
         if self.backbone is not None:
             load_weights(self.backbone, directory)
+
+    def load_head(self, directory: str | Path) -> None:
+        """Put the head that `save_pretrained` wrote back into this critic."""
+        head = load_file(Path(directory) / VALUE_HEAD_FILE)
+        self.mean, self.std = float(head.pop("mean", 0.0)), float(head.pop("std", 1.0))
+        self.value_head.load_state_dict(head)
 
 
 def load_value_model(name: str | Path, *, revision: str | None = None, **kwargs: Any) -> ValueModel:
@@ -145,7 +168,7 @@ def load_value_model(name: str | Path, *, revision: str | None = None, **kwargs:
     else:
         backbone = load_policy_trunk(directory.parent, **kwargs)
     model = ValueModel(backbone)
-    model.value_head.load_state_dict(load_file(directory / VALUE_HEAD_FILE))
+    model.load_head(directory)
     return model
 
 
@@ -279,14 +302,14 @@ def make_critic(
         if value_model is not None:
             raise InputError("`advantage_estimator='reward'` has no critic: leave `value_model` out, or use 'gae'.")
         return None
-    critic = _new_critic(policy, value_model, reward_models=reward_models, peft_config=peft_config, args=args)
+    critic = _new_critic(policy, value_model, reward_models, peft_config, args, lengths)
     if critic.backbone is not None:
         ensure_precision("the critic", critic.backbone, args)
         check_contexts("the critic", critic.backbone, lengths, args)
     return critic
 
 
-def _new_critic(policy, value_model, *, reward_models: list, peft_config, args: PPOConfig) -> ValueModel:
+def _new_critic(policy, value_model, reward_models, peft_config, args: PPOConfig, lengths) -> ValueModel:
     """A critic that was given, a head on the policy's trunk ("shared"), or a copy of a model's trunk with a head."""
     if isinstance(value_model, ValueModel):
         return value_model
@@ -294,6 +317,7 @@ def _new_critic(policy, value_model, *, reward_models: list, peft_config, args: 
         return ValueModel(None, hidden_size=hidden_width(policy)).to(policy.device)
     if isinstance(value_model, str):
         with loading(value_model):
+            _check_ids(value_model, lengths.tokenizer, args)
             value_model = AutoModel.from_pretrained(value_model, trust_remote_code=args.trust_remote_code)
     backbone = _copied_trunk(_critic_source(policy, value_model, reward_models, peft_config), policy)
     if peft_config is None:  # all of it is trained, also where the policy is an adapter on a base in half precision
@@ -304,6 +328,22 @@ def _new_critic(policy, value_model, *, reward_models: list, peft_config, args: 
         # What PEFT refuses in the policy too has nothing to do with the critic: its error comes first.
         add_lora(independent_copy(policy), peft_config, task_type="CAUSAL_LM")
         raise
+
+
+def _check_ids(name: str, policy_tokenizer: PreTrainedTokenizerBase, args: PPOConfig) -> None:
+    """Refuse a model, given by its id or path, whose tokenizer gives other ids than the policy's."""
+    if Path(name).is_dir() and not Path(name, "tokenizer_config.json").is_file():
+        return
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError):  # there is none
+        return
+    vocab, policy_vocab = tokenizer.get_vocab().items(), policy_tokenizer.get_vocab().items()
+    if not (vocab <= policy_vocab or policy_vocab <= vocab):
+        raise InputError(
+            f"`value_model`: the tokenizer of {name} gives other ids than the policy's, so the critic would read "
+            "another text. Use a model of the policy's tokenizer."
+        )
 
 
 def _critic_source(policy, value_model: nn.Module | None, reward_models: list, peft_config) -> nn.Module:

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..functional import ends_with_stop, kl_is_clamped, score_disagreement
 from ..layout import COMPLETIONS_FOLDER, ROLLOUTS_FOLDER, TOKEN_LOG_FILE
 from ..text import decode_responses
-from .advantages import whitening
+from .advantages import policy_lam, whitening
 from .diagnostics import RolloutWatch
 from .metrics import Metrics
 from .recording import drop_later, write_rollout
@@ -173,8 +173,9 @@ class PPOLogs(Trainer):
             whitenings["reward_whitening"] = whitening(given, mask=mask, global_sum=self._global_sum)
         if args.whitens_advantages:
             whitenings["advantage_whitening"] = self._advantage_whitening(self._rollout)
-        names = ("gamma", "lam", "cliprange", "advantage_estimator")
+        names = ("gamma", "cliprange", "advantage_estimator")
         options = {"kl_coef": rewards.kl_coef_in_reward, **{name: getattr(args, name) for name in names}}
+        options["critic_lam"] = args.returns_lam
         return options | {name: pair and [x.item() for x in pair] for name, pair in whitenings.items()}
 
     @torch.no_grad()
@@ -184,8 +185,10 @@ class PPOLogs(Trainer):
         with self.accelerator.autocast():
             logprobs, *_ = self._actor_critic(*rollout.sequences, temperature=self.args.temperature, with_values=False)
         if self.is_world_process_zero():
+            lam = policy_lam(rollout.response_mask, args=self.args)
             rows = token_rows(
                 rollout,
+                lams=lam.tolist() if isinstance(lam, torch.Tensor) else [lam] * len(rollout),
                 new_logprobs=torch.where(rollout.response_mask, logprobs, 0),
                 rewarded_scores=self.token_rewards.rewarded(rollout.scores),
                 options=options,

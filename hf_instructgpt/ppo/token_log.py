@@ -37,6 +37,7 @@ def token_rows(
     *,
     new_logprobs: torch.Tensor,
     rewarded_scores: torch.Tensor,
+    lams: list[float],
     options: dict,
     tokenizer: PreTrainedTokenizerBase,
     step: int,
@@ -45,7 +46,8 @@ def token_rows(
 
     `new_logprobs` `(B, R)` are those of the policy after the updates since the last log. A token is `clipped` when its
     ratio has left the interval on the side where its advantage no longer pushes it. `rewarded_scores` `(B,)` are the
-    scores as they enter the rewards. From them, `options` and the log-probs and values all the rest can be computed.
+    scores as they enter the rewards, and `lams` (B) the lambdas of the advantages. From them, `options` and the
+    log-probs and values all the rest can be computed.
     """
     cliprange = options["cliprange"]
     ratio = torch.exp(new_logprobs - rollout.old_logprobs)
@@ -70,7 +72,7 @@ def token_rows(
             "prompt": tokenizer.decode(rollout.prompt_ids[i][rollout.prompt_mask[i]]),
             "score": round(rollout.scores[i].item(), 6),
             "rewarded_score": round(rewarded_scores[i].item(), 6),
-            "options": options,
+            "options": {**options, "lam": lams[i]},
             "kl": round(rollout.kl[i].sum().item(), 6),
             "tokens": [
                 {"token": tokenizer.decode([token]), **{name: column[t] for name, column in numbers.items()}}

@@ -77,6 +77,7 @@ from .checks import (
 )
 from .config import PPOConfig
 from .critic import ActorCritic, ValueModel, make_critic
+from .critic_training import CriticTraining
 from .ema import PolicyEMA
 from .guard import UpdateGuard
 from .logs import PPOLogs
@@ -251,6 +252,8 @@ class PPOTrainer(PPOLogs, PPOState):
         if self.ema is not None:
             self.add_callback(self.ema)
         self._global_sum = partial(sum_over_processes, accelerator=self.accelerator)
+        self.critic_training = CriticTraining(args, self._global_sum)
+        self.add_callback(self.critic_training)
         self._epoch = self._micro_step = self._num_tokens = 0
         self._rollout: Rollout | None = None
         self._synced_step: int | None = None
@@ -332,6 +335,8 @@ class PPOTrainer(PPOLogs, PPOState):
         rollout = self._rollout = self._roll_out(rows, num_generations=self.args.num_generations, is_training=True)
         self.guard.rollout_is_done = False
         self._num_tokens += int(self._global_sum(rollout.response_mask.sum()))
+        critic = self._actor_critic.value_model
+        self.metrics.record(explained_variance=self.critic_training.begin_rollout(rollout, critic))
         self._record_rollout(rollout)
 
     @torch.no_grad()
@@ -469,10 +474,11 @@ class PPOTrainer(PPOLogs, PPOState):
         total = torch.where(mask, loss, 0).sum()
         if values is not None:
             num_nonfinite = num_nonfinite + (mask & ~values.isfinite()).sum()
+            unit = self._actor_critic.value_model.std
             loss, clipped = value_loss(
-                torch.where(mask & values.isfinite(), values, batch.values),
-                old_values=batch.values,
-                returns=batch.returns,
+                torch.where(mask & values.isfinite(), values, batch.values) / unit,
+                old_values=batch.values / unit,
+                returns=batch.returns / unit,
                 cliprange_value=self.args.cliprange_value,
             )
             self.metrics.record(value_loss=loss[mask], value_clip_fraction=clipped[mask])
@@ -517,7 +523,7 @@ class PPOTrainer(PPOLogs, PPOState):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self._micro_step % args.gradient_accumulation_steps == 0:
             update = (self._micro_step - 1) // args.gradient_accumulation_steps
-            if self.state.global_step < args.critic_warmup_steps:
+            if self.critic_training.is_warming_up(self.state.global_step):
                 actor_critic.policy.zero_grad()
             accepted = self.guard.accepts(
                 actor_critic,
@@ -527,6 +533,7 @@ class PPOTrainer(PPOLogs, PPOState):
             )
             if not accepted:
                 model.zero_grad()  # to None: the optimizer passes over parameters without gradient, momentum included
+            self.critic_training.clip(actor_critic.value_model)
         return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:

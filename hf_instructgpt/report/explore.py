@@ -15,6 +15,8 @@ def explorable(row: dict) -> dict:
     for mean, scale in (pair for name in WHITENINGS if (pair := options[name]) is not None):
         float(mean) + float(scale)
     found = {"options": {name: options[name] for name in (*NUMBERS, *WHITENINGS, "advantage_estimator")}}
+    if options.get("critic_lam") is not None:
+        found["options"]["critic_lam"] = float(options["critic_lam"])
     found["rewarded_score"] = row["rewarded_score"]
     penalties = [token["kl_penalty"] for token in row["tokens"]]
     if penalties != [token["kl"] for token in row["tokens"]]:

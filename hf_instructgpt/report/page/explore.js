@@ -71,9 +71,9 @@ function recompute(step, options) {
   const deltas = rewards.map((r, t) => r + options.gamma * (t < last ? values[t + 1] : 0) - values[t]);
   let advantages, returns, baseline = 0;
   if (own.advantage_estimator === "gae") {
-    advantages = [];
-    for (let t = last; t >= 0; t--) advantages[t] = deltas[t] + (t < last ? options.gamma * options.lam * advantages[t + 1] : 0);
-    returns = advantages.map((a, t) => a + values[t]);
+    const sums = (lam) => deltas.reduceRight((found, delta) => [delta + options.gamma * lam * (found[0] ?? 0), ...found], []);
+    advantages = sums(options.lam);
+    returns = sums(own.critic_lam ?? options.lam).map((a, t) => a + values[t]);
   } else {
     baseline = sum(logged.reward) - logged.advantage[0];
     advantages = returns = rewards.map(() => sum(rewards) - baseline);
@@ -213,7 +213,7 @@ function worked(E, step, options, x, t, hasCritic) {
   const advantage = hasCritic
     ? block(E.explain.gae, ["δ_t = r_t + γ V_t+1 − V_t", `= ${shown(x.reward[t])} + ${number(gamma)} × ${signed(next)} − ${signed(x.value[t])} = ${shown(x.deltas[t])}`],
       ["A_t = δ_t + γ λ A_t+1", `= ${shown(x.deltas[t])} + ${number(gamma)} × ${number(lam)} × ${signed(later)} = ${shown(x.advantage[t])}`],
-      ["G_t = A_t + V_t", `= ${shown(x.advantage[t])} + ${signed(x.value[t])} = ${shown(x.return[t])}`])
+      [`G_t = A_t ${"critic_lam" in step.options ? `( λ = ${number(step.options.critic_lam)} ) ` : ""}+ V_t`, `= ${shown(x.return[t] - x.value[t])} + ${signed(x.value[t])} = ${shown(x.return[t])}`])
     : block(E.explain.total, ["A_t = r_1 + … + r_T − b", `= ${shown(x.totals.reward)} − ${signed(x.baseline)} = ${shown(x.advantage[t])}`]);
   const whitening = pair ? [["Â_t = ( A_t − μ ) / σ", `= (${shown(x.advantage[t])} − ${signed(pair[0])}) / ${shown(1 / pair[1])} = ${shown(x.whitened[t])}`]] : [];
   return [make("h3", {}, `${E.token} ${t + 1}: `, make("q", {}, visible(step.tokens[t][0]))),

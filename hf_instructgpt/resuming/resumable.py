@@ -136,8 +136,8 @@ class PlainTrainer(_TrainerWithState):
             f"transformers {transformers_version} has changed {', '.join(CHANGED_HOOKS)}, so checkpoints are "
             "Trainer's own: a run killed while it saves can leave a damaged one, and a resumed run counts tokens and "
             "losses anew. Resumed PPO starts with a new rollout, new running statistics of scores and returns and the "
-            "first KL coefficient (and a new `ema_decay` average, with FSDP or DeepSpeed). Training itself is not affected; "
-            "for exact resume, see the README's versions."
+            "first KL coefficient (and a new `ema_decay` average, with FSDP or DeepSpeed). Training itself is not "
+            "affected; for exact resume, see the README's versions."
         )
 
     def train(self, *args, **kwargs) -> TrainOutput:

@@ -18,6 +18,7 @@ from hf_instructgpt.functional import policy_loss, token_entropy, token_logprobs
 from hf_instructgpt.models.forward import model_inputs, response_logits
 from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.ppo.advantages import generalized_advantage_estimation as gae
+from hf_instructgpt.ppo.advantages import group_advantages
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ValueModel
 from hf_instructgpt.ppo.rollout import MicroBatch
@@ -72,7 +73,7 @@ def make(tmp_path, **options):
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
         processing_class=TOKENIZER,
         ref_model=gpt2(1),
-        value_model=None if options.get("advantage_estimator") == "reward" else critic,
+        value_model=critic if options.get("advantage_estimator", "gae") == "gae" else None,
     )
 
 
@@ -297,6 +298,27 @@ def test_one_optimizer_step_is_the_true_gradient_within_sampling_error(one_step,
     assert (true_gradient / error).abs().max() > 25  # a step of 0, or of the other sign, would be far out
 
 
+def test_rloo_s_gradient_is_on_average_the_true_one(tmp_path, oracle, true_gradient):
+    """Over all pairs of responses to each prompt, by their probability; the mean alone gives half of it."""
+    trainer = make(tmp_path, advantage_estimator="rloo", num_generations=2)
+    rollout, model = roll_out_everything(trainer), trainer.model.policy.eval()
+    logits = response_logits(model, response_length=LENGTH, **model_inputs(model, *rollout.sequences))
+    logprobs = token_logprobs(logits, token_ids=rollout.response_ids, temperature=TEMPERATURE)
+    logprobs = torch.where(rollout.response_mask, logprobs, 0).sum(-1)
+    slopes = [flat(torch.autograd.grad(x, model.parameters(), retain_graph=True)) for x in logprobs]
+    slopes, p = torch.stack(slopes).view(2, 40, -1), oracle[2].view(2, 40)
+    found = {"rloo": 0.0, "reward": 0.0}
+    for prompt, (rewards, prob) in enumerate(zip(rollout.rewards.sum(-1).view(2, 40), p, strict=True)):
+        pairs = torch.cartesian_prod(torch.arange(40), torch.arange(40))
+        chances, totals = prob[pairs].prod(-1), rewards[pairs]
+        for estimator in found:
+            advantages = group_advantages(totals, kept=torch.ones_like(pairs).bool(), estimator=estimator)
+            mean = (advantages.double().unsqueeze(-1) * slopes[prompt][pairs]).mean(1)  # of the two responses
+            found[estimator] = found[estimator] + chances @ mean / len(PROMPTS)
+    torch.testing.assert_close(found["rloo"], true_gradient, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(2 * found["reward"], true_gradient, atol=1e-6, rtol=1e-5)
+
+
 # ---- An engine that samples from another distribution --------------------------------------------------------------
 
 
@@ -314,7 +336,7 @@ def test_importance_weights_make_the_gradient_of_a_wrong_engine_the_true_one(tmp
     trainer.generator = Planned([(token,) for token, count in enumerate(counts.tolist()) for _ in range(count)], mu)
     rollout = trainer._roll_out([{"prompt": "a"}] * int(counts.sum()), num_generations=1)
     trainer.guard.begin_update()
-    loss = trainer.compute_loss(trainer.model, MicroBatch(rollout, rollout.response_mask.sum()))
+    loss = trainer.compute_loss(trainer.model, MicroBatch(rollout, rollout.response_mask.sum(), rollout.kept.sum()))
     gradient = -flat(torch.autograd.grad(loss, list(trainer.model.policy.parameters())))
     off = (gradient - true).norm() / true.norm()
     assert off < 1e-5 if cap else off > 0.02

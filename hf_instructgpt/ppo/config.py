@@ -33,6 +33,7 @@ BOUNDS = {
             "temperature",
             "ref_temperature",
             "cliprange",
+            "cliprange_high",
             "cliprange_value",
         ),
         *("kl_horizon", "kl_target", "score_clip", "max_update_kl"),
@@ -40,11 +41,12 @@ BOUNDS = {
     ("{} or more", ge, 2): ("ptx_max_length",),
     ("{} or more", ge, 0.01): ("num_train_epochs",),
     ("{} or more", ge, -1): ("max_steps",),
-    ("above {}", gt, 1): ("max_ratio",),
+    ("above {}", gt, 1): ("max_ratio", "dual_clip"),
     ("at most {}", le, 1): ("gamma", "lam"),
     ("below {}", lt, 1): ("ema_decay",),
     ("at most {}", le, 2**32 - 1): ("seed",),
 }
+CLIPS = ("cliprange", "cliprange_high", "dual_clip")  # of the policy's objective
 MAX_ROLLOUT = 2**20  # responses of one process
 
 # PPO's options on which the trained weights do not depend, except for rounding and random numbers: a run may be
@@ -121,9 +123,12 @@ class PPOConfig(TrainingArguments):
     such as {"url": "http://127.0.0.1:8000"}. Default: off."""
     num_generations: int = 1
     """Responses sampled for each prompt of a rollout."""
-    advantage_estimator: str = field(default="gae", metadata={"choices": ["gae", "reward"]})
-    """`gae`: per-token rewards and a critic (Schulman et al. 2016). `reward`: every token's advantage is the
-    response's score less `kl_coef` times its summed KL; there is no critic."""
+    advantage_estimator: str = field(default="gae", metadata={"choices": ["gae", "reward", "rloo", "grpo"]})
+    """`gae`: per-token rewards and a critic (Schulman et al. 2016). The others have no critic. `reward`: every token's
+    advantage is the response's score less `kl_coef` times its summed KL. `rloo`: this less its mean over the prompt's
+    other responses (Ahmadian et al. 2024). `grpo`: this less its mean over the prompt's `num_generations` responses,
+    divided by their sample standard deviation plus 1e-4 (Shao et al. 2024; the paper has the KL in the loss:
+    `kl_penalty_in="loss"`, `kl_estimator="k3"`)."""
     subtract_group_mean: bool = False
     """With the estimator `reward`: subtract the mean over the `num_generations` responses to the same prompt, so
     that only responses better than usual are reinforced."""
@@ -194,6 +199,17 @@ class PPOConfig(TrainingArguments):
     on all processes."""
     cliprange: float = 0.2
     """Half-width of the clip interval of the probability ratio."""
+    cliprange_high: float | None = None
+    """Upper half-width of that interval, [1 - cliprange, 1 + cliprange_high]. A larger one lets unlikely tokens become
+    more likely ("clip-higher", Yu et al. 2025, arXiv 2503.14476, who take 0.28). Default: `cliprange`."""
+    dual_clip: float | None = None
+    """Where the advantage A is negative, bound the objective below by this times A: a token whose ratio is above it
+    has no gradient (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729, who take 3). Default: off."""
+    loss_aggregation: str = field(default="token", metadata={"choices": ["token", "response", "fixed_length"]})
+    """How the policy's loss, and the KL and the entropy in the loss, are averaged over a mini-batch: `token`, over its
+    tokens; `response`, over each response's tokens, then over responses; `fixed_length`, their sum divided by
+    responses times `max_completion_length` (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783). The value loss is always a
+    mean over tokens, as is the logged `policy_loss`."""
     cliprange_value: float = 0.2
     """Half-width of the clip interval around the critic's old value."""
     vf_coef: float = 0.1
@@ -268,10 +284,6 @@ class PPOConfig(TrainingArguments):
                 "`hub_token` would be written to `training_args.bin`, which is pushed: log in with `hf auth login`, "
                 "or set HF_TOKEN."
             )
-        if self.subtract_group_mean and (self.advantage_estimator != "reward" or self.num_generations < 2):
-            raise ValueError(
-                "`subtract_group_mean` needs `advantage_estimator='reward'` and `num_generations` of 2 or more."
-            )
         if self.kl_penalty_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "`kl_penalty_in='loss'` cannot use `kl_estimator='k1'`: over sampled tokens its gradient is 0 on "
@@ -282,9 +294,6 @@ class PPOConfig(TrainingArguments):
                 "`kl_target` needs `ref_temperature` = 1: the KL from another temperature is above 0 from the start, "
                 "and may never reach the target."
             )
-        for name in ("whiten_rewards", "critic_warmup_steps"):
-            if getattr(self, name) and self.advantage_estimator != "gae":
-                raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")
         size = (
             "a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "
             f"{self.rollout_size} responses"
@@ -299,7 +308,22 @@ class PPOConfig(TrainingArguments):
                 f"{self.rollout_size // self.num_mini_batches} responses of a mini-batch: it must give a whole "
                 "number, one or more for each micro-batch."
             )
+        self._check_estimator()
         self._check_engines()
+
+    def _check_estimator(self) -> None:
+        if self.subtract_group_mean and (self.advantage_estimator != "reward" or self.num_generations < 2):
+            raise ValueError(
+                "`subtract_group_mean` needs `advantage_estimator='reward'` and `num_generations` of 2 or more."
+            )
+        if self.advantage_estimator in ("rloo", "grpo") and self.num_generations < 2:
+            raise ValueError(
+                f"`advantage_estimator={self.advantage_estimator!r}` compares responses to the same prompt: it needs "
+                "`num_generations` of 2 or more."
+            )
+        for name in ("whiten_rewards", "critic_warmup_steps"):
+            if getattr(self, name) and not self.has_critic:
+                raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")
 
     def _check_engines(self) -> None:
         if self.generator and self.use_vllm:
@@ -328,9 +352,19 @@ class PPOConfig(TrainingArguments):
         return num_rollouts * self.rollout_size // self.num_generations * self.world_size
 
     @property
+    def clips(self) -> dict[str, float | None]:
+        """The options that say how the policy's objective is clipped, as `policy_loss` takes them."""
+        return {name: getattr(self, name) for name in CLIPS}
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether advantages come from a critic."""
+        return self.advantage_estimator == "gae"
+
+    @property
     def whitens_advantages(self) -> bool:
         """Whether the advantages of each mini-batch are whitened."""
-        return self.whiten_advantages and self.advantage_estimator == "gae"
+        return self.whiten_advantages and self.has_critic
 
     @property
     def ptx_rows(self) -> float:

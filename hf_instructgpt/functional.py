@@ -375,14 +375,23 @@ def aggregation_weights(
     return num_tokens / (num_responses.clamp(min=1) * lengths)
 
 
-def truncated_importance_weights(logprobs: torch.Tensor, *, sampled: torch.Tensor, cap: float) -> torch.Tensor:
-    """Weights `min(pi(token) / mu(token), cap)` of tokens that were sampled from `mu` in the place of `pi`.
+def importance_weights(
+    logprobs: torch.Tensor, *, sampled: torch.Tensor, mask: torch.Tensor, cap: float, mode: str = "token_truncate"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights `(B, R)` of tokens that were sampled from `mu` in the place of `pi`, and where the cap cut them.
 
-    Log-probs `(B, R)` of both. A mean over samples of `mu` with the weights `pi / mu` is the mean over samples of
-    `pi`; the cap bounds their variance (Ionides 2008, "Truncated importance sampling").
+    From log-probs `(B, R)` of both. "token": `w = pi(token) / mu(token)`, with which a mean over tokens of `mu` is one
+    over tokens of `pi` in the same states; the states, and what follows, stay those of `mu`. "sequence": `w` is the
+    product of these over the response, with which a mean over responses of `mu` is one over responses of `pi`.
+    The cap bounds the variance: "_truncate" is `min(w, cap)` (Ionides 2008, "Truncated importance sampling"), "_mask"
+    is `w`, or 0 where `w > cap`.
     """
-    check_shapes(logprobs=logprobs, sampled=sampled)
-    return (logprobs - sampled).exp().clamp(max=cap)
+    check_shapes(logprobs=logprobs, sampled=sampled, mask=mask)
+    log_ratio = torch.where(mask, logprobs - sampled, 0)
+    if mode.startswith("sequence"):
+        log_ratio = log_ratio.sum(-1, keepdim=True).expand_as(log_ratio)
+    ratio = log_ratio.exp()
+    return torch.where(ratio > cap, 0.0 if mode.endswith("mask") else cap, ratio), ratio > cap
 
 
 def value_loss(

@@ -232,6 +232,14 @@ class PPOConfig(TrainingArguments):
     importance_sampling_cap: float | None = 2.0
     """Where what samples gives its own log-probs (a copy in another type, vLLM, a server): weight each token's policy
     loss by the ratio of the policy's probability to the sampler's, at most this. None: no weights."""
+    importance_sampling_mode: str = field(
+        default="token_truncate",
+        metadata={"choices": ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]},
+    )
+    """Which ratio that is, and what becomes of one above the cap, in the words of TRL's GRPOTrainer. `token`: each
+    token's own, which leaves the states and the rewards those of the sampler; `sequence`: the response's, the product
+    of its tokens', which is exact below the cap, but varies more. `truncate`: it is lowered to the cap; `mask`: to 0,
+    so that the token or the response is left out of the policy's loss."""
     frozen_dtype: str | None = field(
         default=None, metadata={"choices": ["float32", "bfloat16", "float16", "int8", "nf4"]}
     )
@@ -331,6 +339,8 @@ class PPOConfig(TrainingArguments):
         if self.use_vllm is False and self.vllm_kwargs:
             raise ValueError("`vllm_kwargs` needs `use_vllm`.")
         others = [name for name in ("generator", "use_vllm", "generation_kwargs") if getattr(self, name)]
+        if self.importance_sampling_cap is None and self.importance_sampling_mode != "token_truncate":
+            raise ValueError("`importance_sampling_mode` needs a cap: set `importance_sampling_cap`.")
         if self.sampling_dtype is not None and others:
             raise ValueError(f"`sampling_dtype` has no effect with `{others[0]}`: leave one of them out.")
 

@@ -22,8 +22,8 @@ Departures from the tutorial's document (see recipes/document) and the paper, an
   of the policy's loss. PPO-ptx's loss is a mean over tokens too, so the paper's coefficient 27.8, which weights sums
   over other numbers of tokens, does not apply here.
 - The score lands on the last real token, the end-of-text token itself when there is one.
-- Where an engine, or a copy in another precision, samples in the policy's place, truncated importance weights make the
-  policy's loss that of the policy's own samples.
+- Where an engine, or a copy in another precision, samples in the policy's place, importance weights in the policy's
+  loss correct for the difference: those of tokens approximately, those of whole responses exactly.
 - The KL is penalised in the reward, as in the paper. Options, off by default: the KL as a loss term, adaptive or by
   another estimator; an entropy bonus; scaled, clipped or whitened rewards; bounds at which updates stop.
 - The paper does not print lambda 0.95, the value loss's clip and weight, and whitening: they come from Stiennon et

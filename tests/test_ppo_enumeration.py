@@ -347,6 +347,7 @@ def test_importance_weights_make_the_gradient_of_a_wrong_engine_the_true_one(tmp
 ENGINES = {  # that are wrong by a known amount, besides the temperature
     "flatter": lambda logprobs, generator: logprobs / 1.3,
     "noisy": lambda logprobs, generator: logprobs + 0.1 * torch.randn(VOCAB, generator=generator),
+    "top 3": lambda logprobs, generator: logprobs.masked_fill(logprobs == logprobs.min(), -math.inf),
 }
 
 
@@ -360,8 +361,9 @@ def engine_logprobs(policy, pairs, engine):
 def engine_gradient(trainer, pairs, mu):
     """Of the mean, over the responses that an engine samples to each prompt, of the trainer's own objective.
 
-    All responses are there, each with its probability by the engine's log-probs `mu`.
+    All responses are there that it can sample, each with its probability by the engine's log-probs `mu`.
     """
+    pairs, mu = zip(*[(pair, row) for pair, row in zip(pairs, mu, strict=True) if -math.inf not in row], strict=True)
     trainer.generator = Planned([response for _, response in pairs], mu)
     trainer.guard.is_coarse = True  # the engine may differ by 0.3 nats per token
     rollout = trainer._roll_out([{"prompt": prompt} for prompt, _ in pairs], num_generations=1)
@@ -407,6 +409,10 @@ def test_weights_make_the_gradient_of_single_tokens_the_true_one(tmp_path, oracl
         ("noisy", None, 0.068),
         ("noisy", "token_truncate", 0.039),
         ("noisy", "sequence_truncate", 0),
+        # No weight brings back tokens that are never sampled.
+        ("top 3", None, 0.306),
+        ("top 3", "token_truncate", 0.347),
+        ("top 3", "sequence_truncate", 0.340),
     ],
 )
 def test_of_longer_responses_only_weights_of_whole_ones_make_it_the_true_one(

@@ -323,35 +323,75 @@ def token_rewards(scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor,
 
 
 def policy_loss(
-    logprobs: torch.Tensor, *, old_logprobs: torch.Tensor, advantages: torch.Tensor, cliprange: float
+    logprobs: torch.Tensor,
+    *,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    cliprange: float,
+    cliprange_high: float | None = None,
+    dual_clip: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """PPO's clipped objective for each token, negated (Schulman et al. 2017, eq. 7).
 
-    `-min(ratio * A, clip(ratio, 1 - cliprange, 1 + cliprange) * A)` with `ratio = exp(logprob - old_logprob)`.
+    `-min(ratio * A, clip(ratio, 1 - cliprange, 1 + cliprange_high) * A)` with `ratio = exp(logprob - old_logprob)`;
+    `cliprange_high` is by default `cliprange` (a larger one is "clip-higher", Yu et al. 2025, arXiv 2503.14476,
+    section 3.1). Where the advantage is negative, `dual_clip` c > 1 makes the objective at least `c * A` (Ye et al.
+    2020, arXiv 1912.09729, eq. 5): at ratios above c the token has no gradient.
     Returns the loss `(B, R)` and where clipping took the gradient away. Behind the mask the caller puts equal
     log-probs (ratio 1) and drops the result.
 
     The log-ratio is clamped to `MAX_LOG_RATIO` before `exp`, because an infinite ratio turns the gradient of a clipped
     token, 0, into NaN. A clamped token has no gradient, as in verl. With a positive advantage the objective gives none
     there either. With a negative one it would give at least `exp(20)` times an ordinary token's, and that token would
-    be the whole update; dual-clip PPO (Ye et al. 2020, arXiv 1912.09729) stops that at a ratio of 3 already. A sampled
-    token gets there only if its old probability was below 2e-9: its old log-prob is then hardly the sampler's.
+    be the whole update. A sampled token gets there only if its old probability was below 2e-9: its old log-prob is
+    then hardly the sampler's.
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     ratio = torch.exp((logprobs - old_logprobs).clamp(max=MAX_LOG_RATIO))
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return torch.maximum(unclipped, clipped), clipped > unclipped
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + (cliprange if cliprange_high is None else cliprange_high))
+    loss, is_clipped = torch.maximum(unclipped, clipped), clipped > unclipped
+    if dual_clip is None:
+        return loss, is_clipped
+    most = torch.where(advantages < 0, -dual_clip * advantages, torch.inf)
+    return torch.minimum(loss, most), is_clipped | (loss > most)
 
 
-def truncated_importance_weights(logprobs: torch.Tensor, *, sampled: torch.Tensor, cap: float) -> torch.Tensor:
-    """Weights `min(pi(token) / mu(token), cap)` of tokens that were sampled from `mu` in the place of `pi`.
+def aggregation_weights(
+    mask: torch.Tensor, *, aggregation: str, num_tokens: torch.Tensor, num_responses: torch.Tensor, max_length: int
+) -> torch.Tensor:
+    """Weights `(B, 1)` of responses with which `sum(weight * token loss) / num_tokens` is the aggregated loss.
 
-    Log-probs `(B, R)` of both. A mean over samples of `mu` with the weights `pi / mu` is the mean over samples of
-    `pi`; the cap bounds their variance (Ionides 2008, "Truncated importance sampling").
+    "token": 1, the mean over tokens. "response": `num_tokens / (num_responses * length)`, the mean over each
+    response's tokens, then over responses. "fixed_length": `num_tokens / (num_responses * max_length)`, the sum over
+    a constant, so that a token counts the same in every response of every mini-batch (Dr. GRPO, Liu et al. 2025,
+    arXiv 2503.20783). The counts are of the mini-batch that the rows of `mask` `(B, R)` are a part of.
     """
-    check_shapes(logprobs=logprobs, sampled=sampled)
-    return (logprobs - sampled).exp().clamp(max=cap)
+    lengths = mask.sum(-1, keepdim=True).clamp(min=1)
+    if aggregation == "token":
+        return torch.ones_like(lengths)
+    if aggregation == "fixed_length":
+        lengths = torch.full_like(lengths, max_length)
+    return num_tokens / (num_responses.clamp(min=1) * lengths)
+
+
+def importance_weights(
+    logprobs: torch.Tensor, *, sampled: torch.Tensor, mask: torch.Tensor, cap: float, mode: str = "token_truncate"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights `(B, R)` of tokens that were sampled from `mu` in the place of `pi`, and where the cap cut them.
+
+    From log-probs `(B, R)` of both. "token": `w = pi(token) / mu(token)`, with which a mean over tokens of `mu` is one
+    over tokens of `pi` in the same states; the states, and what follows, stay those of `mu`. "sequence": `w` is the
+    product of these over the response, with which a mean over responses of `mu` is one over responses of `pi`.
+    The cap bounds the variance: "_truncate" is `min(w, cap)` (Ionides 2008, "Truncated importance sampling"), "_mask"
+    is `w`, or 0 where `w > cap`.
+    """
+    check_shapes(logprobs=logprobs, sampled=sampled, mask=mask)
+    log_ratio = torch.where(mask, logprobs - sampled, 0)
+    if mode.startswith("sequence"):
+        log_ratio = log_ratio.sum(-1, keepdim=True).expand_as(log_ratio)
+    ratio = log_ratio.exp()
+    return torch.where(ratio > cap, 0.0 if mode.endswith("mask") else cap, ratio), ratio > cap
 
 
 def value_loss(

@@ -71,7 +71,8 @@ TEXTS += [b"\xff\xfe", b'{"prompt": "\xff"}\n', b"\x1f\x8b\x08", b"PAR1"]
 JSON_FILES = ["", "{", "null", "[]", "3", "{}", '"x"', '{"a": 1}', b"\xff\xfe", "[" * 3000]
 OPTION_VALUES = ["nan", "inf", "-1", "0", "abc", "", '{"a": 1}']
 OPTIONS = {
-    "ppo": "learning_rate critic_learning_rate kl_coef cliprange cliprange_value vf_coef gamma lam temperature "
+    "ppo": "learning_rate critic_learning_rate kl_coef cliprange cliprange_high dual_clip "
+    "cliprange_value vf_coef gamma lam temperature "
     "max_steps num_ppo_epochs num_mini_batches num_generations max_completion_length missing_eos_penalty kl_target "
     "kl_horizon entropy_coef ema_decay generation_kwargs reward_weights stop_token_ids logging_steps save_steps "
     "save_total_limit frozen_dtype offload_frozen importance_sampling_cap per_device_train_batch_size "

@@ -2,11 +2,13 @@
 
 import math
 import random
+import statistics
 
 import pytest
 import torch
 
 from hf_instructgpt.functional import (
+    aggregation_weights,
     combine_scores,
     ends_with_stop,
     full_kl,
@@ -23,6 +25,8 @@ from hf_instructgpt.ppo.advantages import (
     advantages_and_returns,
     explained_variance,
     generalized_advantage_estimation,
+    group_advantages,
+    group_scale,
     masked_whiten,
     whitening,
 )
@@ -234,6 +238,31 @@ def test_explained_variance_of_numbers_far_from_zero_is_that_of_their_difference
     assert explained_variance(values, returns, mask=MASK).item() == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        # Groups 1, 4, 7 of mean 4; 5, 9 and one that is not kept; 8 alone.
+        ("reward", [[-3.0, 0.0, 3.0], [-2.0, 2.0, 0.0], [0.0, 0.0, 0.0]]),
+        # Less the mean of the others: 1 - 5.5, 4 - 4, 7 - 2.5; 5 - 9, 9 - 5.
+        ("rloo", [[-4.5, 0.0, 4.5], [-4.0, 4.0, 0.0], [0.0, 0.0, 0.0]]),
+        # Sample deviations sqrt(18 / 2) = 3 and sqrt(8 / 1).
+        ("grpo", [[-3 / 3.0001, 0.0, 3 / 3.0001], [-2 / (8**0.5 + 1e-4), 2 / (8**0.5 + 1e-4), 0.0], [0.0, 0.0, 0.0]]),
+    ],
+)
+@pytest.mark.parametrize("garbage", [0.0, 99.0, NAN])
+def test_advantages_of_groups_by_hand(estimator, expected, garbage):
+    totals = torch.tensor([[1.0, 4.0, 7.0], [5.0, 9.0, garbage], [garbage, 8.0, garbage]])
+    kept = torch.tensor([[True, True, True], [True, True, False], [False, True, False]])
+    same(group_advantages(totals, kept=kept, estimator=estimator), expected)
+    same(group_scale(totals, kept=kept), [[1 / 3.0001], [1 / (8**0.5 + 1e-4)], [1e4]], rtol=1e-4)
+
+
+def test_advantages_of_equal_responses_are_zero():
+    totals, kept = torch.full((1, 4), 2.5), torch.ones(1, 4, dtype=torch.bool)
+    for estimator in ("reward", "rloo", "grpo"):
+        assert group_advantages(totals, kept=kept, estimator=estimator).tolist() == [[0.0] * 4]
+
+
 # ---- Losses ------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +277,56 @@ def test_policy_loss_by_hand():
     loss.sum().backward()
     # d loss / d logprob = -ratio * A where it is not clipped, 0 where it is.
     same(logprobs.grad, [[0.0, -1.0, -2.0], [3.0, 0.0, 2.2]])
+
+
+def test_an_upper_bound_of_its_own_by_hand():
+    ratio = torch.tensor([[1.25, 1.5, 0.7], [1.25, 1.5, 0.7]])
+    advantages = torch.tensor([[2.0, 2.0, 2.0], [-2.0, -2.0, -2.0]])
+    logprobs = ratio.log().requires_grad_()
+    zeros = torch.zeros(2, 3)
+    loss, clipped = policy_loss(
+        logprobs, old_logprobs=zeros, advantages=advantages, cliprange=0.2, cliprange_high=0.28
+    )
+    # -min(ratio * A, clip(ratio, .8, 1.28) * A): a ratio of 1.25 is not clipped any more, one of .7 still is.
+    same(loss, [[-2.5, -2.56, -1.4], [2.5, 3.0, 1.6]])
+    assert clipped.tolist() == [[False, True, False], [False, False, True]]
+    loss.sum().backward()
+    same(logprobs.grad, [[-2.5, 0.0, -1.4], [2.5, 3.0, 0.0]])
+
+
+def test_dual_clip_by_hand():
+    ratio = torch.tensor([[4.0, 2.5, 0.5], [4.0, 2.5, 0.5]])
+    advantages = torch.tensor([[2.0, 2.0, 2.0], [-2.0, -2.0, -2.0]])
+    logprobs = ratio.log().requires_grad_()
+    loss, clipped = policy_loss(
+        logprobs, old_logprobs=torch.zeros(2, 3), advantages=advantages, cliprange=0.2, dual_clip=3.0
+    )
+    # Positive advantages as without it. Negative ones: the objective max(min(ratio * A, clip * A), 3 * A), A = -2.
+    same(loss, [[-2.4, -2.4, -1.0], [6.0, 5.0, 1.6]])
+    assert clipped.tolist() == [[True, True, False], [True, False, True]]
+    loss.sum().backward()
+    same(logprobs.grad, [[0.0, 0.0, -1.0], [0.0, 5.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        # Losses 1, 2 of a response of two tokens, 3, 4, 5 of one of three, none of one that is not kept.
+        ("token", 15 / 5),
+        ("response", (3 / 2 + 12 / 3) / 2),
+        ("fixed_length", 15 / (2 * 6)),
+    ],
+)
+def test_losses_are_aggregated_by_hand(aggregation, expected):
+    losses = torch.tensor([[1.0, 2.0, NAN], [3.0, 4.0, 5.0], [NAN, NAN, NAN]])
+    mask = losses.isfinite()
+    counts = {"num_tokens": torch.tensor(5), "num_responses": torch.tensor(2)}
+    weights = aggregation_weights(mask, aggregation=aggregation, **counts, max_length=6)
+    assert weights.shape == (3, 1) and weights.isfinite().all()
+    assert (torch.where(mask, weights * losses, 0).sum() / 5).item() == pytest.approx(expected)
+    nothing = {name: torch.tensor(0) for name in counts}
+    empty = aggregation_weights(torch.zeros(1, 3, dtype=torch.bool), aggregation=aggregation, **nothing, max_length=6)
+    assert empty.isfinite().all()
 
 
 def test_at_ratio_one_the_gradient_is_that_of_reinforce():
@@ -336,6 +415,7 @@ CALLS = {
     "gae": lambda x: generalized_advantage_estimation(x, values=X, mask=MASK, gamma=1.0, lam=0.95),
     "explained_variance": lambda x: explained_variance(x, X, mask=MASK),
     "gae, mask": lambda x: generalized_advantage_estimation(X, values=X, mask=x.bool(), gamma=1.0, lam=0.95),
+    "group_advantages": lambda x: group_advantages(X, kept=x.bool(), estimator="rloo"),
     "policy_loss": lambda x: policy_loss(X, old_logprobs=X, advantages=x, cliprange=0.2),
     "value_loss": lambda x: value_loss(X, old_values=X, returns=x, cliprange_value=0.2),
 }
@@ -398,12 +478,38 @@ def oracle(case):
     for i, n in enumerate(lengths):
         for t in range(n):
             ratio = math.exp(new[i][t] - old[i][t])
-            bounded = min(max(ratio, 1 - case["clip"]), 1 + case["clip"])
-            policy -= min(ratio * whitened[i][t], bounded * whitened[i][t])
+            bounded = min(max(ratio, 1 - case["clip"]), 1 + (case["high"] or case["clip"]))
+            objective = min(ratio * whitened[i][t], bounded * whitened[i][t])
+            if whitened[i][t] < 0 and case["dual"] is not None:
+                objective = max(objective, case["dual"] * whitened[i][t])
+            weight = {"token": 1 / len(flat), "response": 1 / n / len(lengths), "fixed_length": 1 / 6 / len(lengths)}
+            policy -= weight[case["mean"]] * objective
             near = min(max(new_values[i][t], values[i][t] - case["clip"]), values[i][t] + case["clip"])
             value += 0.5 * max((new_values[i][t] - normal[i][t]) ** 2, (near - normal[i][t]) ** 2)
     explained = 1 - spreads[0] / spreads[1]
-    return rewards, advantages, returns, whitened, policy / len(flat), value / len(flat), explained
+    return rewards, advantages, returns, whitened, policy, value / len(flat), explained
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_advantages_of_groups_equal_the_oracle(seed):
+    rng = random.Random(seed)
+    totals = [[rng.gauss(0, 2) for _ in range(5)] for _ in range(4)]
+    kept = [[rng.random() < 0.7 for _ in range(5)] for _ in range(4)]
+    for estimator in ("rloo", "grpo"):
+        actual = group_advantages(
+            torch.tensor(totals, dtype=torch.double), kept=torch.tensor(kept), estimator=estimator
+        )
+        for row, numbers, is_kept in zip(actual.tolist(), totals, kept, strict=True):
+            group = [x for x, k in zip(numbers, is_kept, strict=True) if k]
+            for i, advantage in enumerate(row):
+                others = [x for j, x in enumerate(numbers) if is_kept[j] and j != i]
+                if not is_kept[i] or not others:
+                    expected = 0.0
+                elif estimator == "rloo":
+                    expected = numbers[i] - statistics.mean(others)
+                else:
+                    expected = (numbers[i] - statistics.mean(group)) / (statistics.stdev(group) + 1e-4)
+                assert advantage == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -418,6 +524,8 @@ def test_the_whole_rollout_equals_the_oracle(seed):
     case |= {"aggregation": ("sum", "mean", "min")[seed % 3]}
     case |= {"beta": rng.random(), "gamma": rng.random(), "lam": rng.random(), "clip": 0.2}
     case |= {"critic_lam": (None, 1.0, rng.random())[seed % 3], "alpha": (None, 0.4, 2.0)[(seed + 1) % 3]}
+    case |= {"high": (None, 0.3)[seed % 2], "dual": (None, 1.1)[seed // 2 % 2]}
+    case |= {"mean": ("token", "response", "fixed_length")[seed % 3]}
 
     mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
     ids = torch.where(torch.arange(width)[None] == torch.tensor(lengths)[:, None] - 1, 9, 5)
@@ -433,7 +541,10 @@ def test_the_whole_rollout_equals_the_oracle(seed):
     lambdas = {"lam": case["lam"], "critic_lam": case["critic_lam"], "length_adaptive_lam": case["alpha"]}
     advantages, returns = decoupled(rewards, values=values, mask=mask, gamma=case["gamma"], **lambdas)
     whitened = masked_whiten(advantages, mask=mask)
-    policy, _ = policy_loss(new, old_logprobs=old, advantages=whitened, cliprange=case["clip"])
+    clips = {"cliprange": case["clip"], "cliprange_high": case["high"], "dual_clip": case["dual"]}
+    policy, _ = policy_loss(new, old_logprobs=old, advantages=whitened, **clips)
+    counts = {"num_tokens": mask.sum(), "num_responses": torch.tensor(len(lengths))}
+    weights = aggregation_weights(mask, aggregation=case["mean"], **counts, max_length=width)
     unit = score_scale(torch.stack([mask.sum().double(), returns.sum(), returns.square().sum()]))
     value, _ = value_loss(
         new_values / unit, old_values=values / unit, returns=returns / unit, cliprange_value=case["clip"]
@@ -445,5 +556,6 @@ def test_the_whole_rollout_equals_the_oracle(seed):
         assert actual[~mask].eq(0).all()
         for row, length, numbers in zip(actual, lengths, expected, strict=True):
             assert row[:length].tolist() == pytest.approx(numbers, abs=1e-9)
-    assert policy[mask].mean().item() == pytest.approx(policy_mean, abs=1e-9)
+    policy = torch.where(mask, weights * policy, 0).sum() / mask.sum()
+    assert policy.item() == pytest.approx(policy_mean, abs=1e-9 if case["mean"] == "token" else 1e-6)
     assert value[mask].mean().item() == pytest.approx(value_mean, abs=1e-9)

@@ -21,7 +21,7 @@ ROOMS = {
     "options": 35,
     "markdown": 80,
     "text": 290,
-    "functional": 385,
+    "functional": 425,
     "data": 1840,
     "models": 1000,
     "sampling": 1185,

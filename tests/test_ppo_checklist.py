@@ -99,7 +99,7 @@ def loss_of(trainer, rollout, logits, values):
     logits, values = logits.clone().requires_grad_(), values.clone().requires_grad_()
     trainer.metrics.sums.clear()
     trainer.guard.begin_update()
-    inputs = MicroBatch(rollout, rollout.response_mask.sum())
+    inputs = MicroBatch(rollout, rollout.response_mask.sum(), rollout.kept.sum())
     logprobs = token_logprobs(logits, token_ids=rollout.response_ids)
     loss = trainer.compute_loss(lambda *_, **__: (logprobs, values, None, logits), inputs)
     loss.backward()

@@ -32,6 +32,7 @@ EXTRAS = {
     "scale_scores": True,
     "whiten_rewards": True,
     "entropy_coef": 0.01,
+    "loss_aggregation": "response",
     "kl_target": 0.1,
     "critic_lam": 1.0,
     "length_adaptive_lam": 0.5,

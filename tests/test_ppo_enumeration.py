@@ -7,6 +7,7 @@ oracle runs one forward a prefix, without padding; the product runs its own roll
 import copy
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_instructgpt.char_gpt import CharGPTTokenizer
-from hf_instructgpt.functional import policy_loss, token_entropy, token_logprobs, truncated_importance_weights
+from hf_instructgpt.functional import importance_weights, policy_loss, token_entropy, token_logprobs
 from hf_instructgpt.models.forward import model_inputs, response_logits
 from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.ppo.advantages import generalized_advantage_estimation as gae
+from hf_instructgpt.ppo.advantages import group_advantages
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.critic import ValueModel
 from hf_instructgpt.ppo.rollout import MicroBatch
@@ -72,22 +74,22 @@ def make(tmp_path, **options):
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
         processing_class=TOKENIZER,
         ref_model=gpt2(1),
-        value_model=None if options.get("advantage_estimator") == "reward" else critic,
+        value_model=critic if options.get("advantage_estimator", "gae") == "gae" else None,
     )
 
 
 class Planned:
-    """An engine that returns planned responses, and the log-probs that it is given for them."""
+    """An engine that returns planned responses, and the log-probs, one list for each, that it is given for them."""
 
     def __init__(self, responses, logprobs=None):
-        self.responses, self.logprobs, self.last_logprobs = iter(responses), logprobs, None
+        self.responses, self.logprobs, self.last_logprobs = iter(responses), logprobs and iter(logprobs), None
 
     def sync_weights(self, policy):
         pass
 
     def generate(self, prompt_ids, *, generation_config):
         rows = [list(response) for response in itertools.islice(self.responses, len(prompt_ids))]
-        self.last_logprobs = self.logprobs and [[self.logprobs[token] for token in row] for row in rows]
+        self.last_logprobs = self.logprobs and list(itertools.islice(self.logprobs, len(rows)))
         return rows
 
 
@@ -308,6 +310,27 @@ def test_one_optimizer_step_is_the_true_gradient_within_sampling_error(one_step,
     assert (true_gradient / error).abs().max() > 25  # a step of 0, or of the other sign, would be far out
 
 
+def test_rloo_s_gradient_is_on_average_the_true_one(tmp_path, oracle, true_gradient):
+    """Over all pairs of responses to each prompt, by their probability; the mean alone gives half of it."""
+    trainer = make(tmp_path, advantage_estimator="rloo", num_generations=2)
+    rollout, model = roll_out_everything(trainer), trainer.model.policy.eval()
+    logits = response_logits(model, response_length=LENGTH, **model_inputs(model, *rollout.sequences))
+    logprobs = token_logprobs(logits, token_ids=rollout.response_ids, temperature=TEMPERATURE)
+    logprobs = torch.where(rollout.response_mask, logprobs, 0).sum(-1)
+    slopes = [flat(torch.autograd.grad(x, model.parameters(), retain_graph=True)) for x in logprobs]
+    slopes, p = torch.stack(slopes).view(2, 40, -1), oracle[2].view(2, 40)
+    found = {"rloo": 0.0, "reward": 0.0}
+    for prompt, (rewards, prob) in enumerate(zip(rollout.rewards.sum(-1).view(2, 40), p, strict=True)):
+        pairs = torch.cartesian_prod(torch.arange(40), torch.arange(40))
+        chances, totals = prob[pairs].prod(-1), rewards[pairs]
+        for estimator in found:
+            advantages = group_advantages(totals, kept=torch.ones_like(pairs).bool(), estimator=estimator)
+            mean = (advantages.double().unsqueeze(-1) * slopes[prompt][pairs]).mean(1)  # of the two responses
+            found[estimator] = found[estimator] + chances @ mean / len(PROMPTS)
+    torch.testing.assert_close(found["rloo"], true_gradient, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(2 * found["reward"], true_gradient, atol=1e-6, rtol=1e-5)
+
+
 # ---- An engine that samples from another distribution --------------------------------------------------------------
 
 
@@ -322,18 +345,143 @@ def test_importance_weights_make_the_gradient_of_a_wrong_engine_the_true_one(tmp
     true = flat(torch.autograd.grad(logprobs.exp() @ scores, list(model.parameters())))
     counts = (2000 * (logprobs + torch.tensor([0.08, -0.08] * 2)).exp()).round().long()  # of 2000 samples, nearly
     mu = (counts / counts.sum()).log().tolist()
-    trainer.generator = Planned([(token,) for token, count in enumerate(counts.tolist()) for _ in range(count)], mu)
+    tokens = [token for token, count in enumerate(counts.tolist()) for _ in range(count)]
+    trainer.generator = Planned([(token,) for token in tokens], [[mu[token]] for token in tokens])
     rollout = trainer._roll_out([{"prompt": "a"}] * int(counts.sum()), num_generations=1)
     trainer.guard.begin_update()
-    loss = trainer.compute_loss(trainer.model, MicroBatch(rollout, rollout.response_mask.sum()))
+    loss = trainer.compute_loss(trainer.model, MicroBatch(rollout, rollout.response_mask.sum(), rollout.kept.sum()))
     gradient = -flat(torch.autograd.grad(loss, list(trainer.model.policy.parameters())))
     off = (gradient - true).norm() / true.norm()
     assert off < 1e-5 if cap else off > 0.02
 
 
-def test_importance_weights_are_truncated():
+ENGINES = {  # that are wrong by a known amount, besides the temperature
+    "flatter": lambda logprobs, generator: logprobs / 1.3,
+    "noisy": lambda logprobs, generator: logprobs + 0.1 * torch.randn(VOCAB, generator=generator),
+    "top 3": lambda logprobs, generator: logprobs.masked_fill(logprobs == logprobs.min(), -math.inf),
+}
+
+
+def engine_logprobs(policy, pairs, engine):
+    """An engine's log-probs of the tokens of each response, one list per response."""
+    generator = torch.Generator().manual_seed(1)
+    wrong = {state: ENGINES[engine](x.detach(), generator).log_softmax(-1) for state, x in policy.items()}
+    return [[wrong[p, r[:t]][token].item() for t, token in enumerate(r)] for p, r in pairs]
+
+
+def engine_gradient(trainer, pairs, mu):
+    """Of the mean, over the responses that an engine samples to each prompt, of the trainer's own objective.
+
+    All responses are there that it can sample, each with its probability by the engine's log-probs `mu`.
+    """
+    pairs, mu = zip(*[(pair, row) for pair, row in zip(pairs, mu, strict=True) if -math.inf not in row], strict=True)
+    trainer.generator = Planned([response for _, response in pairs], mu)
+    trainer.guard.is_coarse = True  # the engine may differ by 0.3 nats per token
+    rollout = trainer._roll_out([{"prompt": prompt} for prompt, _ in pairs], num_generations=1)
+    probabilities = torch.tensor([math.exp(sum(row)) for row in mu]).unsqueeze(-1)
+    # At a ratio of 1 the loss is linear in the advantages: a response counts by its probability.
+    rollout = replace(rollout, advantages=rollout.advantages * probabilities)
+    trainer.guard.begin_update()
+    loss = trainer.compute_loss(trainer.model, MicroBatch(rollout, torch.tensor(len(PROMPTS)), rollout.kept.sum()))
+    return -flat(torch.autograd.grad(loss, list(trainer.model.policy.parameters())))
+
+
+def error(found, true):
+    """Distance from the true gradient, as a part of its length."""
+    return ((found - true).norm() / true.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("cap", "mode", "expected"),
+    [(None, "token_truncate", 0.137), (100.0, "token_truncate", 0), (100.0, "token_mask", 0)],
+)
+def test_weights_make_the_gradient_of_single_tokens_the_true_one(tmp_path, oracle, cap, mode, expected):
+    """Responses of one token, all of them, of an engine that divides the logits by 1.3."""
+    pairs = [(prompt, (token,)) for prompt in PROMPTS for token in range(VOCAB)]
+    model, policy = tables(gpt2(0))
+    objective = 0.0
+    for prompt, response in pairs:
+        log_p = logprob(policy, prompt, response)
+        objective += log_p.exp() * (final_score(response) - KL_COEF * (log_p - logprob(oracle[1], prompt, response)))
+    true = flat(torch.autograd.grad(objective / len(PROMPTS), list(model.parameters())))
+    options = {"importance_sampling_cap": cap, "importance_sampling_mode": mode, "max_completion_length": 1}
+    trainer = make(tmp_path, advantage_estimator="reward", **options)
+    found = engine_gradient(trainer, pairs, engine_logprobs(policy, pairs, "flatter"))
+    assert error(found, true) == pytest.approx(expected, abs=0.001 if cap is None else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "mode", "expected"),
+    [
+        ("flatter", None, 0.260),
+        ("flatter", "token_truncate", 0.299),
+        ("flatter", "sequence_truncate", 0),
+        ("flatter", "sequence_mask", 0),
+        ("noisy", None, 0.068),
+        ("noisy", "token_truncate", 0.039),
+        ("noisy", "sequence_truncate", 0),
+        # No weight brings back tokens that are never sampled.
+        ("top 3", None, 0.306),
+        ("top 3", "token_truncate", 0.347),
+        ("top 3", "sequence_truncate", 0.340),
+    ],
+)
+def test_of_longer_responses_only_weights_of_whole_ones_make_it_the_true_one(
+    tmp_path, oracle, true_gradient, engine, mode, expected
+):
+    """Responses of up to three tokens, all of them. Weights of tokens leave states and rewards those of the engine."""
+    options = {"importance_sampling_cap": None} if mode is None else {"importance_sampling_cap": 100.0}
+    if mode is not None:
+        options["importance_sampling_mode"] = mode
+    trainer = make(tmp_path, advantage_estimator="reward", **options)
+    found = engine_gradient(trainer, PAIRS, engine_logprobs(oracle[0], PAIRS, engine))
+    assert error(found, true_gradient) == pytest.approx(expected, abs=0.001 if expected else 1e-5)
+
+
+def test_the_difference_between_sampler_and_policy_is_logged(tmp_path):
+    """Of eight tokens, one is 2.5 times as probable under the policy as under the sampler, and one a quarter."""
+    trainer = make(tmp_path)
+    trainer.guard.is_coarse = True
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    logprobs = torch.where(mask, -3.0, 0)
+    sampled = [[-3.0] * 5, [-3.0 - math.log(2.5), -3.0 + math.log(4), -3.0]]
+    engine = Planned([])
+    engine.last_logprobs = sampled
+    weights = trainer.guard.importance_weights(engine, logprobs, mask, is_training=True)
+    torch.testing.assert_close(weights, torch.tensor([[1.0] * 5, [2.0, 0.25, 1.0, 1.0, 1.0]]))
+    found = {name: x for name, x in trainer.metrics.take().items() if "sampling" in name or "cap" in name}
+    assert found == {
+        "sampling_logprob_diff": pytest.approx((math.log(2.5) + math.log(4)) / 8),
+        # w - 1 - log w, with w = 2.5 and 0.25
+        "sampling_kl": pytest.approx((1.5 - math.log(2.5) - 0.75 + math.log(4)) / 8),
+        "sampling_ratio_max": pytest.approx(2.5),
+        "sampling_ratio_beyond_2": pytest.approx(2 / 8),
+        "importance_cap_fraction": pytest.approx(1 / 8),
+    }
+
+
+def test_importance_weights_are_truncated_or_masked():
     """Probabilities of 1/2 and 1/4 under the policy, 1/4 and 1/2 under the sampler; then a policy of 9/10 to 1/10."""
     logprobs = torch.tensor([[0.5, 0.25, 0.9]]).log()
     sampled = torch.tensor([[0.25, 0.5, 0.1]]).log()
-    weights = truncated_importance_weights(logprobs, sampled=sampled, cap=3.0)
-    torch.testing.assert_close(weights, torch.tensor([[2.0, 0.5, 3.0]]))
+    mask = torch.ones_like(logprobs, dtype=torch.bool)
+
+    def weights(mode, *, cap=3.0):
+        found, is_cut = importance_weights(logprobs, sampled=sampled, mask=mask, cap=cap, mode=mode)
+        return found, is_cut.tolist()
+
+    for mode, expected, is_cut in [
+        ("token_truncate", [[2.0, 0.5, 3.0]], [[False, False, True]]),
+        ("token_mask", [[2.0, 0.5, 0.0]], [[False, False, True]]),
+        # The response's ratio is 2 * 1/2 * 9 = 9.
+        ("sequence_truncate", [[3.0, 3.0, 3.0]], [[True, True, True]]),
+        ("sequence_mask", [[0.0, 0.0, 0.0]], [[True, True, True]]),
+    ]:
+        torch.testing.assert_close(weights(mode)[0], torch.tensor(expected))
+        assert weights(mode)[1] == is_cut
+    torch.testing.assert_close(weights("sequence_mask", cap=10.0)[0], torch.full((1, 3), 9.0))
+    mask[0, 2] = False
+    logprobs[0, 2] = math.nan
+    torch.testing.assert_close(weights("sequence_mask")[0], torch.ones(1, 3))
+    sampled[0, 0] = -1000.0  # an infinite ratio
+    assert weights("token_mask")[0].tolist() == [[0.0, 0.5, 1.0]]

@@ -131,6 +131,9 @@ def test_adaptive_kl_coefficient_by_hand(kl, expected):
         ({"max_ratio": 1}, "`max_ratio` must be above 1"),
         ({"entropy_coef": -0.1}, "`entropy_coef` must be 0 or more"),
         ({"whiten_rewards": True, "advantage_estimator": "reward"}, "`whiten_rewards` needs"),
+        ({"advantage_estimator": "rloo"}, "'rloo'` compares responses .* `num_generations` of 2 or more"),
+        ({"advantage_estimator": "grpo", "num_generations": 1}, "'grpo'` compares responses"),
+        ({"advantage_estimator": "grpo", "num_generations": 2, "subtract_group_mean": True}, "`subtract_group_mean`"),
     ],
 )
 def test_values_out_of_range_are_named(options, message):
@@ -287,7 +290,7 @@ def test_a_mini_batch_whose_ratio_spikes_is_skipped_and_the_next_one_taken(tmp_p
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_logged_metric_is_explained(tmp_path, language):
-    options = {"entropy_coef": 0.1, "max_update_kl": 1.0, "kl_target": 1.0}
+    options = {"entropy_coef": 0.1, "max_update_kl": 1.0, "kl_target": 1.0, "sampling_dtype": "bfloat16"}
     trainer = make(tmp_path, max_steps=2, **options)
     trainer.train()
     own = {"loss", "grad_norm", "learning_rate", "epoch", "step"}  # Trainer's
@@ -296,15 +299,15 @@ def test_every_logged_metric_is_explained(tmp_path, language):
     assert set(trainer.state.log_history[0]) - own <= set(re.findall(r"`(\w+)`", text))
 
 
-@pytest.mark.parametrize("estimator", ["gae", "reward"])
+@pytest.mark.parametrize("estimator", ["gae", "reward", "rloo", "grpo"])
 def test_a_response_nobody_scored_has_no_part_in_the_step_nor_in_the_metrics(tmp_path, estimator):
     def reward(completions, completion_ids, **_):
         # The second and the third of four are not scored; the others get 1 and 3.
         return [1.0, None, None, 3.0] if len(completions) == 4 else [0.0] * len(completions)
 
     options = {"num_ppo_epochs": 1, "advantage_estimator": estimator, "max_steps": 1, "kl_coef": 0.0}
-    if estimator == "reward":
-        options |= {"num_generations": 4, "subtract_group_mean": True}
+    if estimator != "gae":
+        options |= {"num_generations": 4, "subtract_group_mean": estimator == "reward"}
     trainer = make(tmp_path, policy(), reward, **options)
     trainer.train()
     rollout = trainer._rollout
@@ -312,8 +315,10 @@ def test_a_response_nobody_scored_has_no_part_in_the_step_nor_in_the_metrics(tmp
     assert (rollout.advantages[1:3] == 0).all() and rollout.scores.isfinite().all()
     assert logged(trainer, "score") == [2.0] and logged(trainer, "dropped_samples") == [0.5]
     assert trainer._micro_batches[0].num_tokens == rollout.response_mask.sum()
-    if estimator == "reward":
-        assert rollout.advantages[0, 0] == -1.0 and rollout.advantages[3, 0] == 1.0
+    assert trainer._micro_batches[0].num_responses == 2
+    if estimator != "gae":  # 1 and 3: the mean is 2, the other one's reward 3 and 1, the sample deviation sqrt(2)
+        expected = {"reward": 1.0, "rloo": 2.0, "grpo": 1 / (2**0.5 + 1e-4)}[estimator]
+        assert rollout.advantages[[0, 3], 0].tolist() == pytest.approx([-expected, expected], abs=1e-6)
 
 
 @pytest.mark.parametrize("place", ["reward", "loss"])

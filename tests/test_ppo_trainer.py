@@ -211,7 +211,8 @@ def test_max_grad_norm_bounds_the_step(tmp_path):
 # ---- What one step is made of --------------------------------------------------------------------------------------
 
 
-def test_the_gradient_does_not_depend_on_the_split_into_micro_batches(tmp_path):
+@pytest.mark.parametrize("aggregation", ["token", "response", "fixed_length"])
+def test_the_gradient_does_not_depend_on_the_split_into_micro_batches(tmp_path, aggregation):
     results = []
     for size, accumulation in ((8, 1), (2, 4), (1, 8)):
         trainer = make(
@@ -219,6 +220,7 @@ def test_the_gradient_does_not_depend_on_the_split_into_micro_batches(tmp_path):
             reward_funcs=reward_model(),
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
+            loss_aggregation=aggregation,
             optim="sgd",
             max_steps=1,
         )
@@ -231,6 +233,60 @@ def test_the_gradient_does_not_depend_on_the_split_into_micro_batches(tmp_path):
         assert loss == pytest.approx(results[0][1], abs=1e-4)
         for name, tensor in moved.items():
             torch.testing.assert_close(tensor, results[0][0][name], rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "mean"),
+    [
+        ("token", lambda loss, mask: loss[mask].mean()),
+        ("response", lambda loss, mask: ((loss * mask).sum(-1) / mask.sum(-1)).mean()),
+        ("fixed_length", lambda loss, mask: (loss * mask).sum() / (len(loss) * 6)),
+    ],
+)
+def test_the_policy_s_loss_with_its_kl_and_entropy_is_aggregated_and_the_value_loss_is_a_token_mean(
+    tmp_path, aggregation, mean
+):
+    options = {"kl_penalty_in": "loss", "kl_estimator": "k3", "kl_coef": 0.7, "entropy_coef": 0.3, "vf_coef": 0.5}
+    options |= {"ref_model": policy(seed=3), "per_device_train_batch_size": 6, "whiten_advantages": False}
+    trainer = make(tmp_path, reward_funcs=reward_model(), loss_aggregation=aggregation, **options)
+    trainer._rollout = rollout = trainer._roll_out(list(PROMPTS), num_generations=1)
+    (inputs,) = trainer._take_mini_batch(0)
+    trainer.guard.begin_update()
+    loss = trainer.compute_loss(trainer.model, inputs).item()
+    batch, mask = inputs.rollout, inputs.rollout.response_mask
+    assert len(set(mask.sum(-1).tolist())) > 2 and len(batch) == len(rollout) == 6
+    with torch.no_grad():
+        logprobs, values, _, logits = trainer.model(*batch.sequences, temperature=1.0)
+    logprobs, values = (torch.where(mask, x, 0) for x in (logprobs, values))
+    k3 = torch.exp(batch.ref_logprobs - logprobs) - 1 + logprobs - batch.ref_logprobs
+    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    expected = mean(-batch.advantages + 0.7 * k3 - 0.3 * entropy, mask)
+    expected = expected + 0.5 * (0.5 * (values - batch.returns).square())[mask].mean()
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_clips_reach_the_loss(tmp_path):
+    """A policy that has moved since the rollout: of its tokens' losses, the options bound some."""
+    found = []
+    for options in ({}, {"cliprange_high": 2.0}, {"dual_clip": 1.05}):
+        trainer = make(tmp_path, whiten_advantages=False, reward_funcs=reward_model(), **options)
+        trainer._rollout = trainer._roll_out(list(PROMPTS)[:4], num_generations=1)
+        ratio = torch.linspace(0.5, 1.9, 24).view(4, 6)[:, : trainer._rollout.response_mask.shape[1]]
+        trainer._rollout.advantages = torch.where(trainer._rollout.response_mask, torch.tensor([[1.0], [-1.0]] * 2), 0)
+        old = trainer._rollout.old_logprobs - ratio.log()
+        trainer._rollout.old_logprobs = torch.where(trainer._rollout.response_mask, old, 0)
+        (inputs,) = trainer._take_mini_batch(0)
+        trainer.guard.begin_update()
+        trainer.compute_loss(trainer.model, inputs)
+        sums, mask = trainer.metrics.take(), trainer._rollout.response_mask
+        advantages = trainer._rollout.advantages
+        low, high = (ratio.clamp(0.8, 1 + options.get("cliprange_high", 0.2)) * advantages), ratio * advantages
+        objective = torch.minimum(low, high)
+        if "dual_clip" in options:
+            objective = torch.where(advantages < 0, objective.clamp(min=-1.05), objective)
+        assert sums["policy_loss"] == pytest.approx(-objective[mask].mean().item(), abs=1e-5)
+        found.append(sums["policy_loss"])
+    assert found[1] < found[0] and found[2] < found[0]
 
 
 def test_a_trainer_from_before_5_19_does_not_divide_gradients_again(tmp_path, monkeypatch):
@@ -411,6 +467,30 @@ def test_the_group_mean_is_subtracted_among_responses_of_the_same_prompt(tmp_pat
     rollout = trainer._roll_out(list(PROMPTS)[:2], num_generations=2)
     # Scores 1, 4 | 9, 16: means 2.5 and 12.5.
     assert rollout.advantages[:, 0].tolist() == [-1.5, 1.5, -3.5, 3.5]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        # Scores 1, 4, 9 and 16, 25, 36: less the mean of the other two; of all three, over sqrt(49/3), sqrt(301/3).
+        ("rloo", [-5.5, -1.0, 6.5, -14.5, -1.0, 15.5]),
+        ("grpo", [-0.907242, -0.164953, 1.072195, -0.965050, -0.066555, 1.031605]),
+    ],
+)
+def test_advantages_from_the_group_without_a_critic(tmp_path, estimator, expected):
+    numbers = itertools.count(1)
+    trainer = make(
+        tmp_path,
+        reward_funcs=lambda completions, **_: [float(next(numbers)) ** 2 for _ in completions],
+        advantage_estimator=estimator,
+        num_generations=3,
+        per_device_train_batch_size=6,
+        kl_coef=0.0,
+    )
+    assert trainer.model.value_model is None and not trainer.args.whitens_advantages
+    rollout = trainer._roll_out(list(PROMPTS)[:2], num_generations=3)
+    assert rollout.advantages[:, 0].tolist() == pytest.approx(expected, abs=2e-6)
+    assert rollout.advantages.equal(torch.where(rollout.response_mask, rollout.advantages[:, :1], 0))
 
 
 def test_the_reward_estimator_is_the_documents_loop(tmp_path):
@@ -1084,7 +1164,10 @@ def test_a_longest_prompt_that_just_fits(tmp_path):
         ("cliprange_value", -0.2),
         ("gamma", 1.1),
         ("lam", -0.1),
-        ("advantage_estimator", "grpo"),
+        ("advantage_estimator", "a2c"),
+        ("cliprange_high", 0.0),
+        ("dual_clip", 1.0),
+        ("loss_aggregation", "sum"),
         ("num_generations", 3),  # does not divide 4
         ("subtract_group_mean", True),
     ],

@@ -1,6 +1,7 @@
 """Explorable PPO: all of PPO's numbers follow from the token log, and the page computes them as Python does."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -40,21 +41,28 @@ def recomputed(row, **settings):
         lam=options["lam"],
         critic_lam=options.get("critic_lam"),
         advantage_estimator=options["advantage_estimator"],
+        num_generations=2,
         use_cpu=True,
     )
-    advantages, returns = advantages_and_returns(
-        rewards, values=column["value"], mask=mask, kept=torch.ones(1, dtype=torch.bool), num_generations=1, args=args
-    )
-    if options["advantage_estimator"] == "reward":  # the mean of the prompt's responses, as logged
-        baseline = column["reward"].sum() - column["advantage"][0, 0]
-        advantages, returns = advantages - baseline, returns - baseline
+    if args.has_critic:
+        advantages, returns = advantages_and_returns(
+            rewards,
+            values=column["value"],
+            mask=mask,
+            kept=torch.ones(1, dtype=torch.bool),
+            num_generations=1,
+            args=args,
+        )
+    else:  # less the mean of the prompt's responses, as logged, and with GRPO over their deviation
+        scale = options["group_scale"]
+        baseline = column["reward"].sum() - column["advantage"][0, 0] / scale
+        advantages = returns = torch.where(mask, (rewards.sum() - baseline) * scale, 0)
     whitened = advantages
     if options["advantage_whitening"]:
         mean, scale = options["advantage_whitening"]
         whitened = (advantages - mean) * scale
-    loss, clipped = policy_loss(
-        column["new_logprob"], old_logprobs=column["logprob"], advantages=whitened, cliprange=options["cliprange"]
-    )
+    clips = {name: options[name] for name in ("cliprange", "cliprange_high", "dual_clip")}
+    loss, clipped = policy_loss(column["new_logprob"], old_logprobs=column["logprob"], advantages=whitened, **clips)
     found = {"reward": rewards, "advantage": advantages, "return": returns, "whitened": whitened, "objective": -loss}
     return {name: x[0].tolist() for name, x in found.items()} | {"clipped": clipped[0].tolist()}
 
@@ -68,6 +76,9 @@ OPTIONS = {
     "cut off": {"missing_eos_penalty": 3.0, "max_completion_length": 2},
     "in the loss": {"kl_penalty_in": "loss", "kl_estimator": "k3"},
     "group": {"advantage_estimator": "reward", "num_generations": 2, "subtract_group_mean": True},
+    "rloo": {"advantage_estimator": "rloo", "num_generations": 2},
+    "grpo": {"advantage_estimator": "grpo", "num_generations": 2},
+    "clips": {"cliprange": 0.05, "cliprange_high": 0.15, "dual_clip": 1.02},
 }
 
 
@@ -108,6 +119,7 @@ def example(**options):
     }
     tokens = [{"token": t} | {name: column[i] for name, column in numbers.items()} for i, t in enumerate("a\n ")]
     options = {"kl_coef": 0.1, "gamma": 1.0, "lam": 0.5, "cliprange": 0.2, "advantage_estimator": "gae"} | options
+    options = {"cliprange_high": None, "dual_clip": None, "group_scale": 1.0} | options
     options = {"reward_whitening": None, "advantage_whitening": None} | options
     row = {
         "step": 8,
@@ -142,7 +154,16 @@ def test_what_the_page_reads_of_a_row():
     row["tokens"][0]["kl_penalty"] = 0.25
     assert explorable(row)["kl_penalty"] == [0.25, -0.5, 0.0]
     assert explorable({"step": 1, "tokens": []}) == {}  # of an earlier version
-    for broken in ({"gamma": "1"}, {"advantage_whitening": 3}, {"reward_whitening": [1.0]}):
+    older = {
+        name: x for name, x in row["options"].items() if name not in ("cliprange_high", "dual_clip", "group_scale")
+    }
+    assert explorable(row | {"options": older})["options"] == older
+    for broken in (
+        {"gamma": "1"},
+        {"advantage_whitening": 3},
+        {"reward_whitening": [1.0]},
+        {"dual_clip": "3"},
+    ):
         with pytest.raises((TypeError, ValueError)):
             explorable(row | {"options": row["options"] | broken})
 
@@ -181,7 +202,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["plain", "whitened", "group", "critic"])
+@pytest.mark.parametrize("name", ["plain", "whitened", "group", "critic", "grpo", "clips"])
 def test_the_page_computes_what_python_computes(tmp_path, open_page, name):
     row = example(
         **{
@@ -189,9 +210,17 @@ def test_the_page_computes_what_python_computes(tmp_path, open_page, name):
             "whitened": {"reward_whitening": [0.3, 1.5], "advantage_whitening": [0.5, 2.0], "gamma": 0.997},
             "group": {"advantage_estimator": "reward"},
             "critic": {"critic_lam": 1.0},
+            "grpo": {"advantage_estimator": "grpo", "group_scale": 0.4},
+            # Â is negative at the first token, whose ratio is 1.65, and positive at the last one, of 1.3.
+            "clips": {"cliprange_high": 0.28, "dual_clip": 1.5, "advantage_whitening": [0.7, 2.0]},
         }[name]
     )
-    if name != "plain":
+    if name == "clips":
+        row["tokens"][2]["new_logprob"] = -0.5 + math.log(1.3)
+        for token, is_clipped in zip(row["tokens"], recomputed(row)["clipped"], strict=True):
+            token["clipped"] = is_clipped
+        assert recomputed(row)["clipped"] == [True, False, True]
+    elif name != "plain":
         for token, penalty in zip(row["tokens"], (0.01, 0.2, 0.03), strict=True):
             token["kl_penalty"] = penalty
         for token, *numbers in zip(
@@ -201,7 +230,8 @@ def test_the_page_computes_what_python_computes(tmp_path, open_page, name):
     tab = open_page(page_of([row], tmp_path / "report.html"), locale="en-GB")
     moved = {}
     for settings in SETTINGS:
-        settings = {k: v for k, v in settings.items() if name != "group" or k not in ("lam", "gamma")}
+        no_critic = name in ("group", "grpo")
+        settings = {k: v for k, v in settings.items() if not no_critic or k not in ("lam", "gamma")}
         for slider, value in settings.items():
             move(tab, slider, value)
         moved |= settings
@@ -254,6 +284,20 @@ def test_a_token_is_chosen_by_arrow_keys_and_its_numbers_stand_in_the_formulas(t
     tab.get_by_role("button", name="λ = 1").click()
     assert "= 0.550 + 1 × 1 × 1.100 = 1.650" in tab.inner_text("#explore-formulas")
     assert "reward" in tab.inner_text("#explore-lesson")
+
+
+def test_the_formulas_show_the_clips_and_the_group_s_deviation(tmp_path, open_page):
+    clips = {"cliprange_high": 0.28, "dual_clip": 1.5, "advantage_whitening": [0.7, 2.0]}
+    tab = open_page(page_of([example(**clips)], tmp_path / "report.html"), locale="en-GB")
+    tab.locator("#explore tbody button").first.click()
+    # A ratio of exp(.5) = 1.649 is above 1.5: Â = (0.63 - 0.7) * 2 = -0.14, bounded below by 1.5 times this.
+    text = tab.inner_text("#explore-formulas")
+    assert "= max(min(1.649 × (−0.140), 1.280 × (−0.140)), 1.5 × (−0.140)) = −0.210" in text
+    notes = tab.inner_text("#explore .results")
+    assert "cliprange_high" in notes and "dual_clip" in notes
+    row = example(advantage_estimator="grpo", group_scale=0.4)
+    tab = open_page(page_of([row], tmp_path / "report.html"), locale="en-GB")
+    assert "/ 2.500 = 0.000" in tab.inner_text("#explore-formulas") and "σ" in tab.inner_text("#explore .results")
 
 
 def test_a_log_of_an_earlier_version_is_still_reported(tmp_path, open_page):

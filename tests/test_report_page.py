@@ -501,6 +501,18 @@ def test_names_roles_and_order(shown, open_page):
             ["b is subtracted: the mean over the answers to the same prompt"],
             "KL k − b loss",
         ),
+        (
+            {"advantage_estimator": "rloo", "num_generations": 4},
+            {"reward": 1.0},
+            ["b is subtracted: the mean over the other answers to the same prompt"],
+            "KL k − b loss",
+        ),
+        (
+            {"advantage_estimator": "grpo", "num_generations": 4},
+            {"reward": 1.0},
+            ["b is subtracted: the mean over the answers to the same prompt", "divided by σ"],
+            "A t = ( score − β · Σ k KL k − b ) / σ loss",
+        ),
     ],
 )
 def test_ppo_is_explained_as_it_was_run(tmp_path, open_page, options, optimised, sentences, formula):

@@ -1,6 +1,7 @@
 """Who samples: the policy under settings that do not bend its distribution, an engine of one's own, TRL's vLLM."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -193,7 +194,8 @@ class FakeVLLM:
         if self._llm_weights_sleeping:
             self.sync_weights()
         self._llm_weights_sleeping = self.enable_sleep_mode
-        return prompts, [[9, EOS] for _ in prompts], None, None
+        logprobs = [[[None], [None]] for _ in prompts]  # what vLLM could not compute: these tokens were not sampled
+        return prompts, [[9, EOS] for _ in prompts], logprobs, [[[9], [EOS]] for _ in prompts]
 
 
 @pytest.fixture
@@ -217,12 +219,17 @@ def test_vllm_gets_the_policy_and_ppo_s_sampling_options(tmp_path, fake_vllm):
         "gpu_memory_utilization": 0.3,
         "temperature": 0.7,
         "max_completion_length": 6,
-        "logprobs": None,
+        "logprobs": 0,
         "generation_kwargs": {"stop_token_ids": [3, EOS]},
     }
     trainer.train()
     assert engine.num_syncs == 2 and engine.llm.calls == []  # TRL sends weights to a server
     assert trainer._rollout.response_ids.tolist() == [[9, EOS]] * 4
+    assert trainer._rollout.importance_weights.eq(1).all()  # the log-probs are not known
+    answer = [[1, 2]], [[9, EOS]], [[[-0.5], [None]]], [[[9], [EOS]]]
+    trainer.generator.engine.generate = lambda **_: answer
+    assert trainer.generator.generate([[1, 2]], generation_config=None) == [[9, EOS]]
+    assert trainer.generator.last_logprobs == [[-0.5, pytest.approx(math.nan, nan_ok=True)]]
     with pytest.raises(InputError, match=r"`vllm_kwargs`: .*gpu_memory"):
         make(tmp_path, use_vllm=True, vllm_kwargs={"mode": "server", "gpu_memory": 1})
     with pytest.raises(ValueError, match=r"`vllm_kwargs`: `top_p` = 0\.5 is not supported"):

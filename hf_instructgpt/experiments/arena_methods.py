@@ -300,7 +300,7 @@ class Contest:
             PairTrainer(self.policy, args=config, **data).train()
             found = {"pairs": len(pairs)}
         else:
-            has_critic = method == "ppo" and config.advantage_estimator == "gae"
+            has_critic = method == "ppo" and config.has_critic
             trainer = ONLINE[method](
                 self.policy,
                 [self.reward],

@@ -1,4 +1,4 @@
-"""Advantages and returns: by GAE with a critic, or the response's reward itself; whitening; explained variance."""
+"""Advantages and returns: by GAE with a critic, or by a response's reward and its group; whitening."""
 
 from collections.abc import Callable
 
@@ -19,19 +19,18 @@ def advantages_and_returns(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and returns `(B, R)` as `advantage_estimator` says; rows of one prompt stand side by side.
 
-    `"gae"` needs a critic; its returns may have a lambda of their own. With `"reward"` every token has the sum of its
-    response's rewards, with `subtract_group_mean` less the mean over the prompt's kept responses.
+    `"gae"` needs a critic; its returns may have a lambda of their own. Otherwise every token has its response's
+    advantage: with `"reward"` the sum of its rewards, or a [`group_advantages`] of it.
     """
-    if args.advantage_estimator == "gae":
+    if args.has_critic:
         given = {"values": values, "mask": mask, "gamma": args.gamma}
         advantages, returns = generalized_advantage_estimation(rewards, **given, lam=policy_lam(mask, args=args))
         if args.returns_lam is not None:
             _, returns = generalized_advantage_estimation(rewards, **given, lam=args.returns_lam)
         return advantages, returns
-    totals = rewards.sum(-1).view(-1, num_generations)
-    if args.subtract_group_mean and num_generations > 1:
-        count = kept.view_as(totals).sum(-1, keepdim=True).clamp(min=1)
-        totals = totals - totals.sum(-1, keepdim=True) / count
+    totals, estimator = rewards.sum(-1).view(-1, num_generations), args.advantage_estimator
+    if estimator != "reward" or args.subtract_group_mean:
+        totals = group_advantages(totals, kept=kept.view_as(totals), estimator=estimator)
     advantages = torch.where(mask, totals.view(-1, 1), 0)
     return advantages, advantages
 
@@ -46,6 +45,31 @@ def policy_lam(mask: torch.Tensor, *, args: PPOConfig) -> float | torch.Tensor:
         return args.lam
     lengths = in_float64(mask.sum(-1)).clamp(min=1)
     return (1 - 1 / (args.length_adaptive_lam * lengths)).clamp(min=0)
+
+
+def group_advantages(totals: torch.Tensor, *, kept: torch.Tensor, estimator: str) -> torch.Tensor:
+    """Advantages `(G, N)` from the summed rewards `(G, N)` of N responses to each of G prompts; 0 where not kept.
+
+    "reward": less the mean of the group's kept responses. "rloo": less the mean of its other kept responses
+    (Ahmadian et al. 2024, arXiv 2402.14740). "grpo": less the group's mean, times [`group_scale`] (Shao et al. 2024,
+    arXiv 2402.03300, section 4.1.2). The only kept response of a group has the advantage 0.
+    """
+    check_shapes(totals=totals, kept=kept)
+    count = kept.sum(-1, keepdim=True)
+    mean = torch.where(kept, totals, 0).sum(-1, keepdim=True) / count.clamp(min=1)
+    advantages = torch.where(kept, totals - mean, 0)
+    if estimator == "rloo":  # R - mean of the others = (R - mean of all) * n / (n - 1)
+        return advantages * count / (count - 1).clamp(min=1)
+    return advantages * group_scale(totals, kept=kept) if estimator == "grpo" else advantages
+
+
+def group_scale(totals: torch.Tensor, *, kept: torch.Tensor) -> torch.Tensor:
+    """GRPO's scale `(G, 1)` of each group, `1 / (std + 1e-4)`, of the kept ones of its summed rewards `(G, N)`.
+
+    `std` is the sample standard deviation, over n - 1; it and the 1e-4, which the paper leaves open, are TRL's.
+    """
+    squares = group_advantages(totals, kept=kept, estimator="reward").square().sum(-1, keepdim=True)
+    return 1 / ((squares / (kept.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt() + 1e-4)
 
 
 def generalized_advantage_estimation(

@@ -35,6 +35,7 @@ BOUNDS = {
             "temperature",
             "ref_temperature",
             "cliprange",
+            "cliprange_high",
             "cliprange_value",
         ),
         *("kl_horizon", "kl_target", "score_clip", "max_update_kl", "length_adaptive_lam"),
@@ -42,11 +43,12 @@ BOUNDS = {
     ("{} or more", ge, 2): ("ptx_max_length",),
     ("{} or more", ge, 0.01): ("num_train_epochs",),
     ("{} or more", ge, -1): ("max_steps",),
-    ("above {}", gt, 1): ("max_ratio",),
+    ("above {}", gt, 1): ("max_ratio", "dual_clip"),
     ("at most {}", le, 1): ("gamma", "lam", "critic_lam"),
     ("below {}", lt, 1): ("ema_decay",),
     ("at most {}", le, 2**32 - 1): ("seed",),
 }
+CLIPS = ("cliprange", "cliprange_high", "dual_clip")  # of the policy's objective
 MAX_ROLLOUT = 2**20  # responses of one process
 NEEDS_CRITIC = (
     *("whiten_rewards", "critic_warmup_steps", "critic_lam", "length_adaptive_lam", "normalize_values"),
@@ -117,8 +119,9 @@ class PPOConfig(TrainingArguments):
     settings."""
     generation_kwargs: dict | str | None = None
     """Sample by the model's `generate` with these settings, such as `cache_implementation`. Those that would sample
-    from another distribution than the model's own (`top_k`, `top_p`, `repetition_penalty`, ...) are refused. Default:
-    a faster loop over the policy's forward, which drops responses that have ended, wherever the model allows it."""
+    from another distribution than the model's own (`top_k`, `top_p`, `repetition_penalty`, ...) are refused:
+    importance weights cannot make up for tokens that are never sampled. Default: a faster loop over the policy's
+    forward, which drops responses that have ended, wherever the model allows it."""
     use_vllm: bool = False
     """Sample with TRL's vLLM engine. vLLM must be installed."""
     vllm_kwargs: dict | str | None = None
@@ -129,9 +132,12 @@ class PPOConfig(TrainingArguments):
     [`RecordedRollouts`] does. Default: off."""
     num_generations: int = 1
     """Responses sampled for each prompt of a rollout."""
-    advantage_estimator: str = field(default="gae", metadata={"choices": ["gae", "reward"]})
-    """`gae`: per-token rewards and a critic (Schulman et al. 2016). `reward`: every token's advantage is the
-    response's score less `kl_coef` times its summed KL; there is no critic."""
+    advantage_estimator: str = field(default="gae", metadata={"choices": ["gae", "reward", "rloo", "grpo"]})
+    """`gae`: per-token rewards and a critic (Schulman et al. 2016). The others have no critic. `reward`: every token's
+    advantage is the response's score less `kl_coef` times its summed KL. `rloo`: this less its mean over the prompt's
+    other responses (Ahmadian et al. 2024). `grpo`: this less its mean over the prompt's `num_generations` responses,
+    divided by their sample standard deviation plus 1e-4 (Shao et al. 2024; the paper has the KL in the loss:
+    `kl_penalty_in="loss"`, `kl_estimator="k3"`)."""
     subtract_group_mean: bool = False
     """With the estimator `reward`: subtract the mean over the `num_generations` responses to the same prompt, so
     that only responses better than usual are reinforced."""
@@ -206,6 +212,17 @@ class PPOConfig(TrainingArguments):
     on all processes."""
     cliprange: float = 0.2
     """Half-width of the clip interval of the probability ratio."""
+    cliprange_high: float | None = None
+    """Upper half-width of that interval, [1 - cliprange, 1 + cliprange_high]. A larger one lets unlikely tokens become
+    more likely ("clip-higher", Yu et al. 2025, arXiv 2503.14476, who take 0.28). Default: `cliprange`."""
+    dual_clip: float | None = None
+    """Where the advantage A is negative, bound the objective below by this times A: a token whose ratio is above it
+    has no gradient (dual-clip PPO, Ye et al. 2020, arXiv 1912.09729, who take 3). Default: off."""
+    loss_aggregation: str = field(default="token", metadata={"choices": ["token", "response", "fixed_length"]})
+    """How the policy's loss, and the KL and the entropy in the loss, are averaged over a mini-batch: `token`, over its
+    tokens; `response`, over each response's tokens, then over responses; `fixed_length`, their sum divided by
+    responses times `max_completion_length` (Dr. GRPO, Liu et al. 2025, arXiv 2503.20783). The value loss is always a
+    mean over tokens, as is the logged `policy_loss`."""
     cliprange_value: float = 0.2
     """Half-width of the clip interval around the critic's old value."""
     vf_coef: float = 0.1
@@ -245,6 +262,14 @@ class PPOConfig(TrainingArguments):
     importance_sampling_cap: float | None = 2.0
     """Where what samples gives its own log-probs (a copy in another type, vLLM, a server): weight each token's policy
     loss by the ratio of the policy's probability to the sampler's, at most this. None: no weights."""
+    importance_sampling_mode: str = field(
+        default="token_truncate",
+        metadata={"choices": ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]},
+    )
+    """Which ratio that is, and what becomes of one above the cap, in the words of TRL's GRPOTrainer. `token`: each
+    token's own, which leaves the states and the rewards those of the sampler; `sequence`: the response's, the product
+    of its tokens', which is exact below the cap, but varies more. `truncate`: it is lowered to the cap; `mask`: to 0,
+    so that the token or the response is left out of the policy's loss."""
     frozen_dtype: str | None = field(
         default=None, metadata={"choices": ["float32", "bfloat16", "float16", "int8", "nf4"]}
     )
@@ -263,7 +288,7 @@ class PPOConfig(TrainingArguments):
     """With `log_completions`: number of rows that are printed. None: all."""
     record_rollouts: bool = False
     """Write each rollout to `output_dir/rollouts`, one parquet file per rollout and process, one row per response:
-    prompt, ids, masks' lengths, log-probs, KL, scores, rewards, values, advantages before whitening. `report` shows
+    prompt, token ids, log-probs, KL, scores, rewards, values, advantages before whitening. `report` shows some of
     them, and [`RecordedRollouts`] trains from them."""
     log_tokens: int = 0
     """Follow this many prompts (of the evaluation set, else of the training set) token by token in
@@ -301,10 +326,6 @@ class PPOConfig(TrainingArguments):
                 "`hub_token` would be written to `training_args.bin`, which is pushed: log in with `hf auth login`, "
                 "or set HF_TOKEN."
             )
-        if self.subtract_group_mean and (self.advantage_estimator != "reward" or self.num_generations < 2):
-            raise ValueError(
-                "`subtract_group_mean` needs `advantage_estimator='reward'` and `num_generations` of 2 or more."
-            )
         if self.kl_penalty_in == "loss" and self.kl_estimator == "k1":
             raise ValueError(
                 "`kl_penalty_in='loss'` cannot use `kl_estimator='k1'`: over sampled tokens its gradient is 0 on "
@@ -315,7 +336,6 @@ class PPOConfig(TrainingArguments):
                 "`kl_target` needs `ref_temperature` = 1: the KL from another temperature is above 0 from the start, "
                 "and may never reach the target."
             )
-        self._check_critic()
         size = (
             "a rollout holds per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches = "
             f"{self.rollout_size} responses"
@@ -330,11 +350,21 @@ class PPOConfig(TrainingArguments):
                 f"{self.rollout_size // self.num_mini_batches} responses of a mini-batch: it must give a whole "
                 "number, one or more for each micro-batch."
             )
+        self._check_estimator()
         self._check_engines()
 
-    def _check_critic(self) -> None:
+    def _check_estimator(self) -> None:
+        if self.subtract_group_mean and (self.advantage_estimator != "reward" or self.num_generations < 2):
+            raise ValueError(
+                "`subtract_group_mean` needs `advantage_estimator='reward'` and `num_generations` of 2 or more."
+            )
+        if self.advantage_estimator in ("rloo", "grpo") and self.num_generations < 2:
+            raise ValueError(
+                f"`advantage_estimator={self.advantage_estimator!r}` compares responses to the same prompt: it needs "
+                "`num_generations` of 2 or more."
+            )
         for name in NEEDS_CRITIC:
-            if getattr(self, name) != getattr(PPOConfig, name) and self.advantage_estimator != "gae":
+            if getattr(self, name) != getattr(PPOConfig, name) and not self.has_critic:
                 raise ValueError(f"`{name}` needs `advantage_estimator='gae'`.")
         if self.critic_warmup_patience is not None and self.critic_warmup_steps == 0:
             raise ValueError("`critic_warmup_patience` needs `critic_warmup_steps`, the most that a warm-up takes.")
@@ -348,6 +378,8 @@ class PPOConfig(TrainingArguments):
         if self.use_vllm is False and self.vllm_kwargs:
             raise ValueError("`vllm_kwargs` needs `use_vllm`.")
         others = [name for name in ("generator", "use_vllm", "generation_kwargs") if getattr(self, name)]
+        if self.importance_sampling_cap is None and self.importance_sampling_mode != "token_truncate":
+            raise ValueError("`importance_sampling_mode` needs a cap: set `importance_sampling_cap`.")
         if self.sampling_dtype is not None and others:
             raise ValueError(f"`sampling_dtype` has no effect with `{others[0]}`: leave one of them out.")
 
@@ -369,9 +401,19 @@ class PPOConfig(TrainingArguments):
         return num_rollouts * self.rollout_size // self.num_generations * self.world_size
 
     @property
+    def clips(self) -> dict[str, float | None]:
+        """The options that say how the policy's objective is clipped, as `policy_loss` takes them."""
+        return {name: getattr(self, name) for name in CLIPS}
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether advantages come from a critic."""
+        return self.advantage_estimator == "gae"
+
+    @property
     def whitens_advantages(self) -> bool:
         """Whether the advantages of each mini-batch are whitened."""
-        return self.whiten_advantages and self.advantage_estimator == "gae"
+        return self.whiten_advantages and self.has_critic
 
     @property
     def returns_lam(self) -> float | None:

@@ -298,9 +298,10 @@ def make_critic(
     lengths: PromptLengths,
 ) -> ValueModel | None:
     """The critic, checked; None without one. See [`PPOTrainer`]; `reward_models` read the policy's token ids."""
-    if args.advantage_estimator != "gae":
+    if not args.has_critic:
         if value_model is not None:
-            raise InputError("`advantage_estimator='reward'` has no critic: leave `value_model` out, or use 'gae'.")
+            estimator = f"`advantage_estimator={args.advantage_estimator!r}`"
+            raise InputError(f"{estimator} has no critic: leave `value_model` out, or use 'gae'.")
         return None
     critic = _new_critic(policy, value_model, reward_models, peft_config, args, lengths)
     if critic.backbone is not None:

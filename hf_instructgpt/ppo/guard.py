@@ -1,5 +1,6 @@
 """What stops an update or a run: numbers that are not finite, log-probs that contradict each other, passed bounds."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..errors import InputError
-from ..functional import MAX_LOG_RATIO, truncated_importance_weights
+from ..functional import MAX_LOG_RATIO, importance_weights, kl_estimate
 from ..sampling.generate import Generator
 from .config import PPOConfig
 from .metrics import Metrics, sum_over_processes
@@ -72,16 +73,16 @@ class UpdateGuard:
     ) -> torch.Tensor:
         """Weights `(B, R)` of sampled tokens: 1 unless an engine says by which log-probs it sampled.
 
-        Such log-probs must be close to the policy's `(B, R)`.
+        Such log-probs must be close to the policy's `(B, R)`. One that is NaN is unknown, and its weight 1.
         """
         sampled = getattr(generator, "last_logprobs", None)
         if sampled is None:
             return torch.ones_like(old_logprobs)
         rows = [torch.tensor(row, dtype=torch.float32) for row in sampled]
         sampled = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(mask.device)
-        sampled = torch.where(mask, sampled, old_logprobs)
-        differences = (sampled - old_logprobs).abs()[mask]
-        sums = torch.stack([differences.sum(), mask.sum().float()])
+        sampled = torch.where(mask & ~sampled.isnan(), sampled, old_logprobs)
+        differences = (sampled - old_logprobs)[mask]
+        sums = torch.stack([differences.abs().sum(), mask.sum().float()])
         total, count = sum_over_processes(sums, self.accelerator).tolist()
         if count:
             self._expect(
@@ -92,14 +93,19 @@ class UpdateGuard:
                 "it taken the new weights? At a `temperature` other than 1, vLLM needs `--logprobs-mode "
                 "processed_logprobs`.",
             )
+        cap, mode = self.args.importance_sampling_cap, self.args.importance_sampling_mode
         if is_training:
-            self.metrics.record(sampling_logprob_diff=differences)
-        cap = self.args.importance_sampling_cap
+            self.metrics.record(
+                sampling_logprob_diff=differences.abs(),
+                sampling_kl=kl_estimate(sampled, ref_logprobs=old_logprobs, estimator="k3")[mask],
+                sampling_ratio_max=self.accelerator.gather((old_logprobs - sampled).exp().max()[None]).max(),
+                sampling_ratio_beyond_2=differences.abs() > math.log(2),
+            )
         if cap is None:
             return torch.ones_like(old_logprobs)
-        weights = truncated_importance_weights(old_logprobs, sampled=sampled, cap=cap)
+        weights, is_cut = importance_weights(old_logprobs, sampled=sampled, mask=mask, cap=cap, mode=mode)
         if is_training:
-            self.metrics.record(importance_cap_fraction=(weights >= cap)[mask])
+            self.metrics.record(importance_cap_fraction=is_cut[mask])
         return weights
 
     def _expect(self, kind: str, holds: bool, message: str) -> None:

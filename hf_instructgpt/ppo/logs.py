@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..functional import ends_with_stop, kl_is_clamped, score_disagreement
 from ..layout import COMPLETIONS_FOLDER, ROLLOUTS_FOLDER, TOKEN_LOG_FILE
 from ..text import decode_responses
-from .advantages import policy_lam, whitening
+from .advantages import group_scale, policy_lam, whitening
+from .config import CLIPS
 from .diagnostics import RolloutWatch
 from .metrics import Metrics
 from .recording import drop_later, write_rollout
@@ -173,15 +174,20 @@ class PPOLogs(Trainer):
             whitenings["reward_whitening"] = whitening(given, mask=mask, global_sum=self._global_sum)
         if args.whitens_advantages:
             whitenings["advantage_whitening"] = self._advantage_whitening(self._rollout)
-        names = ("gamma", "cliprange", "advantage_estimator")
+        names = ("gamma", *CLIPS, "advantage_estimator")
         options = {"kl_coef": rewards.kl_coef_in_reward, **{name: getattr(args, name) for name in names}}
         options["critic_lam"] = args.returns_lam
         return options | {name: pair and [x.item() for x in pair] for name, pair in whitenings.items()}
 
     @torch.no_grad()
     def _write_token_log(self, rollout: Rollout) -> None:
-        options = self._token_log_options(rollout)
-        rollout = rollout[:: self.args.num_generations]
+        options, count = self._token_log_options(rollout), self.args.num_generations
+        scales = torch.ones(len(rollout) // count)
+        if self.args.advantage_estimator == "grpo":
+            scales = group_scale(rollout.rewards.sum(-1).view(-1, count), kept=rollout.kept.view(-1, count)).squeeze(
+                -1
+            )
+        rollout = rollout[::count]
         with self.accelerator.autocast():
             logprobs, *_ = self._actor_critic(*rollout.sequences, temperature=self.args.temperature, with_values=False)
         if self.is_world_process_zero():
@@ -191,6 +197,7 @@ class PPOLogs(Trainer):
                 lams=lam.tolist() if isinstance(lam, torch.Tensor) else [lam] * len(rollout),
                 new_logprobs=torch.where(rollout.response_mask, logprobs, 0),
                 rewarded_scores=self.token_rewards.rewarded(rollout.scores),
+                group_scales=scales,
                 options=options,
                 tokenizer=self.processing_class,
                 step=self.state.global_step,

@@ -77,6 +77,7 @@ class MicroBatch:
 
     rollout: Rollout  # the rows of the micro-batch, their advantages whitened if they are to be
     num_tokens: torch.Tensor  # (), real tokens of the whole mini-batch, on all processes
+    num_responses: torch.Tensor  # (), its responses that are kept, likewise
     text: TextBatch | None = None  # pretraining text, for PPO-ptx
 
 

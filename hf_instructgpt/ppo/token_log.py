@@ -8,6 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..files import write_whole
+from ..functional import policy_loss
+from .config import CLIPS
 from .rollout import Rollout
 
 
@@ -38,6 +40,7 @@ def token_rows(
     new_logprobs: torch.Tensor,
     rewarded_scores: torch.Tensor,
     lams: list[float],
+    group_scales: torch.Tensor,
     options: dict,
     tokenizer: PreTrainedTokenizerBase,
     step: int,
@@ -46,13 +49,15 @@ def token_rows(
 
     `new_logprobs` `(B, R)` are those of the policy after the updates since the last log. A token is `clipped` when its
     ratio has left the interval on the side where its advantage no longer pushes it. `rewarded_scores` `(B,)` are the
-    scores as they enter the rewards, and `lams` (B) the lambdas of the advantages. From them, `options` and the
-    log-probs and values all the rest can be computed.
+    scores as they enter the rewards, `lams` (B) the lambdas of the advantages, `group_scales` `(B,)` GRPO's. From
+    them, `options` and the log-probs and values all the rest can be computed.
     """
-    cliprange = options["cliprange"]
-    ratio = torch.exp(new_logprobs - rollout.old_logprobs)
-    too_high, too_low = ratio > 1 + cliprange, ratio < 1 - cliprange
-    clipped = (too_high & (rollout.advantages > 0)) | (too_low & (rollout.advantages < 0))
+    _, clipped = policy_loss(
+        new_logprobs,
+        old_logprobs=rollout.old_logprobs,
+        advantages=rollout.advantages,
+        **{name: options[name] for name in CLIPS},
+    )
     columns = {
         "logprob": rollout.old_logprobs,
         "new_logprob": new_logprobs,
@@ -72,7 +77,7 @@ def token_rows(
             "prompt": tokenizer.decode(rollout.prompt_ids[i][rollout.prompt_mask[i]]),
             "score": round(rollout.scores[i].item(), 6),
             "rewarded_score": round(rewarded_scores[i].item(), 6),
-            "options": {**options, "lam": lams[i]},
+            "options": {**options, "lam": lams[i], "group_scale": group_scales[i].item()},
             "kl": round(rollout.kl[i].sum().item(), 6),
             "tokens": [
                 {"token": tokenizer.decode([token]), **{name: column[t] for name, column in numbers.items()}}

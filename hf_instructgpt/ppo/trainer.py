@@ -15,13 +15,15 @@ Departures from the tutorial's document (see recipes/document) and the paper, an
 
 - Dropout is off in rollouts and in updates, so that the first ratio is 1 but for rounding (the document leaves it on).
 - The advantage comes from a critic by GAE; the document's own (every token's advantage is the score) is
-  `advantage_estimator="reward"`, with the KL penalty, several samples per prompt and their mean as options.
+  `advantage_estimator="reward"`, with the KL penalty, several samples per prompt and their mean as options. "rloo"
+  and "grpo" compare the samples of a prompt.
 - Losses are means over the mini-batch's real tokens on all processes. For one response that is the document's mean
-  over the response, and the gradient does not depend on how a mini-batch is split. PPO-ptx's loss is such a mean too,
-  so the paper's coefficient 27.8, which weights sums over other numbers of tokens, does not apply here.
+  over the response, and the gradient does not depend on how a mini-batch is split; `loss_aggregation` has other means
+  of the policy's loss. PPO-ptx's loss is a mean over tokens too, so the paper's coefficient 27.8, which weights sums
+  over other numbers of tokens, does not apply here.
 - The score lands on the last real token, the end-of-text token itself when there is one.
-- Where an engine, or a copy in another precision, samples in the policy's place, truncated importance weights make the
-  policy's loss that of the policy's own samples.
+- Where an engine, or a copy in another precision, samples in the policy's place, importance weights in the policy's
+  loss correct for the difference: those of tokens approximately, those of whole responses exactly.
 - The KL is penalised in the reward, as in the paper. Options, off by default: the KL as a loss term, adaptive or by
   another estimator; an entropy bonus; scaled, clipped or whitened rewards; bounds at which updates stop.
 - The paper does not print lambda 0.95, the value loss's clip and weight, and whitening: they come from Stiennon et
@@ -42,6 +44,7 @@ from trl.models import unwrap_model_for_generation
 
 from ..errors import InputError
 from ..functional import (
+    aggregation_weights,
     combine_scores,
     full_kl,
     kl_estimate,
@@ -123,7 +126,7 @@ class PPOTrainer(PPOLogs, PPOState):
             or its id or path, which is copied and gets a head, or a complete critic; "shared" is a head on the
             policy's own trunk. By default the body of the first reward model (as in the paper) that is of the policy's
             family, reads its token ids and has an embedding for each, else the policy's. An error with
-            `advantage_estimator="reward"`.
+            an `advantage_estimator` other than "gae".
         ptx_dataset ([`~datasets.Dataset`], *optional*): Pretraining text for PPO-ptx: rows with `text`, `messages`, or
             `prompt` and `completion`.
         generator ([`Generator`], *optional*): An engine that samples the responses in the policy's place, such as
@@ -451,14 +454,14 @@ class PPOTrainer(PPOLogs, PPOState):
         if args.whitens_advantages:
             whitened = masked_whiten(batch.advantages, mask=batch.response_mask, global_sum=self._global_sum)
             batch = replace(batch, advantages=whitened)
-        num_tokens = self._global_sum(batch.response_mask.sum())
+        counts = self._global_sum(torch.stack([batch.response_mask.sum(), batch.kept.sum()]))
         texts = [None] * accumulation
         if self.ptx is not None:
             step, pad_token_id = self._micro_step // accumulation, self.generation_config.pad_token_id
             texts = text_batches(self.ptx, step, args=args, pad_token_id=pad_token_id, accelerator=self.accelerator)
         parts = [batch[i::accumulation] for i in range(accumulation)]
         parts = [part.trimmed() if self._by_length else part for part in parts]
-        return [MicroBatch(part, num_tokens, text) for part, text in zip(parts, texts, strict=True)]
+        return [MicroBatch(part, *counts, text) for part, text in zip(parts, texts, strict=True)]
 
     def compute_loss(self, model, inputs: MicroBatch, return_outputs: bool = False, num_items_in_batch=None):
         """Policy loss plus `vf_coef` times value loss: sums over the micro-batch over the mini-batch's token count."""
@@ -467,11 +470,18 @@ class PPOTrainer(PPOLogs, PPOState):
         num_nonfinite = (mask & ~logprobs.isfinite()).sum()
         logprobs = torch.where(mask & logprobs.isfinite(), logprobs, batch.old_logprobs)
         loss, clipped = policy_loss(
-            logprobs, old_logprobs=batch.old_logprobs, advantages=batch.advantages, cliprange=self.args.cliprange
+            logprobs, old_logprobs=batch.old_logprobs, advantages=batch.advantages, **self.args.clips
         )
         self.metrics.record(policy_loss=loss[mask], clip_fraction=clipped[mask])
         loss = batch.importance_weights * loss + self._regularizers(batch, logits, logprobs)
-        total = torch.where(mask, loss, 0).sum()
+        weights = aggregation_weights(
+            mask,
+            aggregation=self.args.loss_aggregation,
+            num_tokens=inputs.num_tokens,
+            num_responses=inputs.num_responses,
+            max_length=self.args.max_completion_length,
+        )
+        total = torch.where(mask, weights * loss, 0).sum()
         if values is not None:
             num_nonfinite = num_nonfinite + (mask & ~values.isfinite()).sum()
             unit = self._actor_critic.value_model.std

@@ -1,6 +1,7 @@
 """What the page's section "explorable PPO" reads of a token log, besides the tokens' own numbers."""
 
 NUMBERS, WHITENINGS = ("kl_coef", "gamma", "lam", "cliprange"), ("reward_whitening", "advantage_whitening")
+LATER = ("cliprange_high", "dual_clip", "group_scale", "critic_lam")  # not in the logs of earlier versions
 
 
 def explorable(row: dict) -> dict:
@@ -14,9 +15,9 @@ def explorable(row: dict) -> dict:
     sum((options[name] for name in NUMBERS), row["rewarded_score"])  # fails unless they are numbers
     for mean, scale in (pair for name in WHITENINGS if (pair := options[name]) is not None):
         float(mean) + float(scale)
+    sum(x for name in LATER if (x := options.get(name)) is not None)
     found = {"options": {name: options[name] for name in (*NUMBERS, *WHITENINGS, "advantage_estimator")}}
-    if options.get("critic_lam") is not None:
-        found["options"]["critic_lam"] = float(options["critic_lam"])
+    found["options"] |= {name: options[name] for name in LATER if name in options}
     found["rewarded_score"] = row["rewarded_score"]
     penalties = [token["kl_penalty"] for token in row["tokens"]]
     if penalties != [token["kl"] for token in row["tokens"]]:

@@ -1,6 +1,7 @@
 """vLLM as a generator, and a policy's complete weights for any engine."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,7 +86,7 @@ class VLLMGenerator:
                 processing_class=processing_class,
                 temperature=generation_config.temperature,
                 max_completion_length=generation_config.max_new_tokens,
-                logprobs=None,
+                logprobs=0,  # the sampled token's own
                 generation_kwargs={"stop_token_ids": generation_config.eos_token_id},
                 **kwargs,
             )
@@ -101,7 +102,10 @@ class VLLMGenerator:
         self.engine.sync_weights()
 
     def generate(self, prompt_ids: list[list[int]], *, generation_config: GenerationConfig) -> list[list[int]]:
-        return self.engine.generate(prompts=prompt_ids, images=None, num_generations=1)[1]
+        _, responses, logprobs, _ = self.engine.generate(prompts=prompt_ids, images=None, num_generations=1)
+        # TRL has None where vLLM has NaN.
+        self.last_logprobs = [[math.nan if x is None else x for (x,) in row] for row in logprobs]
+        return responses
 
     def _reload_weights(self) -> None:
         engine = self.engine

@@ -91,7 +91,7 @@ def num_passes(ppo_config: PPOConfig, *, num_steps: int) -> float:
     epoch for each model trained; PPO-ptx also trains the policy on text.
     """
     num_rollouts = num_steps / (ppo_config.num_ppo_epochs * ppo_config.num_mini_batches)
-    trained = 2 if ppo_config.advantage_estimator == "gae" else 1
+    trained = 2 if ppo_config.has_critic else 1
     num_texts = trained + (ppo_config.ptx_ratio if ppo_config.ptx_coef else 0)
     return num_rollouts * ppo_config.rollout_size * (3 + trained + 3 * num_texts * ppo_config.num_ppo_epochs)
 

@@ -578,7 +578,7 @@ def variants(setup: Setup) -> dict[str, Setup]:
     found = {"full": plain} if setup.adapter is None else {}
     found["LoRA"] = replace(plain, lora=True)
     found["QLoRA"] = replace(plain, lora=True, quantised=few_bits)
-    if setup.args.advantage_estimator != "gae":
+    if not setup.args.has_critic:
         return found
     return {**found, **{f"{name}, shared critic": replace(one, shared=True) for name, one in found.items()}}
 

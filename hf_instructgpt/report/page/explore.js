@@ -16,6 +16,9 @@ const EXPLORE = {
     plain: "The run does not whiten advantages: Â = A.",
     rewards: "The run whitens rewards; their logged mean and scale stay the same when you move a slider.",
     group: "The run subtracts a mean over the prompt's responses, b; it stays as logged.",
+    scaled: "It divides by σ, the standard deviation of the group's rewards plus 0.0001, which stays as logged, too.",
+    high: "The upper bound, 1 + ε⁺, is an option of its own (cliprange_high), which the slider does not move.",
+    dual: "Where Â is negative, the objective is at least c Â (dual_clip).",
     critic: "The run has no critic: λ and γ play no role.", in_loss: "The run penalises the KL in the loss, so β = 0 in its rewards.",
     heads: { kl: "penalised KL, nats", reward: "reward", value: "value (critic)", advantage: "advantage", return: "return",
       whitened: "advantage, whitened", ratio: "probability ratio after the updates", objective: "clipped objective" },
@@ -42,6 +45,9 @@ const EXPLORE = {
     plain: "本次训练不对优势做白化：Â = A。",
     rewards: "本次训练对奖励做白化；记录的均值和缩放不随滑块变化。",
     group: "本次训练减去同一提示多个回答的均值 b；b 保持日志中的值。",
+    scaled: "再除以 σ，即同组奖励的标准差加 0.0001；σ 也保持日志中的值。",
+    high: "上界 1 + ε⁺ 是单独的选项（cliprange_high），不随滑块变化。",
+    dual: "Â 为负时，目标不低于 c Â（dual_clip）。",
     critic: "本次训练没有价值模型：λ 和 γ 不起作用。", in_loss: "本次训练把 KL 惩罚放在损失里，所以奖励中 β = 0。",
     heads: { kl: "受惩罚的 KL（nat）", reward: "奖励", value: "价值（价值模型）", advantage: "优势", return: "回报",
       whitened: "白化后的优势", ratio: "更新后的概率比", objective: "裁剪后的目标" },
@@ -58,6 +64,9 @@ const EXPLORE = {
   },
 };
 const TRIES = { lam0: { lam: 0 }, lam1: { lam: 1 }, gamma: { gamma: 0.5 }, kl: { kl_coef: 0 }, clip: { cliprange: 0.01 } };
+const highOf = (options) => options.cliprange_high ?? options.cliprange;
+/* Dual clip: an objective per token, given its advantage, is bounded below where the advantage is negative. */
+const floored = (options, objective, advantage) => (advantage < 0 && options.dual_clip ? Math.max(objective, options.dual_clip * advantage) : objective);
 const exploring = { run: null, prompt: 0, step: null, token: null, values: {}, lesson: null };
 
 /* PPO of one logged response with `options`; as `ppo/token_rewards.py`, `ppo/advantages.py` and `functional.py` do it. */
@@ -75,14 +84,15 @@ function recompute(step, options) {
     advantages = sums(options.lam);
     returns = sums(own.critic_lam ?? options.lam).map((a, t) => a + values[t]);
   } else {
-    baseline = sum(logged.reward) - logged.advantage[0];
-    advantages = returns = rewards.map(() => sum(rewards) - baseline);
+    const scale = own.group_scale ?? 1;
+    baseline = sum(logged.reward) - logged.advantage[0] / scale;
+    advantages = returns = rewards.map(() => (sum(rewards) - baseline) * scale);
   }
   const whitened = own.advantage_whitening ? advantages.map(affine(own.advantage_whitening)) : advantages;
   const ratios = logged.new_logprob.map((x, t) => Math.exp(Math.min(x - logged.logprob[t], 20)));
-  const clamped = ratios.map((x) => Math.min(Math.max(x, 1 - options.cliprange), 1 + options.cliprange));
-  const objective = whitened.map((a, t) => Math.min(ratios[t] * a, clamped[t] * a));
-  const clipped = whitened.map((a, t) => clamped[t] * a < ratios[t] * a);
+  const clamped = ratios.map((x) => Math.min(Math.max(x, 1 - options.cliprange), 1 + highOf(options)));
+  const objective = whitened.map((a, t) => floored(options, Math.min(ratios[t] * a, clamped[t] * a), a));
+  const clipped = whitened.map((a, t) => clamped[t] * a < ratios[t] * a || objective[t] > Math.min(ratios[t] * a, clamped[t] * a));
   return { kl, reward: rewards, value: values, advantage: advantages, return: returns, whitened, ratio: ratios, objective, clipped,
     deltas, clamped, baseline, totals: { kl: sum(kl), reward: sum(rewards), objective: sum(objective) }, logged };
 }
@@ -170,7 +180,8 @@ function explore(T, run) {
     charts.replaceChildren(bars(E, step, x, own_, t), clipping(E, options, x, t));
     const pair = own.advantage_whitening;
     notes.textContent = [pair ? E.whitened(shown(pair[0]), shown(1 / pair[1])) : E.plain, own.reward_whitening ? E.rewards : "",
-      !hasCritic && x.baseline ? E.group : "", hasCritic ? "" : E.critic, own.kl_coef ? "" : run_in_loss(E, own_)].filter(Boolean).join(" ");
+      !hasCritic && x.baseline ? E.group : "", own.advantage_estimator === "grpo" ? E.scaled : "", hasCritic ? "" : E.critic,
+      isNumber(own.cliprange_high) ? E.high : "", own.dual_clip ? E.dual : "", own.kl_coef ? "" : run_in_loss(E, own_)].filter(Boolean).join(" ");
   }
   function choose(token) {
     exploring.token = token;
@@ -213,14 +224,18 @@ function worked(E, step, options, x, t, hasCritic) {
   const advantage = hasCritic
     ? block(E.explain.gae, ["δ_t = r_t + γ V_t+1 − V_t", `= ${shown(x.reward[t])} + ${number(gamma)} × ${signed(next)} − ${signed(x.value[t])} = ${shown(x.deltas[t])}`],
       ["A_t = δ_t + γ λ A_t+1", `= ${shown(x.deltas[t])} + ${number(gamma)} × ${number(lam)} × ${signed(later)} = ${shown(x.advantage[t])}`],
-      [`G_t = A_t ${"critic_lam" in step.options ? `( λ = ${number(step.options.critic_lam)} ) ` : ""}+ V_t`, `= ${shown(x.return[t] - x.value[t])} + ${signed(x.value[t])} = ${shown(x.return[t])}`])
-    : block(E.explain.total, ["A_t = r_1 + … + r_T − b", `= ${shown(x.totals.reward)} − ${signed(x.baseline)} = ${shown(x.advantage[t])}`]);
+      [`G_t = A_t ${isNumber(step.options.critic_lam) ? `( λ = ${number(step.options.critic_lam)} ) ` : ""}+ V_t`, `= ${shown(x.return[t] - x.value[t])} + ${signed(x.value[t])} = ${shown(x.return[t])}`])
+    : step.options.advantage_estimator === "grpo"
+      ? block(E.explain.total, ["A_t = ( r_1 + … + r_T − b ) / σ", `= (${shown(x.totals.reward)} − ${signed(x.baseline)}) / ${shown(1 / step.options.group_scale)} = ${shown(x.advantage[t])}`])
+      : block(E.explain.total, ["A_t = r_1 + … + r_T − b", `= ${shown(x.totals.reward)} − ${signed(x.baseline)} = ${shown(x.advantage[t])}`]);
+  const high = isNumber(options.cliprange_high) ? "ε⁺" : "ε", dual = x.whitened[t] < 0 && options.dual_clip;
+  const least = dual ? [" , c Â_t )", `, ${number(dual)} × ${signed(x.whitened[t])})`] : ["", ""], most = dual ? ["max ( ", "max("] : ["", ""];
   const whitening = pair ? [["Â_t = ( A_t − μ ) / σ", `= (${shown(x.advantage[t])} − ${signed(pair[0])}) / ${shown(1 / pair[1])} = ${shown(x.whitened[t])}`]] : [];
   return [make("h3", {}, `${E.token} ${t + 1}: `, make("q", {}, visible(step.tokens[t][0]))),
     block(E.explain.reward, ["r_t = − β KL_t + [ t = T ] · score", reward]), advantage,
     block(E.explain.objective, ...whitening, ["ρ_t = π ( t ) / π_old ( t )", `= exp(${shown(x.logged.new_logprob[t])} − ${signed(x.logged.logprob[t])}) = ${shown(x.ratio[t])}`],
-      ["L_t = min ( ρ_t Â_t , clip ( ρ_t , 1 − ε , 1 + ε ) Â_t )",
-        `= min(${shown(x.ratio[t])} × ${signed(x.whitened[t])}, ${shown(x.clamped[t])} × ${signed(x.whitened[t])}) = ${shown(x.objective[t])}`])];
+      [`L_t = ${most[0]}min ( ρ_t Â_t , clip ( ρ_t , 1 − ε , 1 + ${high} ) Â_t )${least[0]}`,
+        `= ${most[1]}min(${shown(x.ratio[t])} × ${signed(x.whitened[t])}, ${shown(x.clamped[t])} × ${signed(x.whitened[t])})${least[1]} = ${shown(x.objective[t])}`])];
 }
 const visible = (token) => token.replace(/\n/g, "↵").replace(/ /g, "␣") || "∅";
 
@@ -273,16 +288,16 @@ function bars(E, step, x, own, t) {
 }
 /* The clipped objective for advantages of +1 and -1, with the tokens on it. */
 function clipping(E, options, x, t) {
-  const ratios = x.ratio.map((y) => Math.min(Math.max(y, 0.3), 1.7)), { cliprange } = options;
+  const ratios = x.ratio.map((y) => Math.min(Math.max(y, 0.3), 1.7)), low = 1 - options.cliprange, high = 1 + highOf(options);
   const X = (y) => 38 + (320 * (y - 0.3)) / 1.4, Y = (y) => 74 - 34 * y;
-  const on = (ratio, sign) => Math.min(ratio * sign, Math.min(Math.max(ratio, 1 - cliprange), 1 + cliprange) * sign);
+  const on = (ratio, sign) => floored(options, Math.min(ratio * sign, Math.min(Math.max(ratio, low), high) * sign), sign);
   const svg = draw("svg", { viewBox: "0 0 360 166", role: "img", "aria-label": E.clip });
-  for (const y of [1 - cliprange, 1 + cliprange]) {
+  for (const y of [low, high]) {
     svg.append(draw("line", { x1: X(y), x2: X(y), y1: 10, y2: 138, stroke: "var(--line)", "stroke-dasharray": "4 3" }));
   }
   for (const y of [0.4, 0.7, 1, 1.3, 1.6]) svg.append(draw("text", { x: X(y), y: 154, "text-anchor": "middle" }, number(y)));
   for (const [sign, colour] of [[1, "#1f77dc"], [-1, "#d62728"]]) {
-    const corner = sign > 0 ? 1 + cliprange : 1 - cliprange, path = [0.3, Math.max(corner, 0.3), 1.7].map((y) => `${X(y).toFixed(1)},${Y(on(y, sign)).toFixed(1)}`);
+    const corners = sign > 0 ? [high] : [low, options.dual_clip || 1.7], path = [0.3, ...corners.map((y) => Math.min(Math.max(y, 0.3), 1.7)), 1.7].map((y) => `${X(y).toFixed(1)},${Y(on(y, sign)).toFixed(1)}`);
     svg.append(draw("polyline", { points: path.join(" "), fill: "none", stroke: colour, "stroke-width": 1.6 }),
       draw("text", { x: 34, y: Y(on(0.3, sign)) + 4, "text-anchor": "end" }, sign > 0 ? "Â>0" : "Â<0"));
   }

@@ -17,16 +17,19 @@ function stages(T, runs) {
 }
 /* A stage's options; of what a trainer left, those of PPO's token log. PPO's texts and formula are others where there is no critic. */
 const optionsOf = (run, stage) => ({ ...(stage.kind === "ppo" && run.microscope[0]?.steps[0].options), ...stage.options });
-const isWithoutCritic = (run, stage) => optionsOf(run, stage).advantage_estimator === "reward";
+const estimatorOf = (run, stage) => optionsOf(run, stage).advantage_estimator ?? "gae";
+const isWithoutCritic = (run, stage) => estimatorOf(run, stage) !== "gae";
+/* What the advantage has besides the response's total: nothing, or the name of its text. */
+const groupOf = (run, stage) => ({ rloo: "rloo", grpo: "grpo" }[estimatorOf(run, stage)] ?? (optionsOf(run, stage).subtract_group_mean ? "group" : null));
 function explained(T, run, stage) {
   const E = T.explained, options = optionsOf(run, stage), by = E.by[!run.metrics ? "unknown" : isReward(run.metrics) ? "reward" : "functions"];
   if (stage.kind !== "ppo") return E[stage.name] || E[stage.kind];
-  const first = (isWithoutCritic(run, stage) ? E.no_critic : E.ppo[0]).replace("{by}", by) + (options.subtract_group_mean ? E.group : "");
+  const first = (isWithoutCritic(run, stage) ? E.no_critic : E.ppo[0]).replace("{by}", by) + (E[groupOf(run, stage)] ?? "");
   return [first, E.ppo[1] + (options.kl_coef === 0 ? E.noPenalty : options.kl_penalty_in === "loss" ? E.inLoss : "")
     + (options.kl_coef !== 0 && (options.ref_temperature ?? 1) !== 1 ? E.sharpened(options.ref_temperature) : ""), E.ppo[2]];
 }
 const formulaOf = (T, run, stage) => (!isWithoutCritic(run, stage) ? T.formulas[stage.name]
-  : [T.formulas.no_critic + (optionsOf(run, stage).subtract_group_mean ? " − b" : ""), T.formulas.ppo.split("\n")[2]].join("\n"));
+  : [groupOf(run, stage) === "grpo" ? T.formulas.grpo : T.formulas.no_critic + (groupOf(run, stage) ? " − b" : ""), T.formulas.ppo.split("\n")[2]].join("\n"));
 /* Whether a stage helped, from the numbers of the run, else from the curves. */
 function help(T, run, stage) {
   const m = run.metrics, H = T.help, line = (panel, label) => stage.panels.find((p) => p.label === panel)?.lines.find((l) => l.label === label)?.points;

@@ -31,6 +31,8 @@ const TEXTS = {
       no_critic: "[[ppo|PPO]] lets the model answer prompts, scores the answers with {by}, and makes all [[token|tokens]] of an answer with a high score more likely, those of one with a low score less likely (their [[advantage]] is the score minus the KL penalty; there is no critic).",
       by: { reward: "the [[reward_model|reward model]]", functions: "the reward functions that the run was given", unknown: "a reward model or function" },
       group: " From the total of each answer, b is subtracted: the mean over the answers to the same prompt. So an answer must be better than the others.",
+      rloo: " From the total of each answer, b is subtracted: the mean over the other answers to the same prompt. So an answer must be better than the others.",
+      grpo: " From the total of each answer, b is subtracted: the mean over the answers to the same prompt. The rest is divided by σ, their standard deviation. So an answer must be better than the others.",
       inLoss: " Here the KL penalty is part of the loss, and β = 0 in the formula.",
       sharpened: (t) => ` The distance is from that model at temperature ${t}, which draws the answers to what it is surest of.`,
       noPenalty: " In this run the penalty is off (β = 0): nothing but the limit holds it back.",
@@ -42,6 +44,7 @@ const TEXTS = {
       ppo: "reward_{t} = − β · KL_{t} + [last token] · score\nA_{t} = Σ_{k ≥ 0} (γλ)^{k} δ_{t+k},   δ_{t} = reward_{t} + γ V_{t+1} − V_{t}\n" +
         "loss = − mean_{t} min( ρ_{t} A_{t}, clip(ρ_{t}, 1 − ε, 1 + ε) A_{t} ),   ρ_{t} = p(y_{t}) / p_{when sampled}(y_{t})",
       no_critic: "A_{t} = score − β · Σ_{k} KL_{k}",
+      grpo: "A_{t} = ( score − β · Σ_{k} KL_{k} − b ) / σ",
     },
     help: {
       fell: (what, from, to, isLoss) => `${what} (${isLoss ? "lower" : "higher"} is better): ${from} at first, ${to} at the end.`,
@@ -115,6 +118,8 @@ const TEXTS = {
       no_critic: "[[ppo|PPO]] 让模型回答提示，用{by}打分；高分回答的所有[[token|词元]]概率被提高，低分回答的被降低（[[advantage]]是分数减去 KL 惩罚，没有评论家）。",
       by: { reward: "[[reward_model]]", functions: "本次运行指定的奖励函数", unknown: "奖励模型或奖励函数" },
       group: "每个回答的总奖励还要减去 b，即同一提示各回答的平均值：一个回答必须比其他回答更好。",
+      rloo: "每个回答的总奖励还要减去 b，即同一提示其他回答的平均值：一个回答必须比其他回答更好。",
+      grpo: "每个回答的总奖励还要减去 b，即同一提示各回答的平均值，再除以它们的标准差 σ：一个回答必须比其他回答更好。",
       inLoss: "这里 KL 惩罚在损失中，公式里 β = 0。",
       sharpened: (t) => `距离以该模型在温度 ${t} 时为准，回答因此偏向它最有把握的内容。`,
       noPenalty: "本次运行关闭了惩罚（β = 0），只有更新幅度受限。",
@@ -126,6 +131,7 @@ const TEXTS = {
       ppo: "奖励_{t} = − β · KL_{t} + [最后一个 token] · 分数\nA_{t} = Σ_{k ≥ 0} (γλ)^{k} δ_{t+k}，   δ_{t} = 奖励_{t} + γ V_{t+1} − V_{t}\n" +
         "损失 = − 平均_{t} min( ρ_{t} A_{t}, clip(ρ_{t}, 1 − ε, 1 + ε) A_{t} )，   ρ_{t} = p(y_{t}) / p_{采样时}(y_{t})",
       no_critic: "A_{t} = 分数 − β · Σ_{k} KL_{k}",
+      grpo: "A_{t} = ( 分数 − β · Σ_{k} KL_{k} − b ) / σ",
     },
     help: {
       fell: (what, from, to, isLoss) => `${what}（越${isLoss ? "低" : "高"}越好）：开始时 ${from}，结束时 ${to}。`,

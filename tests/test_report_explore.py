@@ -150,7 +150,6 @@ def test_what_the_page_reads_of_a_row():
     row = example(advantage_whitening=[0.5, 2.0])
     assert explorable(row) == {"options": row["options"], "rewarded_score": 2.0}
     assert explorable(example(critic_lam=1.0))["options"]["critic_lam"] == 1.0
-    assert "critic_lam" not in explorable(example(critic_lam=None))["options"]
     row["tokens"][0]["kl_penalty"] = 0.25
     assert explorable(row)["kl_penalty"] == [0.25, -0.5, 0.0]
     assert explorable({"step": 1, "tokens": []}) == {}  # of an earlier version

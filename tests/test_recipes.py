@@ -255,13 +255,16 @@ def test_right_and_wrong_answers_with_the_same_manners_by_hand(correctness):
     assert (found["value"], found["num"], found["num_prompts"]) == (2.5 / 4, 4, 2)
 
 
-def test_the_change_of_exactly_correct_answers_by_hand(correctness, monkeypatch, capsys):
+def test_the_change_of_exactly_correct_answers_by_hand(correctness, tmp_path, monkeypatch, capsys):
     measured = {
         "a": [{"correct": 0.5, "score": 0.25, "kl": 0.0}, {"correct": 0.52, "score": 0.75, "kl": 1.0}],
         "b": [{"correct": 0.7, "score": 0.35, "kl": 0.0}, {"correct": 0.74, "score": 0.85, "kl": 2.0}],
     }
     monkeypatch.setattr(correctness, "measure_run", lambda run, *_: measured[run.name])
-    monkeypatch.setattr(sys, "argv", ["correctness", "policies", "runs/a", "runs/b"])
+    for name in measured:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["correctness", "policies", *(str(tmp_path / name) for name in measured)])
     correctness.main()
     # Changes of 2 and 4 points: mean 3, standard error 1, and t(0.975, 1 degree of freedom) = 12.706.
     line = "| 60.0 % | 63.0 % | +3.0 ± 12.7 | 0.30 | 0.80 | {} |"
@@ -289,10 +292,12 @@ def test_correctness_is_measured_on_a_run(correctness, tiny_run, monkeypatch, ca
     found = measure_rewards(rankings)["accuracy_content"]
     cells = f"| run | {found['num']} of test rankings | {found['num_prompts']} | {100 * found['value']:.1f} % |"
     assert ranked.startswith(cells) and found["num"] > 20
-    with pytest.raises(SystemExit):
-        monkeypatch.setattr(sys, "argv", ["correctness", "policies", run, run, "--ppo", sft])
-        correctness.main()
-    assert "--ppo names 1 folders for 2 runs" in capsys.readouterr().err
+    wrong = {"--ppo names 1 folders for 2 runs": [run, run, "--ppo", sft], f"{sft}: no run.json": [sft]}
+    for message, argv in wrong.items():
+        monkeypatch.setattr(sys, "argv", ["correctness", "policies", *argv])
+        with pytest.raises(SystemExit):
+            correctness.main()
+        assert message in capsys.readouterr().err
 
 
 def test_the_log_probs_of_an_answer_do_not_depend_on_its_batch(correctness, tiny_run, monkeypatch):
@@ -302,7 +307,7 @@ def test_the_log_probs_of_an_answer_do_not_depend_on_its_batch(correctness, tiny
     ids = torch.tensor([samples.prompt_ids[8] + samples.completion_ids[8]])
     logprobs = policy(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])
     by_hand = logprobs[-len(samples.completion_ids[8]) :].sum().item()
-    assert correctness.logprobs(policy, tokenizer, samples)[8] == pytest.approx(by_hand, rel=1e-5)
+    assert correctness.logprobs(policy, tokenizer, samples, 4)[8] == pytest.approx(by_hand, rel=1e-5)
     assert tokenizer.decode(samples.completion_ids[8], skip_special_tokens=True) == samples.texts[8]
 
 

@@ -43,8 +43,6 @@ from hf_instructgpt.sampling.generate import Samples, sample
 from hf_instructgpt.scoring.reward_models import score_samples
 from hf_instructgpt.text import encode_prompt, encode_text, pad_rows, whole_text
 
-BATCH_SIZE = 256
-
 
 def main() -> None:
     """Print the table of a command."""
@@ -59,8 +57,14 @@ def main() -> None:
     rewards.add_argument("--num_samples", type=int, default=16, help="answers to each prompt (default: 16)")
     rewards.add_argument("--reward", type=Path, nargs="+", help="a reward model for each RUN (default: RUN/reward)")
     for command in (policies, rewards):
+        command.add_argument(
+            "--batch_size", type=int, default=64, help="answers per batch, changes samples (default: 64)"
+        )
         command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a finished run")
     args = parser.parse_args()
+    for run in args.runs:
+        if not (run / "run.json").is_file():
+            parser.error(f"{run}: no run.json here. Give the folder of a finished `hf-instructgpt run`.")
     stage, function = {"policies": ("ppo", compare_policies), "rewards": ("reward", compare_rewards)}[args.command]
     models = getattr(args, stage) or [run / stage for run in args.runs]
     if len(models) != len(args.runs):
@@ -76,7 +80,7 @@ def compare_policies(policies: list[Path], args: argparse.Namespace) -> None:
     print(f"| {len(args.runs)} runs | correct: SFT | PPO | change, points | judge: SFT | PPO | KL |\n|{' --- |' * 7}")
     for temperature in (*args.temperatures, None):
         found = [
-            measure_run(run, policy, temperature, args.num_samples)
+            measure_run(run, policy, temperature, args.num_samples, args.batch_size)
             for run, policy in zip(args.runs, policies, strict=True)
         ]
         rises = [100 * (ppo["correct"] - sft["correct"]) for sft, ppo in found]
@@ -97,26 +101,33 @@ def compare_policies(policies: list[Path], args: argparse.Namespace) -> None:
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def measure_run(run: Path, ppo: Path, temperature: float | None, num_samples: int) -> list[dict[str, float]]:
+def measure_run(
+    run: Path, ppo: Path, temperature: float | None, num_samples: int, batch_size: int
+) -> list[dict[str, float]]:
     """Means of SFT's and of PPO's answers to the test prompts; greedy ones without a temperature."""
     rows = [row for row in prompts(run, "test") for _ in range(1 if temperature is None else num_samples)]
     (sft, tokenizer), means = load(run / "sft"), []
     for policy in (sft, load(ppo)[0]):
-        samples = answer(run, policy, tokenizer, rows, temperature)
+        samples = answer(run, policy, tokenizer, rows, temperature, batch_size)
         verdicts = judged(samples)
         means.append({name: fmean(getattr(verdict, name) for verdict in verdicts) for name in ("correct", "score")})
-        means[-1]["kl"] = fmean(log_ratios(policy, sft, samples, batch_size=BATCH_SIZE))
+        means[-1]["kl"] = fmean(log_ratios(policy, sft, samples, batch_size=batch_size))
     return means
 
 
 def answer(
-    run: Path, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict], temperature: float | None
+    run: Path,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[dict],
+    temperature: float | None,
+    batch_size: int,
 ) -> Samples:
-    """Answers to the prompts of the rows, as long as in the run, always with the same random numbers."""
+    """Answers to the prompts of the rows, at most as long as in the run, always with the same random numbers."""
     set_seed(0)
     max_new_tokens = options_of(run)["ppo"]["max_completion_length"]
     how = {"do_sample": False} if temperature is None else {"temperature": temperature}
-    return sample(policy, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=BATCH_SIZE, **how)
+    return sample(policy, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, **how)
 
 
 def judged(samples: Samples) -> list[Judgement]:
@@ -134,14 +145,17 @@ def compare_rewards(reward_models: list[Path], args: argparse.Namespace) -> None
         policy, tokenizer = load(run / "sft")
         reward_model, _ = load(path, AutoModelForSequenceClassification)
         rows = [row for row in prompts(run, "validation") for _ in range(args.num_samples)]
-        own = answer(run, *load(run / args.policy), rows, 1.0)
+        own = answer(run, *load(run / args.policy), rows, 1.0, args.batch_size)
         kinds = {
             f"{args.policy}'s samples": (own, [1 if verdict.correct else 2 for verdict in judged(own)]),
             "test rankings": ranked_answers(run, tokenizer),
         }
         for name, (samples, ranks) in kinds.items():
-            scores = score_samples(reward_model, tokenizer, samples, batch_size=BATCH_SIZE).tolist()
-            both = [content_accuracy(samples, ranks, x) for x in (scores, logprobs(policy, tokenizer, samples))]
+            scores = score_samples(reward_model, tokenizer, samples, batch_size=args.batch_size).tolist()
+            both = [
+                content_accuracy(samples, ranks, x)
+                for x in (scores, logprobs(policy, tokenizer, samples, args.batch_size))
+            ]
             cells = " | ".join(format_number(found["value"], ".1%") for found in both)
             print(f"| {run.name} | {both[0]['num']} of {name} | {both[0]['num_prompts']} | {cells} |", flush=True)
 
@@ -178,14 +192,16 @@ def content_accuracy(samples: Samples, ranks: Sequence[int], values: Sequence[fl
     return accuracy(pairs[pairs["content"]])
 
 
-def logprobs(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples) -> list[float]:
+def logprobs(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Samples, batch_size: int
+) -> list[float]:
     """Log-probs of samples under a policy, nats per response."""
-    pad_token_id, sums = tokenizer.pad_token_id, []
-    for start in range(0, len(samples.rows), BATCH_SIZE):
-        part = slice(start, start + BATCH_SIZE)
-        prompt = pad_rows(samples.prompt_ids[part], pad_token_id=pad_token_id, side="left", device=policy.device)
-        response = pad_rows(
-            samples.completion_ids[part], pad_token_id=pad_token_id, side="right", device=policy.device
+    sums, padding = [], {"pad_token_id": tokenizer.pad_token_id, "device": policy.device}
+    for start in range(0, len(samples.rows), batch_size):
+        part = samples[start : start + batch_size]
+        prompt, response = (
+            pad_rows(part.prompt_ids, side="left", **padding),
+            pad_rows(part.completion_ids, side="right", **padding),
         )
         sums += response_logprobs(policy, *prompt, *response).sum(-1).tolist()
     return sums
@@ -201,10 +217,7 @@ def load(folder: Path, auto: type = AutoModelForCausalLM) -> tuple[PreTrainedMod
 
 def options_of(run: Path) -> dict:
     """The options that a run was made with."""
-    path = run / "run.json"
-    if not path.is_file():
-        raise SystemExit(f"{run}: no {path.name} here. Give the folder of a finished `hf-instructgpt run`.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads((run / "run.json").read_text(encoding="utf-8"))
 
 
 def data_of(run: Path) -> str:

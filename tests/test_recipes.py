@@ -13,15 +13,18 @@ import pytest
 import torch
 import yaml
 from datasets import DatasetDict
-from transformers import get_scheduler
+from transformers import AutoModelForSequenceClassification, get_scheduler
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.data import load_sample_dataset
 from hf_instructgpt.data.lab_facts_zh import CHINESE
+from hf_instructgpt.evaluation.preference import score_rankings
+from hf_instructgpt.evaluation.reward_report import measure_rewards
 from hf_instructgpt.experiments.arena import Arena
 from hf_instructgpt.experiments.overopt import OverOpt
 from hf_instructgpt.experiments.rounds import Rounds
 from hf_instructgpt.ppo.config import PPOConfig
+from hf_instructgpt.sampling.generate import Samples
 from hf_instructgpt.stages import load_data, sft
 from hf_instructgpt.stages.config_file import read_yaml
 from hf_instructgpt.stages.parsing import parse_stage
@@ -223,6 +226,89 @@ def test_the_table_of_the_alignment_tax_by_hand(monkeypatch):
     ]
     assert cells[4:] == ["0.00 [-1.00, 1.00]; 0.50, -0.50", "3.00 [3.00, 3.00]; 2.50, 3.50"]
     assert len(lines) == 2 + len(MEASURES)
+
+
+# ---- How often answers are exactly correct --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def correctness(monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.char_gpt import correctness
+
+    return correctness
+
+
+def test_right_and_wrong_answers_with_the_same_manners_by_hand(correctness):
+    prompts = ["1加1等于几？"] * 5 + ["1加2等于几？"] * 3
+    # To the first: polite right (0), wrong (1, 2); plain right (3), wrong (4). To the second: polite right (5); plain
+    # wrong (6), right (7).
+    texts = ["您好，等于2。", "您好，等于3。", "好的，是5。", "2。", "3。", "您好，等于3。", "5。", "3。"]
+    values = [1.0, 0.0, 2.0, 5.0, 5.0, -9.0, 0.5, 1.5]
+    rows = [{"prompt": [{"role": "user", "content": prompt}]} for prompt in prompts]
+    samples = Samples(rows, [[0]] * 8, [[0]] * 8, texts, ended=[True] * 8)
+    ranks = [1 if verdict.correct else 2 for verdict in correctness.judged(samples)]
+    assert ranks == [1, 2, 2, 1, 2, 1, 2, 1]
+    # Won: 0 > 1 and 7 > 6. Lost: 0 < 2. A tie, 3 = 4, counts half. Not pairs: 0 and 4, 3 and 1, 5 and 6, ...
+    found = correctness.content_accuracy(samples, ranks, values)
+    assert (found["value"], found["num"], found["num_prompts"]) == (2.5 / 4, 4, 2)
+
+
+def test_the_change_of_exactly_correct_answers_by_hand(correctness, tmp_path, monkeypatch, capsys):
+    measured = {
+        "a": [{"correct": 0.5, "score": 0.25, "kl": 0.0}, {"correct": 0.52, "score": 0.75, "kl": 1.0}],
+        "b": [{"correct": 0.7, "score": 0.35, "kl": 0.0}, {"correct": 0.74, "score": 0.85, "kl": 2.0}],
+    }
+    monkeypatch.setattr(correctness, "measure_run", lambda run, *_: measured[run.name])
+    for name in measured:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["correctness", "policies", *(str(tmp_path / name) for name in measured)])
+    correctness.main()
+    # Changes of 2 and 4 points: mean 3, standard error 1, and t(0.975, 1 degree of freedom) = 12.706.
+    line = "| 60.0 % | 63.0 % | +3.0 ± 12.7 | 0.30 | 0.80 | {} |"
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| temperature 1 " + line.format("1.5"),
+        "| greedy " + line.format(""),
+    ]
+
+
+def test_correctness_is_measured_on_a_run(correctness, tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(correctness, "load_sample_dataset", few_rows)
+    run, sft = str(tiny_run), str(tiny_run / "sft")
+    monkeypatch.setattr(sys, "argv", ["correctness", "policies", run, run, "--num_samples", "1", "--ppo", sft, sft])
+    correctness.main()
+    *_, sampled, greedy = capsys.readouterr().out.splitlines()
+    # A policy against itself: the same random numbers, so the same answers.
+    assert "| +0.0 ± 0.0 |" in sampled and "| +0.0 ± 0.0 |" in greedy and sampled.endswith(" 0.0 |")
+    monkeypatch.setattr(sys, "argv", ["correctness", "rewards", run, "--num_samples", "1", "--policy", "ppo"])
+    correctness.main()
+    _, _, own, ranked = capsys.readouterr().out.splitlines()
+    assert own == "| run | 0 of ppo's samples | 0 | none | none |"  # one answer to each prompt
+    # The reward model's own report, on the same rankings.
+    model, tokenizer = correctness.load(tiny_run / "reward", AutoModelForSequenceClassification)
+    rankings, _ = score_rankings(model, tokenizer, few_rows("lab", "ranking")["test"], judged=True)
+    found = measure_rewards(rankings)["accuracy_content"]
+    cells = f"| run | {found['num']} of test rankings | {found['num_prompts']} | {100 * found['value']:.1f} % |"
+    assert ranked.startswith(cells) and found["num"] > 20
+    wrong = {"--ppo names 1 folders for 2 runs": [run, run, "--ppo", sft], f"{sft}: no run.json": [sft]}
+    for message, argv in wrong.items():
+        monkeypatch.setattr(sys, "argv", ["correctness", "policies", *argv])
+        with pytest.raises(SystemExit):
+            correctness.main()
+        assert message in capsys.readouterr().err
+
+
+def test_the_log_probs_of_an_answer_do_not_depend_on_its_batch(correctness, tiny_run, monkeypatch):
+    policy, tokenizer = correctness.load(tiny_run / "sft")
+    monkeypatch.setattr(correctness, "load_sample_dataset", few_rows)
+    samples = correctness.ranked_answers(tiny_run, tokenizer)[0][:9]
+    ids = torch.tensor([samples.prompt_ids[8] + samples.completion_ids[8]])
+    logprobs = policy(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])
+    by_hand = logprobs[-len(samples.completion_ids[8]) :].sum().item()
+    assert correctness.logprobs(policy, tokenizer, samples, 4)[8] == pytest.approx(by_hand, rel=1e-5)
+    assert tokenizer.decode(samples.completion_ids[8], skip_special_tokens=True) == samples.texts[8]
 
 
 # ---- The others ----------------------------------------------------------------------------------------------------

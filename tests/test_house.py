@@ -35,7 +35,7 @@ ROOMS = {
     "report": 1095,
     "stages": 5755,
     "app": 1260,
-    "experiments": 2000,
+    "experiments": 2030,
     "__init__": 88,
     "cli": 600,
     "__main__": 8,

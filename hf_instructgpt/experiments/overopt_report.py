@@ -138,10 +138,10 @@ def draw_plot(results: dict, path: Path) -> None:
             star = {"marker": "*", "markersize": 14, "markeredgecolor": "black"}
             axes.plot(x[c["peak"]], judge[c["peak"]], **{**style, **star})
     for axes, (method, variant) in zip(panels.flat, product(("PPO", "best-of-n"), variants), strict=True):
-        axes.set_title(", ".join(filter(None, (method, variant))))
+        axes.set(title=", ".join(filter(None, (method, variant))), xlabel="√KL to SFT (KL in nats per response)")
+        axes.label_outer()
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)
-    figure.supxlabel("√KL to SFT (KL in nats per response)", fontsize="medium")
     figure.supylabel("gain over SFT, in standard deviations of SFT's responses", fontsize="medium")
     styles = [
         {"label": "judge, 95 % interval over seeds"},

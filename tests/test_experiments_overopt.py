@@ -7,12 +7,14 @@ import random
 import shutil
 from concurrent.futures import Executor, Future
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean
 from typing import ClassVar
 
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hf_instructgpt.cli import main
@@ -23,7 +25,7 @@ from hf_instructgpt.experiments import jobs, overopt_jobs
 from hf_instructgpt.experiments.experiment import findings
 from hf_instructgpt.experiments.overopt import OverOpt, OverOptOptions
 from hf_instructgpt.experiments.overopt_jobs import _ranking, sample_and_judge, train_policy
-from hf_instructgpt.experiments.overopt_report import analyse, curve, suggest, turn
+from hf_instructgpt.experiments.overopt_report import analyse, curve, draw_plot, suggest, turn
 
 # ---- Best-of-n -----------------------------------------------------------------------------------------------------
 
@@ -134,8 +136,13 @@ def made_up(judge_at_end, policies=None):
     runs = {"points": [point(0, 0.0, 1.0, 0.5), point(4, 1.0, 2.0, 4.5), point(8, 4.0, 3.0, judge_at_end)]}
     other = {"points": [point(0, 0.0, 1.0, 0.5), point(4, 1.0, 2.0, 3.5), point(8, 4.0, 3.0, 3.4)]}
     runs["diverged"] = other["diverged"] = None
-    policies = {(10, 0.1): [runs, runs], (10, 0.3): [other, other], (2, 0.1): [runs, runs], **(policies or {})}
-    return {**analyse(samples, {2: [proxy] * 2, 10: [proxy] * 2}, policies), "seeds": [0, 1]}
+    policies = {
+        (10, "", 0.1): [runs, runs],
+        (10, "", 0.3): [other, other],
+        (2, "", 0.1): [runs, runs],
+        **(policies or {}),
+    }
+    return {**analyse(samples, {(2, ""): [proxy] * 2, (10, ""): [proxy] * 2}, policies), "seeds": [0, 1]}
 
 
 def test_scores_count_from_sft_in_its_deviations_and_the_best_point_is_suggested():
@@ -178,10 +185,56 @@ def test_what_is_found_is_said_the_warning_first():
     assert findings(OverOpt.report(found))[-1].startswith("Suggested: the SFT model, unchanged")
 
 
+def test_variants_of_the_proxies_have_curves_of_their_own(tmp_path, monkeypatch):
+    """By hand: (5 - 1) / 2 and (2 - 1) / 2 of the judge; (3 - 0) / 1 and (20 - 10) / 5 of the proxies."""
+    samples = [{"judge_mean": 1.0, "judge_std": 2.0}] * 2
+    best = [{"n": 1, "kl": 0.0, "proxy": 10.0, "judge": 1.0}]
+    proxies = {
+        (4, "plain"): [{"accuracy": 0.5, "proxy_mean": 0.0, "proxy_std": 1.0, "best_of_n": best}] * 2,
+        (4, "noisy"): [{"accuracy": a, "proxy_mean": 10.0, "proxy_std": 5.0, "best_of_n": best} for a in (0.7, 0.9)],
+    }
+    lost, plain, noisy = (
+        {"points": [point(0, 0.0, 0.0, 1.0), point(8, 4.0, *scores)], "diverged": None}
+        for scores in ((9.0, 9.0), (3.0, 2.0), (20.0, 5.0))
+    )
+    lost |= {"diverged": "NaN"}
+    policies = {(4, "plain", 0.1): [plain] * 2, (4, "noisy", 0.1): [noisy] * 2, (4, "noisy", 0.0): [noisy, lost]}
+    found = {**analyse(samples, proxies, policies), "seeds": [0, 1]}
+    assert [
+        (c["variant"], c["method"], c["points"][-1]["proxy"], c["points"][-1]["judge"]) for c in found["curves"]
+    ] == [
+        ("plain", "ppo", 3, 0.5),
+        ("plain", "best_of_n", 10, 0),
+        ("noisy", "ppo", 2, 2),
+        ("noisy", "best_of_n", 0, 0),
+    ]
+    assert [(p["num_rankings"], p["variant"], p["accuracy"]) for p in found["proxies"]] == [
+        (4, "plain", 0.5),
+        (4, "noisy", pytest.approx(0.8)),
+    ]
+    assert found["diverged"] == [{"num_rankings": 4, "variant": "noisy", "kl_coef": 0.0, "reasons": [None, "NaN"]}]
+    assert (found["suggested"]["variant"], found["suggested"]["judge"]) == ("noisy", 2)
+    found["suggested"]["policy"] = "ppo/x"
+    text = OverOpt.report(found)
+    first, *_, last = findings(text)
+    assert "KL coefficient 0, 4 rankings, noisy: diverged with seed 1" in first
+    assert "Suggested: proxy `noisy`, KL coefficient 0.1 and 8 optimizer steps" in last
+    assert "- The proxies of 4 rankings (plain) agree with the judge on 50.0 %" in text
+    header, line, *rows = (row for row in text.splitlines() if row.startswith("|"))
+    assert {row.count("|") for row in (header, line, *rows)} == {10} and "| rankings | proxy | method |" in header
+    assert [row.split(" | ")[1:3] for row in rows][2:] == [["noisy", "PPO, 0.1"], ["noisy", "best-of-n"]]
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: drawn.append(figure))
+    draw_plot(found, tmp_path / "x.png")
+    panels = {axes.get_title(): axes for axes in drawn[0].axes}
+    assert list(panels) == ["PPO, plain", "PPO, noisy", "best-of-n, plain", "best-of-n, noisy"]
+    assert [list(curve.get_ydata()) for curve in panels["PPO, noisy"].lines[:2]] == [[-2, 2], [0, 2]]
+
+
 def test_a_judge_that_never_rises_only_falls():
     runs = [[point(0, 0.0, 0.0, 0.0), point(8, 1.0, 2.0, -1.0 - seed / 10)] for seed in range(3)]
     found = {**made_up(judge_at_end=4.5), "seeds": [0, 1, 2]}
-    found["curves"] = [{"num_rankings": 10, "method": "ppo", "kl_coef": 0.1, **curve(runs)}]
+    found["curves"] = [{"num_rankings": 10, "variant": "", "method": "ppo", "kl_coef": 0.1, **curve(runs)}]
     found["suggested"]["policy"] = "ppo/x"
     first = findings(OverOpt.report(found))[0]
     assert first.startswith("WARNING: over-optimised: PPO with KL coefficient 0.1, 10 rankings: the judge's score ")
@@ -191,7 +244,7 @@ def test_a_judge_that_never_rises_only_falls():
 
 def test_a_run_that_diverged_has_no_curve_and_is_named():
     lost = [{"points": [], "diverged": None}, {"points": [], "diverged": "NaN"}]
-    found = made_up(4.5, {(10, 0.1): lost})
+    found = made_up(4.5, {(10, "", 0.1): lost})
     assert [c["kl_coef"] for c in found["curves"] if c["num_rankings"] == 10] == [0.3, None]
     assert found["suggested"]["kl_coef"] == 0.3
     found |= {"seeds": [7, 9]}
@@ -200,7 +253,7 @@ def test_a_run_that_diverged_has_no_curve_and_is_named():
         "WARNING: PPO with KL coefficient 0.1, 10 rankings: diverged with seed 9 (NaN); it has no curve."
     )
     with pytest.raises(InputError, match="diverged against the proxies of 10 rankings with every KL coefficient"):
-        made_up(4.5, {(10, 0.1): lost, (10, 0.3): lost})
+        made_up(4.5, {(10, "", 0.1): lost, (10, "", 0.3): lost})
 
 
 # ---- The command ---------------------------------------------------------------------------------------------------
@@ -371,6 +424,35 @@ def test_only_a_cell_that_is_missing_is_run_again(done, ran, monkeypatch):
     assert main(["overopt", "--config", "experiment.yaml", "--resume"]) == 0
     assert ran == [missing]
     assert (folder / "out" / "overopt.json").read_text(encoding="utf-8") == before
+
+
+def test_variants_of_the_proxies_learn_from_the_same_rankings(done, ran, tmp_path, monkeypatch):
+    """Their options reach the reward stage; a variant's missing job is the only one that is run again."""
+    monkeypatch.chdir(tmp_path)
+    variants = {"noisy": {"label_noise": 0.2, "max_steps": 1}, "plain": {}}
+    sft = {"sft": None, "model_name_or_path": str(done[0] / "out" / "sft" / "model")}
+    config = write(tmp_path, num_rankings=[2], proxies=variants, **sft)
+    assert main(["overopt", "--config", config]) == 0
+    out = tmp_path / "out"
+    folders = [f"{name}_rankings-2_seed-{seed}" for name in variants for seed in (3, 5)]
+    policies = [f"ppo/{folder.replace('_seed', '_kl-0.1_seed')}" for folder in folders]
+    assert ran == ["samples/seed-3", "samples/seed-5", *(f"proxies/{folder}" for folder in folders), *policies]
+    proxies = [out / "proxies" / folder for folder in folders]
+    options = [json.loads((proxy / "proxy" / "stage.json").read_text())["options"] for proxy in proxies]
+    assert [(x.get("label_noise", 0), x["max_steps"]) for x in options] == [(0.2, 1), (0.2, 1), (0, 2), (0, 2)]
+    rankings = [(proxy / "rankings.jsonl").read_text(encoding="utf-8") for proxy in proxies]
+    assert rankings[0] == rankings[2] != rankings[1] == rankings[3]
+    results = json.loads((out / "overopt.json").read_text(encoding="utf-8"))
+    assert [c["variant"] for c in results["curves"]] == ["noisy", "noisy", "plain", "plain"]
+    assert AutoModelForCausalLM.from_pretrained(
+        path if Path(path := results["suggested"]["policy"]).is_absolute() else out / path
+    )
+    (out / "overopt.json").unlink()
+    shutil.rmtree(out / policies[3])
+    ran.clear()
+    assert main(["overopt", "--config", config, "--resume"]) == 0
+    assert ran == [policies[3]]
+    assert json.loads((out / "overopt.json").read_text(encoding="utf-8")) == results
 
 
 def test_results_of_another_form_are_refused(done, capsys, monkeypatch):
@@ -545,6 +627,18 @@ def nested(stage, **options):
             "document, row 1, responses cannot be scored: the judge gold_rewards raised InputError",
         ),
         (nested("sft", use_peft=True), "sft: `use_peft`"),
+        (
+            {"proxies": {"plain": {}, "noisy": {"label_nois": 0.1}}},
+            "experiment.yaml, proxies, noisy: unknown key `label_nois`. Did you mean `label_noise`",
+        ),
+        ({"proxies": {"noisy": {"source": 1}}}, "experiment.yaml, proxies, noisy: unknown key `source`"),
+        ({"proxies": {"noisy": {"label_noise": 0.7}}}, "experiment.yaml, proxies, noisy: `label_noise`"),
+        ({"proxies": {"lora": {"use_peft": True}}}, "experiment.yaml, proxies, lora: `use_peft`"),
+        ({"proxies": {"a": {"seed": 1}}}, "`proxies.a.seed` is the same for all proxies; leave it out"),
+        ({"proxies": {"a": {"dataset_name": "x"}}}, "`proxies.a.dataset_name` is the same for all proxies"),
+        ({"proxies": {"a/b": {}}}, "string should match pattern"),
+        ({"proxies": {"a": None}}, "`proxies.a`: input should be a valid dictionary, not None"),
+        ({"proxies": {}}, "`proxies`: dictionary should have at least 1 item"),
     ],
 )
 def test_what_does_not_fit_is_found_before_anything_is_trained(changes, message, tmp_path, ran, monkeypatch, capsys):

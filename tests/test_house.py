@@ -35,7 +35,7 @@ ROOMS = {
     "report": 1100,
     "stages": 5785,
     "app": 1260,
-    "experiments": 2000,
+    "experiments": 2030,
     "__init__": 90,
     "cli": 600,
     "__main__": 8,

@@ -144,12 +144,13 @@ class Experiment:
 
     # ---- Checks --------------------------------------------------------------------------------------------------
 
-    def parse(self, stage: str, **more: Any) -> tuple:
-        """Parse the mapping of a stage, with what the jobs will add to it."""
+    def parse(self, stage: str, source: str | None = None, /, **more: Any) -> tuple:
+        """Parse the mapping of a stage, with what the jobs will add to it; errors name `source` (default: `stage`)."""
         options = {**getattr(self.options, stage), **more, "output_dir": str(self.output_dir / stage)}
-        parsed = parse_options(stage, options, source=f"{self.source}, {stage}")
+        source = f"{self.source}, {source or stage}"
+        parsed = parse_options(stage, options, source=source)
         if parsed[-1].use_peft:
-            raise InputError(f"{self.source}, {stage}: `use_peft`: experiments train full models; leave it out.")
+            raise InputError(f"{source}: `use_peft`: experiments train full models; leave it out.")
         return parsed
 
     def load_policy(self, name: str, **kwargs: bool) -> Policy:

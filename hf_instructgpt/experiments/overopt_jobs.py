@@ -111,12 +111,14 @@ def _ranking(sample: dict) -> dict:
 # ---- Proxies -------------------------------------------------------------------------------------------------------
 
 
-def train_proxy(folder: Path, *, options: Any, sft: str, samples: str, num_rankings: int, seed: int) -> dict:
+def train_proxy(
+    folder: Path, *, options: Any, sft: str, samples: str, num_rankings: int, variant: str, seed: int
+) -> dict:
     """Train a reward model into `proxy/` on a seed's first rankings; returns what [`measure_proxy`] does."""
     rankings = folder / RANKINGS_FILE
     _write_rows(rankings, _read_rows(Path(samples) / RANKINGS_FILE)[:num_rankings])
     reward = {key: value for key, value in options.reward.items() if key not in PROMPTS}
-    more = {"dataset_name": str(rankings), "model_name_or_path": sft, "seed": seed}
+    more = {**options.proxies[variant], "dataset_name": str(rankings), "model_name_or_path": sft, "seed": seed}
     args, config, model_args = _parse("reward", reward, folder / "proxy", **more)
     run_reward(args, config, model_args)
     proxy = load_reward_model(str(folder / "proxy"), trust_remote_code=config.trust_remote_code)

@@ -1,6 +1,7 @@
 """The over-optimisation experiment in numbers and a plot: curves over seeds, and where the judge turns."""
 
 import math
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -12,35 +13,36 @@ from ..evaluation.intervals import seed_interval
 
 
 def analyse(
-    samples: list[dict], proxies: dict[int, list[dict]], policies: dict[tuple[int, float], list[dict]]
+    samples: list[dict],
+    proxies: dict[tuple[int, str], list[dict]],
+    policies: dict[tuple[int, str, float], list[dict]],
 ) -> dict:
     """The curves over seeds, and the best point among them: `sft`, `proxies`, `curves`, `diverged` and `suggested`.
 
     Scores count from the SFT model's mean, in standard deviations of the scores of its own responses to the held-out
     prompts, so that proxies of all seeds and sizes, and the judge, share one scale. The arguments hold, for each seed,
-    what the jobs returned: `samples`; `proxies` by number of rankings; `policies` by number of rankings and KL
+    what the jobs returned: `samples`; `proxies` by number of rankings and variant; `policies` by these and the KL
     coefficient. A coefficient that diverged with any seed has no curve.
     """
     curves, accuracies, diverged = [], [], []
-    for size, of_size in proxies.items():
-        accuracy = [proxy["accuracy"] for proxy in of_size]
-        accuracies.append(
-            {"num_rankings": size, "accuracy": fmean(accuracy), "accuracy_ci95": seed_interval(accuracy)}
-        )
+    for (size, variant), of_kind in proxies.items():
+        kind = {"num_rankings": size, "variant": variant}
+        accuracy = [proxy["accuracy"] for proxy in of_kind]
+        accuracies.append({**kind, "accuracy": fmean(accuracy), "accuracy_ci95": seed_interval(accuracy)})
         runs = {}
-        for coef, some in ((coef, some) for (other, coef), some in policies.items() if other == size):
+        for coef, some in ((x, some) for (*other, x), some in policies.items() if other == [size, variant]):
             reasons = [run["diverged"] for run in some]
             if any(reasons):
-                diverged.append({"num_rankings": size, "kl_coef": coef, "reasons": reasons})
+                diverged.append({**kind, "kl_coef": coef, "reasons": reasons})
             else:
                 runs["ppo", coef] = [run["points"] for run in some]
-        runs["best_of_n", None] = [proxy["best_of_n"] for proxy in of_size]
+        runs["best_of_n", None] = [proxy["best_of_n"] for proxy in of_kind]
         for (method, coef), some in runs.items():
             gains = [
                 [_gain(point, sample, proxy) for point in points]
-                for points, sample, proxy in zip(some, samples, of_size, strict=True)
+                for points, sample, proxy in zip(some, samples, of_kind, strict=True)
             ]
-            curves.append({"num_rankings": size, "method": method, "kl_coef": coef, **curve(gains)})
+            curves.append({**kind, "method": method, "kl_coef": coef, **curve(gains)})
     return {
         "sft": {name: fmean(sample[name] for sample in samples) for name in ("judge_mean", "judge_std")},
         "proxies": accuracies,
@@ -95,7 +97,7 @@ def suggest(curves: list[dict]) -> dict:
     """The point of PPO with the highest mean judge among those with the most rankings."""
     size = max(curve["num_rankings"] for curve in curves)
     points = [
-        {"num_rankings": size, "kl_coef": curve["kl_coef"], **point}
+        {**{name: curve[name] for name in ("num_rankings", "variant", "kl_coef")}, **point}
         for curve in curves
         if curve["num_rankings"] == size and curve["method"] == "ppo"
         for point in curve["points"]
@@ -112,15 +114,20 @@ COLOURS, MARKERS = ("C3", "C0", "C2", "C1", "C4"), "osD^vP"
 
 
 def draw_plot(results: dict, path: Path) -> None:
-    """Draw judge (solid) and proxy (dashed) against √KL, PPO and best-of-n side by side."""
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    sizes = [proxy["num_rankings"] for proxy in results["proxies"]]
+    """Draw judge (solid) and proxy (dashed) against √KL, PPO and best-of-n side by side.
+
+    Variants of the proxies are side by side, with PPO above best-of-n.
+    """
+    variants = list(dict.fromkeys(proxy["variant"] for proxy in results["proxies"]))
+    shape, size = ((1, 2), (11, 5.5)) if len(variants) == 1 else ((2, len(variants)), (1 + 3 * len(variants), 9))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(*shape, sharex=True, sharey=True).reshape(2, -1)
+    sizes = dict.fromkeys(proxy["num_rankings"] for proxy in results["proxies"])
     coefs = list(dict.fromkeys(c["kl_coef"] for c in results["curves"] if c["method"] == "ppo"))
     colours = {size: COLOURS[i % len(COLOURS)] for i, size in enumerate(sizes)}
     markers = {coef: MARKERS[i % len(MARKERS)] for i, coef in enumerate(coefs)}
     for c in results["curves"]:
-        axes = panels[0 if c["method"] == "ppo" else 1]
+        axes = panels[0 if c["method"] == "ppo" else 1, variants.index(c["variant"])]
         style = {"color": colours[c["num_rankings"]], "marker": markers.get(c["kl_coef"], "x"), "markersize": 4}
         x, proxy, judge = ([point[name] for point in c["points"]] for name in ("sqrt_kl", "proxy", "judge"))
         half = [point["judge_ci95"][1] - point["judge"] for point in c["points"]]
@@ -130,11 +137,12 @@ def draw_plot(results: dict, path: Path) -> None:
         if c["turns"] and c["peak"]:
             star = {"marker": "*", "markersize": 14, "markeredgecolor": "black"}
             axes.plot(x[c["peak"]], judge[c["peak"]], **{**style, **star})
-    for axes, title in zip(panels, ("PPO", "best-of-n"), strict=True):
-        axes.set(title=title, xlabel="√KL to SFT (KL in nats per response)")
+    for axes, (method, variant) in zip(panels.flat, product(("PPO", "best-of-n"), variants), strict=True):
+        axes.set(title=", ".join(filter(None, (method, variant))), xlabel="√KL to SFT (KL in nats per response)")
+        axes.label_outer()
         axes.axhline(0, color="grey", linewidth=0.8)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("gain over SFT, in standard deviations of SFT's responses")
+    figure.supylabel("gain over SFT, in standard deviations of SFT's responses", fontsize="medium")
     styles = [
         {"label": "judge, 95 % interval over seeds"},
         {"label": "proxy", "linestyle": "--"},

@@ -113,8 +113,8 @@ class PPOConfig(TrainingArguments):
     generation_kwargs: dict | str | None = None
     """Sample by the model's `generate` with these settings, such as `cache_implementation`. Those that would sample
     from another distribution than the model's own (`top_k`, `top_p`, `repetition_penalty`, ...) are refused:
-    importance weights cannot make up for tokens that are never sampled. Default: a faster loop over the policy's forward, which
-    drops responses that have ended, wherever the model allows it."""
+    importance weights cannot make up for tokens that are never sampled. Default: a faster loop over the policy's
+    forward, which drops responses that have ended, wherever the model allows it."""
     use_vllm: bool = False
     """Sample with TRL's vLLM engine. vLLM must be installed."""
     vllm_kwargs: dict | str | None = None

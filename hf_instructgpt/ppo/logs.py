@@ -19,7 +19,8 @@ from ..functional import ends_with_stop, kl_is_clamped, score_disagreement
 from ..layout import COMPLETIONS_FOLDER, TOKEN_LOG_FILE
 from ..text import decode_responses
 from .advantages import whitening
-from .diagnostics import RolloutWatch
+from .clock import Clock, peak_memory
+from .diagnostics import ScoreWatch, rollout_statistics
 from .metrics import Metrics
 from .rollout import Rollout
 from .token_log import append_rows, rewind, token_rows
@@ -32,7 +33,9 @@ class PPOLogs(Trainer):
         """`datasets`: of the first one that is there, the token log follows prompts."""
         args = self.args
         self.metrics = Metrics(self.accelerator)
-        self._watch = RolloutWatch(self.reward_names, max_completion_length=args.max_completion_length)
+        self.clock = Clock(self.accelerator)
+        self.add_callback(self.clock)
+        self._watch = ScoreWatch(self.reward_names)
         followed = next((rows for rows in datasets if rows is not None), ())
         self._token_log_prompts = [followed[i] for i in range(min(args.log_tokens, len(followed)))]
         self._token_log_rollout: Rollout | None = None
@@ -41,7 +44,8 @@ class PPOLogs(Trainer):
             self.add_callback(PPOProgressCallback(lambda: self._num_tokens))
 
     def _begin_training(self) -> None:
-        self.metrics.sums.clear()
+        self.metrics.clear()
+        self.clock.clear()
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
 
@@ -72,10 +76,16 @@ class PPOLogs(Trainer):
     def _record_rollout(self, rollout: Rollout) -> None:
         """Record what is logged of a training rollout, and answer the prompts of the token log."""
         mask, summary = rollout.response_mask, self._summarize(rollout)
-        score_std = self._watch.look(
-            summary["score"], summary["eos_fraction"], num_responses=len(rollout), accelerator=self.accelerator
+        self._watch.look(rollout.kept, self.accelerator)
+        stop = self.generation_config.eos_token_id
+        statistics = rollout_statistics(
+            rollout,
+            ended=ends_with_stop(rollout.response_ids, mask=mask, stop_token_ids=stop),
+            num_generations=self.args.num_generations,
+            has_critic=self.args.advantage_estimator == "gae",
+            accelerator=self.accelerator,
         )
-        self.metrics.record(**summary, score_std=score_std, dropped_samples=~rollout.kept)
+        self.metrics.record(**summary, **statistics, dropped_samples=~rollout.kept)
         if not self.args.entropy_coef:  # its estimate from the sampled tokens, which costs nothing
             self.metrics.record(entropy=-rollout.old_logprobs[mask])
         if self.args.kl_penalty_in == "reward":
@@ -88,6 +98,16 @@ class PPOLogs(Trainer):
                 whitened = torch.where(followed.response_mask, (followed.advantages - mean) * scale, 0)
                 followed = replace(followed, advantages=whitened)
             self._token_log_rollout = followed
+
+    def _record_update(self, num_tokens: int) -> None:
+        """Record an optimizer step that is about to be made, on `num_tokens` response tokens of all processes."""
+        self.clock.add_update(num_tokens)
+        critic, groups = self._actor_critic.value_model, self.optimizer.param_groups
+        if critic is not None:
+            head = critic.value_head.weight
+            rates = [group["lr"] for group in groups if any(p is head for p in group["params"])]
+            rate = rates[0] if rates else groups[-1]["lr"]  # DeepSpeed's groups have other tensors, in the same order
+            self.metrics.record_latest(critic_learning_rate=torch.tensor([rate]))
 
     def _advantage_whitening(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and scale of a training rollout's advantages; the token log's are whitened by them too."""
@@ -135,7 +155,8 @@ class PPOLogs(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the means of all metrics since the last one over real tokens and all processes."""
         if "loss" in logs:  # a log of training, not of an evaluation or the summary at the end
-            logs |= self.metrics.take()
+            self.metrics.record_max(**{"system/peak_memory_gib": torch.tensor([peak_memory(self.accelerator.device)])})
+            logs |= self.metrics.take() | self.clock.take()
             logs["num_tokens"] = self._num_tokens
             if self.args.kl_target is not None:
                 logs["kl_coef"] = self.token_rewards.kl_coef

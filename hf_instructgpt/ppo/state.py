@@ -161,6 +161,7 @@ class PPOState(CardMixin, ResumableTrainer):
             "score_sums": self.token_rewards.score_sums,
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": self.metrics.state_dict(),
+            "clock": self.clock.state_dict(),
             "ema": [x.cpu() for x in self.ema.shards()] if self.ema is not None and self._is_sharded else None,
         }
 
@@ -172,5 +173,6 @@ class PPOState(CardMixin, ResumableTrainer):
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")
         self.metrics.load_state_dict(state["sums"])
+        self.clock.load_state_dict(state["clock"])
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # else it came with the weights
             self._load_average(checkpoint)

@@ -1575,8 +1575,8 @@ MUTANTS = [
         "40o",
         "a rollout without scores never counts, so a run that a judge has left goes on for days",
         "hf_instructgpt/ppo/diagnostics.py",
-        'self.in_a_row["unscored"] == MAX_UNSCORED',
-        'self.in_a_row["unscored"] > len(PATIENCE)',
+        "self.in_a_row == MAX_UNSCORED",
+        "self.in_a_row < 0",
         "tests/test_cases.py::test_case[ppo/dead_judge]",
     ),
     Mutant(

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import ProgressCallback, Trainer
-from transformers.utils import is_rich_available
+from transformers.utils import is_rich_available, logging
 from trl.trainer.utils import print_prompt_completions_sample
 
 from ..errors import InputError
@@ -21,9 +21,12 @@ from ..text import decode_responses
 from .advantages import whitening
 from .clock import Clock, peak_memory
 from .diagnostics import ScoreWatch, rollout_statistics
+from .doctor import Doctor
 from .metrics import Metrics
 from .rollout import Rollout
 from .token_log import append_rows, rewind, token_rows
+
+logger = logging.get_logger(__name__)
 
 
 class PPOLogs(Trainer):
@@ -46,6 +49,7 @@ class PPOLogs(Trainer):
     def _begin_training(self) -> None:
         self.metrics.clear()
         self.clock.clear()
+        self._doctor = Doctor(self.state.log_history)  # of a resumed run, what it has warned of already
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
 
@@ -160,6 +164,9 @@ class PPOLogs(Trainer):
             logs["num_tokens"] = self._num_tokens
             if self.args.kl_target is not None:
                 logs["kl_coef"] = self.token_rewards.kl_coef
+            if self.is_world_process_zero():
+                for finding in self._doctor.look(logs | {"step": self.state.global_step}):
+                    logger.warning(finding.message)
             if self._token_log_rollout is not None:
                 self._write_token_log(self._token_log_rollout)
             if self.args.log_completions:

@@ -171,9 +171,10 @@ def none_for_most(completions, **_):
     return [None if i % 4 else float(i) for i in range(len(completions))]
 
 
-def first_half(completions, **_):
-    """The share of letters from the first half of the alphabet."""
-    return [sum(letter in "abcdefghijklm" for letter in text) / max(len(text), 1) for text in completions]
+def by_prompt(prompts, completions, **_):
+    """The prompt's length, which a critic can foresee, plus the share of letters from the alphabet's first half."""
+    shares = [sum(letter in "abcdefghijklm" for letter in text) / max(len(text), 1) for text in completions]
+    return [len(prompt) + share for prompt, share in zip(prompts, shares, strict=True)]
 
 
 class Failing:
@@ -237,14 +238,15 @@ def test_a_run_made_sick_on_purpose_is_found_out_and_warned_of_once(tmp_path, wa
 
 
 def test_a_healthy_run_is_not_warned_of(tmp_path, warnings, capsys):
-    trainer = make(tmp_path, policy(), first_half, MANY, **(OPTIONS | {"max_steps": 60, "critic_learning_rate": 1e-2}))
+    options = OPTIONS | {"max_steps": 44, "critic_learning_rate": 1e-2, "cliprange_value": 10.0}
+    trainer = make(tmp_path, policy(), by_prompt, MANY, **options)
     trainer.train()
     trainer.save_state()
     assert warnings == [] and trainer._doctor.unread == []
     capsys.readouterr()
     assert main(["doctor", str(tmp_path), "--lang", "en"]) == 0
     out = capsys.readouterr().out
-    assert "30 logs up to step 60, 10 rules" in out and "Nothing found" in out and "Not checked" not in out
+    assert "22 logs up to step 44, 10 rules" in out and "Nothing found" in out and "Not checked" not in out
 
 
 def test_a_resumed_run_does_not_warn_again(tmp_path, warnings):
@@ -301,11 +303,15 @@ def test_a_log_of_an_earlier_version_is_read_as_far_as_it_goes(tmp_path, capsys)
     assert "the log lacks the numbers: useless_critic" in capsys.readouterr().out
 
 
-def test_a_complete_run_is_healthy_and_its_own_warnings_are_repeated(document_run, capsys):
+def test_of_a_complete_run_its_ppo_is_read_and_its_own_warnings_are_repeated(document_run, capsys):
     found = diagnosis(document_run)
-    assert found["folder"] == str(document_run / "ppo") and found["not_checked"] == []
-    assert [finding["rule"] for finding in found["findings"]] == []
-    assert isinstance(found["run"], list)
+    assert (found["folder"], found["logs"], found["findings"]) == (str(document_run / "ppo"), 12, [])
+    assert found["not_checked"] == ["useless_critic"]  # it has none
+    (weak,) = found["run"]
+    assert "does not clearly beat this baseline" in weak
+    assert main(["doctor", str(document_run), "--lang", "en"]) == 0
+    out = capsys.readouterr().out
+    assert f"! {weak}" in out and "Nothing found" not in out
 
 
 def test_what_holds_no_log_of_ppo_is_refused(tmp_path, capsys):

@@ -94,14 +94,14 @@ def test_groups_of_equal_scores_by_hand():
     kept = torch.tensor([True, True, True, True, True, False, True, True, False, False])
     # The third and the last group have fewer than two scores; those of the fourth differ by rounding.
     assert constant_groups(scores, kept=kept, num_generations=2).tolist() == [True, False, True]
-    assert constant_groups(torch.tensor([0.0, 0.0, 0.0]), kept=torch.ones(3).bool(), num_generations=3).tolist() == [
-        True
-    ]
+    # What is not kept has no score.
+    scores, kept = torch.tensor([5.0, 0.0, 5.0, 0.0, 0.0, 0.0]), torch.tensor([True, False, True, True, True, True])
+    assert constant_groups(scores, kept=kept, num_generations=3).tolist() == [True, True]
 
 
 def test_moments_and_explained_variance_by_hand(alone):
-    values = torch.tensor([[1.0, 2.0], [3.0, 99.0], [99.0, 99.0]])
-    returns = torch.tensor([[1.0, 4.0], [4.0, -99.0], [99.0, 0.0]])
+    values = torch.tensor([[1.0, 2.0], [6.0, 99.0], [99.0, 99.0]])
+    returns = torch.tensor([[1.0, 4.0], [7.0, -99.0], [99.0, 0.0]])
     advantages = torch.tensor([[-3.0, 0.0], [3.0, 99.0], [99.0, 99.0]])
     some = rollout(values=values, returns=returns, advantages=advantages)
     numbers = {name: x.item() for name, x in token_statistics(some, has_critic=True, accelerator=alone).items()}
@@ -109,12 +109,12 @@ def test_moments_and_explained_variance_by_hand(alone):
         {
             "advantage_mean": 0.0,
             "advantage_std": 6**0.5,
-            "value_mean": 2.0,
-            "value_std": (2 / 3) ** 0.5,
-            "return_mean": 3.0,
-            "return_std": 2**0.5,
-            # Errors 0, 2, 1 have the variance 2/3, returns 1, 4, 4 the variance 2.
-            "explained_variance": 2 / 3,
+            "value_mean": 3.0,
+            "value_std": (14 / 3) ** 0.5,
+            "return_mean": 4.0,
+            "return_std": 6**0.5,
+            # Errors 0, 2, 1 have the variance 2/3, returns 1, 4, 7 the variance 6.
+            "explained_variance": 8 / 9,
         }
     )
 

@@ -1,8 +1,7 @@
 """What goes wrong in PPO, as rules over its logs: each names a number, its threshold and what to change.
 
-PPOTrainer warns by them while it trains, `hf-instructgpt doctor` reads them from a run's log afterwards. None fired in
-healthy runs of the recipes (char_gpt, seeds 0 to 4; stories260k); `recipes/docs/en/guides/reward-does-not-rise.md` has
-their numbers.
+PPOTrainer warns by them while it trains, `hf-instructgpt doctor` reads them from a run's log afterwards. How far healthy
+runs are from the thresholds is in `recipes/docs/en/guides/reward-does-not-rise.md`.
 """
 
 import math

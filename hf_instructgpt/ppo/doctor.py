@@ -1,7 +1,7 @@
 """What goes wrong in PPO, as rules over its logs: each names a number, its threshold and what to change.
 
-PPOTrainer warns by them while it trains, `hf-instructgpt doctor` reads them from a run's log afterwards. How far healthy
-runs are from the thresholds is in `recipes/docs/en/guides/reward-does-not-rise.md`.
+PPOTrainer warns by them while it trains, and `hf-instructgpt doctor` applies them to a run's log afterwards. How far
+healthy runs are from the thresholds is in `recipes/docs/en/guides/reward-does-not-rise.md`.
 """
 
 import math

@@ -75,6 +75,9 @@ average   average the weights of reward models into one
 report    write a run or a stage as one HTML file: what each stage did, samples, curves, token by token
   report runs/instructgpt
   report runs/seed0 runs/seed1 --output seeds.html
+doctor    find what went wrong in a run of PPO, from its log: numbers, thresholds, what to change
+  doctor runs/char_gpt
+  doctor runs/ppo --json
 push      push a run or a stage to the Hugging Face Hub
   push runs/instructgpt --private
 """
@@ -400,6 +403,16 @@ def report(*, folders: list[str], output: str | None) -> Path:
     return write_report(*folders, output=output)
 
 
+def doctor(*, folder: str, **options: Any) -> None:
+    """Say what went wrong in a run."""
+    check_folder(folder)
+
+    with importing():
+        from .stages.doctor import print_diagnosis
+
+    print_diagnosis(folder=folder, **options)
+
+
 def push(
     *, folder: str, code_only: bool, no_data: bool, private: bool, data: list[str], namespace: str | None
 ) -> None:
@@ -585,6 +598,10 @@ option("--output_dir", required=True, help="folder of the averaged model")
 option = verb("report", report)
 option("folders", nargs="+", metavar="DIR", help="folder of a run, a stage or a trainer; several are compared")
 option("--output", metavar="FILE", help="HTML file (default: DIR/report.html; for several, ./report.html)")
+
+option = verb("doctor", doctor)
+option("folder", help="folder of a run, of its PPO, or of a PPOTrainer, also while it trains")
+option("--json", dest="as_json", action="store_true", help="print JSON")
 
 option = verb("push", push)
 option("folder", help="folder of a run or a stage; repositories get its name. With --code-only: a repository's Hub id")

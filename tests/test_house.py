@@ -28,21 +28,21 @@ ROOMS = {
     "scoring": 470,
     "rankings": 1305,
     "resuming": 900,
-    "hub": 640,
+    "hub": 655,
     "reward": 870,
-    "ppo": 3265,
+    "ppo": 3590,
     "evaluation": 715,
     "report": 1100,
-    "stages": 5785,
+    "stages": 5840,
     "app": 1260,
     "experiments": 2030,
     "__init__": 90,
-    "cli": 600,
+    "cli": 615,
     "__main__": 8,
 }
 # The core is what a reader of PPO has to know.
 CORE = ["char_gpt", "text", "functional", "data", "models", "sampling", "scoring", "resuming", "reward", "ppo"]
-CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 10720, 25030, 560
+CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 11040, 25410, 560
 # The only rooms that may import from these: all others work without PPO, and with any causal language model.
 IMPORTERS = {"ppo": {"stages", "experiments", "__init__"}, "char_gpt": {"stages", "__init__"}}
 OVERRIDES = 6  # private methods of Trainer that PPO may override

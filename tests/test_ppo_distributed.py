@@ -85,7 +85,9 @@ def fixed_run(output_dir, **options):
         metrics = trainer.evaluate(PROMPTS)
     finally:
         trainer_module.generate_responses = sampler
-    return trainer, {"logs": [log for log in trainer.state.log_history if "loss" in log], "metrics": metrics}
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    logs = [{name: x for name, x in log.items() if not name.startswith("system/")} for log in logs]
+    return trainer, {"logs": logs, "metrics": metrics}
 
 
 def fixed_steps(output_dir, **options):

@@ -211,7 +211,8 @@ def test_two_processes_make_the_step_of_one(folder, kind, ranks, alone, name):
         assert mine["metrics"] == pytest.approx(alone[name]["metrics"], abs=2e-6)
     # Of the main process: the others log nothing.
     for mine, expected in zip(ranks[0][f"fixed, {name}"]["logs"], alone[name]["logs"], strict=True):
-        assert mine == pytest.approx(expected, abs=2e-6)
+        own = {"policy_grad_norm", "critic_grad_norm"} if kind.startswith("deepspeed") else set()  # in its engine
+        assert mine == pytest.approx({name: x for name, x in expected.items() if name not in own}, abs=2e-6)
     expected, mine = weights(folder / "alone" / name), weights(folder / kind / name)
     assert mine.keys() == expected.keys()
     for file, tensors in expected.items():

@@ -27,6 +27,7 @@ from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.sampling.generate import Samples
 from hf_instructgpt.stages import load_data, sft
 from hf_instructgpt.stages.config_file import read_yaml
+from hf_instructgpt.stages.doctor import diagnosis
 from hf_instructgpt.stages.parsing import parse_stage
 from hf_instructgpt.stages.pipeline import BASE, COMMANDS, Pipeline
 
@@ -418,6 +419,8 @@ def test_the_main_job_shows_what_the_readme_promises(recipe, seed, tmp_path):
         assert result["gold_ppo"] > max(result["gold_sft"], result["gold_more_sft"])
         assert result["correct_ppo"] >= result["correct_sft"] - 0.13
     assert metrics["comparison"]["kl"] < 8
+    health = diagnosis(tmp_path / "run")
+    assert health["logs"] == 64 and health["findings"] == health["not_checked"] == []
 
 
 @pytest.mark.slow

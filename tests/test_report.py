@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from hf_instructgpt.evaluation.comparison import Answers
 from hf_instructgpt.hub import curves
-from hf_instructgpt.hub.curves import draw_run
+from hf_instructgpt.hub.curves import draw_run, training_panels
 from hf_instructgpt.hub.model_card import Made
 from hf_instructgpt.language import choose_language
 from hf_instructgpt.report.printed_summary import summary
@@ -211,6 +211,23 @@ def test_plots_are_written_and_show_something(charts, tmp_path, recwarn):
     draw_run({"ppo_init": [{"step": 1, "epoch": 1.0}]}, tmp_path)
     assert (tmp_path / "ppo_init_loss.png").is_file()
     assert not recwarn.list
+
+
+def test_every_small_panel_has_chinese_words():
+    texts = (Path(curves.__file__).parents[1] / "report" / "page" / "texts.js").read_text(encoding="utf-8")
+    chinese = texts.split("words: {")[-1]
+    labels = {label for names in curves.DIAGNOSTICS["ppo"].values() for label in names.values()}
+    for word in labels | curves.DIAGNOSTICS["ppo"].keys():
+        assert f'"{word}": "' in chinese or f' {word}: "' in chinese, word
+
+
+def test_small_panels_are_drawn_of_what_a_log_has():
+    old = [{"step": 4, "score": 1.0, "entropy": 0.5}, {"step": 8, "entropy": 0.4, "critic_grad_norm": 2.0}]
+    assert training_panels(old, "ppo", curves.DIAGNOSTICS) == [
+        ("entropy, nats per token", {"mean": [(4, 0.5), (8, 0.4)]}),
+        ("gradient norm", {"policy": [], "critic": [(8, 2.0)]}),
+    ]
+    assert training_panels(old, "sft", curves.DIAGNOSTICS) == []
 
 
 def test_labels_are_ascii():

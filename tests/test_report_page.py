@@ -210,6 +210,7 @@ def test_a_run_and_a_stage(document_run, tmp_path, capsys):
     data = data_of((folder / "report.html").read_text(encoding="utf-8"))
     assert [some["name"] for some in data["stages"]] == ["sft", "reward", "ppo"] and data["name"] == "doc"
     assert all(some["panels"] and some["samples"] for some in data["stages"])
+    assert [len(some["diagnostics"]) for some in data["stages"]] == [0, 0, 7]
     assert data["metrics"] == json.loads((folder / "metrics.json").read_text()) and data["weak_reward"]
     log = [json.loads(line) for line in (folder / "ppo/tokens.jsonl").read_text().splitlines()]
     assert sum(len(some["steps"]) for some in data["microscope"]) == len(log) > 3
@@ -324,7 +325,11 @@ def shown(document_run, tmp_path_factory):
 def test_the_page_in_a_browser(shown, open_page):
     path, data = shown
     tab = open_page(path, locale="en-GB")
-    assert tab.locator(".plot svg").count() == sum(len(some["panels"]) for some in data["stages"])
+    panels = [len(some[kind]) for some in data["stages"] for kind in ("panels", "diagnostics")]
+    assert tab.locator(".plot svg").count() == sum(panels) and panels[-1] == 7  # no critic
+    assert (
+        tab.locator(".charts.small .plot svg").count() == 7 and tab.locator("h3", has_text="Diagnostics").count() == 1
+    )
     titles = tab.locator("h2").all_inner_texts()
     assert titles[0].startswith("One model, three stages of training") and "Stage 3: PPO" in titles
     answers = data["answers"][0]

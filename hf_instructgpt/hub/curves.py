@@ -21,6 +21,22 @@ PANELS = {
         },
     },
 }
+# Small panels of a report's page that tell why a stage's curves are what they are.
+DIAGNOSTICS = {
+    "ppo": {
+        "SD of the scores": {"score_std": "rollout"},
+        "KL per token, nats": {"kl_per_token": "mean", "kl_per_token_p99": "99th percentile"},
+        "entropy, nats per token": {"entropy": "mean"},
+        "length, tokens": {"completions/median_length": "median", "completions/p95_length": "95th percentile"},
+        "clipped tokens": {"clip_fraction": "share"},
+        "explained variance": {"explained_variance": "critic"},
+        "gradient norm": {"policy_grad_norm": "policy", "critic_grad_norm": "critic"},
+        "tokens per second": {
+            "system/sampling_tokens_per_second": "sampling",
+            "system/updating_tokens_per_second": "updating",
+        },
+    },
+}
 # Per stage of a run: the file, the stage whose panels it has, and a title.
 RUN_PLOTS = {
     "sft": ("sft_loss.png", "sft", "Supervised fine-tuning"),
@@ -39,10 +55,10 @@ def draw_training(log_history: list[dict], stage: str, path: Path) -> None:
         draw_panels(path, "Training", "optimizer step", panels)
 
 
-def training_panels(log_history: list[dict], stage: str) -> list[Panel]:
-    """A stage's panels over the optimizer steps; those without points are skipped."""
+def training_panels(log_history: list[dict], stage: str, kinds: dict = PANELS) -> list[Panel]:
+    """A stage's panels (or its `DIAGNOSTICS`) over the optimizer steps; those without points are skipped."""
     panels = []
-    for ylabel, names in PANELS[stage].items():
+    for ylabel, names in kinds.get(stage, {}).items():
         lines = {
             label: [(entry["step"], entry[key]) for entry in log_history if key in entry]
             for key, label in names.items()

@@ -1,68 +1,125 @@
-"""Warnings of a run that does not learn: no scores, equal scores, responses that never end."""
+"""What is measured beside means: spread, extremes and percentiles, norms of gradients."""
+
+import math
 
 import torch
 from accelerate import Accelerator
-from transformers.utils import logging
+from torch import nn
 
 from ..errors import InputError
 from ..functional import in_float64
+from .critic import ActorCritic
 from .metrics import sum_over_processes
+from .rollout import Rollout
 
-logger = logging.get_logger(__name__)
-
-# Rollouts in a row before a warning: a small rollout may lack an end by chance.
-PATIENCE = {"unscored": 1, "equal": 1, "endless": 3}
 # Rollouts in a row without any score before the run stops: a judge may have been away for one or two, or the rows are
 # ones that a function does not score. After more, a run of days would learn nothing and end with "Done".
 MAX_UNSCORED = 3
+# Scores of which the largest and the smallest differ by less than this share of them are equal, but for rounding.
+ROUNDING = 1e-6
 
 
-class RolloutWatch:
-    """Counts rollouts in a row in which something is wrong; warns once of each kind."""
+def rollout_statistics(
+    rollout: Rollout, *, ended: torch.Tensor, num_generations: int, has_critic: bool, accelerator: Accelerator
+) -> dict[str, torch.Tensor]:
+    """Numbers `(1,)` of a rollout on all processes, and of its groups of responses to one prompt.
 
-    def __init__(self, reward_names: list[str], *, max_completion_length: int):
+    `ended` `(B,)` says which responses ended by themselves. What is not kept has no part; what cannot be said, such as
+    the mean length of those that ended where none did, is left out.
+    """
+    mask, kept = rollout.response_mask, rollout.kept
+    columns = torch.stack([rollout.scores.float(), mask.sum(-1).float(), ended.float(), kept.float()], dim=-1)
+    scores, lengths, ended, is_kept = accelerator.gather(columns).unbind(-1)
+    scores, lengths, ended = (x[is_kept.bool()] for x in (scores, lengths, ended.bool()))
+    found = {}
+    if len(scores):
+        found["score_std"] = in_float64(scores).std(correction=0)
+        found["score_min"], found["score_max"] = scores.aminmax()
+        shares = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
+        found |= {f"completions/{name}_length": torch.quantile(lengths, share) for name, share in shares.items()}
+        found |= token_statistics(rollout, has_critic=has_critic, accelerator=accelerator)
+        found["kl_per_token_p99"] = upper_quantile(rollout.kl[mask], 0.99, accelerator=accelerator)
+    if ended.any():
+        found["completions/mean_terminated_length"] = lengths[ended].mean()
+    found = {name: x[None] for name, x in found.items()}
+    if num_generations > 1:
+        found["frac_reward_zero_std"] = constant_groups(rollout.scores, kept=kept, num_generations=num_generations)
+    return {**found, "kl_per_token": rollout.kl[mask]}
+
+
+def constant_groups(scores: torch.Tensor, *, kept: torch.Tensor, num_generations: int) -> torch.Tensor:
+    """Whether all scores of a prompt's responses are equal, `(G,)`, for each prompt with two or more that are kept.
+
+    `scores` and `kept` are `(B,)`, responses to one prompt side by side. TRL's name for the share of these prompts is
+    `frac_reward_zero_std`.
+    """
+    scores, kept = scores.view(-1, num_generations), kept.view(-1, num_generations)
+    low = torch.where(kept, scores, torch.inf).amin(-1)
+    high = torch.where(kept, scores, -torch.inf).amax(-1)
+    are_equal = high - low <= ROUNDING * torch.maximum(low.abs(), high.abs())
+    return are_equal[kept.sum(-1) > 1]
+
+
+def token_statistics(rollout: Rollout, *, has_critic: bool, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Means and standard deviations `()` over a rollout's real tokens of all processes: advantages before whitening,
+    and with a critic values and returns.
+    """
+    tokens = {"advantage": rollout.advantages}
+    if has_critic:
+        tokens |= {"value": rollout.values, "return": rollout.returns}
+    x = in_float64(torch.stack([x[rollout.response_mask] for x in tokens.values()]))  # (K, N)
+    totals = torch.cat([x.sum(-1), x.new_tensor([x.shape[1]])])
+    *sums, count = sum_over_processes(totals, accelerator)
+    means = torch.stack(sums) / count.clamp(min=1)
+    variances = sum_over_processes((x - means[:, None]).square().sum(-1), accelerator) / count.clamp(min=1)
+    means, variances = (dict(zip(tokens, some, strict=True)) for some in (means, variances))
+    found = {}
+    for name in tokens:
+        found |= {f"{name}_mean": means[name], f"{name}_std": variances[name].sqrt()}
+    return found
+
+
+def upper_quantile(values: torch.Tensor, share: float, *, accelerator: Accelerator) -> torch.Tensor:
+    """The quantile `()` of the numbers `(N,)` of all processes, which differ in N; there is at least one.
+
+    As `torch.quantile`, with linear interpolation, but only the largest numbers of each process are gathered.
+    """
+    count = int(sum_over_processes(torch.tensor(len(values), device=values.device), accelerator))
+    place = share * (count - 1)
+    num_above = count - math.floor(place)  # the number at that place and all above it
+    largest = values.float().topk(min(num_above, len(values))).values
+    largest = nn.functional.pad(largest, (0, num_above - len(largest)), value=-torch.inf)
+    largest = accelerator.gather(largest).topk(num_above).values
+    return torch.lerp(largest[-1], largest[max(num_above - 2, 0)], place - math.floor(place))
+
+
+def gradient_norms(actor_critic: ActorCritic) -> dict[str, torch.Tensor]:
+    """L2 norms `()` of the gradients of policy and critic, where they have any; of all shards together.
+
+    A critic on the policy's own trunk is only its head here: its gradient of the trunk is part of the policy's.
+    """
+    norms = {}
+    for name, module in (("policy", actor_critic.policy), ("critic", actor_critic.value_model)):
+        gradients = [] if module is None else [p.grad for p in module.parameters() if p.grad is not None]
+        if gradients:
+            norm = nn.utils.get_total_norm(gradients)
+            norms[f"{name}_grad_norm"] = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).float()
+    return norms
+
+
+class ScoreWatch:
+    """Stops a run in which no response gets a score any more."""
+
+    def __init__(self, reward_names: list[str]):
         self.names = ", ".join(reward_names)
-        self.max_completion_length = max_completion_length
-        self.in_a_row = dict.fromkeys(PATIENCE, 0)
-        self.warned: set[str] = set()
+        self.in_a_row = 0
 
-    def look(
-        self, scores: torch.Tensor, ended: torch.Tensor, *, num_responses: int, accelerator: Accelerator
-    ) -> torch.Tensor:
-        """Standard deviation `(1,)` of the scores of all processes, `(0,)` without any; warns of what is seen.
-
-        `scores` and `ended` `(B,)` are those of the responses that were kept, out of `num_responses`.
-        """
-        scores, ended = in_float64(scores), in_float64(ended)
-        counts = [ended.new_tensor(num_responses), ended.new_tensor(len(scores)), ended.sum(), scores.sum()]
-        num_all, num_scored, num_ended, total = sum_over_processes(torch.stack(counts), accelerator).tolist()
-        mean = total / max(num_scored, 1)
-        variance = sum_over_processes((scores - mean).square().sum(), accelerator) / max(num_scored, 1)
-        std = variance.sqrt()
-        seen = {
-            "unscored": num_scored == 0,
-            "equal": num_scored > 1 and std.item() <= 1e-6 * abs(mean),
-            "endless": num_scored > 0 and num_ended == 0,
-        }
-        messages = {
-            "unscored": f"none of the {num_all:.0f} responses of a rollout got a score from {self.names}: nothing "
-            f"is learned from it. After {MAX_UNSCORED} such rollouts in a row the run stops.",
-            "equal": f"all {num_scored:.0f} scores of a rollout are equal ({mean:.4g}), and {num_ended:.0f} of its "
-            "responses ended by themselves: it teaches nothing but the KL penalty. If `score_std` stays 0, use a "
-            "reward that tells responses apart; if none ends, raise `max_completion_length` "
-            f"({self.max_completion_length}).",
-            "endless": f"no response of the last {PATIENCE['endless']} rollouts ended by itself: all were cut off at "
-            f"`max_completion_length` = {self.max_completion_length} tokens. Raise it, or name the tokens that end a "
-            "response in `stop_token_ids`; the policy must have learned to end in SFT.",
-        }
-        for kind, is_seen in seen.items():
-            self.in_a_row[kind] = self.in_a_row[kind] + 1 if is_seen else 0
-            if self.in_a_row[kind] == PATIENCE[kind] and kind not in self.warned:
-                self.warned.add(kind)
-                logger.warning(messages[kind])
-        if self.in_a_row["unscored"] == MAX_UNSCORED:
+    def look(self, kept: torch.Tensor, accelerator: Accelerator) -> None:
+        """Count a rollout, given which of its responses `(B,)` are kept."""
+        has_scores = bool(sum_over_processes(kept.sum(), accelerator))
+        self.in_a_row = 0 if has_scores else self.in_a_row + 1
+        if self.in_a_row == MAX_UNSCORED:
             raise InputError(self.unscored(f"in {MAX_UNSCORED} rollouts in a row"))
-        return std.expand(int(num_scored > 0))
 
     def unscored(self, when: str) -> str:
         """The error of a run that stops because nothing was scored."""

@@ -13,6 +13,8 @@ from ..errors import InputError
 from ..functional import MAX_LOG_RATIO, importance_weights, kl_estimate
 from ..sampling.generate import Generator
 from .config import PPOConfig
+from .critic import ActorCritic
+from .diagnostics import gradient_norms
 from .metrics import Metrics, sum_over_processes
 
 logger = logging.get_logger(__name__)
@@ -130,9 +132,10 @@ class UpdateGuard:
         ratio = log_ratio.exp()
         approx_kl = ratio - 1 - log_ratio  # k3 of Schulman's note "Approximating KL" (2020)
         self.metrics.record(approx_kl=approx_kl[mask], ratio=ratio[mask], ratio_clamp_fraction=is_clamped[mask])
+        self.metrics.record_max(ratio_max=ratio[mask])
         self.sums += torch.stack([approx_kl.sum(), torch.where(mask, ratio, 0).sum(), num_nonfinite.float()])
 
-    def accepts(self, model: nn.Module, *, num_tokens: int, is_first: bool, has_text: bool) -> bool:
+    def accepts(self, model: ActorCritic, *, num_tokens: int, is_first: bool, has_text: bool) -> bool:
         """Whether a mini-batch's step is taken: not with a NaN, past the KL bound, or when the ratio has spiked.
 
         `is_first`: the first update from a rollout, when the policy is the one that was measured.
@@ -162,9 +165,15 @@ class UpdateGuard:
             self.metrics.record(skipped_updates=torch.tensor([float(not accepted)]))
         return accepted
 
-    def _gradients_are_finite(self, model: nn.Module) -> bool:
-        is_deepspeed = self.accelerator.state.deepspeed_plugin is not None
-        if self.accelerator.scaler is not None or is_deepspeed:  # both look after that themselves
+    def _gradients_are_finite(self, model: ActorCritic) -> bool:
+        """Record the norms of the gradients; the scaler of fp16 and DeepSpeed look after what is not finite."""
+        if self.accelerator.state.deepspeed_plugin is not None:  # the gradients are in its engine
             return True
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        return bool(nn.utils.get_total_norm(gradients).isfinite())
+        scaler = self.accelerator.scaler
+        norms = {
+            name: norm / (1 if scaler is None else scaler.get_scale()) for name, norm in gradient_norms(model).items()
+        }
+        are_finite = all(norm.isfinite() for norm in norms.values())
+        if are_finite:
+            self.metrics.record(**norms)
+        return are_finite or scaler is not None

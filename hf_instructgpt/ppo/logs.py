@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import ProgressCallback, Trainer
-from transformers.utils import is_rich_available
+from transformers.utils import is_rich_available, logging
 from trl.trainer.utils import print_prompt_completions_sample
 
 from ..errors import InputError
@@ -19,12 +19,16 @@ from ..functional import ends_with_stop, kl_is_clamped, score_disagreement
 from ..layout import COMPLETIONS_FOLDER, ROLLOUTS_FOLDER, TOKEN_LOG_FILE
 from ..text import decode_responses
 from .advantages import group_scale, policy_lam, whitening
+from .clock import Clock, peak_memory
 from .config import CLIPS
-from .diagnostics import RolloutWatch
+from .diagnostics import ScoreWatch, rollout_statistics
+from .doctor import Doctor
 from .metrics import Metrics
 from .recording import drop_later, write_rollout
 from .rollout import Rollout
 from .token_log import append_rows, rewind, token_rows
+
+logger = logging.get_logger(__name__)
 
 
 class PPOLogs(Trainer):
@@ -34,7 +38,9 @@ class PPOLogs(Trainer):
         """`datasets`: of the first one that is there, the token log follows prompts."""
         args = self.args
         self.metrics = Metrics(self.accelerator)
-        self._watch = RolloutWatch(self.reward_names, max_completion_length=args.max_completion_length)
+        self.clock = Clock(self.accelerator)
+        self.add_callback(self.clock)
+        self._watch = ScoreWatch(self.reward_names)
         followed = next((rows for rows in datasets if rows is not None), ())
         self._token_log_prompts = [followed[i] for i in range(min(args.log_tokens, len(followed)))]
         self._token_log_rollout: Rollout | None = None
@@ -43,7 +49,9 @@ class PPOLogs(Trainer):
             self.add_callback(PPOProgressCallback(lambda: self._num_tokens))
 
     def _begin_training(self) -> None:
-        self.metrics.sums.clear()
+        self.metrics.clear()
+        self.clock.clear()
+        self._doctor = Doctor(self.state.log_history)  # of a resumed run, what it has warned of already
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
         drop_later(self._rollouts_folder, step=self.state.global_step, process=self.args.process_index)
@@ -90,10 +98,16 @@ class PPOLogs(Trainer):
     def _record_rollout(self, rollout: Rollout) -> None:
         """Record what is logged of a training rollout, and answer the prompts of the token log."""
         mask, summary = rollout.response_mask, self._summarize(rollout)
-        score_std = self._watch.look(
-            summary["score"], summary["eos_fraction"], num_responses=len(rollout), accelerator=self.accelerator
+        self._watch.look(rollout.kept, self.accelerator)
+        stop = self.generation_config.eos_token_id
+        statistics = rollout_statistics(
+            rollout,
+            ended=ends_with_stop(rollout.response_ids, mask=mask, stop_token_ids=stop),
+            num_generations=self.args.num_generations,
+            has_critic=self.args.has_critic,
+            accelerator=self.accelerator,
         )
-        self.metrics.record(**summary, score_std=score_std, dropped_samples=~rollout.kept)
+        self.metrics.record(**summary, **statistics, dropped_samples=~rollout.kept)
         if self.args.record_rollouts:
             self._write_rollout(rollout)
         if not self.args.entropy_coef:  # its estimate from the sampled tokens, which costs nothing
@@ -108,6 +122,16 @@ class PPOLogs(Trainer):
                 whitened = torch.where(followed.response_mask, (followed.advantages - mean) * scale, 0)
                 followed = replace(followed, advantages=whitened)
             self._token_log_rollout = followed
+
+    def _record_update(self, num_tokens: int) -> None:
+        """Record an optimizer step that is about to be made, on `num_tokens` response tokens of all processes."""
+        self.clock.add_update(num_tokens)
+        critic, groups = self._actor_critic.value_model, self.optimizer.param_groups
+        if critic is not None:
+            head = critic.value_head.weight
+            rates = [group["lr"] for group in groups if any(p is head for p in group["params"])]
+            rate = rates[0] if rates else groups[-1]["lr"]  # DeepSpeed's groups have other tensors, in the same order
+            self.metrics.record_latest(critic_learning_rate=torch.tensor([rate]))
 
     def _advantage_whitening(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and scale of a training rollout's advantages; the token log's are whitened by them too."""
@@ -155,10 +179,14 @@ class PPOLogs(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the means of all metrics since the last one over real tokens and all processes."""
         if "loss" in logs:  # a log of training, not of an evaluation or the summary at the end
-            logs |= self.metrics.take()
+            self.metrics.record_max(**{"system/peak_memory_gib": torch.tensor([peak_memory(self.accelerator.device)])})
+            logs |= self.metrics.take() | self.clock.take()
             logs["num_tokens"] = self._num_tokens
             if self.args.kl_target is not None:
                 logs["kl_coef"] = self.token_rewards.kl_coef
+            if self.is_world_process_zero():
+                for finding in self._doctor.look(logs | {"step": self.state.global_step}):
+                    logger.warning(finding.message)
             if self._token_log_rollout is not None:
                 self._write_token_log(self._token_log_rollout)
             if self.args.log_completions:

@@ -164,6 +164,7 @@ class PPOState(CardMixin, ResumableTrainer):
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": self.metrics.state_dict(),
             "generator": self.generator.state_dict() if isinstance(self.generator, RecordedRollouts) else None,
+            "clock": self.clock.state_dict(),
             "ema": [x.cpu() for x in self.ema.shards()] if self.ema is not None and self._is_sharded else None,
         }
 
@@ -178,5 +179,6 @@ class PPOState(CardMixin, ResumableTrainer):
         self.metrics.load_state_dict(state["sums"])
         if isinstance(self.generator, RecordedRollouts) and state.get("generator") is not None:
             self.generator.load_state_dict(state["generator"])
+        self.clock.load_state_dict(state["clock"])
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # else it came with the weights
             self._load_average(checkpoint)

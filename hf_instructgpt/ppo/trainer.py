@@ -335,12 +335,14 @@ class PPOTrainer(PPOLogs, PPOState):
     def _begin_rollout(self, rows: list[dict]) -> None:
         """Sample and measure the responses of the next updates, and record what is logged of them."""
         self.token_rewards.adapt(self._rollout)
-        rollout = self._rollout = self._roll_out(rows, num_generations=self.args.num_generations, is_training=True)
-        self.guard.rollout_is_done = False
-        self._num_tokens += int(self._global_sum(rollout.response_mask.sum()))
-        critic = self._actor_critic.value_model
-        self.metrics.record(explained_variance=self.critic_training.begin_rollout(rollout, critic))
-        self._record_rollout(rollout)
+        with self.clock.phase("rollout"):
+            rollout = self._rollout = self._roll_out(rows, num_generations=self.args.num_generations, is_training=True)
+            self.guard.rollout_is_done = False
+            self._num_tokens += (num_tokens := int(self._global_sum(rollout.response_mask.sum())))
+            self.clock.add_rollout(num_tokens)
+            critic = self._actor_critic.value_model
+            self.metrics.record(explained_variance=self.critic_training.begin_rollout(rollout, critic))
+            self._record_rollout(rollout)
 
     @torch.no_grad()
     def _roll_out(self, rows: list[dict], *, num_generations: int, is_training: bool = False) -> Rollout:
@@ -351,20 +353,22 @@ class PPOTrainer(PPOLogs, PPOState):
         rows = [row for row in rows for _ in range(num_generations)]
         prompt_rows = [encode_row(self.processing_class, row) for row in rows]
         check_drawn(rows, prompt_rows, room=room_for_prompt(actor_critic, args))
-        with self._compiled(False):
+        with self._compiled(False), self.clock.phase("sampling", is_on=is_training):
             prompt_ids, prompt_mask, response_ids, mask = self._sample(prompt_rows)
         with self._compiled():
-            scores, score_terms, kept = self._score(rows, prompt_rows, response_ids, mask)
+            with self.clock.phase("scoring", is_on=is_training):
+                scores, score_terms, kept = self._score(rows, prompt_rows, response_ids, mask)
             mask = mask & kept.unsqueeze(-1)
             # Recomputed in the precision of the update rather than kept from sampling: the first ratio is then 1.
-            measured = measure(
-                actor_critic,
-                self.ref_model,
-                *(prompt_ids, prompt_mask, response_ids, mask),
-                args=args,
-                autocast=self.accelerator.autocast,
-                by_length=self._by_length,
-            )
+            with self.clock.phase("measuring", is_on=is_training):
+                measured = measure(
+                    actor_critic,
+                    self.ref_model,
+                    *(prompt_ids, prompt_mask, response_ids, mask),
+                    args=args,
+                    autocast=self.accelerator.autocast,
+                    by_length=self._by_length,
+                )
         actor_critic.train(was_training)
         kept = kept & self.guard.finite_rows({name: x.isfinite() | ~mask for name, x in measured.items()})
         mask = mask & kept.unsqueeze(-1)
@@ -535,9 +539,10 @@ class PPOTrainer(PPOLogs, PPOState):
             update = (self._micro_step - 1) // args.gradient_accumulation_steps
             if self.critic_training.is_warming_up(self.state.global_step):
                 actor_critic.policy.zero_grad()
+            self._record_update(num_tokens := int(self._micro_batches[0].num_tokens))
             accepted = self.guard.accepts(
                 actor_critic,
-                num_tokens=int(self._micro_batches[0].num_tokens),
+                num_tokens=num_tokens,
                 is_first=update % (args.num_ppo_epochs * args.num_mini_batches) == 0,
                 has_text=self.ptx is not None,
             )

@@ -32,7 +32,9 @@ class Run:
     """A run, a stage or what a trainer left, as the page shows it."""
 
     name: str
-    stages: list[dict]  # `name`, `samples`, and `panels` of `label`, `xlabel` and `lines` (`label`, `points`)
+    stages: list[
+        dict
+    ]  # `name`, `samples`, `panels` of `label`, `xlabel` and `lines` (`label`, `points`), `diagnostics`
     tokens: list[dict]  # rows of `tokens.jsonl`
     rollouts: list[dict] = field(default_factory=list)  # recorded ones: `step`, and some `responses`
     metrics: dict | None = None
@@ -99,7 +101,8 @@ def _shown(run: Run, *, max_tokens: int) -> dict:
     kept = thinned(run.tokens, max_tokens=max_tokens)
     data = {name: value for name, value in vars(run).items() if name != "tokens"}
     for stage in data["stages"]:
-        for line in (line for panel in stage["panels"] for line in panel["lines"]):
+        panels = [*stage["panels"], *stage.get("diagnostics", ())]
+        for line in (line for panel in panels for line in panel["lines"]):
             line["points"] = line["points"][:: -(-len(line["points"]) // MAX_POINTS)]
     asked = run.questions()
     microscope = [{**some, "prompt": asked[some["prompt"]]} for some in by_prompt(kept)]

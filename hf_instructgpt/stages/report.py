@@ -14,7 +14,7 @@ import yaml
 from ..data import SAMPLE_DATASETS, judge
 from ..errors import InputError
 from ..files import disk_errors, fields_of, read_json, write_whole
-from ..hub.curves import training_panels
+from ..hub.curves import DIAGNOSTICS, PANELS, training_panels
 from ..hub.model_card import NUM_SAMPLES, Made
 from ..language import chosen_language
 from ..layout import (
@@ -154,10 +154,13 @@ def _stage(name: str, folder: Path) -> dict | None:
     with fields_of(source / STATE_FILE):
         logged = {key for entry in state["log_history"] for key in entry}
         stage = made.stage if made else next((LOGGED_BY[key] for key in LOGGED_BY if key in logged), "sft")
-        panels = [
-            {"label": label, "xlabel": "optimizer step", "lines": _finite_lines(lines)}
-            for label, lines in training_panels(state["log_history"], stage)
-        ]
+        panels, diagnostics = (
+            [
+                {"label": label, "xlabel": "optimizer step", "lines": _finite_lines(lines)}
+                for label, lines in training_panels(state["log_history"], stage, kinds)
+            ]
+            for kinds in (PANELS, DIAGNOSTICS)
+        )
         seconds = [float(entry["train_runtime"]) for entry in state["log_history"] if "train_runtime" in entry]
     facts = {
         "samples": _completions(folder / COMPLETIONS_FOLDER),
@@ -182,6 +185,7 @@ def _stage(name: str, folder: Path) -> dict | None:
         "name": name or stage,
         "kind": stage,
         "panels": [panel for panel in panels if panel["lines"]],
+        "diagnostics": [panel for panel in diagnostics if panel["lines"]],
         "seconds": seconds[-1] if seconds else None,
         **facts,
     }

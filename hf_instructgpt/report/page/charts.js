@@ -9,14 +9,14 @@ function ticks(low, high) {
   for (let i = Math.floor(low / width + 1e-9); i <= Math.ceil(high / width - 1e-9); i++) found.push(i * width);
   return found.length > 1 ? found : [found[0], found[0] + width];
 }
-/* The panels of a stage over several runs: a line per run and line; runs differ by colour, lines by dashes. */
+/* Panels of a stage over several runs, `[name, panels]` of each: a line per run and line; runs differ by colour, lines by dashes. */
 function overlaid(stages) {
   const panels = new Map();
-  stages.forEach(([name, stage], i) => stage.panels.forEach((panel) => {
+  stages.forEach(([name, some], i) => some.forEach((panel) => {
     const lines = panels.get(panel.label) || panels.set(panel.label, []).get(panel.label);
     panel.lines.forEach((line, j) => lines.push({ ...line, run: name, colour: COLOURS[(stages.length > 1 ? i : j) % COLOURS.length], dashed: j > 0 }));
   }));
-  return [...panels].map(([label, lines]) => ({ label, xlabel: stages[0][1].panels[0].xlabel, lines }));
+  return [...panels].map(([label, lines]) => ({ label, xlabel: stages[0][1][0].xlabel, lines }));
 }
 /* On paper charts are narrower; their texts keep their size. */
 for (const event of ["beforeprint", "afterprint"]) {
@@ -39,7 +39,7 @@ function chart(panel, T) {
   const summary = panel.lines.map((line) => `${name(line)} ${show(line.points[0][1])} → ${show(line.points.at(-1)[1])}`).join("; ");
 
   const paint = (W) => {
-    const H = 210, left = 50, right = W - 12, top = 8, bottom = H - 36;
+    const H = panel.small ? 110 : 210, left = panel.small ? 44 : 50, right = W - 12, top = 8, bottom = H - (panel.small ? 20 : 36);
     const ys = panel.lines.flatMap((line) => line.points.map((p) => p[1])), yTicks = ticks(Math.min(...ys), Math.max(...ys));
     const [x0, x1, y0, y1] = [0, steps.at(-1), yTicks[0], yTicks.at(-1)];
     const X = (x) => left + ((right - left) * (x - x0)) / (x1 - x0 || 1), Y = (y) => bottom - ((bottom - top) * (y - y0)) / (y1 - y0);
@@ -49,7 +49,7 @@ function chart(panel, T) {
         draw("text", { x: left - 6, y: Y(y) + 4, "text-anchor": "end" }, panel.label === "pair accuracy" ? percent(y, 0) : number(y)));
     }
     for (const x of ticks(x0, x1).filter((x) => x >= x0 && x <= x1 && Number.isInteger(x))) svg.append(draw("text", { x: X(x), y: bottom + 16, "text-anchor": "middle" }, String(x)));
-    svg.append(draw("text", { x: (left + right) / 2, y: H - 4, "text-anchor": "middle" }, say(panel.xlabel)));
+    if (!panel.small) svg.append(draw("text", { x: (left + right) / 2, y: H - 4, "text-anchor": "middle" }, say(panel.xlabel)));
     for (const line of panel.lines) {
       const dash = line.dashed ? { "stroke-dasharray": "5 3" } : {};
       svg.append(draw("polyline", { points: line.points.map(([x, y]) => `${X(x).toFixed(1)},${Y(y).toFixed(1)}`).join(" "), fill: "none", stroke: line.colour, "stroke-width": 2, ...dash }));
@@ -87,11 +87,11 @@ function chart(panel, T) {
     const now = Math.round(entry.contentRect.width);
     if (now > 0 && now !== width) paint(width = now);
   }).observe(place);
-  const details = make("details", { className: "no-print" }, make("summary", {}, `${T.data}: ${say(panel.label)}`));
+  const details = make("details", { className: "no-print" }, make("summary", {}, panel.small ? T.data : `${T.data}: ${say(panel.label)}`));
   details.addEventListener("toggle", () => {  // made when it is opened
     if (details.childElementCount === 1) details.append(make("div", { className: "rows" }, table([say(panel.xlabel), ...panel.lines.map(name)],
       steps.map((x) => [String(x), ...panel.lines.map((line) => ({ number: show(valueAt(line, x)?.[1]) }))]), { className: "plain" })));
   });
-  return make("figure", {}, make("figcaption", {}, make("strong", {}, ...rich(panel.label in EXPLAINED ? `[[${EXPLAINED[panel.label]}|${say(panel.label)}]]` : say(panel.label))), make("div", { className: "soft" }, hint || "\u00a0")),
+  return make("figure", {}, make("figcaption", {}, make("strong", {}, ...rich(panel.label in EXPLAINED ? `[[${EXPLAINED[panel.label]}|${say(panel.label)}]]` : say(panel.label))), panel.small ? null : make("div", { className: "soft" }, hint || "\u00a0")),
     readout, place, details);
 }

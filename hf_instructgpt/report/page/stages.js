@@ -3,14 +3,17 @@ function stages(T, runs) {
   const names = [...new Set(runs.flatMap((run) => run.stages.map((stage) => stage.name)))];
   const parts = names.map((name) => {
     const found = runs.map((run) => [run, run.stages.find((stage) => stage.name === name)]).filter(([, stage]) => stage);
-    const panels = overlaid(found.filter(([, stage]) => stage.panels.length).map(([run, stage]) => [run.name, stage]));
+    const panelsOf = (key) => overlaid(found.filter(([, stage]) => stage[key]?.length).map(([run, stage]) => [run.name, stage[key]]));
+    const small = panelsOf("diagnostics");
     const helped = found.map(([run, stage]) => [run.name, help(T, run, stage)]).filter(([, text]) => text);
     const [run, stage] = found.find(([run]) => run === runs[chosen.run]) || found[0];
     const shown = stage.kind === "reward" || !run.answers.length ? stageSamples(T, stage) : null;
     return make("section", { className: "stage" }, make("h2", {}, T.stages[name]),
       make("div", { className: "explained" }, make("div", {}, ...explained(T, run, stage).map((text) => sentence(text))), formula(formulaOf(T, run, stage))),
       ...helped.map(([name, text]) => make("p", { className: "helped" }, runs.length > 1 ? `${name}: ` : `${T.helped} `, ...rich(text))),
-      make("div", { className: "charts" }, ...panels.map((panel) => chart(panel, T))),
+      make("div", { className: "charts" }, ...panelsOf("panels").map((panel) => chart(panel, T))),
+      small.length ? make("h3", {}, T.diagnostics) : null,
+      make("div", { className: "charts small" }, ...small.map((panel) => chart({ ...panel, small: true }, T))),
       shown ? make("h3", {}, T.samples) : null, shown, shown && stage.kind === "reward" && isLab(stage.data) ? soft(T.help.rules) : null);
   });
   return parts;

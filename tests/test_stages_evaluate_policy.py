@@ -124,7 +124,7 @@ def test_a_function_and_a_reward_model_judge_three_models(here, capsys):
 
 def test_an_llm_is_asked_in_both_orders_and_an_inconsistent_verdict_is_a_tie(here, capsys):
     def answer(question):
-        prompt, first, second = asked(question)
+        _, first, second = asked(question)
         return "A" if len(first) == len(second) else "A" if len(first) > len(second) else "B"
 
     with serving(answer) as server:

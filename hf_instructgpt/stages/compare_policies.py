@@ -103,7 +103,7 @@ def answer_and_score(
     judge: PolicyJudge | None,
     **settings: Any,
 ) -> Answers:
-    """Answers of [`answer_prompts`], with `settings`, scored by what PPO optimised, if it is given, and by the judge."""
+    """Answers of [`answer_prompts`], with `settings`, scored by `rewards`, which PPO optimised, and by the judge."""
     made = answer_prompts(policy, tokenizer, rows, judge=judge and judge.rules, **settings)
     if rewards is not None:
         made.scores, made.terms = rewards.score(made.samples, tokenizer)

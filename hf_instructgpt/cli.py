@@ -19,6 +19,7 @@ from . import __version__
 from .errors import InputError
 from .files import check_is_there, disk_error
 from .language import LANGUAGES, choose_language, chosen_language, language, say, visible
+from .options import named_models
 
 NAME = "hf-instructgpt"
 # Each verb and what it does; below it, examples.
@@ -64,9 +65,10 @@ chat      talk to a run's models, or to any model, in the terminal or in the bro
   chat runs/ppo --temperature 0.7 --seed 3
 generate  answer a prompt with a trained model
   generate runs/ppo --prompt "What is a doctor?"
-evaluate  make the report of a reward model on held-out rows
+evaluate  measure a reward model on held-out rows, or compare two or more policies by a judge
   evaluate reward runs/reward
   evaluate reward runs/reward --dataset_name held_out.jsonl
+  evaluate policy --models sft=runs/sft ppo=runs/ppo --dataset_name prompts.jsonl --judge my_judge.py:score
 merge     merge a LoRA adapter into its base model
   merge runs/ppo
   merge runs/reward --output_dir runs/reward-full
@@ -350,10 +352,7 @@ def label(**options: Any) -> None:
             raise InputError(f"`--rankings`: there is no file {options['rankings']}.")
         sampling = {name: options[name] for name in SAMPLING}
         refuse_given("label", sampling, "is for answers that are sampled, and `--rankings` holds them: leave it out")
-    if options["judge"] != "llm":
-        refuse_given("label", {name: options[name] for name in LLM}, "is for `--judge llm`: leave it out")
-    elif None in (options["base_url"], options["judge_model"]):
-        raise InputError("`--judge llm` needs `--base_url`, the server's address, and `--judge_model`, a name on it.")
+    check_llm("label", options)
     if options["max_prompts"] is not None and options["max_prompts"] < 1:
         raise InputError(f"`--max_prompts` must be 1 or more, not {options['max_prompts']}.")
     if options["model"] is not None:
@@ -365,14 +364,50 @@ def label(**options: Any) -> None:
     label(**options)
 
 
-def evaluate(*, what: str, **options: Any) -> None:
-    """Make the report of a reward model, the only choice of `what`."""
+def check_llm(name: str, options: dict[str, Any]) -> None:
+    """Refuse the options of an LLM without one, and an LLM without those that it needs."""
+    if options["judge"] != "llm":
+        refuse_given(name, {name: options[name] for name in LLM}, "is for `--judge llm`: leave it out")
+    elif None in (options["base_url"], options["judge_model"]):
+        raise InputError("`--judge llm` needs `--base_url`, the server's address, and `--judge_model`, a name on it.")
+
+
+def evaluate(*, what: str, models: list[str] | None, **options: Any) -> None:
+    """Make the report of a reward model, or that of policies."""
+    of_policies = {name: options.pop(name) for name in OF_POLICIES}
+    if what == "policy":
+        evaluate_policies(models or [], **options, **of_policies)
+        return
+    refuse_given("evaluate", {"models": models, **of_policies}, "is for `evaluate policy`: leave it out")
+    if options["model"] is None:
+        raise InputError("`evaluate reward` needs the reward model: a folder or a Hub id.")
     check_is_there(options["model"])
 
     with importing():
         from .stages.evaluate import evaluate_reward, print_reward_report
 
     print_reward_report(evaluate_reward(**options), Path(options["output_dir"] or options["model"]))
+
+
+def evaluate_policies(models: list[str], *, model: str | None, output_dir: str | None, **options: Any) -> None:
+    """Compare policies by a judge, and print what came out."""
+    if model is not None:
+        raise InputError(f"`evaluate policy` takes its models by `--models NAME=PATH ...`, not as {model}.")
+    named = named_models(models)
+    if options["dataset_name"] is None:
+        raise InputError("`--dataset_name` is missing: the prompts that the models answer.")
+    check_llm("evaluate", options)
+    for path in named.values():
+        check_is_there(path)
+    llm = {name: options.pop(name) for name in LLM}
+    folder = output_dir or "runs/evaluate_policy"
+    options["split"] = options["split"] or "test"
+
+    with importing():
+        from .report.policy_summary import print_policy_report
+        from .stages.evaluate_policy import evaluate_policies
+
+    print_policy_report(evaluate_policies(named, judge_options=llm, output_dir=folder, **options), folder)
 
 
 def average(*, models: list[str], **options: Any) -> Path:
@@ -445,7 +480,9 @@ RUNS = {
     "rounds": ("experiments.rounds", "Rounds", "rounds/experiment.yaml"),
 }
 SAMPLING = ("model", "prompts", "split", "num_responses", "max_new_tokens", "seed")  # what of `label` is sampled
-LLM = ("base_url", "judge_model", "api_key_env", "guidelines", "concurrency", "timeout")  # and what is for an LLM
+LLM = ("base_url", "judge_model", "api_key_env", "guidelines", "concurrency", "timeout")  # what is for an LLM
+# What of `evaluate` is for policies.
+OF_POLICIES = ("max_prompts", "temperature", "max_completion_length", "samples_per_prompt", "seed", *LLM)
 SHOWN = ("run", *STAGES)  # these have a screen, and take `--verbose`
 TRAINING = (*SHOWN, "overopt", "arena", "rounds")  # these take `--quiet`
 
@@ -474,6 +511,13 @@ SERVER.add_argument("--port", type=int, help="port to serve on (default: the fir
 SERVER.add_argument("--share", action="store_true", help="create a public address through Gradio's relay")
 LENGTH = Parser(add_help=False)
 LENGTH.add_argument("--max_new_tokens", type=int, default=64, help="maximum tokens per answer (default: 64)")
+JUDGE = Parser(add_help=False)
+JUDGE.add_argument("--base_url", help="llm: address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
+JUDGE.add_argument("--judge_model", help="llm: name of the model on the server")
+JUDGE.add_argument("--api_key_env", metavar="NAME", help="llm: environment variable that holds the API key")
+JUDGE.add_argument("--guidelines", metavar="FILE", help="llm: text file that says which answer is better")
+JUDGE.add_argument("--concurrency", type=int, default=8, help="llm: maximum number of open requests (default: 8)")
+JUDGE.add_argument("--timeout", type=float, default=120, help="llm: seconds to wait for the server (default: 120)")
 PASSWORD = SERVER.add_mutually_exclusive_group()
 PASSWORD.add_argument(
     "--password",
@@ -533,7 +577,7 @@ option("--push_to", metavar="NAMESPACE/NAME", help="dataset on the Hub that the 
 option("--reward", nargs=2, default=[], help="two reward models: prompts on which they disagree most come first")
 option("--seed", type=int, default=0, help="seed of the answers and of the order (default: 0)")
 
-option = verb("label", label, [TRUST, LENGTH])
+option = verb("label", label, [TRUST, LENGTH, JUDGE])
 option("--judge", required=True, help="`lab`, `llm`, a function (dotted path or FILE.py:FUNCTION), or a reward model")
 option("--output", help="JSONL file for the rankings; appended to if it exists (default: the file of `--rankings`)")
 option("--rankings", metavar="FILE", help="rank the answers in this file of rankings instead of a model's")
@@ -543,12 +587,6 @@ option("--split", default="train", help="split of the prompts (default: train)")
 option("--max_prompts", type=int, metavar="N", help="N prompts; with `--rankings`, N more each time (default: all)")
 option("--num_responses", type=int, default=4, help="answers per prompt, 2 to 9 (default: 4)")
 option("--seed", type=int, default=0, help="seed of the answers; that of `rank` gives the same ones (default: 0)")
-option("--base_url", help="llm: address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1")
-option("--judge_model", help="llm: name of the model on the server")
-option("--api_key_env", metavar="NAME", help="llm: environment variable that holds the API key")
-option("--guidelines", metavar="FILE", help="llm: text file that says which answer is better")
-option("--concurrency", type=int, default=8, help="llm: maximum number of open requests (default: 8)")
-option("--timeout", type=float, default=120, help="llm: seconds to wait for an answer of the server (default: 120)")
 
 option = verb("compare", partial(serve, "compare"), [SERVER, LENGTH])
 option("--models", nargs="+", required=True, metavar="NAME=PATH", help="two or more models; a prompt goes to two")
@@ -574,18 +612,25 @@ option("--max_new_tokens", type=int, help="maximum tokens of the answer (default
 option("--do_sample", action="store_true", help="sample at temperature 1 instead of greedy decoding")
 option("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
 
-option = verb("evaluate", evaluate, [TRUST])
-option("what", choices=["reward"], help="what to evaluate")
-option("model", help="reward model: a folder written by `hf-instructgpt reward`, or a Hub id")
-option("--dataset_name", help="rankings or preferences (default: the model's training data)")
+option = verb("evaluate", evaluate, [TRUST, JUDGE])
+option("what", choices=["reward", "policy"], help="what to evaluate")
+option("model", nargs="?", help="reward: a folder written by `hf-instructgpt reward`, or a Hub id")
+option("--models", nargs="+", metavar="NAME=PATH", help="policy: two or more; all are compared with the first")
+option("--dataset_name", help="reward: rankings or preferences (default: its training data); policy: prompts")
 option("--dataset_config", help="configuration of the data set")
-option("--split", help="split to read (default: `test`, else the stage's `dataset_test_split`)")
+option("--split", help="split to read (default: `test`; for a reward model, else the stage's `dataset_test_split`)")
 option(
     "--judge",
-    help="dotted path of a function with a reward function's signature (default: the judge of `lab`)",
+    help="a function with a reward function's signature (FILE.py:FUNCTION or a dotted path; default: the judge of "
+    "`lab`); for policies also `lab`, a reward model, or `llm`",
 )
 option("--batch_size", type=int, default=64, help="texts per batch (default: 64)")
-option("--output_dir", help="folder of the report (default: the model's)")
+option("--output_dir", help="folder of the report (default: the model's; for policies runs/evaluate_policy)")
+option("--max_prompts", type=int, metavar="N", help="policy: only the first N prompts (default: all)")
+option("--temperature", type=float, default=1.0, help="policy: 0 is greedy decoding; 1 samples as in PPO (default: 1)")
+option("--max_completion_length", type=int, default=64, help="policy: maximum tokens per answer (default: 64)")
+option("--samples_per_prompt", type=int, default=1, help="policy: answers per prompt (default: 1)")
+option("--seed", type=int, default=0, help="policy: seed of the sampling (default: 0)")
 
 option = verb("merge", imported("stages.adapters", "merge", model="model"), [TRUST])
 option("model", help="folder of an adapter, as a stage with `use_peft` writes it")

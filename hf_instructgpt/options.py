@@ -1,10 +1,12 @@
-"""Options as fields of dataclasses, each explained once: in the string below it."""
+"""Options as fields of dataclasses, each explained once, in the string below it; and models by name."""
 
 import ast
 import inspect
 from dataclasses import fields
 from itertools import pairwise
 from textwrap import fill
+
+from .errors import InputError
 
 
 def documented(cls: type) -> type:
@@ -24,3 +26,14 @@ def documented(cls: type) -> type:
             lines.append(fill(f"    {option.name} ({type_}): {text}", width=115, subsequent_indent="        "))
     cls.__doc__ = "\n".join(lines)
     return cls
+
+
+def named_models(models: list[str]) -> dict[str, str]:
+    """The paths of two or more models by name, from `NAME=PATH` each."""
+    named = [model.partition("=") for model in models]
+    if len(named) < 2 or len({name for name, *_ in named}) < len(named) or not all(n and p for n, _, p in named):
+        raise InputError(
+            "`--models` takes two or more models as NAME=DIR, each with its own name, such as "
+            "`sft=runs/char/sft ppo=runs/char/ppo`."
+        )
+    return {name: path for name, _, path in named}

@@ -35,7 +35,7 @@ def python(code, **kwargs):
         (["run", "--sead", "1"], "unrecognized arguments: --sead"),
         (["run", "lab"], "unrecognized arguments: lab"),
         (["generate"], "the following arguments are required: model, --prompt"),
-        (["evaluate"], "the following arguments are required: what, model"),
+        (["evaluate"], "the following arguments are required: what"),
         (["evaluate", "policy", "here"], "what: invalid choice: 'policy' (choose from"),
         (["evaluate", "reward", "here", "--batch_size", "all"], "--batch_size: invalid int value: 'all'"),
     ],

@@ -10,6 +10,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..errors import InputError
 from ..language import say
+from ..options import named_models
 from ..rankings.ranking_file import RankingFile
 from ..stages.conversation import Chat, Speaker, check_settings, load_scorer
 from ..stages.load_items import load_items, load_prompts, read_guidelines
@@ -129,18 +130,12 @@ def compare(
     """Serve the page of comparisons until it is stopped; the arguments are the command's options."""
     options = launch_options(**server)
     check_sampling(max_new_tokens=max_new_tokens, seed=seed or 0)
-    named = [model.partition("=") for model in models]
-    names = {name for name, *_ in named}
-    if len(named) < 2 or len(names) < len(named) or not all(name and path for name, _, path in named):
-        raise InputError(
-            "`--models` takes two or more models as NAME=DIR, each with its own name, such as "
-            "`sft=runs/char/sft ppo=runs/char/ppo`."
-        )
+    named = named_models(models)
     trust = {"trust_remote_code": trust_remote_code}
     asked = []
     if prompts is not None:
         asked = load_prompts(prompts, split)["prompt"]
-    speakers = [Speaker.load(name, path, **trust) for name, _, path in named]
+    speakers = [Speaker.load(name, path, **trust) for name, path in named.items()]
     reward_model = None if reward is None else load_scorer(reward, **trust)
     limits = {"max_new_tokens": max_new_tokens, "seed": seed}
     arena = Arena(speakers, output, reward_model=reward_model, prompts=list(asked), **limits)

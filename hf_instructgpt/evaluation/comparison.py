@@ -1,4 +1,4 @@
-"""Compare two policies on held-out prompts: answers, scores, the judge's verdicts, KL."""
+"""Compare policies on held-out prompts: answers, scores, the judge's verdicts, KL."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from ..markdown import question
 from ..models.forward import response_logprobs
 from ..sampling.generate import Samples, sample
 from ..scoring.reward_models import score_responses, score_samples
-from ..text import pad_rows
+from ..text import Text, pad_rows
 from .intervals import bootstrap_ci
+
+Ranker = Callable[[Sequence[Text], Sequence[Sequence[str]]], list[list[int] | None]]  # `rank` of a judge
 
 
 @dataclass
@@ -74,6 +76,7 @@ def answer_prompts(
     *,
     max_completion_length: int,
     do_sample: bool,
+    temperature: float = 1.0,
     num_samples: int = 1,
     judge: Callable | None = None,
     reward_model: PreTrainedModel | None = None,
@@ -90,9 +93,8 @@ def answer_prompts(
     for model in filter(None, (policy, reward_model, reference)):
         model.eval()
     rows = [row for row in rows for _ in range(num_samples)]
-    samples = sample(
-        policy, tokenizer, rows, max_new_tokens=max_completion_length, do_sample=do_sample, batch_size=batch_size
-    )
+    settings = {"max_new_tokens": max_completion_length, "do_sample": do_sample, "temperature": temperature}
+    samples = sample(policy, tokenizer, rows, batch_size=batch_size, **settings)
     scores, kl = [], None
     if reward_model is not None:
         scores = score_samples(reward_model, tokenizer, samples, batch_size=batch_size).tolist()
@@ -126,37 +128,30 @@ def log_ratios(
     return ratios
 
 
-def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples: int = 1) -> dict:
+def compare(
+    sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples: int = 1, rank: Ranker | None = None
+) -> dict:
     """Compare PPO with SFT on the same prompts, in numbers; None for what needs a judge, if there is none.
 
-    `more_sft` are answers of SFT trained for as long as PPO. The win rate is `(wins + ties / 2) / n` over the pairs of
-    answers that the judge scored; `not_judged` counts the others. The 95 % intervals are bootstrapped over prompts,
-    each of which has `num_samples` answers.
+    `more_sft` are answers of SFT trained for as long as PPO; for `rank` see [`win_points`]. The 95 % intervals are
+    bootstrapped over prompts, each of which has `num_samples` answers.
     """
     if all(score is None for score in sft.scores) or all(score is None for score in ppo.scores):
         raise InputError("the comparison: no reward function gave any answer a score.")
-    gaps = [] if sft.gold is None else _gaps(sft.gold, ppo.gold)
-    points = [None if gap is None else 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5 for gap in gaps]
-    is_judged = any(point is not None for point in points)
     result = {
         "num_prompts": len(sft.scores) // num_samples,
-        "score_sft": _mean(sft.scores),
+        "score_sft": mean_of_known(sft.scores),
         "score_sft_std": pstdev(score for score in sft.scores if score is not None),
-        "score_ppo": _mean(ppo.scores),
-        "score_rise_ci95": _rise(sft.scores, ppo.scores, num_samples),
-        "gold_sft": _mean(sft.gold),
-        "gold_ppo": _mean(ppo.gold),
-        "gold_more_sft": more_sft and _mean(more_sft.gold),
-        "correct_sft": _mean(sft.correct),
-        "correct_ppo": _mean(ppo.correct),
-        "gold_rise_ci95": _rise(sft.gold, ppo.gold, num_samples),
-        "correct_rise_ci95": _rise(sft.correct, ppo.correct, num_samples),
-        "not_judged": points.count(None) if points else None,
-        "wins": points.count(1.0) if is_judged else None,
-        "ties": points.count(0.5) if is_judged else None,
-        "losses": points.count(0.0) if is_judged else None,
-        "gold_win_rate": _mean(points),
-        "gold_win_rate_ci95": _interval(points, num_samples),
+        "score_ppo": mean_of_known(ppo.scores),
+        "score_rise_ci95": rise_interval(sft.scores, ppo.scores, num_samples),
+        "gold_sft": mean_of_known(sft.gold),
+        "gold_ppo": mean_of_known(ppo.gold),
+        "gold_more_sft": more_sft and mean_of_known(more_sft.gold),
+        "correct_sft": mean_of_known(sft.correct),
+        "correct_ppo": mean_of_known(ppo.correct),
+        "gold_rise_ci95": rise_interval(sft.gold, ppo.gold, num_samples),
+        "correct_rise_ci95": rise_interval(sft.correct, ppo.correct, num_samples),
+        **win_rate(win_points(sft, ppo, rank=rank), num_samples=num_samples),
     }
     for name, answers in (("sft", sft), ("ppo", ppo)):
         samples = answers.samples
@@ -164,28 +159,62 @@ def compare(sft: Answers, ppo: Answers, more_sft: Answers | None, *, num_samples
         result[f"ended_{name}"] = fmean(samples.ended)
         result[f"distinct_{name}"] = len(set(samples.texts)) / len(samples.texts)
         if answers.terms is not None and len(answers.terms) > 1:
-            result[f"terms_{name}"] = {term: _mean(scores) for term, scores in answers.terms.items()}
+            result[f"terms_{name}"] = {term: mean_of_known(scores) for term, scores in answers.terms.items()}
     if ppo.kl is not None:
         result["kl"] = fmean(ppo.kl)
     return result
 
 
-def _mean(values: list | None) -> float | None:
+def win_points(first: Answers, second: Answers, *, rank: Ranker | None = None) -> list[float | None]:
+    """Of each pair of answers: 1 if the judge prefers the second policy's, 0 the first's, 1/2 a tie; None: no verdict.
+
+    By the judge's scores; or by `rank` of a judge that compares, to whom two equal texts are a tie unasked. The list
+    is empty without either.
+    """
+    if rank is None:
+        gaps = [] if first.gold is None else _gaps(first.gold, second.gold)
+    else:
+        pairs = list(map(list, zip(first.samples.texts, second.samples.texts, strict=True)))
+        asked = [i for i, (a, b) in enumerate(pairs) if a != b]
+        gaps = [0] * len(pairs)
+        ranks = rank([first.samples.prompts[i] for i in asked], [pairs[i] for i in asked]) if asked else []
+        for i, both in zip(asked, ranks, strict=True):
+            gaps[i] = None if both is None else both[0] - both[1]  # rank 1 is the better
+    return [None if gap is None else 1.0 if gap > 0 else 0.0 if gap < 0 else 0.5 for gap in gaps]
+
+
+def win_rate(points: list[float | None], *, num_samples: int = 1) -> dict:
+    """`(wins + ties / 2) / n` over the pairs of answers that were judged, with its interval, and the counts.
+
+    `not_judged` counts the other pairs. Without a verdict all else is None.
+    """
+    is_judged = any(point is not None for point in points)
+    return {
+        "not_judged": points.count(None) if points else None,
+        "wins": points.count(1.0) if is_judged else None,
+        "ties": points.count(0.5) if is_judged else None,
+        "losses": points.count(0.0) if is_judged else None,
+        "gold_win_rate": mean_of_known(points),
+        "gold_win_rate_ci95": interval_over_prompts(points, num_samples),
+    }
+
+
+def mean_of_known(values: list | None) -> float | None:
     """The mean of those that are not None."""
     known = [value for value in values or () if value is not None]
     return fmean(known) if known else None
 
 
-def _interval(values: list[float | None], num_samples: int) -> list[float] | None:
+def interval_over_prompts(values: list[float | None], num_samples: int) -> list[float] | None:
     """The interval of the mean over the prompts that have a value."""
-    means = [_mean(values[i : i + num_samples]) for i in range(0, len(values), num_samples)]
+    means = [mean_of_known(values[i : i + num_samples]) for i in range(0, len(values), num_samples)]
     known = [mean for mean in means if mean is not None]
     return bootstrap_ci(known) if known else None
 
 
-def _rise(sft: list | None, ppo: list | None, num_samples: int) -> list[float] | None:
+def rise_interval(sft: list | None, ppo: list | None, num_samples: int) -> list[float] | None:
     """The interval of the mean rise from SFT's answer to PPO's to the same prompt; None without both."""
-    return None if sft is None else _interval(_gaps(sft, ppo), num_samples)
+    return None if sft is None else interval_over_prompts(_gaps(sft, ppo), num_samples)
 
 
 def _gaps(sft: list, ppo: list) -> list[float | None]:

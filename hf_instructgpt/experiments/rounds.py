@@ -7,10 +7,10 @@ so far, and trains a new policy from the SFT model with PPO (Ouyang et al. 2022,
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from datasets import Dataset
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from ..data.columns import ranked_pairs
 from ..errors import InputError
@@ -18,8 +18,8 @@ from ..files import make_directory, write_whole
 from ..language import say
 from ..rankings.judges import ScoreJudge
 from ..rankings.ranking_file import RankingFile, prompt_key
-from ..stages.config_file import ConfigFile
 from ..stages.load_data import check_fits
+from ..stages.policy_judge import LLM_CACHE, JudgeOption
 from .experiment import FOLLOWS, Experiment, Policy, RankingOptions, train_stage
 from .jobs import run_cells
 from .rounds_jobs import (
@@ -35,20 +35,6 @@ from .rounds_jobs import (
 )
 from .rounds_report import analyse, draw_plot
 
-CACHE = "judge.sqlite"  # an LLM's replies
-
-
-class LLMOptions(ConfigFile):
-    """An LLM as the judge; see [`LLMJudge`]."""
-
-    base_url: str
-    model: str
-    api_key_env: str | None = None
-    criterion: str | None = None
-    lang: Literal["en", "zh"] = "en"
-    concurrency: PositiveInt = 8
-    timeout: PositiveFloat = 120.0
-
 
 class RoundsOptions(RankingOptions):
     """Keys of the file. The mappings' keys are those of the stages' files."""
@@ -61,17 +47,12 @@ class RoundsOptions(RankingOptions):
 
     output_dir: str = "runs/rounds"
     # `lab`, a Python function, a reward model, `people`, or an LLM on an OpenAI-compatible server.
-    judge: str | LLMOptions
+    judge: JudgeOption
     rounds: PositiveInt = 3
     rankings_per_round: PositiveInt
     num_responses: Annotated[int, Field(ge=2, le=9)] = 4  # different answers per ranking
     # Also one round with as many rankings as all rounds together, all of the SFT model's answers to the same prompts.
     control: bool = False
-
-    @field_validator("judge", mode="before")
-    @classmethod
-    def _parse_judge(cls, judge: Any) -> Any:
-        return LLMOptions.parse(judge, source="judge") if isinstance(judge, dict) else judge
 
     @model_validator(mode="after")
     def _asks_people_once(self) -> "RoundsOptions":
@@ -83,7 +64,7 @@ class RoundsOptions(RankingOptions):
 class Rounds(Experiment):
     """Rounds of ranking, reward model and PPO, once per seed."""
 
-    name, folders = "rounds", ("sft", PEOPLE, "rankings", "reward", "ppo", "evaluations", CACHE)
+    name, folders = "rounds", ("sft", PEOPLE, "rankings", "reward", "ppo", "evaluations", LLM_CACHE)
     options: RoundsOptions
     Options, draw_plot = RoundsOptions, staticmethod(draw_plot)
 
@@ -147,7 +128,7 @@ class Rounds(Experiment):
         """Have answers of a policy to the prompts of round `number` ranked, for each seed."""
         if self.options.judge == PEOPLE:
             return self._ask_people(name, policy, number)
-        given = {"options": self.options, "number": number, "seed": int, "cache": self.output_dir / CACHE}
+        given = {"options": self.options, "number": number, "seed": int, "cache": self.output_dir / LLM_CACHE}
         jobs = self._jobs(name, **given, policy=partial(self._model, "ppo", policy))
         run_cells(rank_answers, jobs, self.output_dir / "rankings")
 
@@ -208,7 +189,7 @@ class Rounds(Experiment):
 
     def _evaluate(self, trained: list[str]) -> dict[str, list[dict]]:
         """Measure all policies on the held-out prompts; by policy, a result for each seed."""
-        shared = {"options": self.options, "sft": self.sft, "cache": self.output_dir / CACHE}
+        shared = {"options": self.options, "sft": self.sft, "cache": self.output_dir / LLM_CACHE}
         shared["reward_models"] = lambda seed: {name: self._model("reward", name, seed) for name in trained}
         # The SFT model's answers, which the others' are compared with, come first, from random numbers of their own.
         jobs = self._jobs("sft", **shared, policy=self.sft, sft_answers=None, seed=lambda seed: (seed + 2**31) % 2**32)

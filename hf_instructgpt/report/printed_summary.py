@@ -58,8 +58,9 @@ def _judged(metrics: dict, c: dict, greedy: dict) -> list[tuple[str, str]]:
         "The judge's mean: SFT {}; SFT trained for as long as PPO (equal compute) {}; PPO {}.",
         "裁判均分：SFT {}；与 PPO 计算量相同的 SFT {}；PPO {}。",
     )
-    means = (format_number(c[f"gold_{name}"], "+.2f") for name in ("sft", "more_sft", "ppo"))
-    found.append((" ", words.format(*means)))
+    if c["gold_sft"] is not None:  # an LLM compares, and gives no scores
+        means = (format_number(c[f"gold_{name}"], "+.2f") for name in ("sft", "more_sft", "ppo"))
+        found.append((" ", words.format(*means)))
     if c["correct_rise_ci95"] is not None and "correct" not in falls(c):
         mark = _mark(c, *c["correct_rise_ci95"])
         words = say("Exactly correct: {} → {} (95 % CI of the change {}", "完全正确率：{} → {}（变化的 95% 区间 {}")

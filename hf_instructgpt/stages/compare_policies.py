@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTConfig
 
-from ..data import judge as lab_judge
 from ..display.training import show_training
 from ..evaluation.comparison import Answers, Rewards, answer_prompts, compare
 from ..models.loading import load_reward_model
 from ..ppo.config import PPOConfig
 from ..scoring.checks import foreign_tokenizers
-from ..scoring.reward_functions import as_judge
 from .arguments import PPOArguments, SFTArguments
 from .load_models import resolve_reward
+from .policy_judge import PolicyJudge
 from .sft import make_sft_trainer
 
 # Comparisons by their names in `metrics.json`, and whether the answers are sampled.
@@ -101,21 +99,16 @@ def answer_and_score(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict],
     *,
-    rewards: Rewards,
-    judge: Callable | None,
-    is_lab: bool,
+    rewards: Rewards | None,
+    judge: PolicyJudge | None,
     **settings: Any,
 ) -> Answers:
-    """Answers of [`answer_prompts`], with `settings`, scored by what PPO optimised and by the judge.
-
-    Where `is_lab` and there is no `judge`, the rules of the sample data judge.
-    """
-    rules = lab_judge if is_lab and judge is None else None
-    made = answer_prompts(policy, tokenizer, rows, judge=rules, **settings)
-    made.scores, made.terms = rewards.score(made.samples, tokenizer)
-    if judge is not None:
-        with as_judge():
-            made.gold, _ = Rewards({"judge": judge}, [None], [1.0]).score(made.samples, tokenizer)
+    """Answers of [`answer_prompts`], with `settings`, scored by `rewards`, which PPO optimised, and by the judge."""
+    made = answer_prompts(policy, tokenizer, rows, judge=judge and judge.rules, **settings)
+    if rewards is not None:
+        made.scores, made.terms = rewards.score(made.samples, tokenizer)
+    if judge is not None and judge.rewards is not None:
+        made.gold = judge.scores(made.samples, tokenizer)
     return made
 
 
@@ -126,6 +119,7 @@ def compare_policies(
     *,
     num_samples: int,
     reference: PreTrainedModel,
+    judge: PolicyJudge | None,
     **settings: Any,
 ) -> tuple[dict[str, dict], dict[str, list[Answers]]]:
     """Compare SFT, PPO and the control on the same prompts, sampled and greedy.
@@ -136,7 +130,7 @@ def compare_policies(
     rows = list(rows)
     results, answers = {}, {}
     for name, do_sample in HOWS.items():
-        settings |= {"do_sample": do_sample, "num_samples": num_samples}
+        settings |= {"judge": judge, "do_sample": do_sample, "num_samples": num_samples}
         answers[name] = [
             answer_and_score(
                 policy,
@@ -147,5 +141,5 @@ def compare_policies(
             )
             for policy in policies
         ]
-        results[name] = compare(*answers[name], num_samples=num_samples)
+        results[name] = compare(*answers[name], num_samples=num_samples, rank=judge and judge.rank)
     return results, answers

@@ -18,12 +18,12 @@ from .user_functions import locate_function
 # Options whose values are paths or Hub ids. A path is looked for beside the config file, then in the current folder.
 PATHS = (
     *("dataset_name", "model_name_or_path", "value_model", "reward_funcs", "calibration_dataset_name"),
-    *("pretraining_dataset_name", "ptx_dataset_name", "selection_reward_model"),
+    *("pretraining_dataset_name", "ptx_dataset_name", "selection_reward_model", "judge"),
 )
 # Options that name functions.
 CODE = ("reward_funcs", "judge")
 # Values that are neither a path nor a function.
-KEYWORDS = {*SAMPLE_DATASETS, "shared", "reward"}
+KEYWORDS = {*SAMPLE_DATASETS, "shared", "reward", "people"}
 # More values than any config has: aliases of aliases can expand to millions.
 MAX_VALUES = 10_000
 

@@ -144,12 +144,12 @@ def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> No
         )
 
 
-def resolve_reward(name: str, *, trust_remote_code: bool = False) -> str | Callable:
-    """The name itself if it is a reward model's, else the Python function of that name."""
+def resolve_reward(name: str, *, trust_remote_code: bool = False, option: str = "reward_funcs") -> str | Callable:
+    """The name itself, given by `option`, if it is a reward model's, else the Python function of that name."""
     is_function = ".py:" in name
     if not is_function and (Path(name).is_dir() or "/" in name):
-        check_reward_model(name, option="reward_funcs", trust_remote_code=trust_remote_code)
+        check_reward_model(name, option=option, trust_remote_code=trust_remote_code)
         return name
     if not is_function and "." not in name:
-        raise InputError(f"`reward_funcs`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
-    return load_function(name, option="reward_funcs")
+        raise InputError(f"`{option}`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
+    return load_function(name, option=option)

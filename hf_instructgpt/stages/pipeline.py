@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
-from ..data import LABS
 from ..display.screen import screen
 from ..errors import InputError
 from ..evaluation.comparison import Answers
@@ -27,6 +26,7 @@ from ..language import say
 from ..layout import ANSWERS_FILE, METRICS_FILE, REWARD_REPORT_FILE, RUN_FILE, read_state
 from ..markdown import question
 from ..models.loading import load_policy
+from ..rankings.judges import LLMJudge
 from ..report.printed_summary import print_summary
 from ..report.reward_summary import main_figures
 from ..report.run_summary import answer_columns, read_metrics, run_readme, samples_markdown, shown_prompts
@@ -41,12 +41,12 @@ from .load_data import check_fits, load_text, rows_to_read
 from .load_models import load_tokenizer, load_tokenizer_and_config, resolve_reward
 from .model_cards import write_stage_card
 from .parsing import parse_options
+from .policy_judge import LLM_CACHE, JudgeOption, LLMOptions, PolicyJudge, load_policy_judge
 from .ppo import check_ppo_options, check_reward_reports, run_ppo
 from .reward import run_reward
 from .sft import check_sft, run_sft, tokenizer_and_config
 from .shown import kept_out, show_accuracy, stage_name
 from .stage_data import StageData
-from .user_functions import load_function
 
 STAGES = {"sft": run_sft, "reward": run_reward, "ppo": run_ppo}
 logger = logging.get_logger(__name__)
@@ -57,7 +57,7 @@ COMMANDS = {"sft": "sft", "reward": "reward", PPO_INIT: "sft", "ppo": "ppo"}
 # Options that say what SFT starts from; `ppo_init` has the same ones by default.
 BASE = ("model_name_or_path", "model_revision", "trust_remote_code", "model_init_kwargs", "dtype", "vocabulary")
 # What a run writes beside its stages, and so all that --overwrite_output_dir may delete.
-REPORT_FILES = ("plots", "samples.md", ANSWERS_FILE, "README.md")
+REPORT_FILES = ("plots", "samples.md", ANSWERS_FILE, "README.md", LLM_CACHE)
 ANSWER_PASSES = 6  # as long as it takes to sample an answer, token by token, and to score it
 CONTROL = ".control"  # while SFT is trained on, to compare PPO with it
 SET_BY_RUN = ("output_dir", "seed", "resume", "overwrite_output_dir")
@@ -80,7 +80,8 @@ class PipelineFile(ConfigFile):
     output_dir: str = "runs/instructgpt"
     seed: int = Field(42, ge=0, lt=2**32)
     samples_per_prompt: int = Field(1, ge=1)  # answers per prompt in the comparison
-    judge: str | None = None  # dotted path of a function with a reward function's signature; it scores the comparison
+    # Who decides the comparison: `lab`, a function with a reward function's signature, a reward model, or an LLM.
+    judge: JudgeOption | None = None
     sft: dict[str, Any]
     reward: dict[str, Any]
     ppo: dict[str, Any]
@@ -202,8 +203,12 @@ class Pipeline:
         by_own = any(map(self.file.is_selected_by_own_reward, self.policies))
         return by_own or str(self.output_dir / "reward") in used
 
-    def _judge(self) -> Callable | None:
-        return self.file.judge and load_function(self.file.judge, option="judge")
+    def _judge(self) -> PolicyJudge | None:
+        judge, (args, training_args, _) = self.file.judge, self.arguments["ppo"]
+        if isinstance(judge, LLMOptions):
+            judge = LLMJudge(**judge.model_dump(), cache=self.output_dir / LLM_CACHE)
+        trust = {"trust_remote_code": training_args.trust_remote_code}
+        return load_policy_judge(judge, dataset_name=args.dataset_name, option="judge", **trust)
 
     # ---- Checks, before anything is trained ------------------------------------------------------------------------
 
@@ -224,7 +229,7 @@ class Pipeline:
         rows = [rows for rows in (prompts.train, prompts.test, prompts.held_out[1]) if rows is not None]
         check_signatures(reward_funcs, rows)
         with as_judge():
-            check_signatures([judge] if judge else [], rows)
+            check_signatures(judge.rewards.funcs.values() if judge and judge.rewards else [], rows)
         models = self._check_vocabularies()
         for stage, model in models.items():
             self._check_rows(stage, *model)
@@ -373,7 +378,9 @@ class Pipeline:
         return num_rows * (training_args.num_generations if stage == "ppo" else 1)
 
     def _identity(self) -> dict:
-        judge = {} if self.file.judge is None else {"judge": Path(self.file.judge).name}
+        judge = self.file.judge
+        named = judge.model_dump() if isinstance(judge, LLMOptions) else judge and Path(judge).name
+        judge = {} if judge is None else {"judge": named}
         return {"seed": self.seed, "samples_per_prompt": self.file.samples_per_prompt, **judge, **self.options}
 
     def _write_run_file(self, state: PartialState, seconds: dict[str, float]) -> None:
@@ -398,7 +405,7 @@ class Pipeline:
         for stage in self.stages:  # a run that was stopped right after a stage does not know how long it took
             seconds.setdefault(stage, round(_logged(histories[stage], "train_runtime")[-1], 1))
         shown, (ppo_args, ppo_config, _) = screen(), self.arguments["ppo"]
-        is_lab = ppo_args.dataset_name in LABS
+        judge = self._judge()
         tokenizer, sft = self._load("sft")
         _, ppo = self._load("ppo")
         reference = sft if self.start == "sft" else self._load(self.start)[1]
@@ -413,8 +420,7 @@ class Pipeline:
             rewards = load_rewards(ppo_args, ppo_config, sft, tokenizer)
             settings = {
                 "rewards": rewards,
-                "judge": self._judge(),
-                "is_lab": is_lab,
+                "judge": judge,
                 "max_completion_length": ppo_config.max_completion_length,
                 "seed": self.seed,
             }
@@ -434,7 +440,7 @@ class Pipeline:
                 **main_figures(read_json(self.output_dir / "reward" / REWARD_REPORT_FILE)),
             },
             "ppo": {"score": _logged(histories["ppo"], "score"), "kl": _logged(histories["ppo"], "kl")},
-            "judge": Path(self.file.judge or (ppo_args.dataset_name if is_lab else "")).name or None,
+            "judge": judge and judge.name,
             "optimised": dict(zip(rewards.funcs, rewards.weights, strict=True)),
             "combined": {"aggregation": rewards.aggregation, "uncertainty_coef": rewards.uncertainty_coef},
             **compared,

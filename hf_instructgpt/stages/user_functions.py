@@ -32,7 +32,7 @@ def load_function(name: str, *, option: str) -> Callable:
     module_name, _, attribute = (None, None, attribute) if is_file else name.rpartition(".")
     try:
         with chdir("."):  # the module may change it
-            module = _run_file(Path(f"{path}.py").absolute()) if is_file else importlib.import_module(module_name)
+            module = run_file(Path(f"{path}.py").absolute()) if is_file else importlib.import_module(module_name)
         func = getattr(module, attribute)
     except (Exception, SystemExit) as error:  # whatever a module does when it is imported
         what = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
@@ -44,7 +44,7 @@ def load_function(name: str, *, option: str) -> Callable:
     return func
 
 
-def _run_file(file: Path) -> ModuleType:
+def run_file(file: Path) -> ModuleType:
     """Import a file, as a part of its package if it is in one; it can import what is beside it."""
     names, root = [file.stem] if file.name != "__init__.py" else [], file.parent
     while (root / "__init__.py").is_file():

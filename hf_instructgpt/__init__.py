@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .reward.ranking_trainer import RankingRewardTrainer
     from .sampling.generate import Generator
     from .sampling.server import ServerGenerator
+    from .scoring.token_scores import RewardSpan
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _MODULES = {
     "PPOTrainer": "ppo.trainer",
     "RankingRewardConfig": "reward.config",
     "RankingRewardTrainer": "reward.ranking_trainer",
+    "RewardSpan": "scoring.token_scores",
     "ServerGenerator": "sampling.server",
     "average_models": "reward.averaging",
     "convert_document_state_dict": "char_gpt",
@@ -60,6 +62,7 @@ __all__ = [
     "PPOTrainer",
     "RankingRewardConfig",
     "RankingRewardTrainer",
+    "RewardSpan",
     "ServerGenerator",
     "average_models",
     "convert_document_state_dict",

@@ -1,6 +1,7 @@
 """Explorable PPO: all of PPO's numbers follow from the token log, and the page computes them as Python does."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def recomputed(row, **settings):
         torch.ones_like(column["kl"], dtype=torch.bool),
         torch.tensor([row["rewarded_score"]], dtype=torch.float64),
     )
+    score = column.get("score", score)  # logs of earlier versions have none
     rewards = token_rewards(score, kl=column["kl_penalty"], mask=mask, kl_coef=options["kl_coef"])
     if options["reward_whitening"]:
         mean, scale = options["reward_whitening"]
@@ -58,12 +60,19 @@ def recomputed(row, **settings):
     return {name: x[0].tolist() for name, x in found.items()} | {"clipped": clipped[0].tolist()}
 
 
+def waves(completion_ids, **_):
+    """Rewards of tokens, of both signs."""
+    return [[math.sin(3 * t + token) for t, token in enumerate(ids)] for ids in completion_ids]
+
+
 OPTIONS = {
     "plain": {},
     "k3, clipped": {"kl_estimator": "k3", "score_clip": 2.5, "gamma": 0.9, "lam": 0.5, "cliprange": 0.05},
     "scaled, whitened rewards": {"scale_scores": True, "whiten_rewards": True, "num_generations": 2},
     "not whitened, adaptive": {"whiten_advantages": False, "kl_target": 0.01, "kl_horizon": 20},
     "cut off": {"missing_eos_penalty": 3.0, "max_completion_length": 2},
+    "tokens": {"reward_funcs": waves, "normalize_rewards": True, "scale_scores": True, "score_clip": 1.0, "lam": 0.5},
+    "tokens, whitened": {"reward_funcs": waves, "missing_eos_penalty": 1.0, "whiten_rewards": True},
     "in the loss": {"kl_penalty_in": "loss", "kl_estimator": "k3"},
     "group": {"advantage_estimator": "reward", "num_generations": 2, "subtract_group_mean": True},
 }
@@ -77,6 +86,9 @@ def test_all_that_is_logged_follows_from_the_logged_options(tmp_path, name):
     assert len(rows) == 12
     for row in rows:
         found = recomputed(row)
+        scores = [token["score"] for token in row["tokens"]]
+        assert row["rewarded_score"] == pytest.approx(sum(scores), abs=1e-5)
+        assert ("token_scores" in explorable(row)) == any(scores[:-1])
         scale = (row["options"]["advantage_whitening"] or [0, 1])[1] * (row["options"]["reward_whitening"] or [0, 1])[
             1
         ]
@@ -84,14 +96,15 @@ def test_all_that_is_logged_follows_from_the_logged_options(tmp_path, name):
             theirs = [token[logged] for token in row["tokens"]]
             assert found[ours] == pytest.approx(theirs, abs=2e-5 * max(scale, 1)), (name, ours, row["step"])
         assert found["clipped"] == [token["clipped"] for token in row["tokens"]]
+    assert any(token["score"] for row in rows for token in row["tokens"][:-1]) == ("tokens" in name)
     assert len({row["options"]["kl_coef"] for row in rows}) > 1 if "kl_target" in options else True
 
 
 # ---- The page ------------------------------------------------------------------------------------------------------
 
 
-def example(**options):
-    """A row by hand: three tokens, a score of 2."""
+def example(scores=(0.0, 0.0, 2.0), **options):
+    """A row by hand: three tokens, a score of 2 on the last one."""
     numbers = {
         "logprob": (-1.0, -2.0, -0.5),
         "new_logprob": (-0.5, -2.1, -0.9),
@@ -99,6 +112,7 @@ def example(**options):
         "kl": (0.2, -0.5, 0.0),
         "kl_penalty": (0.2, -0.5, 0.0),
         "value": (0.3, 0.4, 0.9),
+        "score": scores,
         "reward": (-0.02, 0.05, 2.0),
         "advantage": (0.0, 0.0, 0.0),
         "return": (0.0, 0.0, 0.0),
@@ -135,6 +149,7 @@ def test_the_example_by_hand():
 def test_what_the_page_reads_of_a_row():
     row = example(advantage_whitening=[0.5, 2.0])
     assert explorable(row) == {"options": row["options"], "rewarded_score": 2.0}
+    assert explorable(example(scores=(0.5, 0.0, 1.5)))["token_scores"] == [0.5, 0.0, 1.5]
     row["tokens"][0]["kl_penalty"] = 0.25
     assert explorable(row)["kl_penalty"] == [0.25, -0.5, 0.0]
     assert explorable({"step": 1, "tokens": []}) == {}  # of an earlier version
@@ -177,13 +192,14 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["plain", "whitened", "group"])
+@pytest.mark.parametrize("name", ["plain", "whitened", "group", "tokens"])
 def test_the_page_computes_what_python_computes(tmp_path, open_page, name):
     row = example(
         **{
             "plain": {},
             "whitened": {"reward_whitening": [0.3, 1.5], "advantage_whitening": [0.5, 2.0], "gamma": 0.997},
             "group": {"advantage_estimator": "reward"},
+            "tokens": {"scores": (0.5, -0.25, 1.75), "lam": 0.9},
         }[name]
     )
     if name != "plain":

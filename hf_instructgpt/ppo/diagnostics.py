@@ -1,4 +1,4 @@
-"""Warnings of a run that does not learn: no scores, equal scores, responses that never end."""
+"""Warnings of a run that does not learn: no scores, equal scores, equal responses, responses that never end."""
 
 import torch
 from accelerate import Accelerator
@@ -7,14 +7,26 @@ from transformers.utils import logging
 from ..errors import InputError
 from ..functional import in_float64
 from .metrics import sum_over_processes
+from .rollout import Rollout
 
 logger = logging.get_logger(__name__)
 
-# Rollouts in a row before a warning: a small rollout may lack an end by chance.
-PATIENCE = {"unscored": 1, "equal": 1, "endless": 3}
-# Rollouts in a row without any score before the run stops: a judge may have been away for one or two, or the rows are
-# ones that a function does not score. After more, a run of days would learn nothing and end with "Done".
-MAX_UNSCORED = 3
+# Rollouts in a row before a warning: in a small one, responses may lack an end or be equal by chance.
+PATIENCE = {"unscored": 1, "equal": 1, "endless": 2, "identical": 2}
+# Rollouts in a row without any score before the run stops: a judge may have been away for one, or its rows are ones
+# that a function does not score. After more, a run of days would learn nothing and end with "Done".
+MAX_UNSCORED = 2
+
+
+def are_identical(rollout: Rollout, accelerator: Accelerator) -> bool:
+    """Whether all responses of all processes, of two or more, have the same tokens."""
+    rows = [tuple(ids[mask].tolist()) for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)]
+    rows = [row for row in rows if row]  # those that were kept
+    # Equal numbers have no variance; their squares are exact in int64.
+    numbers = torch.tensor([hash(row) % 2**20 for row in rows], dtype=torch.long)
+    sums = torch.stack([torch.tensor(len(rows)), numbers.sum(), numbers.square().sum()])
+    count, total, squares = sum_over_processes(sums, accelerator).tolist()
+    return count > 1 and count * squares == total**2
 
 
 class RolloutWatch:
@@ -27,11 +39,18 @@ class RolloutWatch:
         self.warned: set[str] = set()
 
     def look(
-        self, scores: torch.Tensor, ended: torch.Tensor, *, num_responses: int, accelerator: Accelerator
+        self,
+        scores: torch.Tensor,
+        ended: torch.Tensor,
+        *,
+        num_responses: int,
+        identical: bool,
+        accelerator: Accelerator,
     ) -> torch.Tensor:
         """Standard deviation `(1,)` of the scores of all processes, `(0,)` without any; warns of what is seen.
 
-        `scores` and `ended` `(B,)` are those of the responses that were kept, out of `num_responses`.
+        `scores` and `ended` `(B,)` are those of the responses that were kept, out of `num_responses`; `identical`
+        says that these have the same tokens.
         """
         scores, ended = in_float64(scores), in_float64(ended)
         counts = [ended.new_tensor(num_responses), ended.new_tensor(len(scores)), ended.sum(), scores.sum()]
@@ -43,6 +62,7 @@ class RolloutWatch:
             "unscored": num_scored == 0,
             "equal": num_scored > 1 and std.item() <= 1e-6 * abs(mean),
             "endless": num_scored > 0 and num_ended == 0,
+            "identical": identical,
         }
         messages = {
             "unscored": f"none of the {num_all:.0f} responses of a rollout got a score from {self.names}: nothing "
@@ -54,6 +74,9 @@ class RolloutWatch:
             "endless": f"no response of the last {PATIENCE['endless']} rollouts ended by itself: all were cut off at "
             f"`max_completion_length` = {self.max_completion_length} tokens. Raise it, or name the tokens that end a "
             "response in `stop_token_ids`; the policy must have learned to end in SFT.",
+            "identical": f"all responses of each of the last {PATIENCE['identical']} rollouts are the same text, "
+            "whatever the prompt: nothing can be learned from a policy that no longer varies. Go back to an earlier "
+            "checkpoint; lower `learning_rate`, or raise `kl_coef` or `entropy_coef`.",
         }
         for kind, is_seen in seen.items():
             self.in_a_row[kind] = self.in_a_row[kind] + 1 if is_seen else 0

@@ -19,8 +19,9 @@ from ..functional import ends_with_stop, kl_is_clamped, score_disagreement
 from ..layout import COMPLETIONS_FOLDER, TOKEN_LOG_FILE
 from ..text import decode_responses
 from .advantages import whitening
-from .diagnostics import RolloutWatch
+from .diagnostics import RolloutWatch, are_identical
 from .metrics import Metrics
+from .reward_log import RewardLog, joined
 from .rollout import Rollout
 from .token_log import append_rows, rewind, token_rows
 
@@ -32,6 +33,8 @@ class PPOLogs(Trainer):
         """`datasets`: of the first one that is there, the token log follows prompts."""
         args = self.args
         self.metrics = Metrics(self.accelerator)
+        taken = ("step", "prompt", "completion", *self.reward_names, "score", "kl")
+        self.reward_log = RewardLog(args, self.accelerator, taken=taken)
         self._watch = RolloutWatch(self.reward_names, max_completion_length=args.max_completion_length)
         followed = next((rows for rows in datasets if rows is not None), ())
         self._token_log_prompts = [followed[i] for i in range(min(args.log_tokens, len(followed)))]
@@ -42,6 +45,7 @@ class PPOLogs(Trainer):
 
     def _begin_training(self) -> None:
         self.metrics.sums.clear()
+        self.reward_log.metrics.sums.clear()
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
 
@@ -73,8 +77,13 @@ class PPOLogs(Trainer):
         """Record what is logged of a training rollout, and answer the prompts of the token log."""
         mask, summary = rollout.response_mask, self._summarize(rollout)
         score_std = self._watch.look(
-            summary["score"], summary["eos_fraction"], num_responses=len(rollout), accelerator=self.accelerator
+            summary["score"],
+            summary["eos_fraction"],
+            num_responses=len(rollout),
+            identical=are_identical(rollout, self.accelerator),
+            accelerator=self.accelerator,
         )
+        self.reward_log.keep()
         self.metrics.record(**summary, score_std=score_std, dropped_samples=~rollout.kept)
         if not self.args.entropy_coef:  # its estimate from the sampled tokens, which costs nothing
             self.metrics.record(entropy=-rollout.old_logprobs[mask])
@@ -117,13 +126,15 @@ class PPOLogs(Trainer):
             for name, part in dataset.items():
                 metrics |= self.evaluate(part, ignore_keys, metric_key_prefix=f"{metric_key_prefix}_{name}")
             return metrics
-        means, size, world_size = Metrics(self.accelerator), self.args.per_device_eval_batch_size, self.args.world_size
+        means, reported = Metrics(self.accelerator), Metrics(self.accelerator)
+        size, world_size = self.args.per_device_eval_batch_size, self.args.world_size
         # All processes make the same number of rollouts: sharded weights are gathered by all of them together.
         for start in range(0, len(dataset), size * world_size):
             mine = range(start + self.args.process_index, min(start + size * world_size, len(dataset)), world_size)
             rollout = self._roll_out([dataset[i] for i in mine] or [dataset[0]], num_generations=1)[: len(mine)]
             means.record(**self._summarize(rollout))
-        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.take().items()}
+            self.reward_log.record(reported)
+        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in joined(means.take(), reported.take()).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -135,14 +146,14 @@ class PPOLogs(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the means of all metrics since the last one over real tokens and all processes."""
         if "loss" in logs:  # a log of training, not of an evaluation or the summary at the end
-            logs |= self.metrics.take()
+            logs |= joined(self.metrics.take(), self.reward_log.metrics.take())
             logs["num_tokens"] = self._num_tokens
             if self.args.kl_target is not None:
                 logs["kl_coef"] = self.token_rewards.kl_coef
             if self._token_log_rollout is not None:
                 self._write_token_log(self._token_log_rollout)
             if self.args.log_completions:
-                self._write_completions(self._rollout[self._rollout.kept])
+                self._write_completions(self._rollout)
         super().log(logs, start_time)
 
     def _token_log_options(self, rollout: Rollout) -> dict:
@@ -150,7 +161,7 @@ class PPOLogs(Trainer):
         args, rewards, mask = self.args, self.token_rewards, rollout.response_mask
         whitenings = {"reward_whitening": None, "advantage_whitening": None}
         if args.whiten_rewards:
-            given = rewards.before_whitening(rollout.scores, kl=rollout.kl_penalty, mask=mask)
+            given = rewards.before_whitening(rollout.token_scores, kl=rollout.kl_penalty, mask=mask)
             whitenings["reward_whitening"] = whitening(given, mask=mask, global_sum=self._global_sum)
         if args.whitens_advantages:
             whitenings["advantage_whitening"] = self._advantage_whitening(self._rollout)
@@ -168,7 +179,6 @@ class PPOLogs(Trainer):
             rows = token_rows(
                 rollout,
                 new_logprobs=torch.where(rollout.response_mask, logprobs, 0),
-                rewarded_scores=self.token_rewards.rewarded(rollout.scores),
                 options=options,
                 tokenizer=self.processing_class,
                 step=self.state.global_step,
@@ -176,6 +186,7 @@ class PPOLogs(Trainer):
             append_rows(Path(self.args.output_dir) / TOKEN_LOG_FILE, rows)
 
     def _write_completions(self, rollout: Rollout) -> None:
+        extra, rollout = self.reward_log.columns_of_all(rollout.kept), rollout[rollout.kept]
         tokenizer, (prompt_ids, prompt_mask, *responses) = self.processing_class, rollout.sequences
         columns = {
             "prompt": decode_responses(tokenizer, prompt_ids, prompt_mask)[0],
@@ -183,6 +194,7 @@ class PPOLogs(Trainer):
             **{name: term.tolist() for name, term in self._named_terms(rollout).items()},
             "score": rollout.scores.tolist(),
             "kl": rollout.kl.sum(-1).tolist(),
+            **extra,
         }
         columns = {name: gather_object(column) for name, column in columns.items()}
         if self.is_world_process_zero():

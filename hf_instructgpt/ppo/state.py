@@ -159,6 +159,8 @@ class PPOState(CardMixin, ResumableTrainer):
             "rollout_is_done": self.guard.rollout_is_done,
             "kl_coef": self.token_rewards.kl_coef,
             "score_sums": self.token_rewards.score_sums,
+            "term_sums": self.token_rewards.term_sums,
+            "reward_log": self.reward_log.state_dict(),
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": self.metrics.state_dict(),
             "ema": [x.cpu() for x in self.ema.shards()] if self.ema is not None and self._is_sharded else None,
@@ -168,6 +170,8 @@ class PPOState(CardMixin, ResumableTrainer):
         self._micro_step, self._num_tokens = state["micro_step"], state["num_tokens"]
         self.guard.rollout_is_done = state["rollout_is_done"]
         self.token_rewards.kl_coef, self.token_rewards.score_sums = state["kl_coef"], state["score_sums"]
+        self.token_rewards.term_sums = state["term_sums"]
+        self.reward_log.load_state_dict(state["reward_log"])
         device = self.accelerator.device
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")

@@ -6,7 +6,8 @@ NUMBERS, WHITENINGS = ("kl_coef", "gamma", "lam", "cliprange"), ("reward_whiteni
 def explorable(row: dict) -> dict:
     """The options and numbers from which the page computes PPO anew; nothing for a row of an earlier version.
 
-    The penalised KL is there only where it is not the log-ratio itself.
+    The penalised KL is there only where it is not the log-ratio itself, and the scores of tokens only where they are
+    not one score on the last token.
     """
     if "options" not in row:
         return {}
@@ -20,4 +21,7 @@ def explorable(row: dict) -> dict:
     if penalties != [token["kl"] for token in row["tokens"]]:
         sum(x for x in penalties if x is not None)
         found["kl_penalty"] = penalties
+    scores = [token.get("score", 0.0) for token in row["tokens"]]
+    if any(scores[:-1]):
+        found["token_scores"] = scores
     return found

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .sampling.generate import Generator
     from .sampling.recorded import RecordedRollouts
     from .sampling.server import ServerGenerator
+    from .scoring.token_scores import RewardSpan
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _MODULES = {
     "RankingRewardConfig": "reward.config",
     "RankingRewardTrainer": "reward.ranking_trainer",
     "RecordedRollouts": "sampling.recorded",
+    "RewardSpan": "scoring.token_scores",
     "ServerGenerator": "sampling.server",
     "average_models": "reward.averaging",
     "convert_document_state_dict": "char_gpt",
@@ -63,6 +65,7 @@ __all__ = [
     "RankingRewardConfig",
     "RankingRewardTrainer",
     "RecordedRollouts",
+    "RewardSpan",
     "ServerGenerator",
     "average_models",
     "convert_document_state_dict",

@@ -286,6 +286,23 @@ def combine_scores(
     return scores - uncertainty_coef * score_disagreement(terms, given=given)
 
 
+def combine_token_scores(
+    token_terms: torch.Tensor, *, given: torch.Tensor, weights: torch.Tensor, aggregation: str = "sum"
+) -> torch.Tensor:
+    """Token scores `(B, R)` from those of F reward functions, `(B, R, F)`, that are given, `(B, F)`, and finite.
+
+    "sum": `s_t = sum_f weight_f * s_tf`; "mean": the same divided by `sum_f weight_f`. Both are linear, so the sum
+    over the tokens is what [`combine_scores`] makes of the sums. 0 where no function gave anything.
+    """
+    check_shapes(**{"token_terms[:, 0]": token_terms[:, 0], "given": given})
+    given = given & token_terms.isfinite().all(1)
+    scores = torch.where(given.unsqueeze(1), token_terms, 0) @ weights
+    if aggregation == "mean":
+        total = (given.to(weights.dtype) @ weights).unsqueeze(-1)
+        scores = torch.where(given.any(-1, keepdim=True), scores / total, 0)
+    return scores
+
+
 def score_disagreement(terms: torch.Tensor, *, given: torch.Tensor) -> torch.Tensor:
     """Standard deviation `(B,)` of the terms `(B, F)` that are given and finite, `sqrt(mean_f (s_f - mean s)^2)`.
 
@@ -309,17 +326,35 @@ def score_scale(sums: torch.Tensor) -> float:
     return variance**0.5 if variance > 1e-12 else 1.0
 
 
-def token_rewards(scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
-    """Reward `(B, R)` of each token: minus the KL penalty, plus the response's score `(B,)` on the last real token.
+def on_last_token(scores: torch.Tensor, *, mask: torch.Tensor) -> torch.Tensor:
+    """Scores `(B,)` on the last real token of each response, `(B, R)`; a response without any real token gets none.
 
-    `r_t = -kl_coef * kl_t + [t is last] * score` (Ouyang et al. 2022, section 3.5; Stiennon et al. 2020, section 3.4).
-    The score lands on the end-of-text token itself, not on the padding after it. A response without any real token
-    gets none. `kl_coef` is in reward units per nat.
+    The score lands on the end-of-text token itself, not on the padding after it.
     """
-    check_shapes(kl=kl, mask=mask)
     check_shapes(**{"scores": scores, "mask[:, 0]": mask[:, 0]})
     last = mask & ~torch.nn.functional.pad(mask[:, 1:], (0, 1))
-    return torch.where(mask, -kl_coef * kl, 0) + torch.where(last, scores.unsqueeze(-1), 0)
+    return torch.where(last, scores.unsqueeze(-1), 0)
+
+
+def clip_totals(token_scores: torch.Tensor, *, bound: float) -> torch.Tensor:
+    """Token scores `(B, R)`, each response's multiplied by one factor so that their sum is within `[-bound, bound]`.
+
+    `s_t * min(1, bound / |sum_t s_t|)`: signs and proportions stay.
+    """
+    return token_scores * (bound / token_scores.sum(-1, keepdim=True).abs()).clamp(max=1)
+
+
+def token_rewards(scores: torch.Tensor, *, kl: torch.Tensor, mask: torch.Tensor, kl_coef: float) -> torch.Tensor:
+    """Reward `(B, R)` of each token: its part of the score, minus the KL penalty.
+
+    `r_t = s_t - kl_coef * kl_t`. Scores `(B,)` are a response's, `s_t = [t is last] * score` (Ouyang et al. 2022,
+    section 3.5; Stiennon et al. 2020, section 3.4); scores `(B, R)` are those of tokens, `s_t`. `kl_coef` is in reward
+    units per nat.
+    """
+    check_shapes(kl=kl, mask=mask)
+    scores = on_last_token(scores, mask=mask) if scores.dim() == 1 else scores
+    check_shapes(scores=scores, mask=mask)
+    return torch.where(mask, -kl_coef * kl, 0) + torch.where(mask, scores, 0)
 
 
 def policy_loss(

@@ -432,7 +432,7 @@ def test_what_would_broadcast_is_refused(name):
 def test_a_wrong_shape_is_named():
     with pytest.raises(ValueError, match=r"`values` \(2, 1\), `mask` \(2, 3\)"):
         masked_whiten(torch.zeros(2, 1), mask=MASK)
-    with pytest.raises(ValueError, match=r"`scores` \(2, 1\), `mask\[:, 0\]` \(2,\)"):
+    with pytest.raises(ValueError, match=r"`scores` \(2, 1\), `mask` \(2, 3\)"):
         token_rewards(torch.zeros(2, 1), kl=X, mask=MASK, kl_coef=0.1)
 
 

@@ -63,6 +63,7 @@ def test_scores_and_lengths_of_a_rollout_by_hand(alone):
     numbers = {name: x.mean().item() for name, x in found.items()}
     assert numbers == pytest.approx(
         {
+            "completions/num_distinct": 2.0,
             "score_std": 1.5,  # 1 and 4
             "score_min": 1.0,
             "score_max": 4.0,
@@ -87,6 +88,20 @@ def test_what_cannot_be_said_of_a_rollout_is_left_out(alone):
     nothing = rollout(kept=torch.zeros(3, dtype=torch.bool), response_mask=torch.zeros(3, 2, dtype=torch.bool))
     found = rollout_statistics(nothing, ended=torch.zeros(3, dtype=torch.bool), **options)
     assert {name: len(x) for name, x in found.items()} == {"kl_per_token": 0}
+
+
+def test_responses_with_the_same_tokens_are_counted_once(alone):
+    """What stands behind the mask, and what is not kept, does not count; the other process repeats the first two."""
+    ids = torch.tensor([[5, 7], [5, 7], [9, 9]])
+    some = rollout(response_ids=ids, response_mask=torch.tensor([[True, True], [True, True], [False, False]]))
+    options = {"ended": torch.ones(3, dtype=torch.bool), "num_generations": 1, "has_critic": False}
+    assert rollout_statistics(some, **options, accelerator=alone)["completions/num_distinct"].item() == 1.0
+    ids[1, 1] = 8
+    assert rollout_statistics(some, **options, accelerator=alone)["completions/num_distinct"].item() == 2.0
+    some.response_mask[:2, 1] = False
+    assert rollout_statistics(some, **options, accelerator=alone)["completions/num_distinct"].item() == 1.0
+    one = rollout(kept=torch.tensor([True, False, False]))
+    assert "completions/num_distinct" not in rollout_statistics(one, **options, accelerator=alone)
 
 
 def test_groups_of_equal_scores_by_hand():

@@ -30,6 +30,7 @@ EXTRAS = {
     "value_model": "shared",
     "ptx_coef": 0.5,
     "scale_scores": True,
+    "normalize_rewards": True,
     "whiten_rewards": True,
     "entropy_coef": 0.01,
     "loss_aggregation": "response",
@@ -58,8 +59,11 @@ def make(output_dir, train_dataset=PROMPTS, model=None, value_model=None, peft_c
     }
     args = PPOConfig(**(defaults | options))
 
-    def reward(completions, **_):
-        return [float(len(text)) for text in completions]
+    def reward(completions, completion_ids, log_metric, **_):
+        if not args.normalize_rewards:
+            return [float(len(text)) for text in completions]
+        log_metric("mean", sum(map(len, completions)) / len(completions))
+        return [[0.1 * i for i in ids] for ids in completion_ids]
 
     eval_dataset = train_dataset if args.eval_strategy != "no" else None
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}

@@ -25,6 +25,7 @@ HEALTHY = {
     "explained_variance": 0.4,
     "return_std": 0.5,
     "dropped_samples": 0.0,
+    "completions/num_distinct": 16.0,
 }
 
 
@@ -45,7 +46,8 @@ GROWTH = [{"completion_length": x, "score": x / 10} for x in (10.0, 10.0, 10.0, 
 BY_HAND = {
     "unscored": ([{"dropped_samples": 0.5}], [{"dropped_samples": 0.49}] * 30),
     "equal_scores": ([{"score": -3.0, "score_std": 2.9e-6}], [{"score": -3.0, "score_std": 3.1e-6}] * 30),
-    "endless": ([{"eos_fraction": 0.0}] * 3, [{"eos_fraction": 0.0}] * 2 + [{"eos_fraction": 0.01}]),
+    "endless": ([{"eos_fraction": 0.0}] * 2, [{"eos_fraction": 0.0}, {"eos_fraction": 0.01}]),
+    "identical": ([{"completions/num_distinct": 1.0}] * 2, [{"completions/num_distinct": x} for x in (1.0, 2.0)]),
     # 1 nat per token, in the mean of three logs.
     "kl_explosion": ([{"kl": 9.0}, {"kl": 10.0}, {"kl": 11.1}], [{"kl": 9.0}, {"kl": 10.0}, {"kl": 11.0}]),
     "entropy_collapse": (
@@ -192,7 +194,8 @@ class Failing:
 SICK = {
     "unscored": (none_for_most, {"max_steps": 2}, 3.0),
     "equal_scores": (constant, {"max_steps": 2}, 3.0),
-    "endless": (lengths, {"max_steps": 6}, -30.0),
+    "endless": (lengths, {"max_steps": 4}, -30.0),
+    "identical": (lengths, {"max_steps": 4}, 90.0),  # each response is the end-of-text token alone
     "kl_explosion": (count_of_a, {"learning_rate": 0.1, "kl_coef": 0.0}, 3.0),
     "entropy_collapse": (count_of_a, {"learning_rate": 0.1, "kl_coef": 0.0}, 3.0),
     "length_hacking": (lengths, {"learning_rate": 3e-2, "kl_coef": 0.0, "max_completion_length": 12}, 3.0),
@@ -246,7 +249,7 @@ def test_a_healthy_run_is_not_warned_of(tmp_path, warnings, capsys):
     capsys.readouterr()
     assert main(["doctor", str(tmp_path), "--lang", "en"]) == 0
     out = capsys.readouterr().out
-    assert "22 logs up to step 44, 10 rules" in out and "Nothing found" in out and "Not checked" not in out
+    assert "22 logs up to step 44, 11 rules" in out and "Nothing found" in out and "Not checked" not in out
 
 
 def test_a_resumed_run_does_not_warn_again(tmp_path, warnings):

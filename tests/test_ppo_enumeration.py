@@ -59,7 +59,12 @@ def gpt2(seed):
     return GPT2LMHeadModel(GPT2Config(**sizes, eos_token_id=STOP, bos_token_id=None))
 
 
-def make(tmp_path, **options):
+def token_scores(ids):
+    """A number for each token, which depends on all those before it."""
+    return [score(ids[: t + 1]) for t in range(len(ids))]
+
+
+def make(tmp_path, reward=score, **options):
     """A trainer whose critic is wrong everywhere: nothing that is exact on average may depend on it."""
     policy = gpt2(0)
     critic = ValueModel(independent_copy(policy.base_model))
@@ -69,7 +74,7 @@ def make(tmp_path, **options):
     options = {**defaults, **options}
     return PPOTrainer(
         policy,
-        lambda completion_ids, **_: [score(ids) for ids in completion_ids],
+        lambda completion_ids, **_: [reward(ids) for ids in completion_ids],
         args=PPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], **options),
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS]),
         processing_class=TOKENIZER,
@@ -249,8 +254,7 @@ def test_the_kl_is_from_the_reference_at_its_temperature(tmp_path, estimator, pe
     torch.testing.assert_close(actual.detach().double(), expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def true_gradient(oracle):
+def gradient_of_expectation(oracle, final_score):
     """Of the mean over prompts of E[score] - kl_coef * KL, by autograd through the enumerated expectation."""
     model, policy = tables(gpt2(0))
     objective = 0.0
@@ -261,9 +265,17 @@ def true_gradient(oracle):
 
 
 @pytest.fixture(scope="module")
+def true_gradient(oracle):
+    return gradient_of_expectation(oracle, final_score)
+
+
+@pytest.fixture(scope="module")
 def gradients(tmp_path_factory):
+    return gradients_of_responses(make(tmp_path_factory.mktemp("gradients")))
+
+
+def gradients_of_responses(trainer):
     """Of minus the product's policy loss, summed over each response's tokens: `(B, parameters)`."""
-    trainer = make(tmp_path_factory.mktemp("gradients"))
     rollout, model = roll_out_everything(trainer), trainer.model.policy.eval()
     logits = response_logits(model, response_length=LENGTH, **model_inputs(model, *rollout.sequences))
     logprobs = token_logprobs(logits, token_ids=rollout.response_ids, temperature=TEMPERATURE)
@@ -275,6 +287,14 @@ def gradients(tmp_path_factory):
 def test_the_policy_losss_gradient_is_on_average_the_true_one(oracle, true_gradient, gradients):
     assert true_gradient.abs().max() > 0.1
     torch.testing.assert_close(oracle[2] @ gradients / len(PROMPTS), true_gradient, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["gae", "reward"])
+def test_the_gradient_of_rewards_of_tokens_is_on_average_that_of_their_sum(tmp_path, oracle, estimator):
+    true = gradient_of_expectation(oracle, lambda ids: sum(token_scores(ids)) - PENALTY * (ids[-1] != STOP))
+    found = gradients_of_responses(make(tmp_path, token_scores, advantage_estimator=estimator))
+    assert true.abs().max() > 0.1
+    torch.testing.assert_close(oracle[2] @ found / len(PROMPTS), true, atol=1e-6, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

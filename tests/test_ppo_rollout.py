@@ -287,7 +287,8 @@ def score(*funcs, weights=None, **columns):
     rows = [{"prompt": "a"}, {"prompt": "b"}]
     rows = [{**row, **{name: column[i] for name, column in columns.items()}} for i, row in enumerate(rows)]
     samples = Samples(rows, [[1], [2]], [[3], [4, 5]], ["x", "yy"], [True, False])
-    terms, given = score_responses(funcs, [None] * len(funcs), samples, policy_tokenizer=None, batch_size=2)
+    scored = score_responses(funcs, [None] * len(funcs), samples, policy_tokenizer=None, batch_size=2)
+    terms, given = scored.terms, scored.given
     scores = combine_scores(terms, given=given, weights=torch.tensor(weights or [1.0] * len(funcs)))
     return [score.item() if any(row) else None for score, row in zip(scores, given, strict=True)]
 

@@ -31,6 +31,7 @@ def recomputed(row, **settings):
         torch.ones_like(column["kl"], dtype=torch.bool),
         torch.tensor([row["rewarded_score"]], dtype=torch.float64),
     )
+    score = column.get("score", score)  # logs of earlier versions have none
     rewards = token_rewards(score, kl=column["kl_penalty"], mask=mask, kl_coef=options["kl_coef"])
     if options["reward_whitening"]:
         mean, scale = options["reward_whitening"]
@@ -67,6 +68,11 @@ def recomputed(row, **settings):
     return {name: x[0].tolist() for name, x in found.items()} | {"clipped": clipped[0].tolist()}
 
 
+def waves(completion_ids, **_):
+    """Rewards of tokens, of both signs."""
+    return [[math.sin(3 * t + token) for t, token in enumerate(ids)] for ids in completion_ids]
+
+
 OPTIONS = {
     "plain": {},
     "lambdas": {"lam": 0.5, "critic_lam": 0.75, "length_adaptive_lam": 0.5},
@@ -74,6 +80,8 @@ OPTIONS = {
     "scaled, whitened rewards": {"scale_scores": True, "whiten_rewards": True, "num_generations": 2},
     "not whitened, adaptive": {"whiten_advantages": False, "kl_target": 0.01, "kl_horizon": 20},
     "cut off": {"missing_eos_penalty": 3.0, "max_completion_length": 2},
+    "tokens": {"reward_funcs": waves, "normalize_rewards": True, "scale_scores": True, "score_clip": 1.0, "lam": 0.5},
+    "tokens, whitened": {"reward_funcs": waves, "missing_eos_penalty": 1.0, "whiten_rewards": True},
     "in the loss": {"kl_penalty_in": "loss", "kl_estimator": "k3"},
     "group": {"advantage_estimator": "reward", "num_generations": 2, "subtract_group_mean": True},
     "rloo": {"advantage_estimator": "rloo", "num_generations": 2},
@@ -90,6 +98,9 @@ def test_all_that_is_logged_follows_from_the_logged_options(tmp_path, name):
     assert len(rows) == 12
     for row in rows:
         found = recomputed(row)
+        scores = [token["score"] for token in row["tokens"]]
+        assert row["rewarded_score"] == pytest.approx(sum(scores), abs=1e-5)
+        assert ("token_scores" in explorable(row)) == any(scores[:-1])
         scale = (row["options"]["advantage_whitening"] or [0, 1])[1] * (row["options"]["reward_whitening"] or [0, 1])[
             1
         ]
@@ -97,14 +108,15 @@ def test_all_that_is_logged_follows_from_the_logged_options(tmp_path, name):
             theirs = [token[logged] for token in row["tokens"]]
             assert found[ours] == pytest.approx(theirs, abs=2e-5 * max(scale, 1)), (name, ours, row["step"])
         assert found["clipped"] == [token["clipped"] for token in row["tokens"]]
+    assert any(token["score"] for row in rows for token in row["tokens"][:-1]) == ("tokens" in name)
     assert len({row["options"]["kl_coef"] for row in rows}) > 1 if "kl_target" in options else True
 
 
 # ---- The page ------------------------------------------------------------------------------------------------------
 
 
-def example(**options):
-    """A row by hand: three tokens, a score of 2."""
+def example(scores=(0.0, 0.0, 2.0), **options):
+    """A row by hand: three tokens, a score of 2 on the last one."""
     numbers = {
         "logprob": (-1.0, -2.0, -0.5),
         "new_logprob": (-0.5, -2.1, -0.9),
@@ -112,6 +124,7 @@ def example(**options):
         "kl": (0.2, -0.5, 0.0),
         "kl_penalty": (0.2, -0.5, 0.0),
         "value": (0.3, 0.4, 0.9),
+        "score": scores,
         "reward": (-0.02, 0.05, 2.0),
         "advantage": (0.0, 0.0, 0.0),
         "return": (0.0, 0.0, 0.0),
@@ -150,6 +163,7 @@ def test_what_the_page_reads_of_a_row():
     row = example(advantage_whitening=[0.5, 2.0])
     assert explorable(row) == {"options": row["options"], "rewarded_score": 2.0}
     assert explorable(example(critic_lam=1.0))["options"]["critic_lam"] == 1.0
+    assert explorable(example(scores=(0.5, 0.0, 1.5)))["token_scores"] == [0.5, 0.0, 1.5]
     row["tokens"][0]["kl_penalty"] = 0.25
     assert explorable(row)["kl_penalty"] == [0.25, -0.5, 0.0]
     assert explorable({"step": 1, "tokens": []}) == {}  # of an earlier version
@@ -201,7 +215,7 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["plain", "whitened", "group", "critic", "grpo", "clips"])
+@pytest.mark.parametrize("name", ["plain", "whitened", "group", "critic", "grpo", "clips", "tokens"])
 def test_the_page_computes_what_python_computes(tmp_path, open_page, name):
     row = example(
         **{
@@ -212,6 +226,7 @@ def test_the_page_computes_what_python_computes(tmp_path, open_page, name):
             "grpo": {"advantage_estimator": "grpo", "group_scale": 0.4},
             # Â is negative at the first token, whose ratio is 1.65, and positive at the last one, of 1.3.
             "clips": {"cliprange_high": 0.28, "dual_clip": 1.5, "advantage_whitening": [0.7, 2.0]},
+            "tokens": {"scores": (0.5, -0.25, 1.75), "lam": 0.9},
         }[name]
     )
     if name == "clips":

@@ -40,6 +40,7 @@ class Rewards:
     weights: Sequence[float]
     aggregation: str = "sum"
     uncertainty_coef: float = 0.0
+    step_separator: str = "\n"
 
     def score(
         self, samples: Samples, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 64
@@ -49,9 +50,9 @@ class Rewards:
         `tokenizer` is the policy's.
         """
         batches = [samples[start : start + batch_size] for start in range(0, len(samples.rows), batch_size)]
-        options = {"policy_tokenizer": tokenizer, "batch_size": batch_size}
+        options = {"policy_tokenizer": tokenizer, "batch_size": batch_size, "step_separator": self.step_separator}
         scored = [score_responses(list(self.funcs.values()), self.tokenizers, some, **options) for some in batches]
-        terms, given = (torch.cat(parts) for parts in zip(*scored, strict=True))
+        terms, given = (torch.cat([getattr(part, name) for part in scored]) for name in ("terms", "given"))
         given &= terms.isfinite()
         combined = combine_scores(
             terms,

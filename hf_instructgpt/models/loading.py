@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -176,9 +178,12 @@ def load_reward_model(
     name, kwargs = model, {"dtype": torch.float32, **kwargs}
     with loading(name), quiet():
         if find_adapter_config_file(name) is None:
-            model = AutoModelForSequenceClassification.from_pretrained(name, **kwargs)
+            model = _load_classifier(name, **kwargs)
         else:
-            from peft import AutoPeftModelForSequenceClassification
+            from peft import AutoPeftModelForSequenceClassification, PeftConfig
+
+            if PeftConfig.from_pretrained(name).task_type == "TOKEN_CLS":
+                raise InputError(f"{name} is an adapter that classifies tokens: merge it into its base model first.")
 
             # The adapter's base model has no score head: its own comes with the adapter.
             model = AutoPeftModelForSequenceClassification.from_pretrained(name, num_labels=1, **kwargs)
@@ -189,6 +194,18 @@ def load_reward_model(
         if model.config.get_text_config().pad_token_id is None:
             raise InputError(f"{name} has no `pad_token_id` in its config. Set the one it was trained with.")
     return model
+
+
+def classifies_tokens(architectures: list[str] | None) -> bool:
+    """Whether a configuration is a token classifier's, which as a reward model scores the steps of a response."""
+    return any(name.endswith("ForTokenClassification") for name in architectures or ())
+
+
+def _load_classifier(name: str, **kwargs: Any) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(name, trust_remote_code=kwargs.get("trust_remote_code", False))
+    if not classifies_tokens(config.architectures):
+        return AutoModelForSequenceClassification.from_pretrained(name, **kwargs)
+    return AutoModelForTokenClassification.from_pretrained(name, **kwargs)
 
 
 def frozen_lm_head(policy: "PreTrainedModel | PeftModel") -> nn.Module:

@@ -18,7 +18,7 @@ from ..models.forward import context_length
 from ..models.surgery import has_adapter, is_quantised, without_adapter
 from ..sampling.padding import check_padding
 from ..sampling.policy_sampler import can_sample
-from ..scoring.reward_functions import reward_name
+from ..scoring.reward_functions import ARGUMENTS, EXTRAS, reward_name
 from ..text import TEMPLATE_COLUMNS, encode_rows
 from .config import PPOConfig
 
@@ -31,7 +31,7 @@ UNUSED_OPTIONS = {
     "neftune_noise_alpha": None,
     "train_sampling_strategy": "random",
 }
-TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
+TAKEN_COLUMNS = (*ARGUMENTS, *EXTRAS)
 
 
 def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBase | None) -> None:

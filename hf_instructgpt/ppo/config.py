@@ -24,7 +24,7 @@ BOUNDS = {
     ("{} or more", ge, 0): (
         *("seed", "learning_rate", "critic_learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "kl_coef"),
         *("vf_coef", "entropy_coef", "log_tokens", "critic_warmup_steps", "ptx_coef", "ema_decay", "gamma", "lam"),
-        *("reward_uncertainty_coef", "critic_lam", "critic_max_grad_norm"),
+        *("reward_uncertainty_coef", "reward_retries", "critic_lam", "critic_max_grad_norm"),
     ),
     ("above {}", gt, 0): (
         *(
@@ -38,7 +38,7 @@ BOUNDS = {
             "cliprange_high",
             "cliprange_value",
         ),
-        *("kl_horizon", "kl_target", "score_clip", "max_update_kl", "length_adaptive_lam"),
+        *("kl_horizon", "kl_target", "score_clip", "max_update_kl", "length_adaptive_lam", "reward_timeout"),
     ),
     ("{} or more", ge, 2): ("ptx_max_length",),
     ("{} or more", ge, 0.01): ("num_train_epochs",),
@@ -61,7 +61,7 @@ NOT_TRAINED_WITH = (
     *("logging_steps", "log_completions", "num_completions_to_print", "log_tokens", "record_rollouts"),
     "model_init_kwargs",
     *("trust_remote_code", "generation_kwargs", "use_vllm", "vllm_kwargs", "generator", "on_nonfinite"),
-    *("sampling_dtype", "frozen_dtype", "offload_frozen"),
+    *("sampling_dtype", "frozen_dtype", "offload_frozen", "reward_timeout", "reward_retries"),
 )
 
 
@@ -146,12 +146,26 @@ class PPOConfig(TrainingArguments):
     reward_aggregation: str = field(default="sum", metadata={"choices": ["sum", "mean", "min"]})
     """How the scores of several reward functions become one: their weighted `sum`, their weighted `mean`, or the
     lowest of them (`min`, without weights), so that only what all reward models like is reinforced (Coste et al.
-    2023)."""
+    2023). Rewards of tokens can be weighted, but `min` refuses them."""
     reward_uncertainty_coef: float = 0.0
     """Subtract this many standard deviations of the reward functions' scores of a response from its score: less where
-    they disagree. For reward models of one scale and zero, trained for the same thing."""
+    they disagree. For reward models of one scale and zero, trained for the same thing. Rewards of tokens are
+    refused."""
+    normalize_rewards: bool = False
+    """Divide each reward function's scores by the standard deviation of all that it gave so far, before they are
+    weighted: a weight then says how much a function counts, whatever the size of its scores. (GDPO, arXiv 2601.05242,
+    does so within the responses to one prompt, and subtracts their mean; here that is the critic's work.) Rewards of
+    tokens are divided by the deviation of their sums. The scores before the division are logged."""
+    step_separator: str = "\n"
+    """What ends a step of a response, for process reward models (TRL's name and default)."""
+    reward_timeout: float | None = None
+    """Maximum number of seconds that a call of an async reward function takes; after that it has failed. Functions
+    that are not async cannot be interrupted. Default: no limit."""
+    reward_retries: int = 0
+    """How often an async reward function that failed is called again, after 1, 2, 4, ... seconds, before the run
+    stops."""
     missing_eos_penalty: float = 0.0
-    """Subtracted from the score of a response that was cut off at the maximum length."""
+    """Subtracted from the score of a response that was cut off at the maximum length, at its last token."""
     on_nonfinite: str = field(default="raise", metadata={"choices": ["raise", "skip"]})
     """What to do about a NaN or infinite score, log-prob, value or gradient: `raise` stops the run, `skip` leaves
     out the response or the optimizer step and warns. Both name it."""
@@ -174,9 +188,11 @@ class PPOConfig(TrainingArguments):
     kl_horizon: int = 10000
     """Number of responses over which `kl_coef` adapts."""
     scale_scores: bool = False
-    """Divide scores by the standard deviation of all scores so far. The unscaled scores are logged."""
+    """Divide scores by the standard deviation of all scores so far. The unscaled scores are logged. Rewards of tokens
+    are divided by the deviation of their sums."""
     score_clip: float | None = None
-    """Clip scores to [-score_clip, score_clip], after scaling. The unclipped scores are logged. Default: off."""
+    """Clip scores to [-score_clip, score_clip], after scaling. The unclipped scores are logged. Of rewards of tokens,
+    the sum is clipped: all those of a response are multiplied by the same factor. Default: off."""
     whiten_rewards: bool = False
     """With the estimator `gae`: scale the token rewards of a rollout to variance 1 over its real tokens on all
     processes; their mean stays."""
@@ -300,6 +316,8 @@ class PPOConfig(TrainingArguments):
             choices, value = option.metadata.get("choices"), getattr(self, option.name)
             if option.name in PPOConfig.__annotations__ and choices and value not in (option.default, *choices):
                 raise ValueError(f"`{option.name}` must be one of {', '.join(choices)}, not {value!r}.")
+        if not self.step_separator:
+            raise ValueError("`step_separator` must have at least one character.")
         self._check_together()
         judges_by_metric = self.load_best_model_at_end or self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
         if judges_by_metric and self.metric_for_best_model is None:

@@ -12,9 +12,9 @@ from .critic import ActorCritic
 from .metrics import sum_over_processes
 from .rollout import Rollout
 
-# Rollouts in a row without any score before the run stops: a judge may have been away for one or two, or the rows are
-# ones that a function does not score. After more, a run of days would learn nothing and end with "Done".
-MAX_UNSCORED = 3
+# Rollouts in a row without any score before the run stops: a judge may have been away for one, or its rows are ones
+# that a function does not score. After more, a run of days would learn nothing and end with "Done".
+MAX_UNSCORED = 2
 # Scores of which the largest and the smallest differ by less than this share of them are equal, but for rounding.
 ROUNDING = 1e-6
 
@@ -28,10 +28,12 @@ def rollout_statistics(
     the mean length of those that ended where none did, is left out.
     """
     mask, kept = rollout.response_mask, rollout.kept
-    columns = torch.stack([rollout.scores.float(), mask.sum(-1).float(), ended.float(), kept.float()], dim=-1)
-    scores, lengths, ended, is_kept = accelerator.gather(columns).unbind(-1)
-    scores, lengths, ended = (x[is_kept.bool()] for x in (scores, lengths, ended.bool()))
+    columns = [rollout.scores.float(), mask.sum(-1).float(), ended.float(), fingerprints(rollout), kept.float()]
+    scores, lengths, ended, texts, is_kept = accelerator.gather(torch.stack(columns, dim=-1)).unbind(-1)
+    scores, lengths, ended, texts = (x[is_kept.bool()] for x in (scores, lengths, ended.bool(), texts))
     found = {}
+    if len(texts) > 1:
+        found["completions/num_distinct"] = torch.tensor(float(len(texts.unique())))
     if len(scores):
         found["score_std"] = in_float64(scores).std(correction=0)
         found["score_min"], found["score_max"] = scores.aminmax()
@@ -45,6 +47,13 @@ def rollout_statistics(
     if num_generations > 1:
         found["frac_reward_zero_std"] = constant_groups(rollout.scores, kept=kept, num_generations=num_generations)
     return {**found, "kl_per_token": rollout.kl[mask]}
+
+
+def fingerprints(rollout: Rollout) -> torch.Tensor:
+    """A whole number below 2^24, exact in float32, for the tokens of each response `(B,)`: equal for equal ones."""
+    rows = zip(rollout.response_ids.cpu(), rollout.response_mask.cpu(), strict=True)
+    numbers = [float(hash(tuple(ids[mask].tolist())) % 2**24) for ids, mask in rows]
+    return torch.tensor(numbers, device=rollout.response_ids.device)
 
 
 def constant_groups(scores: torch.Tensor, *, kept: torch.Tensor, num_generations: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from statistics import StatisticsError, correlation, fmean, median
 from ..language import say
 
 GUIDE = "recipes/docs/{}/guides/reward-does-not-rise.md"
-RECENT, LONG = 3, 10  # logs of which a rule takes the mean
+SOON, RECENT, LONG = 2, 3, 10  # logs of which a rule takes the mean
 MAX_ROWS = 200  # the first logs and the newest ones, so many in all, are kept
 Rows = list[dict[str, float]]
 
@@ -166,16 +166,30 @@ RULES = (
     Rule(
         "endless",
         ("eos_fraction", "completion_length"),
-        RECENT,
-        _latest("eos_fraction", "completion_length"),
+        SOON,
+        _latest("eos_fraction", "completion_length", count=SOON),
         le,
         0.0,
-        f"no response of the last {RECENT} logs ended by itself: all were cut off, after {{completion_length:.0f}} "
+        f"no response of the last {SOON} logs ended by itself: all were cut off, after {{completion_length:.0f}} "
         "tokens. Raise `max_completion_length`, or name the tokens that end a response in `stop_token_ids`; the "
         "policy must have learned to end in SFT.",
-        f"最近 {RECENT} 次记录中没有一个回答自己结束：都在 {{completion_length:.0f}} 个 token 处被截断。"
+        f"最近 {SOON} 次记录中没有一个回答自己结束：都在 {{completion_length:.0f}} 个 token 处被截断。"
         "请提高 `max_completion_length`，或用 `stop_token_ids` 指明结束回答的 token；策略在 SFT 中必须学会结束。",
         END,
+    ),
+    Rule(
+        "identical",
+        ("completions/num_distinct",),
+        SOON,
+        _latest("completions/num_distinct", count=SOON),
+        le,
+        1.0,
+        f"all responses of each of the last {SOON} logs are the same text, whatever the prompt: nothing can be learned "
+        "from a policy that does not vary. Go back to an earlier checkpoint; lower `learning_rate`, or raise `kl_coef` "
+        "or `entropy_coef`.",
+        f"最近 {SOON} 次记录中，无论提示是什么，所有回答都是同一段文本：不再变化的策略学不到任何东西。"
+        "请回到较早的检查点；降低 `learning_rate`，或提高 `kl_coef`、`entropy_coef`。",
+        WORSE,
     ),
     Rule(
         "kl_explosion",

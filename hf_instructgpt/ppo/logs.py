@@ -25,6 +25,7 @@ from .diagnostics import ScoreWatch, rollout_statistics
 from .doctor import Doctor
 from .metrics import Metrics
 from .recording import drop_later, write_rollout
+from .reward_log import RewardLog, joined
 from .rollout import Rollout
 from .token_log import append_rows, rewind, token_rows
 
@@ -41,6 +42,8 @@ class PPOLogs(Trainer):
         self.clock = Clock(self.accelerator)
         self.add_callback(self.clock)
         self._watch = ScoreWatch(self.reward_names)
+        taken = ("step", "prompt", "completion", *self.reward_names, "score", "kl")
+        self.reward_log = RewardLog(args, self.accelerator, taken=taken)
         followed = next((rows for rows in datasets if rows is not None), ())
         self._token_log_prompts = [followed[i] for i in range(min(args.log_tokens, len(followed)))]
         self._token_log_rollout: Rollout | None = None
@@ -52,6 +55,7 @@ class PPOLogs(Trainer):
         self.metrics.clear()
         self.clock.clear()
         self._doctor = Doctor(self.state.log_history)  # of a resumed run, what it has warned of already
+        self.reward_log.metrics.clear()
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
         drop_later(self._rollouts_folder, step=self.state.global_step, process=self.args.process_index)
@@ -107,6 +111,7 @@ class PPOLogs(Trainer):
             has_critic=self.args.has_critic,
             accelerator=self.accelerator,
         )
+        self.reward_log.keep()
         self.metrics.record(**summary, **statistics, dropped_samples=~rollout.kept)
         if self.args.record_rollouts:
             self._write_rollout(rollout)
@@ -161,13 +166,15 @@ class PPOLogs(Trainer):
             for name, part in dataset.items():
                 metrics |= self.evaluate(part, ignore_keys, metric_key_prefix=f"{metric_key_prefix}_{name}")
             return metrics
-        means, size, world_size = Metrics(self.accelerator), self.args.per_device_eval_batch_size, self.args.world_size
+        means, reported = Metrics(self.accelerator), Metrics(self.accelerator)
+        size, world_size = self.args.per_device_eval_batch_size, self.args.world_size
         # All processes make the same number of rollouts: sharded weights are gathered by all of them together.
         for start in range(0, len(dataset), size * world_size):
             mine = range(start + self.args.process_index, min(start + size * world_size, len(dataset)), world_size)
             rollout = self._roll_out([dataset[i] for i in mine] or [dataset[0]], num_generations=1)[: len(mine)]
             means.record(**self._summarize(rollout))
-        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.take().items()}
+            self.reward_log.record(reported)
+        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in joined(means.take(), reported.take()).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -180,7 +187,7 @@ class PPOLogs(Trainer):
         """Trainer's log, with the means of all metrics since the last one over real tokens and all processes."""
         if "loss" in logs:  # a log of training, not of an evaluation or the summary at the end
             self.metrics.record_max(**{"system/peak_memory_gib": torch.tensor([peak_memory(self.accelerator.device)])})
-            logs |= self.metrics.take() | self.clock.take()
+            logs |= joined(self.metrics.take() | self.clock.take(), self.reward_log.metrics.take())
             logs["num_tokens"] = self._num_tokens
             if self.args.kl_target is not None:
                 logs["kl_coef"] = self.token_rewards.kl_coef
@@ -190,7 +197,7 @@ class PPOLogs(Trainer):
             if self._token_log_rollout is not None:
                 self._write_token_log(self._token_log_rollout)
             if self.args.log_completions:
-                self._write_completions(self._rollout[self._rollout.kept])
+                self._write_completions(self._rollout)
         super().log(logs, start_time)
 
     def _token_log_options(self, rollout: Rollout) -> dict:
@@ -198,7 +205,7 @@ class PPOLogs(Trainer):
         args, rewards, mask = self.args, self.token_rewards, rollout.response_mask
         whitenings = {"reward_whitening": None, "advantage_whitening": None}
         if args.whiten_rewards:
-            given = rewards.before_whitening(rollout.scores, kl=rollout.kl_penalty, mask=mask)
+            given = rewards.before_whitening(rollout.token_scores, kl=rollout.kl_penalty, mask=mask)
             whitenings["reward_whitening"] = whitening(given, mask=mask, global_sum=self._global_sum)
         if args.whitens_advantages:
             whitenings["advantage_whitening"] = self._advantage_whitening(self._rollout)
@@ -224,7 +231,6 @@ class PPOLogs(Trainer):
                 rollout,
                 lams=lam.tolist() if isinstance(lam, torch.Tensor) else [lam] * len(rollout),
                 new_logprobs=torch.where(rollout.response_mask, logprobs, 0),
-                rewarded_scores=self.token_rewards.rewarded(rollout.scores),
                 group_scales=scales,
                 options=options,
                 tokenizer=self.processing_class,
@@ -233,6 +239,7 @@ class PPOLogs(Trainer):
             append_rows(Path(self.args.output_dir) / TOKEN_LOG_FILE, rows)
 
     def _write_completions(self, rollout: Rollout) -> None:
+        extra, rollout = self.reward_log.columns_of_all(rollout.kept), rollout[rollout.kept]
         tokenizer, (prompt_ids, prompt_mask, *responses) = self.processing_class, rollout.sequences
         columns = {
             "prompt": decode_responses(tokenizer, prompt_ids, prompt_mask)[0],
@@ -240,6 +247,7 @@ class PPOLogs(Trainer):
             **{name: term.tolist() for name, term in self._named_terms(rollout).items()},
             "score": rollout.scores.tolist(),
             "kl": rollout.kl.sum(-1).tolist(),
+            **extra,
         }
         columns = {name: gather_object(column) for name, column in columns.items()}
         if self.is_world_process_zero():

@@ -24,6 +24,7 @@ class Rollout:
     kl: torch.Tensor  # (B, R), nats, log-ratio to the reference as it is: log pi(token) - log pi_ref(token)
     scores: torch.Tensor  # (B,), the reward functions' combined, less the penalty for a missing end
     score_terms: torch.Tensor  # (B, F), each reward function's own score, NaN where it gave none
+    token_scores: torch.Tensor  # (B, R), the scores where they fall, as they enter the rewards: scaled and clipped
     rewards: torch.Tensor  # (B, R)
     importance_weights: torch.Tensor  # (B, R), of the policy's loss; 1 where the policy itself sampled
     values: torch.Tensor  # (B, R), 0 without a critic

@@ -161,6 +161,8 @@ class PPOState(CardMixin, ResumableTrainer):
             "kl_coef": self.token_rewards.kl_coef,
             "score_sums": self.token_rewards.score_sums,
             "critic_training": self.critic_training.state_dict(),
+            "term_sums": self.token_rewards.term_sums,
+            "reward_log": self.reward_log.state_dict(),
             "rollouts": {name: r.to("cpu").state_dict() for name, r in rollouts.items() if r is not None},
             "sums": self.metrics.state_dict(),
             "generator": self.generator.state_dict() if isinstance(self.generator, RecordedRollouts) else None,
@@ -173,6 +175,8 @@ class PPOState(CardMixin, ResumableTrainer):
         self.guard.rollout_is_done = state["rollout_is_done"]
         self.token_rewards.kl_coef, self.token_rewards.score_sums = state["kl_coef"], state["score_sums"]
         self.critic_training.load_state_dict(state["critic_training"])
+        self.token_rewards.term_sums = state["term_sums"]
+        self.reward_log.load_state_dict(state["reward_log"])
         device = self.accelerator.device
         rollouts = {name: Rollout(**tensors).to(device) for name, tensors in state["rollouts"].items()}
         self._rollout, self._token_log_rollout = rollouts.get("rollout"), rollouts.get("token_log_rollout")

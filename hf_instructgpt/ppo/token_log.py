@@ -38,7 +38,6 @@ def token_rows(
     rollout: Rollout,
     *,
     new_logprobs: torch.Tensor,
-    rewarded_scores: torch.Tensor,
     lams: list[float],
     group_scales: torch.Tensor,
     options: dict,
@@ -48,9 +47,10 @@ def token_rows(
     """One record per response: its prompt, its score, and for each real token what PPO saw of it.
 
     `new_logprobs` `(B, R)` are those of the policy after the updates since the last log. A token is `clipped` when its
-    ratio has left the interval on the side where its advantage no longer pushes it. `rewarded_scores` `(B,)` are the
-    scores as they enter the rewards, `lams` (B) the lambdas of the advantages, `group_scales` `(B,)` GRPO's. From
-    them, `options` and the log-probs and values all the rest can be computed.
+    ratio has left the interval on the side where its advantage no longer pushes it. A token's `score` is what it gets
+    of the scores, as they enter the rewards; `rewarded_score` is their sum. `lams` (B) are the lambdas of the
+    advantages, `group_scales` `(B,)` GRPO's. From them, `options` and the log-probs and values all the rest can be
+    computed.
     """
     _, clipped = policy_loss(
         new_logprobs,
@@ -64,6 +64,7 @@ def token_rows(
         "ref_logprob": rollout.old_logprobs - rollout.kl,  # of the reference as it is
         "kl": rollout.kl,
         "kl_penalty": rollout.kl_penalty,
+        "score": rollout.token_scores,
         "reward": rollout.rewards,
         "value": rollout.values,
         "advantage": rollout.advantages,
@@ -76,7 +77,7 @@ def token_rows(
             "step": step,
             "prompt": tokenizer.decode(rollout.prompt_ids[i][rollout.prompt_mask[i]]),
             "score": round(rollout.scores[i].item(), 6),
-            "rewarded_score": round(rewarded_scores[i].item(), 6),
+            "rewarded_score": round(rollout.token_scores[i].sum().item(), 6),
             "options": {**options, "lam": lams[i], "group_scale": group_scales[i].item()},
             "kl": round(rollout.kl[i].sum().item(), 6),
             "tokens": [

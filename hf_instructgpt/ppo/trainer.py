@@ -45,7 +45,6 @@ from trl.models import unwrap_model_for_generation
 from ..errors import InputError
 from ..functional import (
     aggregation_weights,
-    combine_scores,
     full_kl,
     kl_estimate,
     policy_loss,
@@ -62,7 +61,7 @@ from ..sampling.engines import generation_config_for, make_generator
 from ..sampling.generate import Generator, Samples, engine_responses, generate_responses
 from ..scoring.checks import check_reward_funcs, foreign_tokenizers
 from ..scoring.reward_functions import check_signatures, reward_names
-from ..scoring.reward_models import score_responses
+from ..scoring.reward_models import Scored, score_responses
 from ..text import encode_row, pad_rows
 from .advantages import advantages_and_returns, masked_whiten
 from .checks import (
@@ -108,6 +107,10 @@ class PPOTrainer(PPOLogs, PPOState):
             one label (or its id or path, also of an adapter), or a Python function
             `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async, that gets the
             data set's other columns. None leaves its term out; a response without any term is dropped and counted.
+            Instead of a number, a function may return a list with one number for each of a response's
+            `completion_ids`, or with [`RewardSpan`]s; a token-classification model with one or two labels scores the
+            steps of a response. A function that has the arguments also gets `trainer_state`,
+            `log_metric(name, value)` and `log_extra(column, values)`.
         args ([`PPOConfig`], *optional*): The options.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with a column `prompt`, text or
             messages. Of a stream, as many rows as `max_steps` needs are read at the start and kept.
@@ -250,7 +253,7 @@ class PPOTrainer(PPOLogs, PPOState):
         self.guard = UpdateGuard(
             args, self.accelerator, self.metrics, step=lambda: self.state.global_step, is_coarse=is_coarse
         )
-        self.token_rewards = TokenRewards(args, self.accelerator)
+        self.token_rewards = TokenRewards(args, self.accelerator, weights=self.reward_weights)
         self.ema = None if args.ema_decay is None else PolicyEMA(policy, decay=args.ema_decay)
         if self.ema is not None:
             self.add_callback(self.ema)
@@ -357,7 +360,7 @@ class PPOTrainer(PPOLogs, PPOState):
             prompt_ids, prompt_mask, response_ids, mask = self._sample(prompt_rows)
         with self._compiled():
             with self.clock.phase("scoring", is_on=is_training):
-                scores, score_terms, kept = self._score(rows, prompt_rows, response_ids, mask)
+                scored, ended, kept = self._score(rows, prompt_rows, response_ids, mask)
             mask = mask & kept.unsqueeze(-1)
             # Recomputed in the precision of the update rather than kept from sampling: the first ratio is then 1.
             with self.clock.phase("measuring", is_on=is_training):
@@ -375,7 +378,10 @@ class PPOTrainer(PPOLogs, PPOState):
         old_logprobs, ref_logprobs, kl_penalty, kl, values = (torch.where(mask, x, 0) for x in measured.values())
         weights = self.guard.importance_weights(self.generator, old_logprobs, mask, is_training=is_training)
 
-        rewards = self.token_rewards.compute(scores, kl=kl_penalty, mask=mask, kept=kept, is_training=is_training)
+        scores, token_scores = self.token_rewards.place(
+            scored, penalties=args.missing_eos_penalty * ~ended, mask=mask, kept=kept, is_training=is_training
+        )
+        rewards = self.token_rewards.compute(token_scores, kl=kl_penalty, mask=mask)
         advantages, returns = advantages_and_returns(
             rewards, values=values, mask=mask, kept=kept, num_generations=num_generations, args=args
         )
@@ -389,8 +395,9 @@ class PPOTrainer(PPOLogs, PPOState):
             ref_logprobs=ref_logprobs,
             kl_penalty=kl_penalty,
             kl=kl,
-            scores=torch.where(kept, scores, 0),
-            score_terms=score_terms,
+            scores=scores,
+            score_terms=torch.where(scored.given, scored.terms, torch.nan).to(mask.device),
+            token_scores=token_scores,
             rewards=rewards,
             importance_weights=weights,
             values=values,
@@ -419,32 +426,25 @@ class PPOTrainer(PPOLogs, PPOState):
 
     def _score(
         self, rows: list[dict], prompt_rows: list[list[int]], response_ids: torch.Tensor, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Scores `(B,)` (combined, less the penalty for a missing end), terms `(B, F)`, and whom to keep `(B,)`."""
+    ) -> tuple[Scored, torch.Tensor, torch.Tensor]:
+        """What the reward functions gave, which responses ended by themselves `(B,)`, and whom to keep `(B,)`."""
         stop = self.generation_config.eos_token_id
         samples = Samples.decode(self.processing_class, rows, prompt_rows, response_ids, mask, stop_token_ids=stop)
-        terms, given = score_responses(
+        scored = score_responses(
             self.reward_funcs,
             self.reward_tokenizers,
             samples,
             policy_tokenizer=self.processing_class,
             batch_size=self.args.per_device_train_batch_size,
             by_length=self._by_length,
+            step_separator=self.args.step_separator,
+            calling=self.reward_log.calling(self.state, count=len(rows)),
         )
         ended = torch.tensor(samples.ended, device=mask.device)
-        finite = (terms.isfinite() | ~given).unbind(-1)
+        finite = (scored.terms.isfinite() | ~scored.given).unbind(-1)
         names = [f"scores of {name}" for name in self.reward_names]
         kept = self.guard.finite_rows(dict(zip(names, finite, strict=True)))
-        scores = combine_scores(
-            terms,
-            given=given,
-            weights=torch.tensor(self.reward_weights, dtype=torch.float32),
-            aggregation=self.args.reward_aggregation,
-            uncertainty_coef=self.args.reward_uncertainty_coef,
-        )
-        terms = torch.where(given, terms, torch.nan)
-        scores, terms, kept = (x.to(ended.device) for x in (scores, terms, kept & given.any(-1)))
-        return scores - self.args.missing_eos_penalty * ~ended, terms, kept
+        return scored, ended, (kept & scored.given.any(-1)).to(mask.device)
 
     def _take_mini_batch(self, mini_batch: int) -> list[MicroBatch]:
         """The micro-batches of one optimizer step, their advantages whitened over all of them (for GAE)."""

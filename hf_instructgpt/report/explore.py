@@ -7,7 +7,8 @@ LATER = ("cliprange_high", "dual_clip", "group_scale", "critic_lam")  # not in t
 def explorable(row: dict) -> dict:
     """The options and numbers from which the page computes PPO anew; nothing for a row of an earlier version.
 
-    The penalised KL is there only where it is not the log-ratio itself.
+    The penalised KL is there only where it is not the log-ratio itself, and the scores of tokens only where they are
+    not one score on the last token.
     """
     if "options" not in row:
         return {}
@@ -23,4 +24,7 @@ def explorable(row: dict) -> dict:
     if penalties != [token["kl"] for token in row["tokens"]]:
         sum(x for x in penalties if x is not None)
         found["kl_penalty"] = penalties
+    scores = [token.get("score", 0.0) for token in row["tokens"]]
+    if any(scores[:-1]):
+        found["token_scores"] = scores
     return found

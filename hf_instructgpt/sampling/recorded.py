@@ -55,6 +55,12 @@ class RecordedRollouts:
         path = min(self._files.values())
         with fields_of(path):
             columns = pq.read_schema(path).names
+            placed = pq.read_table(path, columns=["token_scores"])["token_scores"].to_pylist()
+        if any(any(row[:-1]) for row in placed):
+            raise InputError(
+                f"{self.folder}: its reward functions gave rewards to tokens, of which a recording keeps only the sums: "
+                "pass the functions themselves."
+            )
         return [self._reward_func(name) for name in columns if name.startswith(TERM)]
 
     def _reward_func(self, column: str) -> Callable:

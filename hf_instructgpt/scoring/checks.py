@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..models.checks import check_vocabulary, check_weights
+from .process_rewards import is_process_reward_model
 from .reward_models import reward_model_scores
 
 
@@ -102,17 +103,25 @@ def check_reward_funcs(
             raise InputError(
                 f"the reward model {name} shares parameters with the policy, which is trained: pass a copy."
             )
-        if func.config.num_labels != 1:
-            raise InputError(
-                f"the reward model {name} has num_labels = {func.config.num_labels}; a reward model has 1. "
-                "Train it with num_labels=1."
-            )
+        check_num_labels(f"the reward model {name}", func.config.num_labels, of_tokens=is_process_reward_model(func))
         if func.config.get_text_config().pad_token_id is None:
             raise InputError(
                 f"the reward model {name} has no `pad_token_id` in its config and cannot score texts of unequal "
                 "length. Set the one it was trained with."
             )
-        _check_padded_score(name, func)
+        if not is_process_reward_model(func):
+            _check_padded_score(name, func)
+
+
+def check_num_labels(name: str, num_labels: int, *, of_tokens: bool) -> None:
+    """Refuse a head with another number of labels than a reward model, or a process reward model, has."""
+    if of_tokens and num_labels not in (1, 2):
+        raise InputError(
+            f"{name} classifies tokens with num_labels = {num_labels}; a process reward model has 1 label, a score, "
+            "or 2, of which the second means a good step."
+        )
+    if not of_tokens and num_labels != 1:
+        raise InputError(f"{name} has num_labels = {num_labels}; a reward model has 1. Train it with num_labels=1.")
 
 
 @torch.no_grad()

@@ -1,23 +1,47 @@
-"""Python functions as rewards: names, checks against the data, calls (sync or async) and their results."""
+"""Python functions as rewards: names, checks against the data, calls (sync or async) and their errors."""
 
 import asyncio
 import atexit
 import inspect
 import os
+import time
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import chdir, contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..errors import InputError
+from .token_scores import read_reward, total
+
+logger = logging.get_logger(__name__)
 
 ARGUMENTS = ("prompts", "completions", "completion_ids")
+EXTRAS = ("trainer_state", "log_metric", "log_extra")
+# Seconds that are spent on finding the response at which a function failed.
+MAX_SEARCH = 10
+
+
+def _ignored(*_: Any, **__: Any) -> None:
+    pass
+
+
+@dataclass
+class Calling:
+    """How a trainer calls reward functions: the arguments of `EXTRAS`, and the patience with async functions."""
+
+    trainer_state: Any = None
+    log_metric: Callable[[str, float], None] = _ignored
+    log_extra: Callable[[str, list], None] = _ignored
+    timeout: float | None = None  # seconds per call of an async function
+    retries: int = 0
 
 
 def reward_name(func: PreTrainedModel | Callable) -> str:
@@ -49,39 +73,81 @@ def check_signatures(funcs: Iterable[Any], datasets: Iterable[Any]) -> None:
 
 
 def _check_signature(func: Callable, columns: list[str]) -> None:
+    name = reward_name(func)
+    if isinstance(func, partial):
+        if taken := sorted(func.keywords.keys() & {*ARGUMENTS, *EXTRAS, *columns}):
+            raise InputError(
+                f"the reward function {name} has the argument `{taken[0]}` already, and it is also passed with each "
+                "call: rename one of them."
+            )
+        try:
+            inspect.signature(func.func).bind_partial(*func.args, **func.keywords)
+        except ValueError:  # no signature
+            return
+        except TypeError as error:
+            raise InputError(
+                f"the reward function {name} cannot be called with {dict(func.keywords)}: {error}."
+            ) from error
     try:
         signature = inspect.signature(func)
     except (TypeError, ValueError):  # some functions written in C have no signature
         return
     try:
-        signature.bind(**dict.fromkeys((*ARGUMENTS, *columns)))
+        signature.bind(**dict.fromkeys((*ARGUMENTS, *columns, *_accepted(func))))
     except TypeError as error:
         raise InputError(
-            f"the reward function {reward_name(func)} cannot be called: {error}. By name it gets "
+            f"the reward function {name} cannot be called: {error}. By name it gets "
             f"{', '.join((*ARGUMENTS, *columns))}: the last are the data set's columns. `**columns` at the end of "
-            "its arguments takes those that it does not need."
+            f"its arguments takes those that it does not need. It may also ask for {', '.join(EXTRAS)}."
         ) from error
 
 
+def _accepted(func: Callable) -> list[str]:
+    """The arguments of `EXTRAS` that a function takes."""
+    try:
+        parameters = inspect.signature(func).parameters
+    except (TypeError, ValueError):
+        return []
+    takes_all = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+    return [name for name in EXTRAS if takes_all or name in parameters]
+
+
 def call_reward_functions(funcs: Sequence[Callable], **arguments: list) -> list[list[float | None]]:
-    """Scores of each completion by each function; async functions run concurrently.
+    """Scores of each completion by each function: numbers, or the sums of what it gave tokens or spans.
 
     Raises:
-        InputError: A function failed, or returned anything but a number or None for each completion.
+        InputError: A function failed, or returned something else for a completion.
+    """
+    rewards = call_functions(funcs, arguments, tokenizer=None, calling=Calling())
+    return [list(map(total, some)) for some in rewards]
+
+
+def call_functions(
+    funcs: Sequence[Callable],
+    arguments: dict[str, list],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None,
+    calling: Calling,
+) -> list[list[float | list[float] | None]]:
+    """What each function gives each completion, as [`read_reward`] reads it; async functions run concurrently.
+
+    `tokenizer` is that of `completion_ids`.
     """
     results: list[Any] = []
+    named = [arguments | {name: getattr(calling, name) for name in _accepted(func)} for func in funcs]
     with chdir("."):
-        for func in funcs:
-            with _named(func):
-                result = func(**arguments)
+        for func, given in zip(funcs, named, strict=True):
+            try:
+                result = func(**given)
                 results.append(list(result) if inspect.isgenerator(result) else result)
+            except (Exception, SystemExit) as error:
+                raise _failure(func, error, arguments, _failing_row(func, given, arguments, error)) from error
         waiting = {i: result for i, result in enumerate(results) if inspect.isawaitable(result)}
         if waiting:
-            named = [_named_result(funcs[i], result) for i, result in waiting.items()]
-            for i, result in zip(waiting, result_of(gather_all(named)), strict=True):
+            attempts = [_attempts(funcs[i], named[i], result, calling, arguments) for i, result in waiting.items()]
+            for i, result in zip(waiting, result_of(gather_all(attempts)), strict=True):
                 results[i] = result
-    count = len(arguments["completions"])
-    return [_as_numbers(result, reward_name(func), count) for func, result in zip(funcs, results, strict=True)]
+    return [_read(result, func, arguments, tokenizer) for func, result in zip(funcs, results, strict=True)]
 
 
 def result_of(coroutine: Coroutine) -> Any:
@@ -129,25 +195,69 @@ async def gather_all(awaitables: list) -> list:
             task.cancel()
 
 
-async def _named_result(func: Callable, awaitable) -> Any:
-    with _named(func):
-        return await awaitable
+async def _attempts(func: Callable, given: dict, awaitable: Any, calling: Calling, arguments: dict) -> Any:
+    """The result of an async function, called again after 1, 2, 4, ... seconds where it fails or takes too long."""
+    for attempt in range(calling.retries + 1):
+        start = time.monotonic()
+        try:
+            return await asyncio.wait_for(awaitable if attempt == 0 else func(**given), calling.timeout)
+        except (Exception, SystemExit) as error:
+            failure = error
+            if isinstance(error, TimeoutError) and time.monotonic() - start >= (calling.timeout or float("inf")):
+                failure = TimeoutError(f"no result after `reward_timeout` = {calling.timeout:g} seconds")
+                failure.__traceback__ = error.__traceback__
+            if attempt == calling.retries or isinstance(error, SystemExit):
+                raise _failure(func, failure, arguments) from error
+        logger.warning(
+            f"The reward function {reward_name(func)} raised {type(failure).__name__}: {failure}. It is called again "
+            f"in {2**attempt} s (`reward_retries`: {attempt + 1} of {calling.retries})."
+        )
+        await asyncio.sleep(2**attempt)
 
 
-@contextmanager
-def _named(func: Callable) -> Iterator[None]:
-    """Turn what a reward function raises, `sys.exit` included, into an `InputError` with its name and line."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        file = getattr(getattr(func, "__code__", None), "co_filename", None)
-        place = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
-        raise InputError(
-            f"the reward function {reward_name(func)} raised {type(error).__name__}: {error} "
-            f"({Path(place.filename).name}, line {place.lineno}). Catch what may fail, and return None for a response "
-            "that cannot be scored."
-        ) from error
+def _failing_row(func: Callable, given: dict, arguments: dict, error: BaseException) -> int | None:
+    """The first completion for which the function, called for it alone, fails in the same way, if one is found."""
+    count, quiet = len(arguments["completions"]), dict.fromkeys(EXTRAS[1:], _ignored)
+    end = time.monotonic() + MAX_SEARCH
+    for row in range(count if isinstance(error, Exception) else 0):
+        if time.monotonic() > end:
+            return None
+        alone = {name: [values[row]] for name, values in arguments.items()}
+        try:
+            result = func(**{name: quiet.get(name, value) for name, value in given.items()} | alone)
+            if inspect.isgenerator(result):
+                list(result)
+        except type(error):
+            return row
+        except (Exception, SystemExit):
+            return None
+    return None
+
+
+def _failure(func: Callable, error: BaseException, arguments: dict, row: int | None = None) -> InputError:
+    """The error of a function that raised one, `sys.exit` included, with its name, its line and the response."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file = getattr(getattr(func, "__code__", None), "co_filename", None)
+    place = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
+    return InputError(
+        f"the reward function {reward_name(func)} raised {type(error).__name__}: {error} "
+        f"({Path(place.filename).name}, line {place.lineno}) for {_which(arguments, row)}. Catch what may fail, and "
+        "return None for a response that cannot be scored."
+    )
+
+
+def _which(arguments: dict, row: int | None) -> str:
+    """A response of a call by its number and prompt, or the whole call."""
+    count, prompts = len(arguments["completions"]), arguments.get("prompts")
+    if row is None and count > 1:
+        first = f"; the first prompt is {_short(prompts[0])}" if prompts else ""
+        return f"responses 0 to {count - 1} of a call{first}"
+    return f"response {row or 0}" + (f", to the prompt {_short(prompts[row or 0])}" if prompts else "")
+
+
+def _short(prompt: Any) -> str:
+    text = repr(prompt if isinstance(prompt, str) else prompt[-1].get("content") if prompt else "")
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @contextmanager
@@ -159,23 +269,33 @@ def as_judge() -> Iterator[None]:
         raise InputError(str(error).replace("the reward function", "the judge", 1)) from error
 
 
-def _as_numbers(scores: Any, name: str, count: int) -> list[float | None]:
-    """The returned scores as a list of `count` numbers or None."""
+def _read(
+    results: Any, func: Callable, arguments: dict, tokenizer: PreTrainedTokenizerBase | None
+) -> list[float | list[float] | None]:
+    """What a function returned, for each completion None, a number or a number per token."""
+    name, completions, ids = reward_name(func), arguments["completions"], arguments.get("completion_ids")
+    must = (
+        f"the reward function {name} must return a list of numbers (or None), one for each completion in their order; "
+        "a completion may also have a list with a number for each of its `completion_ids`, or with `RewardSpan`s"
+    )
     try:
-        if isinstance(scores, str | bytes | Mapping | Set):
-            raise TypeError(f"it returned a {type(scores).__name__}")
-        numbers = [None if score is None else _as_number(score) for score in scores]
+        if isinstance(results, str | bytes | Mapping | Set):
+            raise TypeError(f"it returned a {type(results).__name__}")
+        results = list(results)
     except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{must}: {error}.") from error
+    if len(results) != len(completions):
         raise InputError(
-            f"the reward function {name} must return a list of numbers (or None), one for each completion in their "
-            f"order: {error}."
-        ) from error
-    if len(numbers) != count:
-        raise InputError(f"the reward function {name} returned {len(numbers)} scores for {count} completions.")
-    return numbers
-
-
-def _as_number(score: Any) -> float:
-    if isinstance(score, str | bytes):
-        raise TypeError(f"{score!r} is text")
-    return float(score)
+            f"the reward function {name} returned {len(results)} scores for {len(completions)} completions."
+        )
+    rewards = []
+    for row, (result, completion) in enumerate(zip(results, completions, strict=True)):
+        text = completion if isinstance(completion, str) else completion[-1]["content"]
+        try:
+            if ids is None and isinstance(result, list | tuple):
+                raise TypeError("it gets no `completion_ids` here")
+            own_ids = ids[row] if ids is not None else []
+            rewards.append(read_reward(result, ids=own_ids, text=text, tokenizer=tokenizer))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{must}. For {_which(arguments, row)} it returned something else: {error}.") from error
+    return rewards

@@ -1,6 +1,7 @@
 """Scores of responses by reward models and reward functions."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -20,7 +21,23 @@ from ..text import (
     template_options,
     whole_text,
 )
-from .reward_functions import call_reward_functions, reward_name
+from .process_rewards import is_process_reward_model, process_rewards
+from .reward_functions import Calling, call_functions, reward_name
+from .token_scores import placed, total
+
+
+@dataclass
+class Scored:
+    """What F reward functions gave B responses, on the CPU."""
+
+    terms: torch.Tensor  # (B, F), each function's score, or the sum of what it gave tokens; 0 where it gave none
+    given: torch.Tensor  # (B, F), boolean: whether it gave one
+    token_terms: torch.Tensor | None  # (B, R, F), the same where it falls; None if no function gave tokens anything
+
+    def divided_by(self, scales: torch.Tensor) -> "Scored":
+        """The same with each function's scores divided by its scale, `(F,)`."""
+        token_terms = None if self.token_terms is None else self.token_terms / scales
+        return Scored(self.terms / scales, self.given, token_terms)
 
 
 @torch.no_grad()
@@ -121,29 +138,39 @@ def score_responses(
     policy_tokenizer: PreTrainedTokenizerBase,
     batch_size: int = 64,
     by_length: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of B samples by each of F reward functions and, boolean, where there is one: `(B, F)` each, on the CPU.
+    step_separator: str = "\n",
+    calling: Calling | None = None,
+) -> Scored:
+    """Scores of samples by each reward function.
 
     A reward model with a tokenizer reads the text ([`score_texts`]), one without the policy's ids ([`score_samples`]).
+    A process reward model reads the text and scores its steps ([`process_rewards`]).
     """
     functions = [func for func in reward_funcs if not isinstance(func, nn.Module)]
-    numbers = iter(call_reward_functions(functions, **reward_arguments(samples)))
-    terms, given, batching = [], [], {"batch_size": batch_size, "by_length": by_length}
+    arguments, calling = reward_arguments(samples), calling or Calling()
+    called = iter(call_functions(functions, arguments, tokenizer=policy_tokenizer, calling=calling))
+    rewards, batching = [], {"batch_size": batch_size, "by_length": by_length}
     for func, tokenizer in zip(reward_funcs, tokenizers, strict=True):
         if not isinstance(func, nn.Module):
-            scores = next(numbers)
-            given.append(torch.tensor([score is not None for score in scores]))
-            terms.append(torch.tensor([score or 0.0 for score in scores], dtype=torch.float32))
+            rewards.append(next(called))
             continue
         with on_device(func):
-            if tokenizer is None:
-                scores = score_samples(func, policy_tokenizer, samples, **batching)
+            if is_process_reward_model(func):
+                steps = {"separator": step_separator, "policy_tokenizer": policy_tokenizer, "batch_size": batch_size}
+                rewards.append(process_rewards(func, tokenizer or policy_tokenizer, samples, **steps))
+            elif tokenizer is None:
+                rewards.append(score_samples(func, policy_tokenizer, samples, **batching).tolist())
             else:
                 ended = samples.ended
                 scores = score_texts(func, tokenizer, samples.rows, samples.completions, ended=ended, **batching)
-        terms.append(scores.cpu())
-        given.append(torch.ones(len(scores), dtype=torch.bool))
-    return torch.stack(terms, dim=1), torch.stack(given, dim=1)
+                rewards.append(scores.tolist())
+    given = torch.tensor([[reward is not None for reward in some] for some in rewards]).T
+    terms = torch.tensor([[total(reward) or 0.0 for reward in some] for some in rewards]).T
+    token_terms = None
+    if any(isinstance(reward, list) for some in rewards for reward in some):
+        lengths = [len(ids) for ids in samples.completion_ids]
+        token_terms = torch.stack([placed(some, lengths) for some in rewards], dim=-1)
+    return Scored(terms, given, token_terms)
 
 
 def reward_arguments(samples: Samples) -> dict[str, list]:

@@ -52,6 +52,7 @@ def load_rewards(
         weights=training_args.reward_weights or [1.0] * len(funcs),
         aggregation=training_args.reward_aggregation,
         uncertainty_coef=training_args.reward_uncertainty_coef,
+        step_separator=training_args.step_separator,
     )
 
 

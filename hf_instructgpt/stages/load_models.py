@@ -10,8 +10,9 @@ from transformers.utils import find_adapter_config_file
 from .. import char_gpt  # noqa: F401  (registers the tiny model with the Auto classes)
 from ..errors import InputError
 from ..files import check_is_there
-from ..models.loading import check_bitsandbytes, loading, loading_options
+from ..models.loading import check_bitsandbytes, classifies_tokens, loading, loading_options
 from ..resuming.run_folder import check_finished
+from ..scoring.checks import check_num_labels
 from .user_functions import load_function
 
 if TYPE_CHECKING:
@@ -132,12 +133,17 @@ def check_model_path(name: str | None) -> None:
 
 
 def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> None:
-    """Refuse a model, named by `option`, that does not have exactly one label."""
+    """Refuse a model, named by `option`, that does not have the label of a reward model."""
     check_model_path(name)
     if find_adapter_config_file(name) is not None:
         return
-    num_labels = load_config(name, trust_remote_code=trust_remote_code).num_labels
-    if num_labels != 1:
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    num_labels = config.num_labels
+    if classifies_tokens(config.architectures):
+        if option != "reward_funcs":
+            raise InputError(f"`{option}`: {name} classifies tokens; a model with one score per text is needed.")
+        check_num_labels(f"`{option}`: {name}", num_labels, of_tokens=True)
+    elif num_labels != 1:
         raise InputError(
             f"`{option}`: {name} has num_labels = {num_labels}; a reward model has 1. `hf-instructgpt reward` trains "
             "one."

@@ -618,7 +618,7 @@ def read_setup(options: list[str], *, reward_model: str | None, prompt_length: i
     models = [name for name in args.reward_funcs if ".py:" not in name and (Path(name).is_dir() or "/" in name)]
     rewards = [load(name) for name in models] if args.reward_funcs else [copy.deepcopy(policy)]
     for config in rewards:
-        config.num_labels = 1
+        config.num_labels = 1  # a process reward model's second one is not counted
     quantised = "nf4" if model_args.load_in_4bit else "int8" if model_args.load_in_8bit else None
     if quantised is not None and not model_args.use_peft and adapter is None:
         raise InputError("quantised weights cannot be trained: add an adapter (`--use_peft true`).")

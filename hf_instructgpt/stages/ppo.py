@@ -9,7 +9,7 @@ from trl import ModelConfig
 from ..errors import InputError
 from ..files import fields_of, read_json, weights_sha256
 from ..layout import REWARD_REPORT_FILE
-from ..models.loading import load_policy
+from ..models.loading import classifies_tokens, load_policy
 from ..ppo.checks import check_aggregation, check_processes
 from ..ppo.config import PPOConfig
 from ..ppo.models import QUANTISED
@@ -49,7 +49,9 @@ def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: 
 def check_reward_reports(args: PPOArguments) -> None:
     """Warn about reward models with a weak report or none; with `on_weak_reward="raise"`, refuse them."""
     for name in args.reward_funcs:
-        problem = _weakness(name) if Path(name).is_dir() else None
+        config = read_json(Path(name) / "config.json") or {}
+        has_report = Path(name).is_dir() and not classifies_tokens(config.get("architectures"))
+        problem = _weakness(name) if has_report else None
         if problem and args.on_weak_reward == "raise":
             raise InputError(f"`on_weak_reward`: {problem}")
         if problem and PartialState().is_main_process:

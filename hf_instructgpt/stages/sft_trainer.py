@@ -121,5 +121,5 @@ class SelectingSFTTrainer(CardSFTTrainer):
         with self.accelerator.autocast():
             samples = sample(model, self.processing_class, some, max_new_tokens=self.max_new_tokens)
         tokenizers = [self.reward_tokenizer]
-        terms, _ = score_responses([self.reward_model], tokenizers, samples, policy_tokenizer=self.processing_class)
-        return terms[:, 0]
+        options = {"policy_tokenizer": self.processing_class}
+        return score_responses([self.reward_model], tokenizers, samples, **options).terms[:, 0]

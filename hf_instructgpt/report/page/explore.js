@@ -24,13 +24,14 @@ const EXPLORE = {
       whitened: "advantage, whitened", ratio: "probability ratio after the updates", objective: "clipped objective" },
     summary: { reward: "sum of rewards", objective: "mean objective", clipped: "clipped tokens" },
     explain: { reward: "Each token pays β per nat of KL to the reference; the score comes at the last token T.",
+      token_reward: "Each token pays β per nat of KL to the reference; the reward functions gave it the score s.",
       gae: "The critic's surprise δ, and what follows, discounted by γλ.", total: "Every token gets the response's total reward.",
       objective: "ρ compares the policy after the updates with the one that sampled. Beyond 1 ± ε, where the advantage pushes further, the gradient is 0." },
     bars: "Advantage Â per token", clip: "Objective per unit of |Â| against the ratio ρ; ○ = clipped, no gradient",
     tries: "Try", lessons: { lam0: "λ = 0: each token sees one step ahead. Little noise, but as wrong as the critic.",
       lam1: "λ = 1: each token gets all rewards still to come, minus its value. No bias from the critic, more noise.",
       gamma: "γ = 0.5: the score fades by half per token, so early tokens hardly feel it.",
-      kl: "β = 0: only the last token has a reward, and nothing keeps the policy near the reference.",
+      kl: "β = 0: only the scores are left as rewards, and nothing keeps the policy near the reference.",
       clip: "ε = 0.01: almost every token whose probability moved is clipped." },
   },
   zh: {
@@ -53,13 +54,14 @@ const EXPLORE = {
       whitened: "白化后的优势", ratio: "更新后的概率比", objective: "裁剪后的目标" },
     summary: { reward: "奖励之和", objective: "目标均值", clipped: "被裁剪的词元" },
     explain: { reward: "每个词元为与参考模型的 KL 付出代价，每 nat 为 β；分数在最后一个词元 T 处给出。",
+      token_reward: "每个词元为与参考模型的 KL 付出代价，每 nat 为 β；奖励函数给它的分数是 s。",
       gae: "价值模型的意外 δ，加上之后的部分（按 γλ 折扣）。", total: "每个词元都得到整个回答的总奖励。",
       objective: "ρ 是更新后的策略与采样时的策略之比。超出 1 ± ε 且优势还在往外推时，梯度为 0。" },
     bars: "每个词元的优势 Â", clip: "单位 |Â| 的目标随概率比 ρ 的变化；○ = 被裁剪，无梯度",
     tries: "试一试", lessons: { lam0: "λ = 0：每个词元只看一步。噪声小，但价值模型错多少就错多少。",
       lam1: "λ = 1：每个词元得到之后的全部奖励，减去它的价值。没有价值模型的偏差，但噪声更大。",
       gamma: "γ = 0.5：分数每往前一个词元减半，靠前的词元几乎感觉不到。",
-      kl: "β = 0：只有最后一个词元有奖励，没有什么把策略留在参考模型附近。",
+      kl: "β = 0：奖励里只剩分数，没有什么把策略留在参考模型附近。",
       clip: "ε = 0.01：概率有变化的词元几乎都被裁剪。" },
   },
 };
@@ -73,8 +75,9 @@ const exploring = { run: null, prompt: 0, step: null, token: null, values: {}, l
 function recompute(step, options) {
   const logged = Object.fromEntries(DATA.quantities.map((name, i) => [name, step.tokens.map((token) => token[i + 1])]));
   const kl = step.kl_penalty || logged.kl, last = kl.length - 1, own = step.options, values = logged.value;
+  const scores = step.token_scores || kl.map((_, t) => (t === last ? step.rewarded_score : 0));
   const affine = ([mean, scale], keeps) => (x) => (x - mean) * scale + (keeps ? mean : 0);
-  let rewards = kl.map((x, t) => -options.kl_coef * x + (t === last ? step.rewarded_score : 0));
+  let rewards = kl.map((x, t) => -options.kl_coef * x + scores[t]);
   if (own.reward_whitening) rewards = rewards.map(affine(own.reward_whitening, true));
   const sum = (xs) => xs.reduce((a, b) => a + b, 0);
   const deltas = rewards.map((r, t) => r + options.gamma * (t < last ? values[t + 1] : 0) - values[t]);
@@ -93,7 +96,7 @@ function recompute(step, options) {
   const clamped = ratios.map((x) => Math.min(Math.max(x, 1 - options.cliprange), 1 + highOf(options)));
   const objective = whitened.map((a, t) => floored(options, Math.min(ratios[t] * a, clamped[t] * a), a));
   const clipped = whitened.map((a, t) => clamped[t] * a < ratios[t] * a || objective[t] > Math.min(ratios[t] * a, clamped[t] * a));
-  return { kl, reward: rewards, value: values, advantage: advantages, return: returns, whitened, ratio: ratios, objective, clipped,
+  return { kl, scores, reward: rewards, value: values, advantage: advantages, return: returns, whitened, ratio: ratios, objective, clipped,
     deltas, clamped, baseline, totals: { kl: sum(kl), reward: sum(rewards), objective: sum(objective) }, logged };
 }
 /* A formula as MathML: words between spaces, `a_b` with an index. */
@@ -219,7 +222,8 @@ function worked(E, step, options, x, t, hasCritic) {
   const last = x.kl.length - 1, isLast = t === last, pair = step.options.advantage_whitening, { kl_coef, gamma, lam } = options;
   const block = (words, ...lines) => make("div", { className: "working" }, ...lines.flatMap(([text, numbers]) =>
     [make("div", {}, formula(text)), numbers ? make("div", { className: "inserted" }, numbers) : null]), make("p", { className: "soft" }, words));
-  const reward = `= −${number(kl_coef)} × ${signed(x.kl[t])}${isLast ? ` + ${signed(step.rewarded_score)}` : ""} = ${shown(-kl_coef * x.kl[t] + (isLast ? step.rewarded_score : 0))}`;
+  const score = x.scores[t], reward = `= −${number(kl_coef)} × ${signed(x.kl[t])}${isLast || score ? ` + ${signed(score)}` : ""} = ${shown(-kl_coef * x.kl[t] + score)}`;
+  const own = step.token_scores ? [E.explain.token_reward, "r_t = − β KL_t + s_t"] : [E.explain.reward, "r_t = − β KL_t + [ t = T ] · score"];
   const next = isLast ? 0 : x.value[t + 1], later = isLast ? 0 : x.advantage[t + 1];
   const advantage = hasCritic
     ? block(E.explain.gae, ["δ_t = r_t + γ V_t+1 − V_t", `= ${shown(x.reward[t])} + ${number(gamma)} × ${signed(next)} − ${signed(x.value[t])} = ${shown(x.deltas[t])}`],
@@ -232,7 +236,7 @@ function worked(E, step, options, x, t, hasCritic) {
   const least = dual ? [" , c Â_t )", `, ${number(dual)} × ${signed(x.whitened[t])})`] : ["", ""], most = dual ? ["max ( ", "max("] : ["", ""];
   const whitening = pair ? [["Â_t = ( A_t − μ ) / σ", `= (${shown(x.advantage[t])} − ${signed(pair[0])}) / ${shown(1 / pair[1])} = ${shown(x.whitened[t])}`]] : [];
   return [make("h3", {}, `${E.token} ${t + 1}: `, make("q", {}, visible(step.tokens[t][0]))),
-    block(E.explain.reward, ["r_t = − β KL_t + [ t = T ] · score", reward]), advantage,
+    block(own[0], [own[1], reward]), advantage,
     block(E.explain.objective, ...whitening, ["ρ_t = π ( t ) / π_old ( t )", `= exp(${shown(x.logged.new_logprob[t])} − ${signed(x.logged.logprob[t])}) = ${shown(x.ratio[t])}`],
       [`L_t = ${most[0]}min ( ρ_t Â_t , clip ( ρ_t , 1 − ε , 1 + ${high} ) Â_t )${least[0]}`,
         `= ${most[1]}min(${shown(x.ratio[t])} × ${signed(x.whitened[t])}, ${shown(x.clamped[t])} × ${signed(x.whitened[t])})${least[1]} = ${shown(x.objective[t])}`])];

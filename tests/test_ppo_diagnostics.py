@@ -157,7 +157,7 @@ def test_the_upper_quantile_of_two_processes_takes_the_largest_of_both():
 
 
 def test_the_numbers_of_responses_are_those_of_all_processes():
-    other = torch.tensor([[7.0, 9.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [2.0, 3.0, 0.0, 1.0]])
+    other = torch.tensor([[7.0, 9.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0], [2.0, 3.0, 0.0, -2.0, 1.0]])
     others = (other, torch.tensor([0.0, 12.0]), torch.tensor([0.0]), torch.tensor(12), torch.tensor([0.5]))
     accelerator = TwoProcesses(*others)
     ended = torch.tensor([False, True, True])
@@ -166,6 +166,7 @@ def test_the_numbers_of_responses_are_those_of_all_processes():
     assert found["score_std"].item() == pytest.approx((2.5**2 + 0.5**2 + 3.5**2 + 1.5**2) ** 0.5 / 2)
     assert [found[f"score_{name}"].item() for name in ("min", "max")] == [1.0, 7.0]
     assert found["completions/median_length"].item() == 2.5
+    assert found["completions/num_distinct"].item() == 4.0
     assert found["completions/mean_terminated_length"].item() == 5.0
 
 

@@ -275,8 +275,10 @@ def test_the_verb_names_step_number_threshold_and_guide(tmp_path, capsys):
     assert main(["doctor", str(tmp_path), "--lang", "en"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{tmp_path}: 10 logs up to step 40, 11 rules"
-    assert lines[1].startswith("! from step 24 (no longer so at step 40), large_steps: 34% of the tokens were clipped")
-    assert "above 20%" in lines[1] and "`learning_rate`" in lines[1]
+    assert lines[1].startswith(
+        "! from step 24 (no longer so at step 40), large_steps: 34 % of the tokens were clipped"
+    )
+    assert "above 20 %" in lines[1] and "`learning_rate`" in lines[1]
     assert lines[2] == "  More: recipes/docs/en/guides/reward-does-not-rise.md#it-rose-and-then-fell"
     assert len(lines) == 3
     assert main(["doctor", str(tmp_path), "--lang", "zh"]) == 0

@@ -5,6 +5,7 @@ healthy runs are from the thresholds is in `recipes/docs/en/guides/reward-does-n
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
@@ -50,7 +51,8 @@ class Finding:
     @property
     def message(self) -> str:
         """What is wrong, with the numbers, and what to change; one line in the program's language."""
-        return say(self.rule.en, self.rule.zh).format(threshold=self.rule.threshold, **self.numbers)
+        text = say(self.rule.en, self.rule.zh).format(threshold=self.rule.threshold, **self.numbers)
+        return re.sub(r"(\d)%", say(r"\1 %", r"\1%"), text)
 
     @property
     def guide(self) -> str:

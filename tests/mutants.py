@@ -55,6 +55,9 @@ STAGES = "hf_instructgpt/stages"
 TOKEN_REWARDS = "tests/test_ppo_token_rewards.py::"
 TOKEN_SCORES = "tests/test_scoring_token_scores.py::"
 TRAINER = "tests/test_ppo_trainer.py::"
+LENGTH_CONTROL = "tests/test_evaluation_length_control.py::"
+EVALUATE_POLICY = "tests/test_stages_evaluate_policy.py::"
+CONFORMANCE = "tests/test_conformance.py::"
 
 
 @dataclass(frozen=True)
@@ -3489,5 +3492,77 @@ MUTANTS = [
         "func.keywords.keys() & {*ARGUMENTS, *EXTRAS, *columns}",
         "func.keywords.keys() & {*ARGUMENTS, *EXTRAS}",
         f"{TOKEN_SCORES}test_signatures_are_checked_with_their_own_arguments[func2-has the argument `answer` already]",
+    ),
+    Mutant(
+        "61a",
+        "a judge that compares: its ranks are read as scores",
+        f"{EVALUATION}/comparison.py",
+        "both[0] - both[1]",
+        "both[1] - both[0]",
+        "tests/test_evaluation.py::test_a_judge_that_compares_is_asked_about_different_answers_only",
+    ),
+    Mutant(
+        "61b",
+        "the win rate at equal length is that at the mean difference of lengths",
+        f"{EVALUATION}/length_control.py",
+        "np.tanh(d / d.std())",
+        "np.tanh((d - d.mean()) / d.std())",
+        f"{LENGTH_CONTROL}test_the_value_and_its_interval_by_hand",
+    ),
+    Mutant(
+        "61c",
+        "the difference of lengths enters the regression without tanh",
+        f"{EVALUATION}/length_control.py",
+        "np.tanh(d / d.std())",
+        "d / d.std()",
+        f"{LENGTH_CONTROL}test_the_value_and_its_interval_by_hand",
+    ),
+    Mutant(
+        "61d",
+        "the interval at equal length takes answers to one prompt for independent",
+        f"{EVALUATION}/length_control.py",
+        ("np.zeros((len(points) // num_samples, 2))", "np.array(known) // num_samples"),
+        ("np.zeros((len(points), 2))", "np.array(known)"),
+        f"{LENGTH_CONTROL}test_answers_to_one_prompt_are_not_independent",
+    ),
+    Mutant(
+        "61e",
+        "the interval at equal length is the model's own, which ties make too wide",
+        f"{EVALUATION}/length_control.py",
+        "bread @ scores.T @ scores @ bread",
+        "bread",
+        f"{LENGTH_CONTROL}test_a_tie_is_half_a_win_and_half_a_loss",
+    ),
+    Mutant(
+        "61f",
+        "a tie is a win and no loss",
+        f"{EVALUATION}/length_control.py",
+        "y = np.array([points[i] for i in known])",
+        "y = np.ceil([points[i] for i in known])",
+        f"{LENGTH_CONTROL}test_a_tie_is_half_a_win_and_half_a_loss",
+    ),
+    Mutant(
+        "61g",
+        "a KL is told of greedy answers",
+        f"{STAGES}/evaluate_policy.py",
+        "if policy is not first and temperature == 1 and",
+        "if policy is not first and",
+        f"{EVALUATE_POLICY}test_the_numbers_are_those_of_the_pipeline_to_the_last_digit[0-comparison_greedy]",
+    ),
+    Mutant(
+        "61h",
+        "one convention of a module excuses all of its failures",
+        "hf_instructgpt/conformance/cases.py",
+        '"differs by convention" if case.name in conventions else "fail"',
+        '"differs by convention" if conventions else "fail"',
+        f"{CONFORMANCE}test_what_is_not_there_and_what_differs_by_convention",
+    ),
+    Mutant(
+        "61i",
+        "the kit takes NaN for any number",
+        "hf_instructgpt/conformance/cases.py",
+        "math.isclose(seen, expected, rel_tol=1e-5, abs_tol=tolerance)",
+        "not abs(seen - expected) > tolerance + 1e-5 * abs(expected)",
+        f"{CONFORMANCE}test_a_case_catches_a_bug[policy loss: a ratio past all bounds]",
     ),
 ]

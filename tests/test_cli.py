@@ -36,7 +36,7 @@ def python(code, **kwargs):
         (["run", "lab"], "unrecognized arguments: lab"),
         (["generate"], "the following arguments are required: model, --prompt"),
         (["evaluate"], "the following arguments are required: what"),
-        (["evaluate", "policy", "here"], "what: invalid choice: 'policy' (choose from"),
+        (["evaluate", "critic", "here"], "what: invalid choice: 'critic' (choose from"),
         (["evaluate", "reward", "here", "--batch_size", "all"], "--batch_size: invalid int value: 'all'"),
     ],
 )

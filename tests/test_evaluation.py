@@ -15,7 +15,7 @@ from hf_instructgpt.char_gpt import (
 from hf_instructgpt.data import judge
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.evaluation import intervals
-from hf_instructgpt.evaluation.comparison import Answers, answer_prompts, compare
+from hf_instructgpt.evaluation.comparison import Answers, answer_prompts, compare, win_points, win_rate
 from hf_instructgpt.evaluation.intervals import bootstrap_ci, bootstrap_ratio_ci, seed_interval
 from hf_instructgpt.markdown import question
 from hf_instructgpt.report.run_summary import falls
@@ -168,6 +168,24 @@ def test_compare_leaves_out_what_has_no_score():
     assert (result["wins"], result["gold_win_rate"], result["gold_ppo"]) == (1, 1.0, 1.0)
     with pytest.raises(InputError, match="no reward function gave any answer a score"):
         compare(answers(None, [None], None), ppo, None)
+
+
+def test_a_judge_that_compares_is_asked_about_different_answers_only():
+    first, second = (
+        Answers(samples(texts), [], None, None, None) for texts in (["a", "b", "c", "d"], ["a", "x", "y", "z"])
+    )
+    asked = []
+
+    def rank(prompts, pairs):
+        asked.extend(pairs)
+        return [[2, 1], None, [1, 2]]  # the second is better, no verdict, the first is better
+
+    points = win_points(first, second, rank=rank)
+    assert points == [0.5, 1.0, None, 0.0] and asked == [["b", "x"], ["c", "y"], ["d", "z"]]
+    result = win_rate(points)
+    assert (result["wins"], result["ties"], result["losses"], result["not_judged"]) == (1, 1, 1, 1)
+    assert result["gold_win_rate"] == 0.5
+    assert win_points(first, second) == []
 
 
 def test_compare_by_hand_beside_the_scores():

@@ -21,6 +21,7 @@ from ..scoring.reward_functions import as_judge
 from .arguments import PPOArguments, SFTArguments
 from .load_models import resolve_reward
 from .sft import make_sft_trainer
+from .user_functions import name_and_arguments
 
 # Comparisons by their names in `metrics.json`, and whether the answers are sampled.
 HOWS = {"comparison": True, "comparison_greedy": False}
@@ -36,7 +37,7 @@ def load_rewards(
     trust, funcs = {"trust_remote_code": training_args.trust_remote_code}, {}
     for i, name in enumerate(args.reward_funcs):
         func = load_reward_model(resolve_reward(name, **trust), **trust)
-        short = Path(name).name if isinstance(func, nn.Module) else re.split("[.:]", name)[-1]
+        short = Path(name).name if isinstance(func, nn.Module) else re.split("[.:]", name_and_arguments(name)[0])[-1]
         funcs[f"{short}_{i}" if short in funcs else short] = func
     for model in funcs.values():
         if isinstance(model, nn.Module):

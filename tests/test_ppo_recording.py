@@ -18,8 +18,8 @@ SMALL = {"per_device_train_batch_size": 2, "num_mini_batches": 2, "num_ppo_epoch
 
 
 def first_two(completion_ids, **_):
-    """None for every response that starts with an even id."""
-    return [float(len(ids)) if ids[0] % 2 else None for ids in completion_ids]
+    """None for some responses."""
+    return [float(len(ids)) if ids[0] % 4 else None for ids in completion_ids]
 
 
 def weights(trainer):
@@ -48,6 +48,7 @@ def test_a_row_holds_a_response_without_padding(tmp_path):
         scores=torch.tensor([2.0, 0.0]),
         score_terms=torch.tensor([[2.0, torch.nan], [torch.nan, torch.nan]]),
         **dict.fromkeys(("old_logprobs", "ref_logprobs", "kl_penalty", "kl", "rewards", "values", "returns"), x),
+        token_scores=x,
         importance_weights=torch.ones(2, 2),
         advantages=2 * x,
     )
@@ -152,6 +153,9 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not sample from the policy"):
         options = {**SMALL, "max_steps": 4, "train_dataset": PROMPTS.select(range(4))}
         make(tmp_path / "c", model=policy(seed=7, eos_bias=-3), generator=recorded, **options).train()
+    record(tmp_path / "d", reward_funcs=lambda completion_ids, **_: [[1.0] * len(ids) for ids in completion_ids])
+    with pytest.raises(InputError, match="gave rewards to tokens"):
+        _ = RecordedRollouts(tmp_path / "d" / "rollouts").reward_funcs
     path = tmp_path / "a" / "rollouts" / "rollout_000000_0.parquet"
     path.rename(path.with_name("rollout_000000_1.parquet"))
     with pytest.raises(InputError, match="recorded by 2 processes, and this run has 1"):

@@ -167,7 +167,7 @@ def reporting(completion_ids, trainer_state, log_metric, log_extra, **_):
 
 
 def test_metrics_are_logged_and_columns_are_in_the_table(tmp_path):
-    options = {"max_steps": 4, "log_completions": True, "num_completions_to_print": 0, "log_tokens": 1}
+    options = {"max_steps": 4, "log_completions": True, "num_completions_to_print": 1, "log_tokens": 1}
     trainer = make(tmp_path, reward_funcs=reporting, eval_dataset=PROMPTS, logging_steps=4, **options)
     trainer.train()
     assert logged(trainer, "calls") == [1.0]  # of the rollouts before steps 1 and 3: the token log's do not count

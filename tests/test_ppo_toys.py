@@ -85,3 +85,33 @@ def test_the_optimum_is_reached_for_every_prompt(tmp_path, reward, optimum, opti
     rollout = trainer._roll_out([{"prompt": prompt} for prompt in TARGETS], num_generations=64)
     for mean in rollout.scores.view(len(TARGETS), 64).mean(-1):
         assert mean.item() == pytest.approx(optimum, abs=0.1)
+
+
+LONG = 24
+
+
+def letters(completion_ids, **_):
+    """For each token its part of the share of "b" in a response of `LONG` tokens."""
+    return [[float(token == 2) / LONG for token in ids] for ids in completion_ids]
+
+
+def letters_at_the_end(completion_ids, **_):
+    """The same, as one number per response."""
+    return [sum(row) for row in letters(completion_ids)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rewards_of_tokens_are_learned_in_fewer_steps_than_their_sum(tmp_path, seed):
+    """The optimum is 1: only "b", and never an end. With lambda = 0.5 a reward t tokens later counts 0.5^t.
+
+    Measured: a mean score of 0.8 after 6, 7 and 6 rollouts with rewards of tokens, 23, 24 and 15 with their sum.
+    """
+    options = {"max_completion_length": LONG, "max_steps": 60, "per_device_train_batch_size": 32, "lam": 0.5}
+    options |= {"learning_rate": 3e-3, "lr_scheduler_type": "constant", "logging_steps": 2}
+    rollouts = {}
+    for reward in (letters, letters_at_the_end):
+        history = train(tmp_path, reward, seed, **options).state.log_history
+        scores = [logs["score"] for logs in history if "score" in logs]
+        rollouts[reward] = next(i for i, score in enumerate(scores) if score >= 0.8)
+        assert scores[-1] == pytest.approx(1.0, abs=0.05) or reward is letters_at_the_end
+    assert 2 * rollouts[letters] <= rollouts[letters_at_the_end]

@@ -218,6 +218,37 @@ def test_ppo_with_a_reward_model_and_with_a_function_of_the_current_folder(here,
     assert AutoModelForCausalLM.from_pretrained("out") and (here / "out" / "tokens.jsonl").is_file()
 
 
+def test_a_reward_function_gets_its_own_arguments_from_a_file_and_from_a_flag(here, models, refused):
+    (here / "rules").mkdir()
+    (here / "rules" / "exact.py").write_text(
+        "def exact(completions, *, weight, log_metric, **columns):\n"
+        "    log_metric('weight', weight)\n"
+        "    return [weight * float(len(text)) for text in completions]\n"
+    )
+    (here / "rules" / "ppo.yaml").write_text(
+        f"dataset_name: {here / 'prompts.jsonl'}\nmodel_name_or_path: {models / 'sft'}\noutput_dir: out\n"
+        "reward_funcs:\n- path: exact.exact\n  kwargs: {weight: 2}\n- {path: 'exact.py:exact', kwargs: {weight: 4}}\n"
+        "max_completion_length: 4\nnum_ppo_epochs: 1\nlogging_steps: 1\n"
+    )
+    argv = ["ppo", "--config", "rules/ppo.yaml", *FLAGS]
+    assert main(argv) == 0
+    log = json.loads((here / "out/trainer_state.json").read_text())["log_history"][0]
+    assert log["weight"] == 3.0 and log["scores/exact_1"] == 2 * log["scores/exact"] > 0
+    flag = ["--reward_funcs", '{"path": "rules/exact.py:exact", "kwargs": {"weight": 5}}', "--output_dir", "flag"]
+    assert main([*argv, *flag]) == 0
+    assert json.loads((here / "flag/trainer_state.json").read_text())["log_history"][0]["weight"] == 5.0
+    assert "| `exact.py:exact` |" in (here / "flag" / "README.md").read_text()
+    for named, message in (
+        ('{"path": "rules/exact.py:exact", "kwargs": {"weigth": 5}}', "missing a required argument: 'weight'"),
+        ('{"path": "rules/exact.py:exact"}', "missing a required argument: 'weight'"),
+        ('{"path": "rules/exact.py:exact", "kwargs": [5]}', "a function with arguments is `{path:"),
+        ('{"path": "rules/exact.py:exact", "weight": 5}', "a function with arguments is `{path:"),
+        ('{"path": "rules/exact.py:exact"', "is not JSON"),
+        ('{"path": "rules/exact.py:exact", "kwargs": {"weight": 1, "prompts": 5}}', "the argument `prompts` already"),
+    ):
+        assert message in refused(*argv, "--reward_funcs", named, "--output_dir", "no"), named
+
+
 def test_ppo_with_a_head_on_the_policy_and_pretraining_text(here, models, refused):
     argv = ["ppo", "--dataset_name", "prompts.jsonl", "--model_name_or_path", str(models / "sft"), *FLAGS]
     argv += ["--reward_funcs", str(models / "reward"), "--max_completion_length", "4"]

@@ -186,9 +186,9 @@ RULES = (
         _latest("completions/num_distinct", count=SOON),
         le,
         1.0,
-        f"all responses of each of the last {SOON} logs are the same text, whatever the prompt: nothing can be learned "
-        "from a policy that does not vary. Go back to an earlier checkpoint; lower `learning_rate`, or raise `kl_coef` "
-        "or `entropy_coef`.",
+        f"all responses of each of the last {SOON} logs are the same text, whatever the prompt: nothing can be "
+        "learned from a policy that does not vary. Go back to an earlier checkpoint; lower `learning_rate`, or raise "
+        "`kl_coef` or `entropy_coef`.",
         f"最近 {SOON} 次记录中，无论提示是什么，所有回答都是同一段文本：不再变化的策略学不到任何东西。"
         "请回到较早的检查点；降低 `learning_rate`，或提高 `kl_coef`、`entropy_coef`。",
         WORSE,

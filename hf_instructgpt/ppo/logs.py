@@ -269,7 +269,7 @@ def log_completions(
     frame = pd.DataFrame({"step": step, **table})
     frame.to_parquet(folder / f"completions_{step:05d}.parquet")
     if is_rich_available():
-        numbers = {name: column for name, column in table.items() if name not in ("prompt", "completion")}
+        numbers = {name: column for name, column in table.items() if all(isinstance(x, int | float) for x in column)}
         print_prompt_completions_sample(table["prompt"], table["completion"], numbers, None, step, num_to_print)
     for name in ("trackio", "wandb"):
         if name in report_to:

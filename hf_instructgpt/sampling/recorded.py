@@ -58,8 +58,8 @@ class RecordedRollouts:
             placed = pq.read_table(path, columns=["token_scores"])["token_scores"].to_pylist()
         if any(any(row[:-1]) for row in placed):
             raise InputError(
-                f"{self.folder}: its reward functions gave rewards to tokens, of which a recording keeps only the sums: "
-                "pass the functions themselves."
+                f"{self.folder}: reward functions gave rewards to tokens, of which a recording keeps only the sums. "
+                "Pass the functions themselves."
             )
         return [self._reward_func(name) for name in columns if name.startswith(TERM)]
 

@@ -129,7 +129,8 @@ class PPOArguments(PromptArguments):
     reward_funcs: list[str] = field(default_factory=list)
     """Reward models (Hub ids or folders) and Python functions (`my_rewards.py:length`, or dotted:
     `my_rewards.length`), combined by `reward_aggregation` and `reward_weights`. A function's file is looked for beside
-    the config file that names it, else in the current folder, else among the installed packages."""
+    the config file that names it, else in the current folder, else among the installed packages. A function with
+    arguments of its own is `{path: my_rewards.py:exact, kwargs: {weight: 2}}`; on the command line, as JSON."""
     value_model: str | None = None
     """What the critic starts from: Hub id or folder of a model, or `shared` for a head on the policy's backbone.
     Default: the first reward model of the policy's family, else the policy."""

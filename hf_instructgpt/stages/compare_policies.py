@@ -19,6 +19,7 @@ from .arguments import PPOArguments, SFTArguments
 from .load_models import resolve_reward
 from .policy_judge import PolicyJudge
 from .sft import make_sft_trainer
+from .user_functions import name_and_arguments
 
 # Comparisons by their names in `metrics.json`, and whether the answers are sampled.
 HOWS = {"comparison": True, "comparison_greedy": False}
@@ -34,7 +35,7 @@ def load_rewards(
     trust, funcs = {"trust_remote_code": training_args.trust_remote_code}, {}
     for i, name in enumerate(args.reward_funcs):
         func = load_reward_model(resolve_reward(name, **trust), **trust)
-        short = Path(name).name if isinstance(func, nn.Module) else re.split("[.:]", name)[-1]
+        short = Path(name).name if isinstance(func, nn.Module) else re.split("[.:]", name_and_arguments(name)[0])[-1]
         funcs[f"{short}_{i}" if short in funcs else short] = func
     for model in funcs.values():
         if isinstance(model, nn.Module):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ..data import SAMPLE_DATASETS
 from ..errors import InputError
-from .user_functions import locate_function
+from .user_functions import as_text, locate_function
 
 # Options whose values are paths or Hub ids. A path is looked for beside the config file, then in the current folder.
 PATHS = (
@@ -105,7 +105,7 @@ def _resolved(content: dict, folder: Path) -> dict:
     """The mapping with the paths and functions that exist in `folder` spelled from there."""
     return {
         key: _resolved(value, folder)
-        if isinstance(value, dict)
+        if isinstance(value, dict) and key not in CODE
         else [_located(key, item, folder) for item in value]
         if isinstance(value, list)
         else _located(key, value, folder)
@@ -114,9 +114,11 @@ def _resolved(content: dict, folder: Path) -> dict:
 
 
 def _located(key: str, value: Any, folder: Path) -> Any:
+    if key in CODE and isinstance(value, dict):
+        value = as_text(value, option=key)
     if not isinstance(value, str) or not value or value in KEYWORDS:
         return value
-    if key in PATHS and (folder / value).exists():
+    if key in PATHS and not value.startswith("{") and (folder / value).exists():
         return str(folder / value)
     return locate_function(value, folder) if key in CODE else value
 

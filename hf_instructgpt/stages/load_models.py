@@ -13,7 +13,7 @@ from ..files import check_is_there
 from ..models.loading import check_bitsandbytes, classifies_tokens, loading, loading_options
 from ..resuming.run_folder import check_finished
 from ..scoring.checks import check_num_labels
-from .user_functions import load_function
+from .user_functions import is_function, load_function
 
 if TYPE_CHECKING:
     from trl import ModelConfig
@@ -152,10 +152,11 @@ def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> No
 
 def resolve_reward(name: str, *, trust_remote_code: bool = False, option: str = "reward_funcs") -> str | Callable:
     """The name itself, given by `option`, if it is a reward model's, else the Python function of that name."""
-    is_function = ".py:" in name
-    if not is_function and (Path(name).is_dir() or "/" in name):
+    if is_function(name):
+        return load_function(name, option=option)
+    if Path(name).is_dir() or "/" in name:
         check_reward_model(name, option=option, trust_remote_code=trust_remote_code)
         return name
-    if not is_function and "." not in name:
+    if "." not in name:
         raise InputError(f"`{option}`: {name} is neither a folder, nor a Hub id, nor a dotted path of a function.")
     return load_function(name, option=option)

@@ -14,6 +14,7 @@ from ..layout import REWARD_REPORT_FILE, RUN_FILE, read_state
 from ..report.reward_summary import reward_findings
 from ..report.run_summary import findings, optimised, read_metrics
 from .arguments import StageArguments
+from .user_functions import name_and_arguments
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -52,7 +53,7 @@ def made_by_stage(
         license=_license(made.base_model, args.dataset_name, output_dir),
         datasets=data,
         eval_split=args.dataset_test_split,
-        rewards=[Source.of(name, folder=output_dir) for name in rewards],
+        rewards=[Source.of(name_and_arguments(name)[0], folder=output_dir) for name in rewards],
         chat_template_kwargs=args.chat_template_kwargs,
         samples=samples,
         **known,

@@ -74,6 +74,7 @@ from ..scoring.reward_models import reward_model_scores
 from .adapters import lora_config
 from .load_models import load_config, model_source
 from .parsing import parse_stage
+from .user_functions import is_function
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -615,7 +616,8 @@ def read_setup(options: list[str], *, reward_model: str | None, prompt_length: i
 
         adapter = PeftConfig.from_pretrained(name, revision=source["revision"])
         adapter.inference_mode = False
-    models = [name for name in args.reward_funcs if ".py:" not in name and (Path(name).is_dir() or "/" in name)]
+    others = [name for name in args.reward_funcs if not is_function(name)]
+    models = [name for name in others if Path(name).is_dir() or "/" in name]
     rewards = [load(name) for name in models] if args.reward_funcs else [copy.deepcopy(policy)]
     for config in rewards:
         config.num_labels = 1  # a process reward model's second one is not counted

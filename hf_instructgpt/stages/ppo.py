@@ -22,6 +22,7 @@ from .load_data import load_text
 from .load_models import check_model_path, load_options, load_tokenizer_and_config, resolve_reward
 from .run_stage import run_stage
 from .stage_data import StageData
+from .user_functions import is_function
 
 logger = logging.get_logger(__name__)
 
@@ -49,6 +50,8 @@ def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: 
 def check_reward_reports(args: PPOArguments) -> None:
     """Warn about reward models with a weak report or none; with `on_weak_reward="raise"`, refuse them."""
     for name in args.reward_funcs:
+        if is_function(name):
+            continue
         config = read_json(Path(name) / "config.json") or {}
         has_report = Path(name).is_dir() and not classifies_tokens(config.get("architectures"))
         problem = _weakness(name) if has_report else None

@@ -94,7 +94,8 @@ def run(setting: str, start: Path, folder: Path, seed: int, options: dict) -> di
     explained = explained_rewards_to_go(folder / "ppo" / "tokens.jsonl")
     return {
         "options": {name: str(value) for name, value in options.items()},
-        "explained_first": fmean(explained[1 : len(explained) // 4]),
+        # Without the first rollout, in which all values are 0.
+        "explained_first": fmean(explained[1 : max(2, len(explained) // 4)]),
         "explained_last": fmean(explained[-(len(explained) // 4) :]),
         "explained": explained,
         "logged_explained_variance": [log.get("explained_variance") for log in logs],
@@ -174,7 +175,7 @@ def held_out(setting: str, start: Path, tuned: Path, seed: int) -> dict:
 def table(results: dict[str, list[dict]]) -> str:
     """Means over seeds and, beside none, the 95 % interval of the difference, paired by seed."""
     names = {
-        "explained_first": "explained variance, first quarter",
+        "explained_first": "explained variance, first quarter of rollouts",
         "explained_last": "last quarter",
         "judge": "judge, held out",
         "correct": "exactly correct",

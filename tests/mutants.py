@@ -1773,8 +1773,8 @@ MUTANTS = [
         "46b",
         "the interval of a change takes the two answers to a prompt for independent ones",
         f"{EVALUATION}/comparison.py",
-        "None if sft is None else _interval(_gaps(sft, ppo), num_samples)",
-        "None if sft is None else _interval(_gaps(sft, ppo[::-1]), num_samples)",
+        "None if sft is None else interval_over_prompts(_gaps(sft, ppo), num_samples)",
+        "None if sft is None else interval_over_prompts(_gaps(sft, ppo[::-1]), num_samples)",
         "tests/test_evaluation.py::test_a_fall_of_correct_answers_is_a_finding_only_beyond_chance[12-0-True]",
     ),
     Mutant(

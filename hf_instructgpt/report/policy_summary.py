@@ -58,13 +58,13 @@ def policy_findings(report: dict) -> list[str]:
         decoding = say("temperature {:g}, seed {}", "温度 {:g}，种子 {}").format(report["temperature"], report["seed"])
     lines = [
         say(
-            "{} prompts of {} ({}), {} per prompt; {}; at most {} tokens. The judge is {}.",
+            "{} prompts of {} ({}), answers per prompt: {}; {}; at most {} tokens. The judge is {}.",
             "{1}（{2}）的 {0} 个提示，每个提示 {3} 个回答；{4}；最多 {5} 个 token。裁判：{6}。",
         ).format(
             report["num_prompts"],
             report["dataset_name"],
             report["split"],
-            say("{} answers", "{}").format(report["samples_per_prompt"]),
+            report["samples_per_prompt"],
             decoding,
             report["max_completion_length"],
             report["judge"],

@@ -404,7 +404,7 @@ def test_real_preferences_from_the_linear_head_to_the_policies(prepared, llama, 
     kept = (heads / "last" / "pair_scores_test.json").read_bytes()
     (heads / "last" / "pair_scores_test.json").unlink()
     scores = compare_rewards.pair_scores(heads / "last", data, "test", max_length=40)
-    assert torch.tensor(scores) == pytest.approx(torch.tensor(json.loads(kept)), abs=0.05)
+    assert torch.tensor(scores) == pytest.approx(torch.tensor(json.loads(kept)), rel=0.05)
     yaml_file = str(RECIPES / "real_preferences" / "reward.yaml")
     argv = ["--model_name_or_path", heads / "last", "--dataset_name", data, "--output_dir", reward, "--max_steps", 1]
     argv += ["--lora_target_modules", "q_proj", "--max_length", 40]

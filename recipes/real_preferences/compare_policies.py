@@ -1,7 +1,8 @@
-r"""Compare the policy before and after PPO on held-out prompts: scores of both reward models, KL, length, ten samples.
+r"""Compare the policy before and after PPO on held-out prompts: scores of the reward models, KL, length, ten samples.
 
     python -m recipes.real_preferences.compare_policies runs/real_preferences/sft runs/real_preferences/ppo \
-        --reward runs/real_preferences/plain-0 --gold runs/real_preferences/gold \
+        --reward runs/real_preferences/plain-0 \
+        --gold runs/real_preferences/gold runs/real_preferences/gold-linear/mean \
         --data runs/real_preferences/data/reward
 
 Both policies sample with the same seed. Intervals are bootstrapped over prompts.
@@ -56,7 +57,7 @@ def figures(start: Answers, tuned: Answers, *, num_samples: int) -> list[str]:
 
     lines = ["| | before | after | difference |", "| --- | --- | --- | --- |"]
     for name in start.terms:
-        lines.append(row(f"score of {name}", start.terms[name], tuned.terms[name]))
+        lines.append(row(name, start.terms[name], tuned.terms[name]))
     lengths = [[float(len(ids)) for ids in some.samples.completion_ids] for some in (start, tuned)]
     lines.append(row("tokens per response", *lengths))
     lines.append(row("responses that end", *([float(end) for end in some.samples.ended] for some in (start, tuned))))
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("start", help="the policy before PPO, a folder")
     parser.add_argument("tuned", help="the policy after PPO, a folder")
     parser.add_argument("--reward", required=True, help="the reward model that PPO optimised")
-    parser.add_argument("--gold", required=True, help="the reward model that judges")
+    parser.add_argument("--gold", nargs="+", required=True, help="reward models that PPO did not see, which judge")
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--num_prompts", type=int, default=100)
     parser.add_argument("--num_samples", type=int, default=2, help="responses per prompt (default: 2)")
@@ -83,8 +84,9 @@ def main() -> None:
         args.data, tokenizer, max_prompt_length=args.max_prompt_length, num_prompts=args.num_prompts
     )
     policies = [load_policy(name, tokenizer, dtype=torch.bfloat16) for name in (args.start, args.tuned)]
-    models = {"the reward model": args.reward, "the gold reward model": args.gold}
-    rewards = Rewards({name: load(path, tokenizer) for name, path in models.items()}, [None, None], [1.0, 1.0])
+    models = {f"reward model {args.reward}": args.reward, **{f"gold {path}": path for path in args.gold}}
+    models = {name: load(path, tokenizer) for name, path in models.items()}
+    rewards = Rewards(models, [None] * len(models), [1.0] * len(models))
     answers = []
     for policy in policies:
         made = answer_prompts(

@@ -25,6 +25,7 @@ from scipy.optimize import minimize
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_instructgpt.files import read_json, to_json, write_whole
+from hf_instructgpt.models.loading import quiet
 from hf_instructgpt.text import batches_by_length, encode_row, encode_text, pad_rows, whole_text
 
 HEAD_FILE = "head.json"
@@ -45,7 +46,8 @@ class LinearHead:
     def __init__(self, model_name: str, *, layers: int, max_length: int, weights: Sequence[float] | None = None):
         self.options = {"model_name": model_name, "layers": layers, "max_length": max_length}
         self.tokenizer = AutoTokenizer.from_pretrained(model_name)
-        self.model = AutoModel.from_pretrained(model_name, num_hidden_layers=layers, dtype=torch.bfloat16).eval()
+        with quiet():  # about the layers that are left out
+            self.model = AutoModel.from_pretrained(model_name, num_hidden_layers=layers, dtype=torch.bfloat16).eval()
         self.weights = weights
 
     @torch.no_grad()
@@ -85,7 +87,8 @@ class LinearHead:
     def save_reward_model(self, folder: Path, weights: np.ndarray) -> None:
         """Write an ordinary reward model with a head on the last hidden state."""
         options = {"num_hidden_layers": self.options["layers"], "num_labels": 1, "dtype": torch.float32}
-        model = AutoModelForSequenceClassification.from_pretrained(self.options["model_name"], **options)
+        with quiet():
+            model = AutoModelForSequenceClassification.from_pretrained(self.options["model_name"], **options)
         model.score.weight.data[0] = torch.tensor(weights)
         model.config.pad_token_id = self.tokenizer.pad_token_id
         model.save_pretrained(folder)

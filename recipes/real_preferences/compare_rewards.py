@@ -21,26 +21,21 @@ from datasets import load_dataset
 
 from hf_instructgpt.evaluation.preference import ScoredRanking, score_rankings
 from hf_instructgpt.evaluation.reward_report import pair_table, share, wins
-from hf_instructgpt.files import read_json, to_json, write_whole
-from hf_instructgpt.layout import STAGE_FILE
+from hf_instructgpt.files import to_json, write_whole
 from hf_instructgpt.models.loading import load_reward_model
 from hf_instructgpt.stages.load_models import load_tokenizer
 
 BATCH_SIZE = 8
 
 
-def pair_scores(folder: Path, data: Path, split: str, *, max_length: int | None = None) -> list[list[float]]:
-    """A model's scores of the chosen and of the rejected response of each pair, from its file if there is one.
-
-    `max_length` is by default the option that the model was trained with.
-    """
+def pair_scores(folder: Path, data: Path, split: str, *, max_length: int) -> list[list[float]]:
+    """A model's scores of the chosen and of the rejected response of each pair, from its file if there is one."""
     kept = folder / f"pair_scores_{split}.json"
     if not kept.exists():
         tokenizer = load_tokenizer(str(folder))
         model = load_reward_model(str(folder), tokenizer, dtype=torch.bfloat16)
         rows = read_pairs(data, split)
         order = sorted(range(len(rows)), key=lambda i: len(str(rows[i])))  # less padding
-        max_length = max_length or read_json(folder / STAGE_FILE)["options"]["max_length"]
         options = {"max_length": max_length, "batch_size": BATCH_SIZE}
         scored, _ = score_rankings(model, tokenizer, rows.select(order), **options)
         scores = [row.scores for _, row in sorted(zip(order, scored, strict=True), key=lambda pair: pair[0])]
@@ -102,11 +97,12 @@ def main() -> None:
     parser.add_argument("groups", nargs="+", help="NAME=FOLDER,FOLDER...: reward models that differ in their seed")
     parser.add_argument("--data", type=Path, required=True, help="folder that prepare.py wrote")
     parser.add_argument("--split", default="test", choices=["validation", "test"])
+    parser.add_argument("--max_length", type=int, default=256, help="that the models were trained with (default: 256)")
     args = parser.parse_args()
-    groups = {}
+    groups, options = {}, {"max_length": args.max_length}
     for group in args.groups:
         name, _, folders = group.partition("=")
-        groups[name] = [pair_scores(Path(folder), args.data, args.split) for folder in folders.split(",")]
+        groups[name] = [pair_scores(Path(folder), args.data, args.split, **options) for folder in folders.split(",")]
     rule = length_rule(read_pairs(args.data, "train"))
     print(*table(read_pairs(args.data, args.split), groups, rule=rule), sep="\n")
 

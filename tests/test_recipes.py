@@ -417,7 +417,7 @@ def test_real_preferences_from_the_linear_head_to_the_policies(prepared, llama, 
     lines = run(compare_policies, llama, llama, *models, *short).splitlines()
     figures = [line for line in lines if "difference" not in line and line.startswith("| ") and "+0.000" in line]
     assert len(figures) == 5 and all("+0.000 [+0.000, +0.000]" in line for line in figures)
-    assert lines[0] == "3 held-out prompts, 2 responses to each." and len(lines) == 13 + 3
+    assert lines[0] == "3 held-out prompts, 2 responses to each." and len(lines) == 12 + 3
 
 
 @pytest.mark.slow

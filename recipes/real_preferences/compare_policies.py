@@ -1,4 +1,4 @@
-r"""Compare the policy before and after PPO on held-out prompts: scores of the reward models, KL, length, ten samples.
+r"""Compare the policy before and after PPO on held-out prompts: scores of the reward models, KL, length, samples.
 
     python -m recipes.real_preferences.compare_policies runs/real_preferences/sft runs/real_preferences/ppo \
         --reward runs/real_preferences/plain-0 \
@@ -24,7 +24,7 @@ from hf_instructgpt.text import encode_row
 
 from .linear_head import HEAD_FILE, LinearHead
 
-NUM_SHOWN = 10
+NUM_SHOWN = 30
 
 
 def load(name: str, tokenizer) -> PreTrainedModel | LinearHead:

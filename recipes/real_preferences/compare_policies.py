@@ -61,7 +61,7 @@ def figures(start: Answers, tuned: Answers, *, num_samples: int) -> list[str]:
     lengths = [[float(len(ids)) for ids in some.samples.completion_ids] for some in (start, tuned)]
     lines.append(row("tokens per response", *lengths))
     lines.append(row("responses that end", *([float(end) for end in some.samples.ended] for some in (start, tuned))))
-    lines.append(row("KL from before, nats per response", start.kl, tuned.kl))
+    lines.append(row("KL from before, nats per response", [0.0] * len(tuned.kl), tuned.kl))
     return lines
 
 
@@ -96,7 +96,7 @@ def main() -> None:
             max_completion_length=args.max_completion_length,
             do_sample=True,
             num_samples=args.num_samples,
-            reference=policies[0],
+            reference=None if policy is policies[0] else policies[0],
             seed=args.seed,
             batch_size=16,
         )

@@ -1,6 +1,7 @@
 """The recipes: stage files agree with their pipeline, every file parses, and README commands exist."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -9,10 +10,11 @@ from functools import reduce
 from operator import getitem
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, get_scheduler
 
 from hf_instructgpt.cli import main
@@ -26,6 +28,7 @@ from hf_instructgpt.experiments.rounds import Rounds
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.sampling.generate import Samples
 from hf_instructgpt.stages import load_data, sft
+from hf_instructgpt.stages.arguments import RewardArguments
 from hf_instructgpt.stages.config_file import read_yaml
 from hf_instructgpt.stages.doctor import diagnosis
 from hf_instructgpt.stages.parsing import parse_stage
@@ -396,6 +399,112 @@ def test_reward_models_on_human_preferences_are_swept_and_measured(llama, tmp_pa
     # What the reward model is tested on, its start has not seen either.
     stage = json.loads((tmp_path / "width-16-context-32/sft/width-16-context-32/model/stage.json").read_text())
     assert stage["options"]["dataset_test_fraction"] == 0.2
+
+
+# ---- Real preferences ----------------------------------------------------------------------------------------------
+
+
+def pair(number, chosen, rejected):
+    answers = [[{"role": "assistant", "content": text}] for text in (chosen, rejected)]
+    return {"prompt": [{"role": "user", "content": f"Q{number}"}], "chosen": answers[0], "rejected": answers[1]}
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """What `prepare.py` makes of 60 pairs, in 15 of which the longer response is chosen."""
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.real_preferences.prepare import main as prepare
+
+    rows = [pair(i, *(("a", "a b") if i % 4 else ("a b c", "a"))) for i in range(60)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    monkeypatch.setattr(
+        sys, "argv", ["prepare", str(tmp_path / "pairs.jsonl"), "--output_dir", str(tmp_path / "data")]
+    )
+    prepare()
+    return tmp_path / "data"
+
+
+def test_preferences_are_split_by_prompt_and_balanced_by_length(prepared, capsys):
+    from recipes.real_preferences.prepare import balanced, length_gap, longer_share
+
+    def read_split(name, split):
+        return [json.loads(line) for line in (prepared / name / f"{split}.jsonl").read_text().splitlines()]
+
+    parts = {name: [str(row) for row in read_split(*name)] for name in (("reward", "test"), ("gold", "test"))}
+    assert parts["reward", "test"] == parts["gold", "test"]
+    names = [("reward", "train"), ("gold", "train"), ("reward", "test"), ("reward", "validation")]
+    prompts = [{row["prompt"][0]["content"] for row in read_split(*name)} for name in names]
+    assert all(prompts) and len(set.union(*prompts)) == sum(map(len, prompts))
+    # The same test prompts as those of the option.
+    held_out = load_data._hold_out(
+        DatasetDict(train=Dataset.from_list(read_split("reward", "train") + read_split("reward", "test"))),
+        RewardArguments(dataset_name="data", dataset_test_fraction=0.2),
+    )["test"]
+    assert {row["prompt"][0]["content"] for row in held_out} == prompts[2]
+    even, some = (read_split(name, "train") for name in ("balanced", "reward"))
+    assert longer_share(even) == 0.5 and len(even) == len(some)
+    # Each bin of the difference of length is balanced: 1 of 3 short ones, and 1 of 2 long ones, is longer.
+    rows = [pair(0, "ab", "a"), pair(1, "a", "ab"), pair(2, "a", "ab"), pair(3, "a", "a")]
+    rows += [pair(4, "a" * 9, "a"), pair(5, "a", "a" * 9), pair(6, "a", "a" * 9), pair(7, "a" * 9, "a")]
+    assert longer_share(rows) == (3 + 0.5) / 8
+    monkeypatched = balanced(rows, seed=0, num_bins=2)
+    assert sorted(map(length_gap, monkeypatched)) == [-8, -8, -1, 0, 1, 8, 8]
+
+
+def test_reward_models_are_compared_by_hand():
+    from recipes.real_preferences.compare_rewards import length_rule, table
+
+    rows = [pair(i, "a", "ab") for i in range(6)] + [pair(i, "ab", "a") for i in range(6, 8)]
+    assert length_rule(rows) == -1
+    right, wrong = [1.0, 0.0], [0.0, 2.0]
+    one, other = [right] * 6 + [right, wrong], [wrong] * 2 + [right] * 6
+    lines = table(rows, {"one": [one], "both": [one, other]}, rule=-1)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[2][2].startswith("0.750 [")  # the shorter wins in 6 of 8
+    assert cells[3][1:3] == ["0.875", "0.875 [0.625, 1.000]"] and cells[3][3].startswith("+0.125 [+0.000, ")
+    assert cells[4][1] == "0.875 0.750" and cells[4][2].startswith("0.812 [") and cells[4][4].startswith("-0.062 [")
+    # Of the mean of scores three pairs are wrong: there one model's -2 outweighs the other's 1.
+    assert cells[4][5] == "0.625" and (cells[3][6], cells[4][6]) == ("12.5%", "31.2%")
+
+
+def test_a_linear_head_is_fitted_by_hand():
+    from recipes.real_preferences.linear_head import fit
+
+    # One feature, +1 for the chosen and -1 for the rejected response: its deviation is 1, and the difference 2.
+    features = np.array([[[1.0], [-1.0]]] * 5)
+    (w,) = fit(features, l2=0.5)
+    assert 0.5 * w == pytest.approx(2 / (1 + math.exp(2 * w)), abs=1e-4)  # the gradient is 0
+
+
+def test_real_preferences_from_the_linear_head_to_the_policies(prepared, llama, tmp_path, monkeypatch, capsys):
+    from recipes.real_preferences import compare_policies, compare_rewards, linear_head
+
+    def run(module, *argv):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, argv)])
+        module.main()
+        return capsys.readouterr().out
+
+    data, heads, reward = prepared / "reward", tmp_path / "linear", tmp_path / "plain"
+    options = ["--layers", 1, "--max_length", 40, "--model", llama]
+    assert "mean, test: accuracy" in run(linear_head, "--data", data, "--output_dir", heads, *options)
+    # `last` is an ordinary reward model, with the scores that were written.
+    kept = (heads / "last" / "pair_scores_test.json").read_bytes()
+    (heads / "last" / "pair_scores_test.json").unlink()
+    scores = compare_rewards.pair_scores(heads / "last", data, "test", max_length=40)
+    assert torch.tensor(scores) == pytest.approx(torch.tensor(json.loads(kept)), rel=0.05)
+    yaml_file = str(RECIPES / "real_preferences" / "reward.yaml")
+    argv = ["--model_name_or_path", heads / "last", "--dataset_name", data, "--output_dir", reward, "--max_steps", 1]
+    argv += ["--lora_target_modules", "q_proj", "--max_length", 40]
+    main(["reward", "--config", yaml_file, *map(str, argv)])
+    capsys.readouterr()
+    out = run(compare_rewards, "--data", data, f"mean={heads / 'mean'}", f"plain={reward}")
+    assert [line.split(" | ")[0] for line in out.splitlines()[2:]] == ['| "the shorter wins"', "| mean", "| plain"]
+    models = ["--reward", reward, "--gold", heads / "mean", "--data", data]
+    short = ["--num_prompts", 3, "--max_completion_length", 4]
+    lines = run(compare_policies, llama, llama, *models, *short).splitlines()
+    figures = [line for line in lines if "difference" not in line and line.startswith("| ") and "+0.000" in line]
+    assert len(figures) == 5 and all("+0.000 [+0.000, +0.000]" in line for line in figures)
+    assert lines[0] == "3 held-out prompts, 2 responses to each." and len(lines) == 12 + 3
 
 
 @pytest.mark.slow

@@ -264,7 +264,7 @@ def test_a_server_that_is_silent_is_given_up_after_the_timeout(tmp_path, server)
     [
         ({"url": "http://a", "modle": "b"}, "`generator`: unknown keys modle. It may have url, model, sync"),
         ({"model": "a"}, "`generator` must be a mapping with a server's `url`"),
-        ("http://a", "`generator` must be a mapping with a server's `url`, not 'http://a'"),
+        ("http://a", "`generator` must be a mapping with a server's `url`, or with `rollouts` alone, not 'http://a'"),
         ('{"url": "localhost:8000"}', "`url` must begin with http:// or https://, not 'localhost:8000'"),
         ({"url": "http://a", "sync": "none"}, "`sync` must be 'folder' or 'adapter', not 'none'"),
         ({"url": "http://a", "concurrency": 0}, "`concurrency` must be 1 or more"),

@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(CONFIG))
     (folder / "my_judge.py").write_text(
-        "def length(completions, **columns):\n    return [len(c) for c in completions]\n"
+        "def length(completions, **columns):\n    return [len(c[-1]['content']) for c in completions]\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

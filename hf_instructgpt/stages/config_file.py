@@ -105,7 +105,7 @@ def _resolved(content: dict, folder: Path) -> dict:
     """The mapping with the paths and functions that exist in `folder` spelled from there."""
     return {
         key: _resolved(value, folder)
-        if isinstance(value, dict) and key not in CODE
+        if isinstance(value, dict) and not (key in CODE and "path" in value)
         else [_located(key, item, folder) for item in value]
         if isinstance(value, list)
         else _located(key, value, folder)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import unittest
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,8 +207,8 @@ def left(folder: Path) -> dict[str, object]:
             found[str(path.relative_to(folder))] = path.read_bytes()
         elif path.name == "trainer_state.json":
             logs = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-            times = ("runtime", "per_second")
-            logs = [{key: x for key, x in entry.items() if not key.endswith(times)} for entry in logs]
+            times = re.compile("system/|.*(runtime|per_second)$")
+            logs = [{key: x for key, x in entry.items() if not times.match(key)} for entry in logs]
             found[str(path.relative_to(folder))] = logs
     return found
 

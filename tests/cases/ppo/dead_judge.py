@@ -51,6 +51,7 @@ def check(folder: Path) -> None:
     assert sum("got no score" in line for line in seen.lines) == 1, seen.lines
 
     # Equal scores, and responses that never end.
+    seen.lines.clear()
     options = {"max_steps": 8, "num_ppo_epochs": 2, "max_completion_length": 2, "logging_steps": 2}
     trainer = ppo_trainer(folder, lambda completions, **_: [1.5] * len(completions), **options)
     trainer.generation_config.eos_token_id = [10**6]

@@ -3439,11 +3439,11 @@ MUTANTS = [
     ),
     Mutant(
         "56l",
-        "any two rollouts count as equal responses",
+        "what stands behind the mask makes responses different",
         f"{PPO}/diagnostics.py",
-        "count > 1 and count * squares == total**2",
-        "count > 1",
-        f"{TOKEN_REWARDS}test_equal_responses_and_responses_without_an_end_are_told_within_two_rollouts",
+        "hash(tuple(ids[mask].tolist()))",
+        "hash(tuple(ids.tolist()))",
+        f"{DIAGNOSTICS}test_responses_with_the_same_tokens_are_counted_once",
     ),
     Mutant(
         "56m",

@@ -82,7 +82,7 @@ def take_pictures(report: Path, language: str) -> None:
         # Buttons and menus cannot be used on a picture.
         page.add_style_tag(content=".no-print { display: none !important }")
         save(page.locator("section.hero"), f"run.{language}.png")
-        for stage, charts in zip(STAGES, page.locator("section.stage .charts").all(), strict=True):
+        for stage, charts in zip(STAGES, page.locator("section.stage .charts:not(.small)").all(), strict=True):
             save(charts, f"{stage}.{language}.png")
         steps = page.locator("#steps .step")
         num_steps = steps.count()

@@ -2838,8 +2838,8 @@ MUTANTS = [
         "62c",
         "the rollout that began just before a checkpoint's next step is kept twice",
         f"{PPO}/recording.py",
-        "if whose == process and other >= step:",
-        "if whose == process and other == step:",
+        "(whose == process and other >= step)",
+        "(whose == process and other == step)",
         f"{RECORDING}test_both_resume_exactly[4]",
     ),
     Mutant(

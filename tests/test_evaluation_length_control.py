@@ -79,3 +79,9 @@ def test_answers_to_one_prompt_are_not_independent():
 def test_what_has_no_fit_says_why(groups, reason):
     found = length_controlled_win_rate(*pairs(*groups))
     assert found == {"value": None, "ci95": None, "coef": None, "reason": reason}
+
+
+def test_lengths_that_are_all_far_apart_have_no_fit():
+    """Differences of about 5,000 with a deviation of 40: the regression cannot tell them from the intercept."""
+    found = length_controlled_win_rate([None, 0.5, 0.0, 1.0, 0.5], [5] + [5000] * 4, [2, 100, 2, 1, 1], num_samples=1)
+    assert found["value"] is None and found["reason"] == "far lengths"

@@ -24,13 +24,13 @@ ROOMS = {
     "functional": 460,
     "data": 1840,
     "models": 1020,
-    "sampling": 1195,
-    "scoring": 840,
+    "sampling": 1200,
+    "scoring": 850,
     "rankings": 1305,
     "resuming": 900,
     "hub": 655,
     "reward": 870,
-    "ppo": 4185,
+    "ppo": 4240,
     "evaluation": 820,
     "report": 1250,
     "stages": 6205,
@@ -43,7 +43,7 @@ ROOMS = {
 }
 # The core is what a reader of PPO has to know.
 CORE = ["char_gpt", "text", "functional", "data", "models", "sampling", "scoring", "resuming", "reward", "ppo"]
-CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 12220, 27800, 570
+CORE_LINES, PACKAGE_LINES, TRAINER_LINES = 12300, 27880, 570
 # The only rooms that may import from these: all others work without PPO, and with any causal language model.
 IMPORTERS = {"ppo": {"stages", "experiments", "conformance", "__init__"}, "char_gpt": {"stages", "__init__"}}
 OVERRIDES = 6  # private methods of Trainer that PPO may override

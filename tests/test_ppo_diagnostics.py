@@ -158,7 +158,14 @@ def test_the_upper_quantile_of_two_processes_takes_the_largest_of_both():
 
 def test_the_numbers_of_responses_are_those_of_all_processes():
     other = torch.tensor([[7.0, 9.0, 1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0], [2.0, 3.0, 0.0, -2.0, 1.0]])
-    others = (other, torch.tensor([0.0, 12.0]), torch.tensor([0.0]), torch.tensor(12), torch.tensor([0.5]))
+    others = (
+        other,
+        torch.tensor(0),
+        torch.tensor([0.0, 12.0]),
+        torch.tensor([0.0]),
+        torch.tensor(12),
+        torch.tensor([0.5]),
+    )
     accelerator = TwoProcesses(*others)
     ended = torch.tensor([False, True, True])
     found = rollout_statistics(rollout(), ended=ended, num_generations=1, has_critic=False, accelerator=accelerator)

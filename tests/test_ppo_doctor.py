@@ -118,6 +118,18 @@ def test_a_log_without_what_a_rule_reads_is_skipped_and_the_rule_named():
     assert doctor.unread == [rule.name for rule in RULES if rule.name not in read]
 
 
+def test_while_only_the_critic_is_trained_the_policy_may_stand_still():
+    still = [{"kl": 0.0, "critic_warmup": 1.0}] * 30
+    assert found(still) == {}
+    assert found([*still, *[{"kl": 0.0}] * 20]) == {"no_movement": 50}
+    assert found([{"score_std": 0.0, "critic_warmup": 1.0}]) == {"equal_scores": 1}
+
+
+def test_rewards_of_tokens_that_sum_to_the_same_are_not_equal_scores():
+    assert found([{"score_std": 0.0, "token_score_std": 0.5}] * 30) == {}
+    assert found([{"score_std": 0.0, "token_score_std": 0.0}]) == {"equal_scores": 1}
+
+
 def test_what_is_not_a_number_is_no_finding():
     nan = float("nan")
     assert (

@@ -1,5 +1,7 @@
 """Recorded rollouts: what is in the files, and that PPO repeats a run from them to the same weights."""
 
+import math
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -60,7 +62,7 @@ def test_a_row_holds_a_response_without_padding(tmp_path):
     assert (first["scores"], first["scores/a"]) == (2.0, 2.0) and first["scores/b"] != first["scores/b"]
     assert first["tokens"] == [TOKENIZER.decode([5]), TOKENIZER.decode([EOS])]
     # Up to its stop token, although none of its tokens is real any more.
-    assert not second["kept"] and second["response_ids"] == [EOS] and second["old_logprobs"] == [0.0]
+    assert not second["kept"] and second["response_ids"] == [EOS] and math.isnan(second["old_logprobs"][0])
 
 
 def test_responses_come_in_their_order_and_then_again(tmp_path):
@@ -153,7 +155,14 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not sample from the policy"):
         options = {**SMALL, "max_steps": 4, "train_dataset": PROMPTS.select(range(4))}
         make(tmp_path / "c", model=policy(seed=7, eos_bias=-3), generator=recorded, **options).train()
-    record(tmp_path / "d", reward_funcs=lambda completion_ids, **_: [[1.0] * len(ids) for ids in completion_ids])
+    calls = []
+
+    def late(completion_ids, **_):
+        """Rewards of tokens from the second rollout on."""
+        calls.append(1)
+        return [[1.0] * len(ids) if len(calls) > 1 else 1.0 for ids in completion_ids]
+
+    record(tmp_path / "d", reward_funcs=late)
     with pytest.raises(InputError, match="gave rewards to tokens"):
         _ = RecordedRollouts(tmp_path / "d" / "rollouts").reward_funcs
     path = tmp_path / "a" / "rollouts" / "rollout_000000_0.parquet"
@@ -163,6 +172,39 @@ def test_what_is_refused(tmp_path):
     path.with_name("rollout_000000_0.parquet").write_text("no parquet")
     with pytest.raises(InputError, match=r"rollout_000000_0.parquet is not what this version writes"):
         _ = RecordedRollouts(path.parent).reward_funcs
+
+
+def test_a_replay_drops_what_the_recorded_run_dropped_and_may_score_it(tmp_path):
+    """A NaN score of one of two functions drops a response; of such a response the sampler's log-probs are unknown."""
+
+    def odd(completion_ids, **_):
+        return [math.nan if ids[0] % 4 == 0 else 1.0 for ids in completion_ids]
+
+    options = {**SMALL, "max_steps": 12, "on_nonfinite": "skip"}
+    trainer = record(tmp_path / "a", reward_funcs=[lengths, odd], on_nonfinite="skip")
+    recorded = RecordedRollouts(tmp_path / "a" / "rollouts")
+    again = make(tmp_path / "b", generator=recorded, reward_funcs=recorded.reward_funcs, **options)
+    again.train()
+    assert same(weights(trainer), weights(again))
+    scored = make(tmp_path / "c", generator=RecordedRollouts(recorded.folder), **{**options, "max_steps": 4})
+    scored.train()
+    assert scored.state.log_history[0]["dropped_samples"] == 0
+
+
+@pytest.mark.parametrize("options", [{"log_tokens": 1}, {"eval_strategy": "steps", "eval_steps": 4}])
+def test_evaluations_do_not_draw_from_a_recording(tmp_path, options):
+    record(tmp_path / "a", max_steps=4)
+    with pytest.raises(InputError, match="recorded responses are those of training"):
+        generator = RecordedRollouts(tmp_path / "a" / "rollouts")
+        make(tmp_path / "b", generator=generator, eval_dataset=PROMPTS, **{**SMALL, "max_steps": 4, **options})
+
+
+def test_files_of_processes_that_are_gone_are_deleted(tmp_path):
+    record(tmp_path / "a", max_steps=4)
+    path = tmp_path / "a" / "rollouts" / "rollout_000000_0.parquet"
+    path.with_name("rollout_000000_1.parquet").write_bytes(path.read_bytes())
+    record(tmp_path / "a", max_steps=4)
+    assert [some.name for some in path.parent.iterdir()] == [path.name]
 
 
 def test_the_report_shows_recorded_rollouts(tmp_path, open_page):

@@ -34,7 +34,10 @@ BEST |= {f"{what}_strategy": "steps" for what in ("eval", "save")} | {"eval_step
 # Options of `fixed_run`, by name; of LoRA, the policy is loaded by its path.
 FIXED = {
     "own critic, average": {"ema_decay": 0.5},
-    "shared critic, text, average": {"ema_decay": 0.5, **EXTRAS},
+    "shared critic, text, average": {
+        "ema_decay": 0.5,
+        **{name: value for name, value in EXTRAS.items() if name not in ("normalize_values", "critic_max_grad_norm")},
+    },
     "lora": {"peft_config": LORA},
     "lora, text, average": {"peft_config": LORA, "ptx_coef": 0.5, "ema_decay": 0.5},
     "lora, shared critic, full KL": {"peft_config": LORA, "value_model": "shared", "kl_estimator": "full"},

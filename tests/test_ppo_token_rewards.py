@@ -194,6 +194,45 @@ def test_columns_that_do_not_fit_are_named(tmp_path, name, values, words):
         make(tmp_path, reward_funcs=odd, max_steps=1).train()
 
 
+@pytest.mark.parametrize("name", ["loss", "learning_rate", "epoch", "num_tokens", "eval_score"])
+def test_a_name_of_the_trainer_s_is_not_replaced(tmp_path, name):
+    def odd(completions, log_metric, **_):
+        log_metric(name, 1.0)
+        return [0.0] * len(completions)
+
+    with pytest.raises(InputError, match=f"`log_metric`: `{name}` is a name of the trainer's own"):
+        make(tmp_path, reward_funcs=odd, max_steps=1).train()
+
+
+def test_columns_of_several_types_are_text(tmp_path):
+    def odd(completions, log_extra, **_):
+        log_extra("mixed", ["a", 1, None, 2.0][: len(completions)])
+        log_extra("large", [2**70, "\ud800", torch.ones(2), True][: len(completions)])
+        return [float(i) for i in range(len(completions))]
+
+    options = {"log_completions": True, "num_completions_to_print": 0, "per_device_train_batch_size": 4}
+    make(tmp_path, reward_funcs=odd, max_steps=1, num_ppo_epochs=1, **options).train()
+    table = pd.read_parquet(next((tmp_path / "completions").iterdir()))
+    assert list(table["mixed"][:2]) == ["a", "1"] and table["mixed"][2:].isna().tolist() == [True, False]
+    assert table["large"][0] == str(2**70) and table["large"][1] == "?"
+
+
+def test_what_a_failed_attempt_reported_does_not_count(tmp_path):
+    calls = []
+
+    async def shaky(completions, log_metric, log_extra, **_):
+        calls.append(1)
+        log_metric("calls", len(calls))
+        log_extra("column", [len(calls)] * len(completions))
+        if len(calls) == 1:
+            raise OSError("away")
+        return [float(i) for i in range(len(completions))]
+
+    trainer = make(tmp_path, reward_funcs=shaky, reward_retries=1, max_steps=1, num_ppo_epochs=1)
+    trainer.train()
+    assert len(calls) == 2 and trainer.state.log_history[0]["calls"] == 2.0
+
+
 def test_a_metric_of_ppo_s_own_is_not_replaced(tmp_path):
     def odd(completions, log_metric, **_):
         log_metric("kl", 1.0)

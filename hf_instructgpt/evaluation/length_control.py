@@ -3,6 +3,7 @@
 import numpy as np
 
 NORMAL_975 = 1.959964  # the standard normal distribution's quantile
+MIN_SPREAD = 1e-3  # of the transformed differences; below it they are hardly told from the intercept
 STEPS = 100  # Newton's method needs about ten
 
 
@@ -20,9 +21,9 @@ def length_controlled_win_rate(
     standard error, clustered by prompt (Liang & Zeger 1986); `s` counts as known.
 
     `value`, `ci95` and `coef` (`b`) are None, and `reason` says why, where there is no unique fit (Albert & Anderson
-    1984): "no verdict", "equal lengths" (`d` is the same in all pairs), or "separated": some length difference has no
-    win on one side of it and no loss on the other, as if all pairs are won. `points` are those of [`win_points`], of
-    `num_samples` answers to each prompt.
+    1984): "no verdict", "equal lengths" (`d` is the same in all pairs), "far lengths" (all `d` are far from 0), or
+    "separated": some length difference has no win on one side of it and no loss on the other, as if all pairs are
+    won. `points` are those of [`win_points`], of `num_samples` answers to each prompt.
     """
     known = [i for i, point in enumerate(points) if point is not None]
     y = np.array([points[i] for i in known])
@@ -46,6 +47,8 @@ def _why_not(y: np.ndarray, d: np.ndarray) -> str | None:
         return "no verdict"
     if d.std() == 0:
         return "equal lengths"
+    if np.tanh(d / d.std()).std() < MIN_SPREAD:
+        return "far lengths"
     won, lost = d[y > 0], d[y < 1]  # ties are in both
     if not len(won) or not len(lost) or won.min() >= lost.max() or lost.min() >= won.max():
         return "separated"

@@ -32,10 +32,12 @@ def rollout_statistics(
     scores, lengths, ended, texts, is_kept = accelerator.gather(torch.stack(columns, dim=-1)).unbind(-1)
     scores, lengths, ended, texts = (x[is_kept.bool()] for x in (scores, lengths, ended.bool(), texts))
     found = {}
-    if len(texts) > 1:
+    if len(scores) > 1:
         found["completions/num_distinct"] = torch.tensor(float(len(texts.unique())))
-    if len(scores):
         found["score_std"] = in_float64(scores).std(correction=0)
+    if len(scores):
+        if not are_totals(rollout, accelerator):
+            found["token_score_std"] = deviation(rollout.token_scores[mask], accelerator)
         found["score_min"], found["score_max"] = scores.aminmax()
         shares = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
         found |= {f"completions/{name}_length": torch.quantile(lengths, share) for name, share in shares.items()}
@@ -47,6 +49,20 @@ def rollout_statistics(
     if num_generations > 1:
         found["frac_reward_zero_std"] = constant_groups(rollout.scores, kept=kept, num_generations=num_generations)
     return {**found, "kl_per_token": rollout.kl[mask]}
+
+
+def are_totals(rollout: Rollout, accelerator: Accelerator) -> bool:
+    """Whether all scores of all processes fall on the last tokens of responses."""
+    mask = rollout.response_mask
+    before_last = mask & torch.nn.functional.pad(mask[:, 1:], (0, 1))
+    return not sum_over_processes((rollout.token_scores[before_last] != 0).sum(), accelerator)
+
+
+def deviation(values: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Standard deviation `()` of the numbers `(N,)` of all processes."""
+    x = in_float64(values)
+    total, count = sum_over_processes(torch.stack([x.sum(), x.new_tensor(len(x))]), accelerator)
+    return (sum_over_processes((x - total / count).square().sum(), accelerator) / count).sqrt()
 
 
 def fingerprints(rollout: Rollout) -> torch.Tensor:

@@ -75,9 +75,13 @@ def _latest(*names: str, count: int = RECENT) -> Callable[[Rows], dict[str, floa
 
 
 def _spread(rows: Rows) -> dict[str, float]:
-    """The standard deviation of a rollout's scores as a share of their mean: what is left of rounding counts as 0."""
+    """The standard deviation of a rollout's scores as a share of their mean: what is left of rounding counts as 0.
+
+    Of scores that tokens got, also over tokens.
+    """
     row = rows[-1]
-    return {"number": row["score_std"] / max(abs(row["score"]), 1e-30), "score": row["score"]}
+    std = max(row["score_std"], row.get("token_score_std", 0.0))
+    return {"number": std / max(abs(row["score"]), 1e-30), "score": row["score"]}
 
 
 def _kl_per_token(count: int) -> Callable[[Rows], dict[str, float]]:
@@ -311,6 +315,8 @@ class Doctor:
         new = []
         for rule in RULES:
             if not all(name in entry for name in rule.reads):
+                continue
+            if "critic_warmup" in entry and rule.num_logs > SOON:  # the policy is kept as it is
                 continue
             rows = self.rows[rule.name]
             rows.append(entry)

@@ -17,6 +17,7 @@ from trl.trainer.utils import print_prompt_completions_sample
 from ..errors import InputError
 from ..functional import ends_with_stop, kl_is_clamped, score_disagreement
 from ..layout import COMPLETIONS_FOLDER, ROLLOUTS_FOLDER, TOKEN_LOG_FILE
+from ..sampling.recorded import RecordedRollouts
 from ..text import decode_responses
 from .advantages import group_scale, policy_lam, whitening
 from .clock import Clock, peak_memory
@@ -39,6 +40,11 @@ class PPOLogs(Trainer):
         """`datasets`: of the first one that is there, the token log follows prompts."""
         args = self.args
         self.metrics = Metrics(self.accelerator)
+        if isinstance(self.generator, RecordedRollouts) and (args.log_tokens or args.eval_strategy != "no"):
+            raise InputError(
+                "recorded responses are those of training: leave `log_tokens` and `eval_strategy` out, and evaluate "
+                "the trained model."
+            )
         self.clock = Clock(self.accelerator)
         self.add_callback(self.clock)
         self._watch = ScoreWatch(self.reward_names)
@@ -58,7 +64,8 @@ class PPOLogs(Trainer):
         self.reward_log.metrics.clear()
         if self.is_world_process_zero():
             rewind(Path(self.args.output_dir) / TOKEN_LOG_FILE, step=self.state.global_step)
-        drop_later(self._rollouts_folder, step=self.state.global_step, process=self.args.process_index)
+        place = {"process": self.args.process_index, "num_processes": self.args.world_size}
+        drop_later(self._rollouts_folder, step=self.state.global_step, **place)
 
     @property
     def _rollouts_folder(self) -> Path:
@@ -173,7 +180,7 @@ class PPOLogs(Trainer):
             mine = range(start + self.args.process_index, min(start + size * world_size, len(dataset)), world_size)
             rollout = self._roll_out([dataset[i] for i in mine] or [dataset[0]], num_generations=1)[: len(mine)]
             means.record(**self._summarize(rollout))
-            self.reward_log.record(reported)
+            self.reward_log.record(reported, is_mine=len(mine) > 0)
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in joined(means.take(), reported.take()).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -191,6 +198,8 @@ class PPOLogs(Trainer):
             logs["num_tokens"] = self._num_tokens
             if self.args.kl_target is not None:
                 logs["kl_coef"] = self.token_rewards.kl_coef
+            if self.critic_training.is_warming_up(self.state.global_step - 1):
+                logs["critic_warmup"] = 1.0
             if self.is_world_process_zero():
                 for finding in self._doctor.look(logs | {"step": self.state.global_step}):
                     logger.warning(finding.message)

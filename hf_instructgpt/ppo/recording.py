@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..files import partial_path
 from ..functional import response_mask
 from ..layout import recorded_rollouts, rollout_file
-from ..sampling.recorded import PROMPT_IDS, RESPONSE_IDS, TERM
+from ..sampling.recorded import LOGPROBS, PROMPT_IDS, RESPONSE_IDS, TERM
 from .rollout import Rollout
 
 # Fields of a rollout that are written in another form.
@@ -31,7 +31,7 @@ def write_rollout(
 
     `step` (optimizer steps before it), `prompt`, `tokens` (the text of each), `prompt_ids`, `response_ids`,
     `scores/NAME` of each reward function (NaN where it gave none), and the fields of [`Rollout`], those of tokens as
-    lists. A response that was not `kept` has all its ids, and 0 for each measured number.
+    lists. A response that was not `kept` has all its ids, NaN for its log-probs, and 0 for each other number.
     """
     # Which tokens of a response that was left out are real, only the stop token tells.
     sampled = response_mask(rollout.response_ids, stop_token_ids=stop_token_ids)
@@ -47,6 +47,8 @@ def write_rollout(
         **{f"{TERM}{name}": x.tolist() for name, x in zip(reward_names, rollout.score_terms.unbind(-1), strict=True)},
     }
     for name, x in rollout.state_dict().items():
+        if name == LOGPROBS:  # by which a response that was left out was sampled is not known
+            x = torch.where(rollout.kept.unsqueeze(-1), x, torch.nan)
         if name not in OTHERS:
             columns[name] = _rows(x, mask) if x.dim() > 1 else x.tolist()
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,8 +62,11 @@ def _rows(x: torch.Tensor, mask: torch.Tensor) -> list[list]:
     return [row[real].tolist() for row, real in zip(x, mask, strict=True)]
 
 
-def drop_later(folder: Path, *, step: int, process: int) -> None:
-    """Delete a process's rollouts from `step` on: of another run, or of this one after its checkpoint."""
+def drop_later(folder: Path, *, step: int, process: int, num_processes: int) -> None:
+    """Delete a process's rollouts from `step` on: of another run, or of this one after its checkpoint.
+
+    The first process also deletes those of processes that are no longer there.
+    """
     for (other, whose), path in recorded_rollouts(folder).items():
-        if whose == process and other >= step:
+        if (whose == process and other >= step) or (process == 0 and whose >= num_processes):
             path.unlink()

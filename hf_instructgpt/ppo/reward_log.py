@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -13,6 +14,12 @@ from ..errors import InputError
 from ..scoring.reward_functions import Calling
 from .config import PPOConfig
 from .metrics import Metrics
+
+# What Trainer and the end of PPO's log add to a log, besides the metrics that `joined` knows.
+TRAINERS_OWN = (
+    *("loss", "grad_norm", "learning_rate", "epoch", "step", "num_tokens", "kl_coef", "total_flos"),
+    *("train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"),
+)
 
 
 class RewardLog:
@@ -38,10 +45,14 @@ class RewardLog:
         )
 
     def _log_metric(self, name: str, value: float) -> None:
+        if name in TRAINERS_OWN or name.startswith("eval_"):
+            raise InputError(f"`log_metric`: `{name}` is a name of the trainer's own; rename it.")
         self._numbers[name].append(float(value))
 
     def _log_extra(self, column: str, values: Iterable) -> None:
         values = [_plain(value) for value in values]
+        if len({type(value) for value in values if value is not None}) > 1:  # a column has one type
+            values = [None if value is None else str(value) for value in values]
         if column in self.taken or column in self._columns:
             raise InputError(f"`log_extra`: the table of completions has a column `{column}` already; rename it.")
         if len(values) != self._count:
@@ -55,10 +66,13 @@ class RewardLog:
         self.columns = self._columns
         self.record(self.metrics)
 
-    def record(self, metrics: Metrics) -> None:
-        """Add the numbers that the functions reported last to `metrics`, in one order on all processes."""
+    def record(self, metrics: Metrics, *, is_mine: bool = True) -> None:
+        """Add the numbers that the functions reported last to `metrics`, in one order on all processes.
+
+        Those of a process whose responses are not its own, but fill a gap, do not count.
+        """
         for name in sorted({*gather_object(list(self._numbers))}):
-            metrics.record(**{name: torch.tensor(self._numbers[name])})
+            metrics.record(**{name: torch.tensor(self._numbers[name] if is_mine else [])})
 
     def columns_of_all(self, kept: torch.Tensor) -> dict[str, list]:
         """The columns of the last training rollout, of kept responses `(B,)`; all processes get all names."""
@@ -82,6 +96,9 @@ def joined(own: dict[str, float], reported: dict[str, float]) -> dict[str, float
 
 
 def _plain(value: Any) -> str | int | float | bool | None:
-    """A value that a table and a checkpoint can hold."""
-    value = value.item() if hasattr(value, "item") else value
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    """A value that a table and a checkpoint can hold; others as text."""
+    if getattr(value, "ndim", None) == 0 or isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool | float) or value is None or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    return str(value).encode("utf-8", "replace").decode("utf-8")

@@ -101,6 +101,10 @@ def _reasons() -> dict[str, str]:
     return {
         "no verdict": say("no pair was judged", "没有一对得到判定"),
         "equal lengths": say("the difference of lengths is the same in all pairs", "每一对的长度差都相同"),
+        "far lengths": say(
+            "one policy is longer in all pairs, by much more than the differences vary",
+            "在所有对中都是同一方更长，且差距远大于差距的变化",
+        ),
         "separated": say(
             "one length difference parts all wins from all losses, so the regression has no finite fit",
             "某个长度差把全部胜负分开，回归没有有限解",

@@ -15,7 +15,7 @@ from ..files import fields_of
 from ..layout import recorded_rollouts
 
 # What `ppo/recording.py` writes of each response, and this module reads.
-PROMPT_IDS, RESPONSE_IDS, LOGPROBS, TERM = "prompt_ids", "response_ids", "old_logprobs", "scores/"
+PROMPT_IDS, RESPONSE_IDS, LOGPROBS, KEPT, TERM = "prompt_ids", "response_ids", "old_logprobs", "kept", "scores/"
 
 
 class RecordedRollouts:
@@ -55,8 +55,7 @@ class RecordedRollouts:
         path = min(self._files.values())
         with fields_of(path):
             columns = pq.read_schema(path).names
-            placed = pq.read_table(path, columns=["token_scores"])["token_scores"].to_pylist()
-        if any(any(row[:-1]) for row in placed):
+        if any(map(_gives_tokens, self._files.values())):
             raise InputError(
                 f"{self.folder}: reward functions gave rewards to tokens, of which a recording keeps only the sums. "
                 "Pass the functions themselves."
@@ -69,7 +68,7 @@ class RecordedRollouts:
                 raise InputError(
                     "the recorded scores are of other responses: sample with the same `RecordedRollouts`."
                 )
-            return [None if math.isnan(row[column]) else row[column] for row in self._last]
+            return [row[column] if row[KEPT] and not math.isnan(row[column]) else None for row in self._last]
 
         recorded.__name__ = column.removeprefix(TERM)
         return recorded
@@ -120,4 +119,10 @@ class RecordedRollouts:
 
 def _rows(path: Path) -> Iterator[dict]:
     columns = [name for name in pq.read_schema(path).names if name.startswith(TERM)]
-    yield from pq.read_table(path, columns=[PROMPT_IDS, RESPONSE_IDS, LOGPROBS, *columns]).to_pylist()
+    yield from pq.read_table(path, columns=[PROMPT_IDS, RESPONSE_IDS, LOGPROBS, KEPT, *columns]).to_pylist()
+
+
+def _gives_tokens(path: Path) -> bool:
+    """Whether some reward of a rollout does not fall on the last token."""
+    with fields_of(path):
+        return any(any(row[:-1]) for row in pq.read_table(path, columns=["token_scores"])["token_scores"].to_pylist())

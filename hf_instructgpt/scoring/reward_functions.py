@@ -134,7 +134,8 @@ def call_functions(
     `tokenizer` is that of `completion_ids`.
     """
     results: list[Any] = []
-    named = [arguments | {name: getattr(calling, name) for name in _accepted(func)} for func in funcs]
+    reports: list[list[Callable]] = [[] for _ in funcs]  # what an async function logs counts if the call succeeds
+    named = [arguments | _extras(func, calling, calls) for func, calls in zip(funcs, reports, strict=True)]
     with chdir("."):
         for func, given in zip(funcs, named, strict=True):
             try:
@@ -144,10 +145,27 @@ def call_functions(
                 raise _failure(func, error, arguments, _failing_row(func, given, arguments, error)) from error
         waiting = {i: result for i, result in enumerate(results) if inspect.isawaitable(result)}
         if waiting:
-            attempts = [_attempts(funcs[i], named[i], result, calling, arguments) for i, result in waiting.items()]
+            attempts = [
+                _attempts(funcs[i], named[i], result, calling, arguments, reports[i]) for i, result in waiting.items()
+            ]
             for i, result in zip(waiting, result_of(gather_all(attempts)), strict=True):
                 results[i] = result
+    for report in (report for calls in reports for report in calls):
+        report()
     return [_read(result, func, arguments, tokenizer) for func, result in zip(funcs, results, strict=True)]
+
+
+def _extras(func: Callable, calling: Calling, calls: list[Callable]) -> dict[str, Any]:
+    """The arguments of `EXTRAS` for a function; an async one's, which may be repeated, note how they are called."""
+    found = {name: getattr(calling, name) for name in _accepted(func)}
+    if inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None)):  # noqa: B004
+        for name in found.keys() & {"log_metric", "log_extra"}:
+            found[name] = partial(_note, calls, found[name])
+    return found
+
+
+def _note(calls: list[Callable], report: Callable, *args: Any, **kwargs: Any) -> None:
+    calls.append(partial(report, *args, **kwargs))
 
 
 def result_of(coroutine: Coroutine) -> Any:
@@ -195,13 +213,16 @@ async def gather_all(awaitables: list) -> list:
             task.cancel()
 
 
-async def _attempts(func: Callable, given: dict, awaitable: Any, calling: Calling, arguments: dict) -> Any:
+async def _attempts(
+    func: Callable, given: dict, awaitable: Any, calling: Calling, arguments: dict, reports: list[Callable]
+) -> Any:
     """The result of an async function, called again after 1, 2, 4, ... seconds where it fails or takes too long."""
     for attempt in range(calling.retries + 1):
         start = time.monotonic()
         try:
             return await asyncio.wait_for(awaitable if attempt == 0 else func(**given), calling.timeout)
         except (Exception, SystemExit) as error:
+            reports.clear()
             failure = error
             if isinstance(error, TimeoutError) and time.monotonic() - start >= (calling.timeout or float("inf")):
                 failure = TimeoutError(f"no result after `reward_timeout` = {calling.timeout:g} seconds")

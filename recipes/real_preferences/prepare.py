@@ -2,8 +2,9 @@ r"""Split human preferences by prompt: for the reward model, for the gold reward
 
     python -m recipes.real_preferences.prepare pairs.jsonl --output_dir runs/real_preferences/data
 
-`pairs.jsonl` has `prompt`, `chosen` and `rejected`. Each of the three folders written is a data set with the splits
-`train`, `validation` and `test`; the last two are the same pairs in all folders.
+`pairs.jsonl` has `prompt`, `chosen` and `rejected`, or rankings with `prompt`, `responses` and `ranks`, of which all
+pairs are taken. Each of the three folders written is a data set with the splits `train`, `validation` and `test`; the
+last two are the same pairs in all folders.
 
 - `reward/train.jsonl`: a random sample of the pairs that the reward model may see.
 - `balanced/train.jsonl`: as many of them, such that the longer response is the chosen one in half of the pairs, among
@@ -18,6 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 
+from hf_instructgpt.data.columns import ranked_pairs
+
 # Where the shares of the prompts end; the rest is for the gold reward model.
 PARTS = {"test": 0.2, "validation": 0.3, "reward": 0.7, "gold": 1.0}
 
@@ -31,6 +34,17 @@ def part_of(prompt: str | list) -> str:
         prompt = [{"role": "user", "content": prompt}]
     place = int.from_bytes(sha256(json.dumps(prompt, sort_keys=True).encode()).digest()[:8]) / 2**64
     return next(part for part, end in PARTS.items() if place < end)
+
+
+def pairs_of(row: dict) -> list[dict]:
+    """A pair as it is; of a ranking, all pairs of different texts that it orders."""
+    if "responses" not in row:
+        return [row]
+    responses = row["responses"]
+    return [
+        {"prompt": row["prompt"], "chosen": responses[better], "rejected": responses[worse]}
+        for better, worse in ranked_pairs(responses, row["ranks"])
+    ]
 
 
 def length_gap(pair: dict) -> int:
@@ -85,7 +99,8 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.pairs.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = args.pairs.read_text(encoding="utf-8").splitlines()
+    rows = [pair for line in lines if line.strip() for pair in pairs_of(json.loads(line))]
     print("| data set | split | pairs | the longer is chosen |\n| --- | --- | --- | --- |")
     for name, splits in prepare(rows, seed=args.seed).items():
         (args.output_dir / name).mkdir(parents=True, exist_ok=True)

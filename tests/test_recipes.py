@@ -424,6 +424,16 @@ def prepared(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
+def test_rankings_give_all_their_pairs(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES.parent))
+    from recipes.real_preferences.prepare import pairs_of
+
+    rows = pairs_of({"prompt": "p", "responses": ["a", "b", "c", "b"], "ranks": [1, 2, 2, 3]})
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [("a", "b"), ("a", "c"), ("a", "b"), ("c", "b")]
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    assert pairs_of(pair) == [pair]
+
+
 def test_preferences_are_split_by_prompt_and_balanced_by_length(prepared, capsys):
     from recipes.real_preferences.prepare import balanced, length_gap, longer_share
 

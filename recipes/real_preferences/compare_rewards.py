@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from datasets import load_dataset
 
-from hf_instructgpt.evaluation.preference import ScoredRanking, score_rankings
+from hf_instructgpt.evaluation.preference import ScoredRanking, response_text, score_rankings
 from hf_instructgpt.evaluation.reward_report import pair_table, share, wins
 from hf_instructgpt.files import to_json, write_whole
 from hf_instructgpt.models.loading import load_reward_model
@@ -50,7 +50,7 @@ def read_pairs(data: Path, split: str):
 
 def scored(rows, scores: list[list[float]]) -> list[ScoredRanking]:
     """The pairs as rankings of two responses, with their scores."""
-    texts = [[row[name][0]["content"] for name in ("chosen", "rejected")] for row in rows]
+    texts = [[response_text(row[name]) for name in ("chosen", "rejected")] for row in rows]
     prompts = [json.dumps(row["prompt"], sort_keys=True) for row in rows]
     return [ScoredRanking(p, t, [1, 2], s) for p, t, s in zip(prompts, texts, scores, strict=True)]
 

@@ -598,7 +598,7 @@ MUTANTS = [
         f"{PPO}/trainer.py",
         "total = total / inputs.num_tokens.clamp(min=1)",
         "total = total / mask.sum().clamp(min=1) / self.args.gradient_accumulation_steps",
-        f"{TRAINER}test_the_gradient_does_not_depend_on_the_split_into_micro_batches",
+        f"{TRAINER}test_the_gradient_does_not_depend_on_the_split_into_micro_batches[token]",
     ),
     Mutant(
         "24b",
@@ -606,7 +606,7 @@ MUTANTS = [
         f"{PPO}/trainer.py",
         "loss_is_scaled_for_ga = True",
         "loss_is_scaled_for_ga = False",
-        f"{TRAINER}test_the_gradient_does_not_depend_on_the_split_into_micro_batches",
+        f"{TRAINER}test_the_gradient_does_not_depend_on_the_split_into_micro_batches[token]",
     ),
     Mutant(
         "24c",
@@ -622,7 +622,7 @@ MUTANTS = [
         f"{PPO}/trainer.py",
         "loss = super().training_step(model, inputs, num_items_in_batch)",
         "model.zero_grad()\n        loss = super().training_step(model, inputs, num_items_in_batch)",
-        f"{TRAINER}test_the_gradient_does_not_depend_on_the_split_into_micro_batches",
+        f"{TRAINER}test_the_gradient_does_not_depend_on_the_split_into_micro_batches[token]",
     ),
     Mutant(
         "25b",

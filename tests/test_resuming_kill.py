@@ -68,7 +68,7 @@ COMMAND_MOMENTS = [
     ("finish", 1),
     ("settle", 1),
 ]
-WALL_CLOCK = ("runtime", "per_second")
+WALL_CLOCK = ("runtime", "per_second", "_seconds")
 
 
 class Killer:

@@ -234,6 +234,15 @@ def run_with_all(folder):
     return resumable(folder, critic_warmup_steps=16, critic_warmup_patience=2, **ALL)
 
 
+def test_a_second_training_warms_up_anew(tmp_path):
+    trainer = make(tmp_path, max_steps=1, critic_warmup_steps=9, critic_warmup_patience=1)
+    warms_up = trainer.critic_training.is_warming_up
+    trainer.critic_training.best, trainer.critic_training.num_without_best = 1.0, 1  # the first one's warm-up had ended
+    assert not warms_up(0)
+    trainer.train()
+    assert trainer.critic_training.best < 1 and trainer.critic_training.num_without_best == 0 and warms_up(0)
+
+
 @pytest.mark.parametrize("step", [3, 4, 8])
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, whole_run, step):
     folder, whole = whole_run

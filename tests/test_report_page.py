@@ -518,6 +518,13 @@ def test_names_roles_and_order(shown, open_page):
             ["b is subtracted: the mean over the answers to the same prompt", "divided by σ"],
             "A t = ( score − β · Σ k KL k − b ) / σ loss",
         ),
+        ({"loss_aggregation": "response"}, {"reward": 1.0}, [], "loss = − mean responses mean t min("),
+        (
+            {"loss_aggregation": "fixed_length", "max_completion_length": 64, "cliprange_high": 0.28, "dual_clip": 3.0},
+            {"reward": 1.0},
+            [],
+            "1 + ε⁺) A t ), ρ t = p(y t ) / p when sampled (y t ) L = 64, the maximum length where A t < 0: max( 3 A t ,",
+        ),
     ],
 )
 def test_ppo_is_explained_as_it_was_run(tmp_path, open_page, options, optimised, sentences, formula):

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,19 @@ def test_another_number_of_processes_is_refused(copy):
 def test_a_run_that_would_not_go_on_as_it_began_is_refused(copy, options, name):
     with pytest.raises(InputError, match=f"saved with another `{name}`"):
         make(copy, **SAVING, **options).train(resume_from_checkpoint=True)
+
+
+def test_another_argument_of_a_reward_function_is_noticed(tmp_path):
+    def reward(completions, *, weight, judge, **columns):
+        return [weight * len(text) for text in completions]
+
+    def run(weight):
+        return make(tmp_path, reward_funcs=partial(reward, weight=weight, judge=object()), **{**SAVING, "max_steps": 1})
+
+    run(2.0).train()
+    assert run(2.0).train(resume_from_checkpoint=True).global_step == 1
+    with pytest.raises(InputError, match="another `arguments of reward_funcs` .*'weight': 2.0.*, now .*'weight': 3.0"):
+        run(3.0).train(resume_from_checkpoint=True)
 
 
 def test_a_push_while_training_holds_critic_and_average_too(tmp_path, monkeypatch):

@@ -21,8 +21,12 @@ class CriticTraining(TrainerCallback):
     def __init__(self, args: PPOConfig, global_sum: Callable[[torch.Tensor], torch.Tensor]):
         self.args, self.global_sum = args, global_sum
         self.return_sums = torch.zeros(3, dtype=torch.float64)  # count, sum, sum of squares
-        self.best, self.num_without_best = float("-inf"), 0  # explained variance; rollouts since
+        self.begin_warmup()
         self.clipped: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+
+    def begin_warmup(self) -> None:
+        """Forget how the critic did in an earlier training."""
+        self.best, self.num_without_best = float("-inf"), 0  # explained variance; rollouts since
 
     def begin_rollout(self, rollout: Rollout, critic: ValueModel | None) -> torch.Tensor:
         """Look at a new training rollout, whose values are of the critic as it was before.

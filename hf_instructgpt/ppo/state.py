@@ -1,6 +1,9 @@
 """What PPO adds to checkpoints: the critic, the averaged weights, and the rollout under way."""
 
+import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +110,7 @@ class PPOState(CardMixin, ResumableTrainer):
             **super()._fixed_options(),
             **self.args.own_options(),
             "reward_funcs": self.reward_names,
+            "arguments of reward_funcs": [_own_arguments(func) for func in self.reward_funcs],
             "value_model": None if critic is None else "shared" if critic.backbone is None else "own",
             "peft_config": has_adapter(self._actor_critic.policy),
             "ref_model": self._reference_mark,
@@ -186,3 +190,9 @@ class PPOState(CardMixin, ResumableTrainer):
         self.clock.load_state_dict(state["clock"])
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # else it came with the weights
             self._load_average(checkpoint)
+
+
+def _own_arguments(func: nn.Module | Callable) -> dict[str, Any]:
+    """The arguments that a reward function has of its own, as in JSON; of what is no value there, its type."""
+    kwargs = func.keywords if isinstance(func, partial) else {}
+    return json.loads(json.dumps(kwargs, default=lambda x: type(x).__name__))

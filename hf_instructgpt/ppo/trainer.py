@@ -216,24 +216,7 @@ class PPOTrainer(PPOLogs, PPOState):
         # transformers before 5.19 does not read `loss_is_scaled_for_ga`, but does the same with a loss function.
         self.compute_loss_func = self.compute_loss
         check_optimizer(actor_critic, self.optimizer)
-        # These are made from logits; log-probs are then made from them in rollouts too.
-        needs_logits = bool(args.entropy_coef) or args.kl_estimator == "full" or args.ref_temperature != 1
-        models = [policy] if self.ref_model is None else [policy, self.ref_model]
-        actor_critic.fuses_head = not (needs_logits or self._is_sharded) and all(map(has_large_plain_head, models))
-        is_tf32 = args.tf32 or (args.torch_compile and args.device.type == "cuda")  # Trainer turns it on
-        is_coarse = bool(args.bf16 or args.fp16 or is_tf32 or actor_critic.language_model.dtype != torch.float32)
-        # Sharded weights need as many batches on each process, and in fewer digits another shape is another ratio.
-        self._by_length = not self._is_sharded and not is_coarse
-        self.ref_model, self._reference_mark = prepare_frozen(
-            self.ref_model,
-            self.reward_funcs,
-            actor_critic,
-            args=args,
-            accelerator=self.accelerator,
-            is_sharded=self._is_sharded,
-        )
-        models = [actor_critic, self.ref_model, *self.reward_funcs]
-        self._compiled = compile_layers(args, *models, accelerator=self.accelerator)
+        is_coarse = self._prepare_models(actor_critic)
 
         # What samples, rewards, checks and logs.
         self.generation_config = generation_config_for(actor_critic, processing_class, args)
@@ -264,6 +247,29 @@ class PPOTrainer(PPOLogs, PPOState):
         self._rollout: Rollout | None = None
         self._synced_step: int | None = None
         set_seed(args.seed, device_specific=True)  # from here on each process samples for itself
+
+    def _prepare_models(self, actor_critic: ActorCritic) -> bool:
+        """How the models compute and where they are kept; whether log-probs are coarser than float32's."""
+        args = self.args
+        # These are made from logits; log-probs are then made from them in rollouts too.
+        needs_logits = bool(args.entropy_coef) or args.kl_estimator == "full" or args.ref_temperature != 1
+        models = [x for x in (actor_critic.policy, self.ref_model) if x is not None]
+        actor_critic.fuses_head = not (needs_logits or self._is_sharded) and all(map(has_large_plain_head, models))
+        is_tf32 = args.tf32 or (args.torch_compile and args.device.type == "cuda")  # Trainer turns it on
+        is_coarse = bool(args.bf16 or args.fp16 or is_tf32 or actor_critic.language_model.dtype != torch.float32)
+        # Sharded weights need as many batches on each process, and in fewer digits another shape is another ratio.
+        self._by_length = not self._is_sharded and not is_coarse
+        self.ref_model, self._reference_mark = prepare_frozen(
+            self.ref_model,
+            self.reward_funcs,
+            actor_critic,
+            args=args,
+            accelerator=self.accelerator,
+            is_sharded=self._is_sharded,
+        )
+        models = [actor_critic, self.ref_model, *self.reward_funcs]
+        self._compiled = compile_layers(args, *models, accelerator=self.accelerator)
+        return is_coarse
 
     def _load_reward_funcs(self, reward_funcs, tokenizers, policy, policy_tokenizer, args: PPOConfig) -> None:
         tokenizers = list(tokenizers) if isinstance(tokenizers, list | tuple) else [tokenizers] * len(reward_funcs)
@@ -313,6 +319,7 @@ class PPOTrainer(PPOLogs, PPOState):
     def _begin_training(self) -> None:
         super()._begin_training()
         self.guard.begin_training()
+        self.critic_training.begin_warmup()
         self._synced_step = None
 
     def _begin_epoch(self, epoch: int) -> None:

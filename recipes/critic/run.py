@@ -11,6 +11,7 @@ model. Run it from the root of a checkout. A run that is there already is not re
 import argparse
 import contextlib
 import json
+import math
 import time
 from pathlib import Path
 from statistics import fmean
@@ -28,8 +29,8 @@ RECIPES = Path(__file__).parents[1]
 NUM_SAMPLES = 4  # per held-out prompt
 # What differs between the two settings; responses are about 9 and 40 tokens long.
 SETTINGS = {
-    "lab": {"config": "char_gpt", "max_steps": 128, "adaptive": 2.0, "warmup": 32},
-    "stories": {"config": "stories260k", "max_steps": 60, "adaptive": 0.5, "warmup": 24},
+    "lab": {"config": "char_gpt", "adaptive": 2.0, "warmup": 32},
+    "stories": {"config": "stories260k", "adaptive": 0.5, "warmup": 48},
 }
 
 
@@ -44,7 +45,11 @@ def cells(setting: str) -> dict[str, dict]:
         "warm-up": {"critic_warmup_steps": of["warmup"], "critic_warmup_patience": 2},
         "normalize_values": {"normalize_values": True},
         "own clip": {"critic_max_grad_norm": 1.0},
+        "from random": {"width": 1},
         "twice as wide, from random": {"width": 2},
+        "4 per prompt": {"num_generations": 4},
+        "4 per prompt, rloo": {"num_generations": 4, "advantage_estimator": "rloo"},
+        "4 per prompt, grpo": {"num_generations": 4, "advantage_estimator": "grpo"},
     }
 
 
@@ -72,15 +77,15 @@ def main() -> None:
 
 def run(setting: str, start: Path, folder: Path, seed: int, options: dict) -> dict:
     """Train one policy and measure it on held-out prompts."""
-    of, options = SETTINGS[setting], dict(options)
+    options = dict(options)
     policy = start / "sft" if setting == "lab" else start
     options |= {"model_name_or_path": policy, "output_dir": folder / "ppo", "seed": seed}
-    options |= {"max_steps": of["max_steps"], "log_tokens": 16}
+    options["log_tokens"] = 16
     if setting == "lab":
         options["reward_funcs"] = start / "reward"
     if width := options.pop("width", None):
         options["value_model"] = random_base(policy, width, folder / "critic", seed)
-    command = ["ppo", "--config", str(RECIPES / of["config"] / "ppo.yaml"), "--verbose"]
+    command = ["ppo", "--config", str(RECIPES / SETTINGS[setting]["config"] / "ppo.yaml"), "--verbose"]
     command += [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     begin, cpu = time.time(), time.process_time()
     to_log = contextlib.redirect_stdout, contextlib.redirect_stderr
@@ -91,7 +96,8 @@ def run(setting: str, start: Path, folder: Path, seed: int, options: dict) -> di
     seconds, cpu_seconds = time.time() - begin, time.process_time() - cpu
     state = json.loads((folder / "ppo" / "trainer_state.json").read_text(encoding="utf-8"))
     logs = [log for log in state["log_history"] if "kl" in log and "score" in log]
-    explained = explained_rewards_to_go(folder / "ppo" / "tokens.jsonl")
+    has_critic = "advantage_estimator" not in options
+    explained = explained_rewards_to_go(folder / "ppo" / "tokens.jsonl") if has_critic else [math.nan] * 4
     return {
         "options": {name: str(value) for name, value in options.items()},
         # Without the first rollout, in which all values are 0.
@@ -100,6 +106,7 @@ def run(setting: str, start: Path, folder: Path, seed: int, options: dict) -> di
         "explained": explained,
         "logged_explained_variance": [log.get("explained_variance") for log in logs],
         "scores": [log["score"] for log in logs],
+        "mean_score": fmean(log["score"] for log in logs),
         "num_tokens": logs[-1]["num_tokens"],
         **held_out(setting, policy, folder / "ppo", seed),
         "seconds": seconds,
@@ -177,6 +184,7 @@ def table(results: dict[str, list[dict]]) -> str:
     names = {
         "explained_first": "explained variance, first quarter of rollouts",
         "explained_last": "last quarter",
+        "mean_score": "mean score of the rollouts",
         "judge": "judge, held out",
         "correct": "exactly correct",
         "kl": "KL, nats per response",
@@ -190,7 +198,9 @@ def table(results: dict[str, list[dict]]) -> str:
         for name in names:
             values, digits = [run[name] for run in runs], 0 if name in ("num_tokens", "cpu_seconds") else 3
             text = f"{fmean(values):.{digits}f}"
-            if cell != "none" and digits and len(values) > 1:
+            if math.isnan(values[0]):  # there is no critic
+                text = ""
+            elif cell != "none" and digits and len(values) > 1:
                 pairs = zip(values, (run[name] for run in results["none"]), strict=True)
                 low, high = seed_interval([value - plain for value, plain in pairs])
                 text += f" ({low:+.{digits}f} to {high:+.{digits}f})"

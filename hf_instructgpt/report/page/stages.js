@@ -31,8 +31,13 @@ function explained(T, run, stage) {
   return [first, E.ppo[1] + (options.kl_coef === 0 ? E.noPenalty : options.kl_penalty_in === "loss" ? E.inLoss : "")
     + (options.kl_coef !== 0 && (options.ref_temperature ?? 1) !== 1 ? E.sharpened(options.ref_temperature) : ""), E.ppo[2]];
 }
-const formulaOf = (T, run, stage) => (!isWithoutCritic(run, stage) ? T.formulas[stage.name]
-  : [groupOf(run, stage) === "grpo" ? T.formulas.grpo : T.formulas.no_critic + (groupOf(run, stage) ? " − b" : ""), T.formulas.ppo.split("\n")[2]].join("\n"));
+function formulaOf(T, run, stage) {
+  const F = T.formulas, options = optionsOf(run, stage), group = groupOf(run, stage), mean = options.loss_aggregation ?? "token";
+  if (stage.kind !== "ppo") return F[stage.name];
+  const advantage = !isWithoutCritic(run, stage) ? F.ppo : group === "grpo" ? F.grpo : F.no_critic + (group ? " − b" : "");
+  return [advantage, F.loss(F.means[mean], isNumber(options.cliprange_high) ? "ε⁺" : "ε"),
+    mean === "fixed_length" && options.max_completion_length ? F.length(options.max_completion_length) : "", options.dual_clip ? F.dual(options.dual_clip) : ""].filter(Boolean).join("\n");
+}
 /* Whether a stage helped, from the numbers of the run, else from the curves. */
 function help(T, run, stage) {
   const m = run.metrics, H = T.help, line = (panel, label) => stage.panels.find((p) => p.label === panel)?.lines.find((l) => l.label === label)?.points;

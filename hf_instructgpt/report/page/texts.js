@@ -41,10 +41,13 @@ const TEXTS = {
       sft: "loss = − mean_{t} log p(y_{t} | prompt, y_{<t})",
       ppo_init: "loss = − mean_{t} log p(y_{t} | prompt, y_{<t})",
       reward: "loss = − mean_{pairs} log σ( score(better) − score(worse) ),   σ(x) = 1 / (1 + e^{−x})",
-      ppo: "reward_{t} = − β · KL_{t} + [last token] · score\nA_{t} = Σ_{k ≥ 0} (γλ)^{k} δ_{t+k},   δ_{t} = reward_{t} + γ V_{t+1} − V_{t}\n" +
-        "loss = − mean_{t} min( ρ_{t} A_{t}, clip(ρ_{t}, 1 − ε, 1 + ε) A_{t} ),   ρ_{t} = p(y_{t}) / p_{when sampled}(y_{t})",
+      ppo: "reward_{t} = − β · KL_{t} + [last token] · score\nA_{t} = Σ_{k ≥ 0} (γλ)^{k} δ_{t+k},   δ_{t} = reward_{t} + γ V_{t+1} − V_{t}",
       no_critic: "A_{t} = score − β · Σ_{k} KL_{k}",
       grpo: "A_{t} = ( score − β · Σ_{k} KL_{k} − b ) / σ",
+      loss: (mean, high) => `loss = − ${mean} min( ρ_{t} A_{t}, clip(ρ_{t}, 1 − ε, 1 + ${high}) A_{t} ),   ρ_{t} = p(y_{t}) / p_{when sampled}(y_{t})`,
+      means: { token: "mean_{t}", response: "mean_{responses} mean_{t}", fixed_length: "mean_{responses} 1/L Σ_{t}" },
+      length: (length) => `L = ${length}, the maximum length`,
+      dual: (c) => `where A_{t} < 0:   max( ${c} A_{t}, min( … ) ) in the place of min( … )`,
     },
     help: {
       fell: (what, from, to, isLoss) => `${what} (${isLoss ? "lower" : "higher"} is better): ${from} at first, ${to} at the end.`,
@@ -129,10 +132,13 @@ const TEXTS = {
       sft: "损失 = − 平均_{t} log p(y_{t} | 提示, y_{<t})",
       ppo_init: "损失 = − 平均_{t} log p(y_{t} | 提示, y_{<t})",
       reward: "损失 = − 平均_{偏好对} log σ( 分数(较好) − 分数(较差) )，   σ(x) = 1 / (1 + e^{−x})",
-      ppo: "奖励_{t} = − β · KL_{t} + [最后一个 token] · 分数\nA_{t} = Σ_{k ≥ 0} (γλ)^{k} δ_{t+k}，   δ_{t} = 奖励_{t} + γ V_{t+1} − V_{t}\n" +
-        "损失 = − 平均_{t} min( ρ_{t} A_{t}, clip(ρ_{t}, 1 − ε, 1 + ε) A_{t} )，   ρ_{t} = p(y_{t}) / p_{采样时}(y_{t})",
+      ppo: "奖励_{t} = − β · KL_{t} + [最后一个 token] · 分数\nA_{t} = Σ_{k ≥ 0} (γλ)^{k} δ_{t+k}，   δ_{t} = 奖励_{t} + γ V_{t+1} − V_{t}",
       no_critic: "A_{t} = 分数 − β · Σ_{k} KL_{k}",
       grpo: "A_{t} = ( 分数 − β · Σ_{k} KL_{k} − b ) / σ",
+      loss: (mean, high) => `损失 = − ${mean} min( ρ_{t} A_{t}, clip(ρ_{t}, 1 − ε, 1 + ${high}) A_{t} )，   ρ_{t} = p(y_{t}) / p_{采样时}(y_{t})`,
+      means: { token: "平均_{t}", response: "平均_{回答} 平均_{t}", fixed_length: "平均_{回答} 1/L Σ_{t}" },
+      length: (length) => `L = ${length}，最大长度`,
+      dual: (c) => `A_{t} < 0 时：以 max( ${c} A_{t}, min( … ) ) 代替 min( … )`,
     },
     help: {
       fell: (what, from, to, isLoss) => `${what}（越${isLoss ? "低" : "高"}越好）：开始时 ${from}，结束时 ${to}。`,

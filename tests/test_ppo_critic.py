@@ -236,11 +236,11 @@ def run_with_all(folder):
 
 def test_a_second_training_warms_up_anew(tmp_path):
     trainer = make(tmp_path, max_steps=1, critic_warmup_steps=9, critic_warmup_patience=1)
-    warms_up = trainer.critic_training.is_warming_up
-    trainer.critic_training.best, trainer.critic_training.num_without_best = 1.0, 1  # the first one's warm-up had ended
-    assert not warms_up(0)
+    care = trainer.critic_training
+    care.best, care.num_without_best = 1.0, 1  # the warm-up of an earlier training has ended
+    assert not care.is_warming_up(0)
     trainer.train()
-    assert trainer.critic_training.best < 1 and trainer.critic_training.num_without_best == 0 and warms_up(0)
+    assert care.best < 1 and care.num_without_best == 0 and care.is_warming_up(0)
 
 
 @pytest.mark.parametrize("step", [3, 4, 8])

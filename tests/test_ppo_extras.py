@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -496,3 +498,17 @@ def test_a_policy_that_cannot_be_sampled_from_names_its_broken_weights(tmp_path)
 def test_options_that_do_not_fit_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         PPOConfig(output_dir=str(tmp_path), **{"per_device_train_batch_size": 4, **options})
+
+
+def test_full_determinism_reaches_ppo_and_gives_the_same_bytes_again(tmp_path):
+    runs = []
+    with patch.dict(os.environ):
+        try:
+            for run in ("first", "second"):
+                trainer = make(tmp_path / run, max_steps=3, full_determinism=True)
+                trainer.train()
+                runs.append(weights(trainer.model))
+                assert torch.are_deterministic_algorithms_enabled()
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert_equal(*runs)

@@ -520,10 +520,15 @@ def test_names_roles_and_order(shown, open_page):
         ),
         ({"loss_aggregation": "response"}, {"reward": 1.0}, [], "loss = − mean responses mean t min("),
         (
-            {"loss_aggregation": "fixed_length", "max_completion_length": 64, "cliprange_high": 0.28, "dual_clip": 3.0},
+            {
+                "loss_aggregation": "fixed_length",
+                "max_completion_length": 64,
+                "cliprange_high": 0.28,
+                "dual_clip": 3.0,
+            },
             {"reward": 1.0},
             [],
-            "1 + ε⁺) A t ), ρ t = p(y t ) / p when sampled (y t ) L = 64, the maximum length where A t < 0: max( 3 A t ,",
+            "p when sampled (y t ) L = 64, the maximum length where A t < 0: max( 3 A t ,",
         ),
     ],
 )

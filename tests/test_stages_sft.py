@@ -84,6 +84,22 @@ def logged(folder, key):
     return [entry[key] for entry in history(folder) if key in entry]
 
 
+# ---- Packing -------------------------------------------------------------------------------------------------------
+
+
+def test_trl_s_packing_has_fewer_rows_and_the_same_losses(here):
+    """A text in a packed row does not see the texts before it."""
+    losses = []
+    for packing in ("false", "true"):
+        argv = ["sft", "--dataset_name", "sft", *FLAGS, "0.05", "--per_device_train_batch_size", "6"]
+        argv += ["--model_init_kwargs", json.dumps({**SIZES, "dropout": 0.0}), "--max_steps", "12"]
+        assert main([*argv, "--packing", packing, "--max_length", "24", "--output_dir", packing]) == 0
+        losses.append(logged(here / packing, "loss"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0][-1] < 0.5 * losses[0][0]
+    trainer = make_trainer(here, "--dataset_name", "sft", "--packing", "true", "--max_length", "24")
+    assert len(trainer.train_dataset) < len(FORMS["sft"])
+
+
 # ---- The learning rate ----------------------------------------------------------------------------------------------
 
 

@@ -3011,6 +3011,22 @@ MUTANTS = [
         "tests/test_ppo_critic.py::test_a_critic_of_another_tokenizer_is_refused",
     ),
     Mutant(
+        "59u",
+        "a second training has no warm-up of its critic",
+        f"{PPO}/trainer.py",
+        "        self.critic_training.begin_warmup()\n",
+        "",
+        "tests/test_ppo_critic.py::test_a_second_training_warms_up_anew",
+    ),
+    Mutant(
+        "59v",
+        "a resumed run may have other arguments of a reward function",
+        f"{PPO}/state.py",
+        "kwargs = func.keywords if isinstance(func, partial) else {}",
+        "kwargs = {}",
+        "tests/test_resuming_checkpoint.py::test_another_argument_of_a_reward_function_is_noticed",
+    ),
+    Mutant(
         "57a",
         "the upper bound of its own is not used",
         "hf_instructgpt/functional.py",

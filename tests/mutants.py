@@ -1013,7 +1013,7 @@ MUTANTS = [
     Mutant(
         "36b",
         "a ranking counts as often as it has pairs",
-        f"{REWARD}/ranking_trainer.py",
+        f"{REWARD}/tokenized_rankings.py",
         "weights += [1 / len(mine) for _ in mine]",
         "weights += [1.0 for _ in mine]",
         f"{RANKING}test_each_row_counts_once_however_many_pairs_it_has",
@@ -1029,7 +1029,7 @@ MUTANTS = [
     Mutant(
         "36d",
         "a long text loses its end, where the score is read",
-        f"{REWARD}/ranking_trainer.py",
+        f"{REWARD}/tokenized_rankings.py",
         "some[less:] for some, less in zip",
         "some[: len(some) - less] for some, less in zip",
         f"{RANKING}test_long_texts_lose_their_beginning_and_are_counted",
@@ -2092,7 +2092,7 @@ MUTANTS = [
     Mutant(
         "51b",
         "the language-modelling loss is of all responses",
-        f"{REWARD}/ranking_trainer.py",
+        f"{REWARD}/tokenized_rankings.py",
         'best = [rank == min(row["ranks"])',
         'best = [rank >= min(row["ranks"])',
         f"{RANKING}test_the_language_modelling_loss_is_of_the_best_responses[True]",
@@ -2100,7 +2100,7 @@ MUTANTS = [
     Mutant(
         "51c",
         "the language-modelling loss predicts the token that it reads",
-        f"{REWARD}/ranking_trainer.py",
+        f"{REWARD}/tokenized_rankings.py",
         "input_ids[text, first + 1 : len(ids)]",
         "input_ids[text, first : len(ids) - 1]",
         f"{RANKING}test_the_language_modelling_loss_is_of_the_best_responses[True]",
@@ -2108,7 +2108,7 @@ MUTANTS = [
     Mutant(
         "51d",
         "the language-modelling loss counts the prompt",
-        f"{REWARD}/ranking_trainer.py",
+        f"{REWARD}/tokenized_rankings.py",
         "first = max(start, 1) - 1",
         "first = 0",
         f"{RANKING}test_the_language_modelling_loss_is_of_the_best_responses[True]",
@@ -2116,7 +2116,7 @@ MUTANTS = [
     Mutant(
         "51e",
         "after truncation the response begins where it did before",
-        f"{REWARD}/ranking_trainer.py",
+        f"{REWARD}/tokenized_rankings.py",
         "max(0, prompt_length - some) for some in cut",
         "prompt_length for some in cut",
         f"{RANKING}test_a_cut_text_keeps_the_place_where_its_response_begins",
@@ -2757,7 +2757,7 @@ MUTANTS = [
     Mutant(
         "54b",
         "log-probs stand a token too early",
-        f"{REWARD}/ranking_trainer.py",
+        f"{REWARD}/tokenized_rankings.py",
         "place = text, slice(len(ids) - len(mine), len(ids))",
         "place = text, slice(len(ids) - len(mine) - 1, len(ids) - 1)",
         f"{RANKING}test_the_log_probs_are_regressed_at_each_token_of_each_response[True]",
@@ -2765,7 +2765,7 @@ MUTANTS = [
     Mutant(
         "54c",
         "the regression counts each token instead of each row",
-        f"{REWARD}/ranking_trainer.py",
+        f"{REWARD}/tokenized_rankings.py",
         "torch.tensor(mine), 1 / max(1, number) / len(rows)",
         "torch.tensor(mine), 1.0",
         f"{RANKING}test_the_log_probs_are_regressed_at_each_token_of_each_response[True]",

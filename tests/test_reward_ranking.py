@@ -30,7 +30,8 @@ from hf_instructgpt.models.surgery import independent_copy
 from hf_instructgpt.reward.calibration import calibrate
 from hf_instructgpt.reward.config import RankingRewardConfig
 from hf_instructgpt.reward.label_noise import most_likely_noise, noise_by_agreement, repeated_judgements
-from hf_instructgpt.reward.ranking_trainer import RankingCollator, RankingRewardTrainer
+from hf_instructgpt.reward.ranking_trainer import RankingRewardTrainer
+from hf_instructgpt.reward.tokenized_rankings import RankingCollator
 from hf_instructgpt.scoring.reward_models import reward_model_scores
 from hf_instructgpt.text import pad_rows
 

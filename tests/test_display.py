@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import logging
 import os
 import re
 import struct
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.display import time_left
+from hf_instructgpt.display.known_noise import hide_before_imports
 from hf_instructgpt.display.screen import Bar, Screen, screen, spark
 from hf_instructgpt.display.time_left import TimeLeft, about, duration
 from hf_instructgpt.language import choose_language
@@ -287,3 +289,18 @@ def test_only_the_first_of_several_processes_speaks(monkeypatch, capsys):
 def test_control_characters_in_answers_are_spelled_out(capsys):
     Screen().line("a\x1b[2Jb\r\nc", is_cut=True)
     assert capsys.readouterr().out == "      a\\x1b[2Jb\\x0d ↵ c\n"
+
+
+def test_what_libraries_say_of_a_machine_at_their_import_is_hidden_and_nothing_else(caplog):
+    hide_before_imports()
+    said = {
+        "DeepSpeed": ["Setting accelerator to CPU. If you have GPU ...", "a warning"],
+        "bitsandbytes.backends.cpu.ops": [
+            "Failed to load CPU gemm_4bit_forward from kernels-community: ...",
+            "another",
+        ],
+    }
+    for name, texts in said.items():
+        for text in texts:
+            logging.getLogger(name).warning(text)
+    assert [record.getMessage() for record in caplog.records] == ["a warning", "another"]

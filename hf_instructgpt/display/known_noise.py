@@ -16,11 +16,14 @@ def hide_before_imports() -> None:
     # is done. The Hub's bars of downloads are not affected: they set `disable` themselves.
     os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     # Where DeepSpeed is installed, importing transformers or TRL imports it: whoever has no GPU knows.
-    logging.getLogger("DeepSpeed").addFilter(_is_not_about_the_cpu)
+    # Where bitsandbytes is, importing peft imports it, and on some CPUs it looks for a kernel of 4-bit models.
+    for name in ("DeepSpeed", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).addFilter(_is_not_about_the_cpu)
 
 
 def _is_not_about_the_cpu(record: logging.LogRecord) -> bool:
-    return "Setting accelerator to CPU" not in record.getMessage()
+    text = record.getMessage()
+    return "Setting accelerator to CPU" not in text and "Failed to load CPU gemm_4bit_forward" not in text
 
 
 @contextmanager

@@ -3510,6 +3510,22 @@ MUTANTS = [
         f"{TOKEN_SCORES}test_signatures_are_checked_with_their_own_arguments[func2-has the argument `answer` already]",
     ),
     Mutant(
+        "56s",
+        "what is reported of the row that fills a gap of an evaluation counts",
+        f"{PPO}/logs.py",
+        "is_mine=len(mine) > 0)",
+        "is_mine=True)",
+        "tests/test_ppo_distributed.py::test_logs_and_evaluation_are_over_both_processes[extras]",
+    ),
+    Mutant(
+        "56t",
+        "the logged reward is the whitened one",
+        f"{PPO}/logs.py",
+        '"reward": rewards.sum(-1),',
+        '"reward": rollout.rewards.sum(-1),',
+        "tests/test_ppo_distributed.py::test_logs_and_evaluation_are_over_both_processes[extras]",
+    ),
+    Mutant(
         "61a",
         "a judge that compares: its ranks are read as scores",
         f"{EVALUATION}/comparison.py",

@@ -56,6 +56,7 @@ def make(output_dir, train_dataset=PROMPTS, model=None, value_model=None, peft_c
         "learning_rate": 1e-2,
         "num_ppo_epochs": 2,
         "max_completion_length": 6,
+        "per_device_eval_batch_size": 1,
     }
     args = PPOConfig(**(defaults | options))
 
@@ -86,7 +87,7 @@ def fixed_run(output_dir, **options):
         sampled = {"generation_kwargs": {"use_cache": True}}  # by `generate`, whose place the function takes
         trainer = make(output_dir, optim="sgd", max_steps=4, **({"learning_rate": 0.1} | sampled | options))
         trainer.train()
-        metrics = trainer.evaluate(PROMPTS)
+        metrics = trainer.evaluate(PROMPTS.select(range(5)))  # one after another: the last one leaves a process none
     finally:
         trainer_module.generate_responses = sampler
     logs = [log for log in trainer.state.log_history if "loss" in log]
@@ -210,7 +211,7 @@ def test_logs_and_evaluation_are_over_both_processes(ranks, alone, name):
     for mine, expected in zip(ranks[0][name]["logs"], alone["logs"], strict=True):
         assert mine == pytest.approx(expected, abs=2e-4)
     for rank in ranks:
-        assert rank[name]["metrics"].keys() == alone["metrics"].keys()
+        assert rank[name]["metrics"] == pytest.approx(alone["metrics"], abs=2e-4)
 
 
 def test_the_processes_sample_different_responses_in_every_rollout(ranks):

@@ -92,10 +92,12 @@ class PPOLogs(Trainer):
             several = {f"scores/{name}": term[~term.isnan()] for name, term in terms.items()}
             given = ~rollout.score_terms.isnan()
             several["score_disagreement"] = score_disagreement(rollout.score_terms, given=given)
+        # Not whitened: that depends on which responses are measured together.
+        rewards = self.token_rewards.before_whitening(rollout.token_scores, kl=rollout.kl_penalty, mask=mask)
         return {
             "score": rollout.scores,
             **several,
-            "reward": rollout.rewards.sum(-1),
+            "reward": rewards.sum(-1),
             "kl": rollout.kl.sum(-1),
             "kl_penalty": rollout.kl_penalty.sum(-1),
             "completion_length": mask.sum(-1),

@@ -75,10 +75,7 @@ def evaluate_policies(
             check_signatures(found.rewards.funcs.values(), [rows for _, rows in read.values()])
     settings = {"judge": found, "rewards": None, "num_samples": samples_per_prompt, "seed": seed}
     settings |= {"do_sample": temperature > 0, "temperature": temperature or 1.0, "batch_size": batch_size}
-    length = max_completion_length
-    for name, path in models.items():  # all get the same length
-        longest = max(len(encode_row(read[name][0], row)) for row in read[name][1])
-        length = min(length, (context_length(load_config(path, **trust)) or longest + length) - longest)
+    length = _common_length(models, read, max_completion_length, trust)
     if length < 1:
         raise InputError(
             f"a prompt of {dataset_name} fills a model's context, or `--max_completion_length` is below 1."
@@ -159,6 +156,17 @@ def _read(
     rows = checked_split(load_rows(args, "prompts", split), split, "prompts", source=name, option="--split")
     rows = rows if max_prompts is None else rows.select(range(min(max_prompts, len(rows))))
     return tokenizer, rows_to_read(rows, args, tokenizer)
+
+
+def _common_length(models: dict[str, str], read: dict[str, tuple[Any, Dataset]], wanted: int, trust: dict) -> int:
+    """The maximum length of an answer, which all models get: what `wanted` and each context leave it."""
+    lengths = [wanted]
+    for name, path in models.items():
+        tokenizer, rows = read[name]
+        context = context_length(load_config(path, **trust))
+        if context is not None:
+            lengths.append(context - max(len(encode_row(tokenizer, row)) for row in rows))
+    return min(lengths)
 
 
 def _load_judge(name: str | None, options: dict, dataset_name: str, folder: Path, trust: dict) -> PolicyJudge:

@@ -1110,8 +1110,8 @@ MUTANTS = [
         "37f",
         "a report of weights that are no longer there is believed",
         "hf_instructgpt/stages/ppo.py",
-        'report.get("weights_sha256") != weights_sha256(name)',
-        'report.get("weights_sha256") is None',
+        'report.get("weights_sha256") == weights_sha256(name)',
+        'report.get("weights_sha256") is not None',
         "tests/test_stages_evaluate.py::test_ppo_looks_at_the_reward_reports",
     ),
     Mutant(

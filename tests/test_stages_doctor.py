@@ -207,6 +207,7 @@ SICK = {
         ["data"],
         "1 of 2 rows, the first is row 1, have special tokens .*`allow_special",
     ),
+    "same split": (None, {"dataset_test_split": "train"}, ["data"], "6 of 6 prompts to evaluate on are trained on"),
     "role": (rename_role, {}, ["data"], r"roles that few chat templates know: 'narrator' \(1\)"),
     "skipped": (None, {"max_prompt_length": 30}, ["data"], "1 of 2 rows are skipped: .*`max_prompt_length` = 30"),
     "context": (None, {"max_completion_length": 2015}, ["lengths"], "35 tokens and an answer of 2015 do not fit into"),
@@ -313,6 +314,7 @@ def test_the_ways_out_lead_out(quick):
     assert examine()["findings"] == []
     set_template("policy", "reward", template=OTHER)
     assert examine(max_prompt_length=30, dataset_test_split="none")["findings"] == []
+    assert examine(critic_warmup_steps=8, critic_warmup_patience=2)["findings"] == []
     edit("reward/config.json", pad_token_id=END)
     assert examine(missing_eos_penalty=1.0, use_peft=True, learning_rate=5e-5)["findings"] == []
 

@@ -82,7 +82,9 @@ class Checkup:
         self.not_checked: list[str] = []
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.policy: PreTrainedModel | None = None  # a skeleton
-        self.splits: dict[str, Dataset] = {}  # as the policy reads them, if its tokenizer is there
+        # PPOTrainer's data sets, as the policy reads them if its tokenizer is there, and the splits that they are.
+        self.datasets: dict[str, Dataset] = {}
+        self.names = {"train_dataset": self.args.dataset_train_split, "eval_dataset": self.args.dataset_test_split}
         self.lengths: PromptLengths | None = None  # of the prompts, if the policy can read all of them
         self.longest: int | None = None  # tokens
         self._check_options()
@@ -90,7 +92,7 @@ class Checkup:
             self._check_model()
         with self.noting("data"):
             self._check_data(StageData(self.args, "prompts", self.training_args))
-        if self.splits and self.policy is not None:
+        if self.datasets and self.policy is not None:
             self._check_reading()
         else:
             self.not_checked += ["template", "lengths"]
@@ -156,16 +158,18 @@ class Checkup:
     def _check_data(self, data: StageData) -> None:
         """How the prompts are read, and what may be wrong with them."""
         args, notes = self.args, []
-        given = {args.dataset_train_split: data.train, args.dataset_test_split: data.test}
-        splits = {split: rows for split, rows in given.items() if rows is not None}
-        for split, rows in splits.items():
+        drawn = say("They are drawn as often as they occur.", "它们出现几次就抽取几次。")
+        datasets = {}
+        for (name, split), rows in zip(self.names.items(), (data.train, data.test), strict=True):
+            if rows is None:
+                continue
             if self.tokenizer is not None:
-                splits[split], changes = rows_and_notes(rows, args, self.tokenizer)
-                notes += [*changes, *findings(splits[split], "prompts", self.tokenizer)]
-            drawn = say("They are drawn as often as they occur.", "它们出现几次就抽取几次。")
-            notes += [f"{split}: {one} {drawn}" for one in repetitions(splits[split], "prompts")]
-        self.splits = splits
-        train, *test = splits.values()
+                rows, changes = rows_and_notes(rows, args, self.tokenizer)
+                notes += [*changes, *(f"{split}: {one}" for one in findings(rows, "prompts", self.tokenizer))]
+            notes += [f"{split}: {one} {drawn}" for one in repetitions(rows, "prompts")]
+            datasets[name] = rows
+        self.datasets = datasets
+        train, *test = datasets.values()
         shape = shape_of(raw_rows(args, "prompts")[args.dataset_train_split], "prompts")
         sizes = len(train), sum(map(len, test))
         self.right(
@@ -212,7 +216,7 @@ class Checkup:
             steps=steps,
             rollouts=rollouts,
         )
-        if (warmup := options.critic_warmup_steps) >= steps:
+        if (warmup := options.critic_warmup_steps) >= steps and options.critic_warmup_patience is None:
             self.wrong(
                 "options",
                 say(
@@ -229,7 +233,7 @@ class Checkup:
     @property
     def row(self) -> dict:
         """The first row."""
-        return next(iter(self.splits.values()))[0]
+        return self.datasets["train_dataset"][0]
 
     @property
     def is_chat(self) -> bool:
@@ -272,10 +276,10 @@ class Checkup:
     def _check_lengths(self) -> None:
         """Whether policy and critic can read the prompts, and responses behind them."""
         args, training_args, config = self.args, self.training_args, self.policy.config
-        for split, rows in self.splits.items():
-            source = f"{args.dataset_name} ({split})"
+        for name, rows in self.datasets.items():
+            source = f"{args.dataset_name} ({self.names[name]})"
             check_rows(rows, "prompts", self.tokenizer, config, training_args, source=source)
-        lengths = PromptLengths(self.splits, self.tokenizer)
+        lengths = PromptLengths(self.datasets, self.tokenizer)
         check_prompts(lengths, self.policy, training_args)
         counts = [length for _, length in lengths.counted(-1)]
         self.lengths, self.longest, half = lengths, max(counts), median(counts)
@@ -301,7 +305,7 @@ class Checkup:
     def _check_reward(self, name: str) -> None:
         func = resolve_reward(name, **self.trust)
         if callable(func):
-            check_signatures([func], self.splits.values())
+            check_signatures([func], self.datasets.values())
             name = reward_name(func)
             words = (f"the function {name} can be called with the data's columns", f"函数 {name} 可以用数据的列调用")
             self.right("rewards", say(*words))

@@ -77,7 +77,8 @@ average   average the weights of reward models into one
 report    write a run or a stage as one HTML file: what each stage did, samples, curves, token by token
   report runs/instructgpt
   report runs/seed0 runs/seed1 --output seeds.html
-doctor    find what went wrong in a run of PPO, from its log: numbers, thresholds, what to change
+doctor    find what is wrong with a config of PPO before it is trained, or went wrong in a run, from its log
+  doctor ppo.yaml
   doctor runs/char_gpt
   doctor runs/ppo --json
 push      push a run or a stage to the Hugging Face Hub
@@ -192,7 +193,7 @@ def _run(verb: str, argv: list[str]) -> None:
         else:
             options, rest = VERBS[verb].parse_known_args(argv)
             options = vars(options)
-            if verb == "plan":
+            if verb in ("plan", "doctor"):
                 options["ppo_options"] = rest
             elif rest:
                 VERBS[verb].parse_args(argv)  # and so fails
@@ -438,14 +439,15 @@ def report(*, folders: list[str], output: str | None) -> Path:
     return write_report(*folders, output=output)
 
 
-def doctor(*, folder: str, **options: Any) -> None:
-    """Say what went wrong in a run."""
-    check_folder(folder)
-
-    with importing():
-        from .stages.doctor import print_diagnosis
-
-    print_diagnosis(folder=folder, **options)
+def doctor(*, path: str, as_json: bool, ppo_options: list[str]) -> None:
+    """Say what is wrong with a config, or went wrong in a run."""
+    if Path(path).is_file():
+        imported("stages.doctor_config", "print_checkup")(config=path, options=ppo_options, as_json=as_json)
+        return
+    check_folder(path)
+    if ppo_options:
+        raise InputError(f"`{ppo_options[0]}` is for a config file, and {path} is a folder: leave it out.")
+    imported("stages.doctor", "print_diagnosis")(folder=path, as_json=as_json)
 
 
 def push(
@@ -645,7 +647,11 @@ option("folders", nargs="+", metavar="DIR", help="folder of a run, a stage or a 
 option("--output", metavar="FILE", help="HTML file (default: DIR/report.html; for several, ./report.html)")
 
 option = verb("doctor", doctor)
-option("folder", help="folder of a run, of its PPO, or of a PPOTrainer, also while it trains")
+option(
+    "path",
+    help="YAML config of `ppo`, whose options may also be given as flags; or the folder of a run, of its PPO, or of a "
+    "PPOTrainer, also while it trains",
+)
 option("--json", dest="as_json", action="store_true", help="print JSON")
 
 option = verb("push", push)

@@ -19,6 +19,7 @@ DEVICES = "tests/test_devices.py::"
 DIAGNOSTICS = "tests/test_ppo_diagnostics.py::"
 DISTRIBUTED = "tests/test_ppo_distributed.py::"
 DOCTOR = "tests/test_ppo_doctor.py::"
+DOCTOR_CONFIG = "tests/test_stages_doctor.py::"
 EXTRAS = "tests/test_ppo_extras.py::"
 ENUMERATION = "tests/test_ppo_enumeration.py::"
 RECORDING = "tests/test_ppo_recording.py::"
@@ -1110,8 +1111,8 @@ MUTANTS = [
         "37f",
         "a report of weights that are no longer there is believed",
         "hf_instructgpt/stages/ppo.py",
-        'report.get("weights_sha256") != weights_sha256(name)',
-        'report.get("weights_sha256") is None',
+        'report.get("weights_sha256") == weights_sha256(name)',
+        'report.get("weights_sha256") is not None',
         "tests/test_stages_evaluate.py::test_ppo_looks_at_the_reward_reports",
     ),
     Mutant(
@@ -3364,6 +3365,38 @@ MUTANTS = [
         "Doctor(self.state.log_history)",
         "Doctor()",
         f"{DOCTOR}test_a_resumed_run_does_not_warn_again",
+    ),
+    Mutant(
+        "60s",
+        "a template at whose end sampling does not stop is fine",
+        f"{STAGES}/doctor_config.py",
+        "if not set(stop).isdisjoint(written):",
+        "if stop:",
+        f"{DOCTOR_CONFIG}test_what_is_sick_is_found[endless]",
+    ),
+    Mutant(
+        "60t",
+        "prompts that are trained on too are fine to evaluate on",
+        f"{STAGES}/doctor_config.py",
+        "known = {_key(row) for row in train}",
+        "known = set()",
+        f"{DOCTOR_CONFIG}test_what_is_sick_is_found[shared]",
+    ),
+    Mutant(
+        "60u",
+        "padding that hides the end of a response is fine",
+        f"{STAGES}/doctor_config.py",
+        "if end == config.get_text_config().pad_token_id and",
+        "if end is None and",
+        f"{DOCTOR_CONFIG}test_what_is_sick_is_found[padding]",
+    ),
+    Mutant(
+        "60v",
+        "a refusal that is known already is a finding once more",
+        f"{STAGES}/doctor_config.py",
+        "in {note.message for note in self.findings}:",
+        "in {note.message for note in self.fine}:",
+        f"{DOCTOR_CONFIG}test_what_is_sick_is_found[no model]",
     ),
     Mutant(
         "56a",

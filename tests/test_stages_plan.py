@@ -150,9 +150,9 @@ def test_the_plan_fuses_the_heads_that_training_fuses(family, is_plain):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     sizes |= {"intermediate_size": 16, "logits_scaling": 8.0, "vocab_size": 8192, "eos_token_id": 1}
     config, args = AutoConfig.for_model(family, **sizes, bos_token_id=None, pad_token_id=None), PPOConfig()
-    model = plan._from_config(AutoModelForCausalLM, config, args)
+    model = plan.model_of(AutoModelForCausalLM, config, args)
     with torch.device("meta"):
-        fake = plan._from_config(AutoModelForCausalLM, config, args)
+        fake = plan.model_of(AutoModelForCausalLM, config, args)
     found = [plan._has_large_plain_head(fake), plan._has_large_plain_head(model), has_large_plain_head(model)]
     assert found == [is_plain] * 3
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..models.checks import check_vocabulary, check_weights
@@ -104,11 +104,7 @@ def check_reward_funcs(
                 f"the reward model {name} shares parameters with the policy, which is trained: pass a copy."
             )
         check_num_labels(f"the reward model {name}", func.config.num_labels, of_tokens=is_process_reward_model(func))
-        if func.config.get_text_config().pad_token_id is None:
-            raise InputError(
-                f"the reward model {name} has no `pad_token_id` in its config and cannot score texts of unequal "
-                "length. Set the one it was trained with."
-            )
+        check_padding_id(f"the reward model {name}", func.config)
         if not is_process_reward_model(func):
             _check_padded_score(name, func)
 
@@ -122,6 +118,15 @@ def check_num_labels(name: str, num_labels: int, *, of_tokens: bool) -> None:
         )
     if not of_tokens and num_labels != 1:
         raise InputError(f"{name} has num_labels = {num_labels}; a reward model has 1. Train it with num_labels=1.")
+
+
+def check_padding_id(name: str, config: PreTrainedConfig) -> None:
+    """Refuse a reward model that cannot tell padding from text."""
+    if config.get_text_config().pad_token_id is None:
+        raise InputError(
+            f"{name} has no `pad_token_id` in its config and cannot score texts of unequal length. Set the one it was "
+            "trained with."
+        )
 
 
 @torch.no_grad()

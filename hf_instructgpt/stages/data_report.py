@@ -62,7 +62,7 @@ def print_data_report(
     _print_rows(rows, form, tokenizer)
     if broken := sum(before != row for before, row in zip(given, rows, strict=True)):
         print(f"Note: {broken} of {len(rows)} rows have special tokens in their messages, which are read as text.")
-    for finding in (*_repetitions(rows, form), *(findings(rows, DATA_KINDS[stage], tokenizer) if tokenizer else ())):
+    for finding in (*repetitions(rows, form), *(findings(rows, DATA_KINDS[stage], tokenizer) if tokenizer else ())):
         print(f"Note: {finding}")
 
 
@@ -116,7 +116,7 @@ def _print_rows(rows: Dataset, form: str, tokenizer: PreTrainedTokenizerBase | N
         print(f"`ranks`: the lowest is best. The best response of row 1 begins {response_text(best)[:40]!r}.")
 
 
-def _repetitions(rows: Dataset, form: str) -> Iterator[str]:
+def repetitions(rows: Dataset, form: str) -> Iterator[str]:
     """Notes on rows that occur twice, that teach nothing, and that contradict others."""
 
     def as_text(value: object) -> str:

@@ -202,18 +202,29 @@ def _place(row: dict) -> float:
 
 
 def rows_to_read(rows: Dataset | None, args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
-    """The rows as a model of this tokenizer reads them; what is changed or skipped is counted in the log.
+    """The rows as a model of this tokenizer reads them; what is changed or skipped is counted in the log."""
+    if rows is None:
+        return None
+    rows, notes = rows_and_notes(rows, args, tokenizer)
+    for note in notes:
+        logger.warning_once(note)
+    return rows
+
+
+def rows_and_notes(
+    rows: Dataset, args: StageArguments, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Dataset, list[str]]:
+    """The rows as a model of this tokenizer reads them, and what is changed or skipped.
 
     Special tokens in messages are broken up, unless `allow_special_tokens`, and rows whose prompts have more than
     `max_prompt_length` tokens are skipped; an `InputError` if none is left.
     """
-    if rows is None:
-        return None
+    notes: list[str] = []
     if not args.allow_special_tokens:
-        rows = _without_special_tokens(rows, args, tokenizer)
+        rows = _without_special_tokens(rows, args, tokenizer, notes)
     longest = getattr(args, "max_prompt_length", None)
     if longest is None:
-        return rows
+        return rows, notes
     if "prompt" not in rows.column_names:
         raise InputError(f"`max_prompt_length`: the rows of {args.dataset_name} have no `prompt`; leave it out.")
     lengths = _prompt_lengths(rows, tokenizer, room=longest)
@@ -221,11 +232,11 @@ def rows_to_read(rows: Dataset | None, args: StageArguments, tokenizer: PreTrain
     if not len(kept):
         raise InputError(f"`max_prompt_length`: every prompt of {args.dataset_name} has more than {longest} tokens.")
     if len(kept) < len(rows):
-        logger.warning_once(
+        notes.append(
             f"{args.dataset_name}: {len(rows) - len(kept)} of {len(rows)} rows are skipped: their prompts have more "
             f"than `max_prompt_length` = {longest} tokens."
         )
-    return rows.select(kept)
+    return rows.select(kept), notes
 
 
 def _prompt_lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, room: float) -> np.ndarray:
@@ -237,7 +248,9 @@ def _prompt_lengths(rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, room: 
     return lengths
 
 
-def _without_special_tokens(rows: Dataset, args: StageArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _without_special_tokens(
+    rows: Dataset, args: StageArguments, tokenizer: PreTrainedTokenizerBase, notes: list[str]
+) -> Dataset:
     if not _may_have(rows, special_token_pattern(tokenizer)):
         return rows
     broken = special_token_breaker(tokenizer)
@@ -250,7 +263,7 @@ def _without_special_tokens(rows: Dataset, args: StageArguments, tokenizer: PreT
     places = [number for number, row in enumerate(rows, start=1) if row != clean(row)]
     if not places:
         return rows
-    logger.warning_once(
+    notes.append(
         f"{args.dataset_name}: {len(places)} of {len(rows)} rows, the first is row {places[0]}, have special tokens "
         "in their messages, such as one that ends a turn. They are read as text: a space was inserted after their "
         "first letter. Set `allow_special_tokens` if they are meant as tokens."
@@ -279,7 +292,22 @@ def check_fits(
     *,
     source: str,
 ) -> None:
-    """Check that the chat template renders every row and the model's context holds it, and log the [`findings`].
+    """Check rows by [`check_rows`], and log the [`findings`]."""
+    check_rows(rows, kind, tokenizer, config, training_args, source=source)
+    for finding in findings(rows, kind, tokenizer):
+        logger.warning_once(f"{source}: {finding}")
+
+
+def check_rows(
+    rows: Dataset,
+    kind: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PreTrainedConfig,
+    training_args: "TrainerConfig",
+    *,
+    source: str,
+) -> None:
+    """Check that the chat template renders every row and the model's context holds it.
 
     A prompt must leave room for its answer (`max_completion_length` tokens, for PPO). Texts for a reward model are
     truncated by its trainer. Errors name `source`, the row and the column.
@@ -307,8 +335,6 @@ def check_fits(
             f"{max_length} that the model's context and the options allow; {count} too long. Set `max_prompt_length` "
             f"to {max(max_length - room, 1)} to skip them, or shorten them."
         )
-    for finding in findings(rows, kind, tokenizer):
-        logger.warning_once(f"{source}: {finding}")
 
 
 def _rows_to_try(

@@ -165,6 +165,11 @@ class Setup:
     def rollout_size(self) -> int:
         return self.batch * self.accumulation * self.args.num_mini_batches
 
+    @property
+    def title(self) -> str:
+        """What the options train, as [`variants`] call it."""
+        return f"{'QLoRA' if self.quantised else 'LoRA' if self.lora else 'full'}{', shared critic' * self.shared}"
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -307,9 +312,9 @@ class Models:
     def _frozen(self, kind: type, config: PreTrainedConfig) -> PreTrainedModel:
         """A model that is loaded to be frozen, as `frozen_dtype` says if that quantises it."""
         if self.args.frozen_dtype not in QUANTISED:
-            return _from_config(kind, config, self.args)
+            return model_of(kind, config, self.args)
         dtype = torch.bfloat16 if computes_in_bfloat16(self.args.device) else torch.float32
-        return in_few_bits(_from_config(kind, config, self.args, dtype=dtype), self.args.frozen_dtype, dtype=dtype)
+        return in_few_bits(model_of(kind, config, self.args, dtype=dtype), self.args.frozen_dtype, dtype=dtype)
 
     def _reference(self, setup: Setup, policy: PreTrainedModel) -> PreTrainedModel:
         """A copy of the policy; quantised, it is loaded by the policy's name."""
@@ -322,7 +327,7 @@ class Models:
     def _given_critic(self, setup: Setup, adapter) -> ValueModel | None:
         if setup.critic is None:
             return None
-        backbone = _from_config(AutoModel, setup.critic, self.args)
+        backbone = model_of(AutoModel, setup.critic, self.args)
         return ValueModel(backbone if adapter is None else add_lora(backbone, adapter, task_type="FEATURE_EXTRACTION"))
 
     def autocast(self) -> AbstractContextManager:
@@ -368,14 +373,14 @@ def _policy(setup: Setup) -> PreTrainedModel:
     if not isinstance(dtype, torch.dtype):  # "auto": as the weights were saved
         dtype = getattr(torch, dtype or "", None) or getattr(setup.policy, "dtype", None) or torch.float32
     chosen = {"dtype": dtype, "attn_implementation": options["attn_implementation"]}
-    policy = _from_config(AutoModelForCausalLM, setup.policy, setup.args, **chosen)
+    policy = model_of(AutoModelForCausalLM, setup.policy, setup.args, **chosen)
     if setup.quantised is None:
         return policy
     nested = setup.quantised == "nf4" and setup.model_args.use_bnb_nested_quant
     return in_few_bits(policy, setup.quantised, dtype=dtype, nested=nested)
 
 
-def _from_config(kind: type, config: PreTrainedConfig, args: PPOConfig, **options: Any) -> PreTrainedModel:
+def model_of(kind: type, config: PreTrainedConfig, args: PPOConfig, **options: Any) -> PreTrainedModel:
     config, options = copy.deepcopy(config), {name: x for name, x in options.items() if x is not None}
     config.get_text_config().pad_token_id = None  # GPT-2 would look for it among ids that are not there
     options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code, **options}
@@ -671,14 +676,14 @@ def print_plan(
     options = [text for name, value in short.items() if value is not None for text in (name, str(value))]
     setup = read_setup([*ppo_options, *options], reward_model=reward_model, prompt_length=prompt_length)
     setups = variants(setup)
-    yours = f"{'QLoRA' if setup.quantised else 'LoRA' if setup.lora else 'full'}{', shared critic' * setup.shared}"
+    yours = setup.title
     if devices > 1:
         setups |= sharded(setups, yours=yours)
     found, notes = counted(setups, devices=devices)
     notes += remarks(setup, devices=devices)
     ways_out = {}
-    if memory is not None and not _fits(found.get(yours), memory):
-        ways_out, _ = counted(_cheaper(setup), devices=1)
+    if memory is not None and not fits(found.get(yours), memory):
+        ways_out, _ = counted(cheaper(setup), devices=1)
     if as_json:
         plans = {name: {**asdict(one), "maximum": one.maximum} for name, one in found.items()}
         ways = {name: one.maximum for name, one in ways_out.items()}
@@ -701,11 +706,11 @@ def remarks(setup: Setup, *, devices: int) -> list[str]:
     return found
 
 
-def _fits(plan: Memory | None, memory: float) -> bool:
+def fits(plan: Memory | None, memory: float) -> bool:
     return plan is not None and plan.maximum <= memory * 2**30
 
 
-def _cheaper(setup: Setup) -> dict[str, Setup]:
+def cheaper(setup: Setup) -> dict[str, Setup]:
     """The same training with recomputed activations, and with one row at a time."""
     found = {} if setup.checkpointing else {"gradient_checkpointing": replace(setup, checkpointing=True)}
     if setup.batch > 1:
@@ -740,10 +745,10 @@ def verdict(found: dict[str, Memory], ways_out: dict[str, Memory], *, yours: str
     lines = [f"Precision, by the options or for this machine: {chosen}."]
     if memory is None:
         return [*lines, f"These options ({yours}) take {_gib(plan.maximum)} GiB per device."]
-    if _fits(plan, memory):
+    if fits(plan, memory):
         return [*lines, f"These options ({yours}) fit in {memory:g} GiB: {_gib(plan.maximum)} GiB at most."]
     phase = max(plan.phases, key=plan.phases.get)
     lines += [f"These options ({yours}) do not fit in {memory:g} GiB: {phase} takes {_gib(plan.maximum)} GiB."]
-    others = [f"{name} ({_gib(one.maximum)} GiB)" for name, one in {**found, **ways_out}.items() if _fits(one, memory)]
+    others = [f"{name} ({_gib(one.maximum)} GiB)" for name, one in {**found, **ways_out}.items() if fits(one, memory)]
     lines.append(f"What fits: {'; '.join(others)}." if others else "Nothing here fits: use a smaller model.")
     return lines

@@ -50,22 +50,33 @@ def check_ppo_options(args: PPOArguments, training_args: PPOConfig, model_args: 
 def check_reward_reports(args: PPOArguments) -> None:
     """Warn about reward models with a weak report or none; with `on_weak_reward="raise"`, refuse them."""
     for name in args.reward_funcs:
-        if is_function(name):
-            continue
-        config = read_json(Path(name) / "config.json") or {}
-        has_report = Path(name).is_dir() and not classifies_tokens(config.get("architectures"))
-        problem = _weakness(name) if has_report else None
+        problem = _weakness(name) if has_report(name) else None
         if problem and args.on_weak_reward == "raise":
             raise InputError(f"`on_weak_reward`: {problem}")
         if problem and PartialState().is_main_process:
             logger.warning(problem)
 
 
-def _weakness(name: str) -> str | None:
+def has_report(name: str) -> bool:
+    """Whether a reward function should have a report: a model in a folder that gives one score per text."""
+    if is_function(name) or not Path(name).is_dir():
+        return False
+    return not classifies_tokens((read_json(Path(name) / "config.json") or {}).get("architectures"))
+
+
+def read_report(name: str) -> tuple[dict, str | None]:
+    """The report of a reward model, and what is wrong if it has none, or one of other weights."""
     report = read_json(Path(name) / REWARD_REPORT_FILE) or {}
-    if report.get("weights_sha256") != weights_sha256(name):
-        what = "a report of other weights" if report else "no report"
-        return f"{name} has {what}; `hf-instructgpt evaluate reward {name}` makes one."
+    if report.get("weights_sha256") == weights_sha256(name):
+        return report, None
+    what = "a report of other weights" if report else "no report"
+    return report, f"{name} has {what}; `hf-instructgpt evaluate reward {name}` makes one."
+
+
+def _weakness(name: str) -> str | None:
+    report, problem = read_report(name)
+    if problem:
+        return problem
     with fields_of(Path(name) / REWARD_REPORT_FILE):
         problem = weakness(main_figures(report))
     return problem and f"{name}: {problem}; see {Path(name) / 'reward_report.md'}."

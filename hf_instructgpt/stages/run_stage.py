@@ -45,7 +45,7 @@ def run_stage(
     options = {**vars(args), **training_args.to_dict(), **vars(model_args)}
     options = {name: value for name, value in options.items() if name not in ELSEWHERE}
     options = json.loads(json.dumps(options, default=str))
-    _check_sources({**vars(args), **vars(model_args)}, output_dir)
+    check_sources({**vars(args), **vars(model_args)}, output_dir)
     repo = training_args.hub_model_id or output_dir.absolute().name
     with stage_folder(output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume) as folder:
         if folder is not None:
@@ -63,7 +63,7 @@ def run_stage(
     return output_dir
 
 
-def _check_sources(options: dict, output_dir: Path) -> None:
+def check_sources(options: dict, output_dir: Path) -> None:
     """Refuse a model or data inside `output_dir`: what is there is moved away when the stage begins."""
     folder = absolute_folder(output_dir)
     for name in PATHS if folder.is_dir() else ():

@@ -226,6 +226,9 @@ def importing() -> Iterator[None]:
     if "transformers" in sys.modules:
         yield
         return
+    from .display.known_noise import hide_notes_of_imports
+
+    hide_notes_of_imports()
     gc.disable()
     try:
         yield

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.display import time_left
-from hf_instructgpt.display.known_noise import hide_before_imports
+from hf_instructgpt.display.known_noise import hide_notes_of_imports
 from hf_instructgpt.display.screen import Bar, Screen, screen, spark
 from hf_instructgpt.display.time_left import TimeLeft, about, duration
 from hf_instructgpt.language import choose_language
@@ -292,7 +292,7 @@ def test_control_characters_in_answers_are_spelled_out(capsys):
 
 
 def test_what_libraries_say_of_a_machine_at_their_import_is_hidden_and_nothing_else(caplog):
-    hide_before_imports()
+    hide_notes_of_imports()
     said = {
         "DeepSpeed": ["Setting accelerator to CPU. If you have GPU ...", "a warning"],
         "bitsandbytes.backends.cpu.ops": [

@@ -424,6 +424,12 @@ def test_bad_rows_are_named(here, models, refused, stage, rows, message):
     assert message in refused(stage, *argv, *extra.get(stage, []))
 
 
+def test_answers_that_fill_the_context_alone_are_the_option_s_fault(here, models, refused):
+    argv = ["--dataset_name", "prompts.jsonl", "--model_name_or_path", str(models / "sft"), "--output_dir", "out"]
+    argv += ["--reward_funcs", str(models / "reward"), "--max_completion_length", "50"]
+    assert "Lower `max_completion_length`, now 50: it leaves prompts no room." in refused("ppo", *argv)
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

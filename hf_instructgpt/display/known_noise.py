@@ -10,13 +10,21 @@ from contextlib import contextmanager
 LIBRARIES = ("hf_instructgpt", "transformers", "trl", "datasets", "accelerate", "peft")
 
 
-def hide_before_imports() -> None:
-    """Hide what libraries show from their import on."""
-    # Bars of loading weights and of mapping data sets take less than a second, or belong to a heading that says what
-    # is done. The Hub's bars of downloads are not affected: they set `disable` themselves.
+def hide_bars() -> None:
+    """Hide the libraries' bars of loading weights and of mapping data sets, from their import on.
+
+    They take less than a second, or belong to a heading that says what is done. The Hub's bars of downloads are not
+    affected: they set `disable` themselves.
+    """
     os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    # Where DeepSpeed is installed, importing transformers or TRL imports it: whoever has no GPU knows.
-    # Where bitsandbytes is, importing peft imports it, and on some CPUs it looks for a kernel of 4-bit models.
+
+
+def hide_notes_of_imports() -> None:
+    """Hide what optional libraries say of the machine when they are imported.
+
+    Where DeepSpeed is installed, importing transformers or TRL imports it: whoever has no GPU knows. Where bitsandbytes
+    is, importing peft imports it, and on some CPUs it looks for a kernel of 4-bit models.
+    """
     for name in ("DeepSpeed", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).addFilter(_is_not_about_the_cpu)
 

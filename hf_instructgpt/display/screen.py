@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..language import say, visible
-from .known_noise import hide_before_imports, noise_hidden
+from .known_noise import hide_bars, noise_hidden
 from .time_left import TimeLeft
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def open_screen(*, is_verbose: bool = False) -> Iterator[None]:
     """Show what the stages write until the block ends."""
     _open.append(Screen(is_verbose=is_verbose))
     if not is_verbose:
-        hide_before_imports()
+        hide_bars()
     try:
         yield
     finally:

@@ -330,10 +330,12 @@ def check_rows(
     if too_long:
         number, length = too_long[0]
         count = f"{len(too_long)} of {len(rows)} rows are" if len(too_long) > 1 else "it is the only row that is"
+        ways = f"Set `max_prompt_length` to {max_length - room} to skip them, or shorten them"
+        if room >= max_length:
+            ways = f"Lower `max_completion_length`, now {room}: it leaves prompts no room"
         raise InputError(
             f"{source}, row {number}, column 'prompt': {length} tokens and an answer of {room} do not fit into the "
-            f"{max_length} that the model's context and the options allow; {count} too long. Set `max_prompt_length` "
-            f"to {max(max_length - room, 1)} to skip them, or shorten them."
+            f"{max_length} that the model's context and the options allow; {count} too long. {ways}."
         )
 
 

@@ -22,8 +22,8 @@ def hide_bars() -> None:
 def hide_notes_of_imports() -> None:
     """Hide what optional libraries say of the machine when they are imported.
 
-    Where DeepSpeed is installed, importing transformers or TRL imports it: whoever has no GPU knows. Where bitsandbytes
-    is, importing peft imports it, and on some CPUs it looks for a kernel of 4-bit models.
+    Where DeepSpeed is installed, importing transformers or TRL imports it: whoever has no GPU knows. Where
+    bitsandbytes is, importing peft imports it, and on some CPUs it looks for a kernel of 4-bit models.
     """
     for name in ("DeepSpeed", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).addFilter(_is_not_about_the_cpu)

@@ -3231,6 +3231,14 @@ MUTANTS = [
         f"{ENUMERATION}test_the_difference_between_sampler_and_policy_is_logged",
     ),
     Mutant(
+        "58h",
+        "the mean of a group is rounded, which tells large, equal rewards apart",
+        f"{PPO}/advantages.py",
+        "exact = in_float64(torch.where(kept, totals, 0))",
+        "exact = torch.where(kept, totals, 0)",
+        f"{FUNCTIONAL}test_advantages_of_equal_responses_are_zero",
+    ),
+    Mutant(
         "60b",
         "a deviation is taken from 0, not from the mean",
         f"{PPO}/diagnostics.py",

@@ -261,6 +261,8 @@ def test_advantages_of_equal_responses_are_zero():
     totals, kept = torch.full((1, 4), 2.5), torch.ones(1, 4, dtype=torch.bool)
     for estimator in ("reward", "rloo", "grpo"):
         assert group_advantages(totals, kept=kept, estimator=estimator).tolist() == [[0.0] * 4]
+        large = torch.full((1, 7), 1e6 + 0.1)  # their mean in float32 is another number
+        assert group_advantages(large, kept=large > 0, estimator=estimator).tolist() == [[0.0] * 7]
 
 
 # ---- Losses ------------------------------------------------------------------------------------------------------

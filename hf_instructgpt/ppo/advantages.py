@@ -56,8 +56,9 @@ def group_advantages(totals: torch.Tensor, *, kept: torch.Tensor, estimator: str
     """
     check_shapes(totals=totals, kept=kept)
     count = kept.sum(-1, keepdim=True)
-    mean = torch.where(kept, totals, 0).sum(-1, keepdim=True) / count.clamp(min=1)
-    advantages = torch.where(kept, totals - mean, 0)
+    exact = in_float64(torch.where(kept, totals, 0))  # rounding would tell large, equal rewards apart
+    mean = exact.sum(-1, keepdim=True) / count.to(exact.device).clamp(min=1)
+    advantages = torch.where(kept, (exact - mean).to(totals), 0)
     if estimator == "rloo":  # R - mean of the others = (R - mean of all) * n / (n - 1)
         return advantages * count / (count - 1).clamp(min=1)
     return advantages * group_scale(totals, kept=kept) if estimator == "grpo" else advantages

@@ -25,8 +25,8 @@ def test_importing_the_package_imports_nothing_heavy():
     ("module", "unneeded"),
     [
         ("report", {"torch", "transformers", "trl", "peft", "datasets", "scipy.stats", "pandas", "matplotlib"}),
-        ("generate", {"trl", "peft", "transformers.trainer", "matplotlib"}),
-        ("evaluate", {"trl", "peft", "transformers.trainer"}),
+        pytest.param("generate", {"trl", "peft", "transformers.trainer", "matplotlib"}, marks=pytest.mark.slow),
+        pytest.param("evaluate", {"trl", "peft", "transformers.trainer"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_verb_imports_only_what_it_needs(module, unneeded):
@@ -46,6 +46,7 @@ print(type(AutoModelForCausalLM.from_config(config)).__name__)
     assert python(code) == "CharGPTForCausalLM"
 
 
+@pytest.mark.slow
 def test_a_transformers_that_char_gpt_was_not_made_for_takes_nothing_else_down():
     code = """
 import sys, warnings

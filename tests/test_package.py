@@ -34,6 +34,7 @@ def test_a_verb_imports_only_what_it_needs(module, unneeded):
     assert python(code) == ""
 
 
+@pytest.mark.slow
 def test_the_first_public_name_registers_the_auto_classes():
     """Even one that has nothing to do with the tiny model."""
     code = """

@@ -111,6 +111,7 @@ def test_the_layers_are_plain_while_sampling_and_afterwards(tmp_path, monkeypatc
     assert num_graphs() <= before + 4  # the evaluation's shape, not one per token
 
 
+@pytest.mark.slow
 def test_the_number_of_graphs_does_not_grow_with_the_run(tmp_path):
     numbers, shapes = [], set()
 

@@ -157,7 +157,7 @@ def test_the_plan_fuses_the_heads_that_training_fuses(family, is_plain):
     assert found == [is_plain] * 3
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("config", [LLAMA, pytest.param(GPT2, marks=pytest.mark.slow)], ids=["llama", "gpt2"])
 @pytest.mark.parametrize(
     "changes",
     [

@@ -1079,7 +1079,7 @@ def page_of_each_kind():
         yield pytest.param(scheme, size, language, id=id, marks=[] if id == "en-laptop-light" else slow)
 
 
-@pytest.mark.parametrize(("scheme", "size", "language"), page_of_each_kind())
+@pytest.mark.parametrize(("scheme", "size", "language"), [*page_of_each_kind()])
 def test_axe_finds_nothing_serious(served, open_page, scheme, size, language, tmp_path):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     (tmp_path / "g.md").write_text(f"# Guidelines\n\n{LONG}\n")

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from matplotlib.figure import Figure
 
 os.environ |= {
@@ -31,8 +32,12 @@ def pytest_addoption(parser):
     parser.addoption("--fake-device", action="store_true", help="as on a GPU, without one: see tests/fake_device.py")
 
 
-def pytest_collection_finish():
-    """Hide all modules from the garbage collector, which Trainer runs at each start: it took a third of the time."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Hide all modules from the garbage collector, which Trainer runs at each start: it took a third of the time.
+
+    Before each test, because tests import more.
+    """
     gc.collect()
     gc.freeze()
 
@@ -71,14 +76,20 @@ def charts():
 
 
 @pytest.fixture(scope="session")
-def document_run(tmp_path_factory):
-    """The folder of a run of the recipe `document`, called `doc`. It is read, and never written to."""
+def document_run(request, tmp_path_factory):
+    """The folder of a run of the recipe `document`, called `doc`. It is read, and never written to.
+
+    Of the worker processes of pytest-xdist, one makes it for all.
+    """
     from hf_instructgpt.cli import main
 
-    folder = tmp_path_factory.mktemp("runs") / "doc"
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "runs" / "doc"
+    folder.parent.mkdir(exist_ok=True)
     config = str(ROOT / "recipes" / "document" / "pipeline.yaml")
-    with drawn_charts():
-        assert main(["run", "--config", config, "--output_dir", str(folder), "--seed", "0"]) == 0
+    with FileLock(folder.with_suffix(".lock")), drawn_charts():
+        if not folder.exists():
+            assert main(["run", "--config", config, "--output_dir", str(folder), "--seed", "0"]) == 0
     return folder
 
 

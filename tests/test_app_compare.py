@@ -834,7 +834,10 @@ def test_requests_that_no_page_sends(served):
     assert post("vote", annotator="ann", id=begun["id"], verdict="tie")[0] == 200 and len(rows_of(path)) == 1
 
 
-@pytest.mark.parametrize(("scheme", "size", "language"), [("light", (1440, 900), "en"), ("dark", (390, 844), "zh")])
+@pytest.mark.parametrize(
+    ("scheme", "size", "language"),
+    [pytest.param("light", (1440, 900), "en", marks=pytest.mark.slow), ("dark", (390, 844), "zh")],
+)
 def test_axe_finds_nothing_serious(served, open_page, llama, monkeypatch, scheme, size, language):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     answering(monkeypatch, lambda name, row: f"{name} {row['prompt'][-1]['content']}")

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -32,6 +33,7 @@ from hf_instructgpt.rankings.items import Items
 from hf_instructgpt.rankings.ranking_file import RankingFile
 
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+SIZES = {"laptop": LAPTOP, "phone": PHONE}
 PROMPTS = ["What is red?", "1+1?", "说你好", "Who?", "Where?"]
 LONG = "\n".join(f"Line {number} of a long answer, which goes on and on." for number in range(80))
 
@@ -67,9 +69,9 @@ def told(tab, text):
 
 
 def seen(tab):
-    """As long as a person looks at an item at least."""
-    tab.wait_for_selector("main:not([aria-busy]) .answer")
-    tab.wait_for_timeout(450)
+    """As long as a person looks at an item at least: not by waiting, the page's clock is put forward."""
+    tab.wait_for_selector("main:not([aria-busy]) .answer:visible, #end:visible")
+    tab.evaluate("() => { const now = performance.now.bind(performance); performance.now = () => now() + 450; }")
 
 
 def start(tab, name="ann"):
@@ -488,7 +490,7 @@ def test_prompts_of_messages(served, open_page):
             assert text.split("\n") == [part for turn in turns for part in turn]
         press(tab, *"1234", "Enter")
         told(tab, "Saved.")
-        tab.wait_for_timeout(450)
+        seen(tab)
     assert sorted((row["prompt"] for row in file.rows()), key=len) == [long[1:2], long]
 
 
@@ -528,7 +530,7 @@ def test_pairs(served, open_page, flags):
     for keys in ("1", "2", "0", ["ArrowLeft"], ["ArrowRight"]):
         press(tab, *keys, "Enter")
         told(tab, "Saved.")
-        tab.wait_for_timeout(450)
+        seen(tab)
     rows = file.rows()
     assert [by_shown(row) for row in rows] == [[1, 2], [2, 1], [1, 1], [1, 2], [2, 1]]
     assert {row["mode"] for row in rows} == {"pairs"}
@@ -1069,9 +1071,15 @@ def test_a_port_that_is_taken_is_named(served, capsys):
     assert "Choose another `--port`" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [LAPTOP, PHONE], ids=["laptop", "phone"])
-@pytest.mark.parametrize("language", ["en", "zh"])
+def page_of_each_kind():
+    """In each language, size and colour scheme; an ordinary run takes one of the eight."""
+    for language, (name, size), scheme in product(["en", "zh"], SIZES.items(), ["light", "dark"]):
+        id = f"{language}-{name}-{scheme}"
+        slow = [pytest.mark.slow, pytest.mark.xdist_group("rank page")]
+        yield pytest.param(scheme, size, language, id=id, marks=[] if id == "en-laptop-light" else slow)
+
+
+@pytest.mark.parametrize(("scheme", "size", "language"), [*page_of_each_kind()])
 def test_axe_finds_nothing_serious(served, open_page, scheme, size, language, tmp_path):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     (tmp_path / "g.md").write_text(f"# Guidelines\n\n{LONG}\n")
@@ -1105,6 +1113,7 @@ def test_axe_finds_nothing_serious(served, open_page, scheme, size, language, tm
     check()
 
 
+@pytest.mark.slow
 def test_rankings_are_pushed_to_the_repository_that_the_command_names(llama, tmp_path, open_page, port):
     """Private, with a card; again after more rankings. The client reads its environment when it starts."""
     data, output = tmp_path / "prompts.jsonl", tmp_path / "mine.jsonl"

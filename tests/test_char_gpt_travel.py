@@ -102,6 +102,7 @@ def folder(tmp_path_factory):
     return root, models
 
 
+@pytest.mark.slow
 def test_what_the_last_release_pushed_generates_the_same_text_with_new_code(tmp_path):
     """As `hf-instructgpt push --code-only` gives it, for those who do not have this package."""
     copy = shutil.copytree(PUSHED, tmp_path / "copy")

@@ -160,6 +160,7 @@ print(sorted({"torch", "transformers", "datasets", "trl", "matplotlib"} & set(sy
     assert python(code).splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_a_stage_imports_neither_the_pipeline_nor_the_experiments():
     code = """
 import sys
@@ -206,6 +207,7 @@ def test_help_all_adds_what_is_inherited(capsys):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_real_process(tmp_path):
     """A stage that would take minutes, stopped once it trains: exit code 130, nothing in place, no traceback."""
     argv = ["sft", "--dataset_name", "lab", "--output_dir", str(tmp_path / "out"), "--report_to", "none"]

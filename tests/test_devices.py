@@ -115,7 +115,9 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("plain", "lora") else pytest.mark.slow) for name in RUNS]
+)
 def test_a_run_trains_evaluates_saves_and_is_resumed(device, tmp_path, name):
     """The last two steps again, from a checkpoint: the same weights. The best model is loaded in the end."""
     options = {"eval_dataset": ppo.PROMPTS, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps"}

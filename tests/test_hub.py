@@ -50,6 +50,8 @@ def test_a_run_is_pushed_and_pulled_back(document_run, scenario):
     assert len(re.findall(r"Pushed: http://127\.0\.0\.1:\d+/(?:datasets/)?user/doc-", output)) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 def test_a_failed_push_leaves_the_run_whole_says_why_and_can_be_repeated(document_run, scenario):
     scenario("failures_leave_the_run_whole", document_run)
 
@@ -83,6 +85,8 @@ def test_what_is_pushed_is_what_is_meant(document_run, scenario):
     assert "doc/sft/README.md was edited by hand and is pushed as it is" in output
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 def test_a_run_on_ones_own_rows(scenario):
     scenario("a_run_on_ones_own_rows")
 

@@ -56,6 +56,7 @@ def function(source, name):
     return ast.dump(ast.Module([node for node in kept if not isinstance(node, ast.Expr)], []))
 
 
+@pytest.mark.slow
 def test_every_cell_runs_and_the_exercises_can_be_solved(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(CHINESE)], cwd=tmp_path, capture_output=True, text=True, timeout=600

@@ -25,8 +25,8 @@ def test_importing_the_package_imports_nothing_heavy():
     ("module", "unneeded"),
     [
         ("report", {"torch", "transformers", "trl", "peft", "datasets", "scipy.stats", "pandas", "matplotlib"}),
-        ("generate", {"trl", "peft", "transformers.trainer", "matplotlib"}),
-        ("evaluate", {"trl", "peft", "transformers.trainer"}),
+        pytest.param("generate", {"trl", "peft", "transformers.trainer", "matplotlib"}, marks=pytest.mark.slow),
+        pytest.param("evaluate", {"trl", "peft", "transformers.trainer"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_verb_imports_only_what_it_needs(module, unneeded):
@@ -34,6 +34,7 @@ def test_a_verb_imports_only_what_it_needs(module, unneeded):
     assert python(code) == ""
 
 
+@pytest.mark.slow
 def test_the_first_public_name_registers_the_auto_classes():
     """Even one that has nothing to do with the tiny model."""
     code = """
@@ -46,6 +47,7 @@ print(type(AutoModelForCausalLM.from_config(config)).__name__)
     assert python(code) == "CharGPTForCausalLM"
 
 
+@pytest.mark.slow
 def test_a_transformers_that_char_gpt_was_not_made_for_takes_nothing_else_down():
     code = """
 import sys, warnings

@@ -59,7 +59,9 @@ def first_update(tmp_path, **options):
     return found[0]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case == "separate" else pytest.mark.slow) for case in CASES]
+)
 def test_it_saves_activations_of_policy_and_critic_and_gives_the_same_gradients(tmp_path, case):
     plain_bytes, plain = first_update(tmp_path, **CASES[case])
     saved_bytes, saved = first_update(tmp_path, gradient_checkpointing=True, **CASES[case])

@@ -51,8 +51,12 @@ def largest_difference(left, right):
     [
         ("char_gpt", {}),
         pytest.param("llama", {}, marks=pytest.mark.slow),
-        ("gpt2", {"value_model": "shared", "kl_estimator": "full", "kl_penalty_in": "loss"}),
-        ("llama", {"peft_config": LoraConfig(r=2, target_modules="all-linear")}),
+        pytest.param(
+            "gpt2",
+            {"value_model": "shared", "kl_estimator": "full", "kl_penalty_in": "loss"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("llama", {"peft_config": LoraConfig(r=2, target_modules="all-linear")}, marks=pytest.mark.slow),
         pytest.param("llama", {"gradient_checkpointing": True}, marks=pytest.mark.slow),
         pytest.param("char_gpt", {"offload_frozen": "disk", "bf16": True}, marks=pytest.mark.slow),
     ],
@@ -107,6 +111,7 @@ def test_the_layers_are_plain_while_sampling_and_afterwards(tmp_path, monkeypatc
     assert num_graphs() <= before + 4  # the evaluation's shape, not one per token
 
 
+@pytest.mark.slow
 def test_the_number_of_graphs_does_not_grow_with_the_run(tmp_path):
     numbers, shapes = [], set()
 
@@ -120,6 +125,7 @@ def test_the_number_of_graphs_does_not_grow_with_the_run(tmp_path):
     assert numbers[0] < numbers[8] == numbers[-1] <= numbers[0] + MAX_GRAPHS / 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
     build = make
 

@@ -1,6 +1,7 @@
 """The private names of other libraries that the package relies on are those that CONTRIBUTING.md lists."""
 
 import ast
+import functools
 import importlib
 import inspect
 import json
@@ -42,6 +43,7 @@ def names_of_bases(cls: type) -> set[str]:
     return names
 
 
+@functools.cache
 def nodes_of(cls: type) -> list[ast.AST]:
     return list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))))
 
@@ -147,6 +149,7 @@ print(json.dumps([steps, resumed.state.global_step, prompts, again]))
 """
 
 
+@pytest.mark.slow
 def test_with_another_trainer_all_but_exact_resume_works(tmp_path):
     command = [sys.executable, "-c", ANOTHER_TRAINER, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)

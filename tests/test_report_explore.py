@@ -215,7 +215,16 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("name", ["plain", "whitened", "group", "critic", "grpo", "clips", "tokens"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("plain", "grpo"),
+        *(
+            pytest.param(name, marks=[pytest.mark.slow, pytest.mark.xdist_group("explore")])
+            for name in ("whitened", "group", "critic", "clips", "tokens")
+        ),
+    ],
+)
 def test_the_page_computes_what_python_computes(tmp_path, open_page, name):
     row = example(
         **{

@@ -116,6 +116,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_long_log_stays_small(tmp_path, monkeypatch):
     word = random.Random(0)
     tokens = [["".join(word.choices("abcdefgh ", k=6)) for _ in range(128)] for _ in range(100)]

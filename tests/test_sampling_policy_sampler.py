@@ -215,6 +215,7 @@ def test_the_ends_of_the_line(monkeypatch):
         assert tokens.tolist() == [token] and logprobs.exp().tolist() == [0.5]
 
 
+@pytest.mark.slow
 def test_rare_tokens_of_a_large_vocabulary_do_not_vanish():
     """In float32 a cumulative sum near 1 no longer grows by 2.5e-8."""
     torch.manual_seed(0)

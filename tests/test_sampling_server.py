@@ -122,7 +122,8 @@ def test_the_command_line_trains_on_a_server(tmp_path, server, monkeypatch, caps
     assert "`generator`: unknown keys modle" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_sample_their_own_prompts_from_one_server(tmp_path, server, kind):
     command = ["accelerate.commands.launch", "--config_file", str(RECIPES / "fsdp2.yaml"), "--main_process_port", "0"]
     if kind == "ddp":

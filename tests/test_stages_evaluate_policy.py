@@ -141,6 +141,7 @@ def test_an_llm_is_asked_in_both_orders_and_an_inconsistent_verdict_is_a_tie(her
     assert report["policies"]["ppo"]["score"] is None and "verdict changed with the order" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_pipeline_takes_an_llm_and_a_reward_model_as_its_judge(here, tmp_path, monkeypatch):
     """The finished stages of a run, compared anew: a run's numbers are `evaluate policy`'s there too."""
     judges = {"reward": "out/reward", "llm": {"base_url": "", "model": "m"}}

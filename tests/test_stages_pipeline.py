@@ -353,6 +353,7 @@ def test_the_option_that_differs_is_named(here, capsys):
     assert "`reward.learning_rate` differs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_model_s_own_code_runs_where_every_stage_allows_it(here):
     config = own_data(here, chat=True)
     assert main(["run", "--config", write(here, config)]) == 0
@@ -561,6 +562,7 @@ def test_what_is_reported_of_a_stage_that_ppo_starts_from_and_of_a_selection(don
     assert (out / "plots/ppo_init_loss.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_reward_model_comes_before_what_it_chooses(here):
     for selected, stages in (
         ("sft", ("ppo_init", "reward", "sft", "ppo")),
@@ -587,6 +589,7 @@ def test_both_models_start_from_the_same_weights(here):
     assert all(tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
 
 
+@pytest.mark.slow
 def test_a_run_with_a_start_of_its_own_goes_on_and_ends_the_same(done_with_init, here, monkeypatch):
     config, run_sft = write(here, with_init(here)), pipeline.STAGES["sft"]
 

@@ -157,7 +157,7 @@ def test_the_plan_fuses_the_heads_that_training_fuses(family, is_plain):
     assert found == [is_plain] * 3
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("config", [LLAMA, pytest.param(GPT2, marks=pytest.mark.slow)], ids=["llama", "gpt2"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -299,6 +299,7 @@ def test_the_options_of_ppo_are_read(folder, tmp_path, capsys):
     assert plans["full"]["parts"]["reward models"] == 0
 
 
+@pytest.mark.slow
 def test_the_table_says_what_fits(folder, capsys, monkeypatch):
     monkeypatch.setattr(plan, "LIBRARIES", 0)
     options = ["plan", "--model", folder, "--batch", "16", "--value_model", "shared"]
@@ -371,6 +372,7 @@ def test_a_plan_keeps_to_the_models_context(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_the_plan_follows_the_options_of_quantised_models(folder, capsys):
     """Without bitsandbytes: by the option alone."""
     argv = ["plan", "--model", folder, "--use_peft", "--value_model", "shared", "--json"]
@@ -386,6 +388,7 @@ def test_the_plan_follows_the_options_of_quantised_models(folder, capsys):
     assert both["policy"] == nf4["policy"] and both["reward models"] < nf4["reward models"]
 
 
+@pytest.mark.slow
 def test_zero_is_planned_for_the_options_too(folder, capsys):
     argv = ["plan", "--model", folder, "--use_peft", "--devices", "2", "--json"]
     assert main(argv) == 0

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from product import assert_done, broken_off, command, left, stage_files
 
+SLOW = True
+
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from product import assert_done, assert_refused, command, left, ppo_trainer, stage_files
 
+SLOW = True
+
 # What the writing of the model, of the optimizer (by torch, which has no word for it), and of the result meets.
 SIZES = (5_000, 150_000)
 

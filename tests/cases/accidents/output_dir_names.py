@@ -5,6 +5,8 @@ from pathlib import Path
 
 from product import assert_refused, command, stage_files
 
+SLOW = True
+
 
 def check(folder: Path) -> None:
     home = folder / "home"

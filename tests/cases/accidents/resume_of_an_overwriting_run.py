@@ -5,6 +5,8 @@ from pathlib import Path
 
 from product import assert_done, assert_refused, broken_off, command, left, stage_files
 
+SLOW = True
+
 
 def check(folder: Path) -> None:
     argv = stage_files(folder)["sft"]

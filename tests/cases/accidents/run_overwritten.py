@@ -4,6 +4,8 @@ import shutil
 
 from product import assert_done, assert_refused, command, pipeline_file
 
+SLOW = True
+
 
 def check(folder):
     config, out = pipeline_file(folder), folder / "out"

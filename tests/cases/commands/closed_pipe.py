@@ -6,6 +6,8 @@ from pathlib import Path
 
 from product import write_rows
 
+SLOW = True
+
 
 def check(folder: Path) -> None:
     rows = write_rows(folder / "rows.jsonl", [{"prompt": "a" * 500, "completion": "b" * 500}] * 400)

@@ -8,6 +8,8 @@ from product import assert_done, command, policy, saved, tokenizer, write_yaml
 
 from hf_instructgpt.hub.model_card import Made
 
+SLOW = True
+
 RECIPE = Path(__file__).parents[3] / "recipes" / "chat"
 
 

@@ -5,6 +5,8 @@ import os
 
 from product import assert_done, command, pipeline_file
 
+SLOW = True
+
 FUNCS = "def length(completions, **_):\n    return [float(len(c)) for c in completions]\n"
 
 

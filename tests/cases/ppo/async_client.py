@@ -10,6 +10,8 @@ from product import ppo_trainer
 from hf_instructgpt.errors import InputError
 from hf_instructgpt.scoring.reward_functions import call_reward_functions
 
+SLOW = True
+
 # A loop is closed at exit, without a warning; a fork has a loop of its own.
 SCRIPT = """
 import asyncio, os

@@ -3023,8 +3023,8 @@ MUTANTS = [
         "59v",
         "a resumed run may have other arguments of a reward function",
         f"{PPO}/state.py",
-        "kwargs = func.keywords if isinstance(func, partial) else {}",
-        "kwargs = {}",
+        "text = _value((func.args, func.keywords))",
+        'text = ""',
         "tests/test_resuming_checkpoint.py::test_another_argument_of_a_reward_function_is_noticed",
     ),
     Mutant(

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_ppo_trainer import EOS, PROMPTS, assert_equal, lengths, logged, make, policy
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 from transformers.utils.hub import PushInProgress
 
 from hf_instructgpt.errors import InputError
+from hf_instructgpt.ppo.state import arguments_mark
 from hf_instructgpt.resuming.checkpoint import ASIDE_FOLDER, check_resumable, find_damage, last_whole_checkpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
@@ -117,16 +119,44 @@ def test_a_run_that_would_not_go_on_as_it_began_is_refused(copy, options, name):
 
 def test_another_argument_of_a_reward_function_is_noticed(tmp_path):
     def reward(completions, *, weight, judge, **columns):
-        return [weight * len(text) for text in completions]
+        return [float(len(text)) for text in completions]
 
     def run(weight):
         own = partial(reward, weight=weight, judge=object())
         return make(tmp_path, reward_funcs=own, **{**SAVING, "max_steps": 1})
 
-    run(2.0).train()
-    assert run(2.0).train(resume_from_checkpoint=True).global_step == 1
-    with pytest.raises(InputError, match=r"another `arguments of reward_funcs` .*2\.0.*now .*3\.0"):
-        run(3.0).train(resume_from_checkpoint=True)
+    run("sk-secret").train()
+    assert run("sk-secret").train(resume_from_checkpoint=True).global_step == 1
+    with pytest.raises(InputError, match="saved with another `arguments of reward_funcs`"):
+        run("sk-other").train(resume_from_checkpoint=True)
+    assert "sk-secret" not in (tmp_path / "checkpoint-1" / "checkpoint.json").read_text()
+
+
+def test_the_mark_of_arguments_follows_from_their_values():
+    def mark(*args, **kwargs):
+        return arguments_mark(partial(print, *args, **kwargs))
+
+    itself = {}
+    itself["itself"] = itself
+    values = [
+        1,
+        1.5,
+        "1",
+        None,
+        (1, 2),
+        {1, 2},
+        {(1, 2): 3},
+        {(1, 2): 4},
+        np.float32(2),
+        Path("a"),
+        [{"a": {1}}],
+        itself,
+    ]
+    marks = [*(mark(sep=value) for value in values), mark(1), mark(end=1)]
+    assert len({*marks}) == len(marks)
+    assert mark(sep={"b": 1, "a": {2, 1}}) == mark(sep={"a": {1, 2}, "b": 1})
+    assert mark(sep=object()) == mark(sep=object()) and mark(sep=(1, 2)) == mark(sep=[1, 2])
+    assert arguments_mark(print) is None
 
 
 def test_a_push_while_training_holds_critic_and_average_too(tmp_path, monkeypatch):

@@ -1,12 +1,13 @@
 """What PPO adds to checkpoints: the critic, the averaged weights, and the rollout under way."""
 
-import json
+import hashlib
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -110,7 +111,7 @@ class PPOState(CardMixin, ResumableTrainer):
             **super()._fixed_options(),
             **self.args.own_options(),
             "reward_funcs": self.reward_names,
-            "arguments of reward_funcs": [_own_arguments(func) for func in self.reward_funcs],
+            "arguments of reward_funcs": self._reward_marks,
             "value_model": None if critic is None else "shared" if critic.backbone is None else "own",
             "peft_config": has_adapter(self._actor_critic.policy),
             "ref_model": self._reference_mark,
@@ -192,7 +193,28 @@ class PPOState(CardMixin, ResumableTrainer):
             self._load_average(checkpoint)
 
 
-def _own_arguments(func: nn.Module | Callable) -> dict[str, Any]:
-    """The arguments that a reward function has of its own, as in JSON; of what is no value there, its type."""
-    kwargs = func.keywords if isinstance(func, partial) else {}
-    return json.loads(json.dumps(kwargs, default=lambda x: type(x).__name__))
+def arguments_mark(func: nn.Module | Callable) -> str | None:
+    """A hash of the arguments that a reward function has of its own; objects without a value count by their type.
+
+    A hash, because a checkpoint is pushed and an argument may be a secret.
+    """
+    if not isinstance(func, partial):
+        return None
+    try:
+        text = _value((func.args, func.keywords))
+    except RecursionError:  # a value that holds itself
+        text = ""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _value(x: Any) -> str:
+    """Text that is the same for the same value in another process."""
+    if isinstance(x, dict):
+        return f"{{{', '.join(sorted(f'{_value(key)}: {_value(value)}' for key, value in x.items()))}}}"
+    if isinstance(x, list | tuple):
+        return f"[{', '.join(map(_value, x))}]"
+    if isinstance(x, set | frozenset):
+        return f"{{{', '.join(sorted(map(_value, x)))}}}"
+    if isinstance(x, np.generic):
+        return _value(x.item())
+    return repr(x) if isinstance(x, str | int | float | bool | bytes | Path | None) else type(x).__qualname__

@@ -90,7 +90,7 @@ from .prompt_sampler import RolloutSampler, prompts_in_memory
 from .ptx import pretraining_text, text_batches, text_loss
 from .rollout import MicroBatch, Rollout
 from .speed import choose_precision, compile_layers, speed_up
-from .state import PPOState
+from .state import PPOState, arguments_mark
 from .token_rewards import TokenRewards
 
 if TYPE_CHECKING:
@@ -277,6 +277,7 @@ class PPOTrainer(PPOLogs, PPOState):
         self.reward_funcs = [load_reward_model(func, **trust, **quantised_loading(args)) for func in reward_funcs]
         check_quantised(self.reward_funcs, args)
         self.reward_names = reward_names(self.reward_funcs)
+        self._reward_marks = [arguments_mark(func) for func in self.reward_funcs]
         self.reward_weights = args.reward_weights or [1.0] * len(reward_funcs)
         self.reward_tokenizers = foreign_tokenizers(
             self.reward_funcs,

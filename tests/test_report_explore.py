@@ -97,6 +97,7 @@ def test_all_that_is_logged_follows_from_the_logged_options(tmp_path, name):
     rows = read(tmp_path / "tokens.jsonl")
     assert len(rows) == 12
     for row in rows:
+        assert row["options"]["loss_aggregation"] == "token" and row["options"]["max_completion_length"] in (2, 6)
         found = recomputed(row)
         scores = [token["score"] for token in row["tokens"]]
         assert row["rewarded_score"] == pytest.approx(sum(scores), abs=1e-5)

@@ -582,12 +582,15 @@ def test_a_loss_says_which_way_is_better_and_what_it_was_measured_on(tmp_path, o
 
 def test_a_trainer_without_a_critic_is_known_by_its_token_log(tmp_path, open_page):
     logged = {"kl_coef": 0.1, "gamma": 1.0, "lam": 1.0, "cliprange": 0.2, "advantage_estimator": "reward"}
+    logged |= {"loss_aggregation": "fixed_length", "max_completion_length": 9}
     options = logged | {"reward_whitening": None, "advantage_whitening": None}
     tokens = [row(1, kl_penalty=0.1) | {"options": options, "rewarded_score": 0.3}]
     path = Path(tmp_path / "report.html")
     path.write_text(page_of(tokens=tokens), encoding="utf-8")
-    said = open_page(path, locale="en-GB").locator(".explained > div").inner_text()
+    tab = open_page(path, locale="en-GB")
+    said = tab.locator(".explained > div").inner_text()
     assert "there is no critic" in said and "with a reward model or function" in said
+    assert "L = 9, the maximum length" in tab.locator(".equation").first.inner_text()
 
 
 def test_names_of_runs_are_not_read_as_words_to_explain(tmp_path, open_page):

@@ -220,7 +220,7 @@ class PPOLogs(Trainer):
             whitenings["reward_whitening"] = whitening(given, mask=mask, global_sum=self._global_sum)
         if args.whitens_advantages:
             whitenings["advantage_whitening"] = self._advantage_whitening(self._rollout)
-        names = ("gamma", *CLIPS, "advantage_estimator")
+        names = ("gamma", *CLIPS, "advantage_estimator", "loss_aggregation", "max_completion_length")
         options = {"kl_coef": rewards.kl_coef_in_reward, **{name: getattr(args, name) for name in names}}
         options["critic_lam"] = args.returns_lam
         return options | {name: pair and [x.item() for x in pair] for name, pair in whitenings.items()}

@@ -1,7 +1,8 @@
 """What the page's section "explorable PPO" reads of a token log, besides the tokens' own numbers."""
 
 NUMBERS, WHITENINGS = ("kl_coef", "gamma", "lam", "cliprange"), ("reward_whitening", "advantage_whitening")
-LATER = ("cliprange_high", "dual_clip", "group_scale", "critic_lam")  # not in the logs of earlier versions
+# Not in the logs of earlier versions.
+LATER = ("cliprange_high", "dual_clip", "group_scale", "critic_lam", "max_completion_length")
 
 
 def explorable(row: dict) -> dict:
@@ -18,7 +19,7 @@ def explorable(row: dict) -> dict:
         float(mean) + float(scale)
     sum(x for name in LATER if (x := options.get(name)) is not None)
     found = {"options": {name: options[name] for name in (*NUMBERS, *WHITENINGS, "advantage_estimator")}}
-    found["options"] |= {name: options[name] for name in LATER if name in options}
+    found["options"] |= {name: options[name] for name in (*LATER, "loss_aggregation") if name in options}
     found["rewarded_score"] = row["rewarded_score"]
     penalties = [token["kl_penalty"] for token in row["tokens"]]
     if penalties != [token["kl"] for token in row["tokens"]]:

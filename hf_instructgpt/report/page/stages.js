@@ -35,7 +35,7 @@ function formulaOf(T, run, stage) {
   const F = T.formulas, options = optionsOf(run, stage), group = groupOf(run, stage), mean = options.loss_aggregation ?? "token";
   if (stage.kind !== "ppo") return F[stage.name];
   const advantage = !isWithoutCritic(run, stage) ? F.ppo : group === "grpo" ? F.grpo : F.no_critic + (group ? " − b" : "");
-  return [advantage, F.loss(F.means[mean], isNumber(options.cliprange_high) ? "ε⁺" : "ε"),
+  return [advantage, F.loss(F.means[mean] ?? F.means.token, isNumber(options.cliprange_high) ? "ε⁺" : "ε"),
     mean === "fixed_length" && options.max_completion_length ? F.length(options.max_completion_length) : "", options.dual_clip ? F.dual(options.dual_clip) : ""].filter(Boolean).join("\n");
 }
 /* Whether a stage helped, from the numbers of the run, else from the curves. */

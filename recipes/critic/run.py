@@ -27,6 +27,7 @@ from hf_instructgpt.ppo.advantages import explained_variance, generalized_advant
 
 RECIPES = Path(__file__).parents[1]
 NUM_SAMPLES = 4  # per held-out prompt
+WITHOUT = "4 per prompt"  # what PPO without a critic is compared with
 # What differs between the two settings; responses are about 9 and 40 tokens long.
 SETTINGS = {
     "lab": {"config": "char_gpt", "adaptive": 2.0, "warmup": 32},
@@ -47,9 +48,9 @@ def cells(setting: str) -> dict[str, dict]:
         "own clip": {"critic_max_grad_norm": 1.0},
         "from random": {"width": 1},
         "twice as wide, from random": {"width": 2},
-        "4 per prompt": {"num_generations": 4},
-        "4 per prompt, rloo": {"num_generations": 4, "advantage_estimator": "rloo"},
-        "4 per prompt, grpo": {"num_generations": 4, "advantage_estimator": "grpo"},
+        WITHOUT: {"num_generations": 4},
+        f"{WITHOUT}, rloo": {"num_generations": 4, "advantage_estimator": "rloo"},
+        f"{WITHOUT}, grpo": {"num_generations": 4, "advantage_estimator": "grpo"},
     }
 
 
@@ -72,7 +73,9 @@ def main() -> None:
                 result = run(args.setting, start, folder, seed, options)
                 path.write_text(json.dumps(result, indent=2), encoding="utf-8")
             results[name].append(json.loads(path.read_text(encoding="utf-8")))
-    print(table(results))
+    print(table(results, base="none"))
+    if WITHOUT in results:
+        print(table({name: runs for name, runs in results.items() if name.startswith(WITHOUT)}, base=WITHOUT))
 
 
 def run(setting: str, start: Path, folder: Path, seed: int, options: dict) -> dict:
@@ -179,8 +182,8 @@ def held_out(setting: str, start: Path, tuned: Path, seed: int) -> dict:
     return {"judge": fmean(scores), **correct, "kl": fmean(answers.kl)}
 
 
-def table(results: dict[str, list[dict]]) -> str:
-    """Means over seeds and, beside none, the 95 % interval of the difference, paired by seed."""
+def table(results: dict[str, list[dict]], *, base: str) -> str:
+    """Means over seeds and the 95 % interval of the difference to the cell `base`, paired by seed."""
     names = {
         "explained_first": "explained variance, first quarter of rollouts",
         "explained_last": "last quarter",
@@ -191,7 +194,7 @@ def table(results: dict[str, list[dict]]) -> str:
         "num_tokens": "sampled tokens",
         "cpu_seconds": "CPU seconds",
     }
-    names = {name: title for name, title in names.items() if name in results["none"][0]}
+    names = {name: title for name, title in names.items() if name in results[base][0]}
     lines = [f"| | {' | '.join(names.values())} |", "| --- " * (len(names) + 1) + "|"]
     for cell, runs in results.items():
         columns = []
@@ -200,8 +203,8 @@ def table(results: dict[str, list[dict]]) -> str:
             text = f"{fmean(values):.{digits}f}"
             if math.isnan(values[0]):  # there is no critic
                 text = ""
-            elif cell != "none" and digits and len(values) > 1:
-                pairs = zip(values, (run[name] for run in results["none"]), strict=True)
+            elif cell != base and digits and len(values) > 1:
+                pairs = zip(values, (run[name] for run in results[base]), strict=True)
                 low, high = seed_interval([value - plain for value, plain in pairs])
                 text += f" ({low:+.{digits}f} to {high:+.{digits}f})"
             columns.append(text)

@@ -381,11 +381,15 @@ def _policy(setup: Setup) -> PreTrainedModel:
 
 
 def model_of(kind: type, config: PreTrainedConfig, args: PPOConfig, **options: Any) -> PreTrainedModel:
+    """A model of random weights, whose forward passes look at no numbers."""
     config, options = copy.deepcopy(config), {name: x for name, x in options.items() if x is not None}
-    config.get_text_config().pad_token_id = None  # GPT-2 would look for it among ids that are not there
+    config.get_text_config().use_cache = True  # Trainer writes False; without, models look at the values of positions
     options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code, **options}
     with loading(config.name_or_path or f"of the type {config.model_type}"):
-        return kind.from_config(config, **options)
+        model = kind.from_config(config, **options)
+    # GPT-2 would look for it among ids that are not there; RoBERTa's embeddings have taken it for their positions.
+    model.config.get_text_config().pad_token_id = None
+    return model
 
 
 @torch.no_grad()

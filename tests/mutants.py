@@ -3404,7 +3404,7 @@ MUTANTS = [
         f"{STAGES}/doctor_config.py",
         "in {note.message for note in self.findings}:",
         "in {note.message for note in self.fine}:",
-        f"{DOCTOR_CONFIG}test_what_is_sick_is_found[no model]",
+        f"{DOCTOR_CONFIG}test_what_is_sick_is_found[no reward twice]",
     ),
     Mutant(
         "56a",

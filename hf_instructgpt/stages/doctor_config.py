@@ -227,7 +227,8 @@ class Checkup:
         self.right(
             "data",
             say(
-                f"{data.source}: {_several(sizes[0], 'prompt')} to train on, {sizes[1]} to evaluate on; read as {shape}",
+                f"{data.source}: {_several(sizes[0], 'prompt')} to train on, {sizes[1]} to evaluate on; read as "
+                f"{shape}",
                 f"{data.source}：训练提示 {sizes[0]} 个，评估提示 {sizes[1]} 个；读作 {shape}",
             ),
             prompts=sizes[0],
@@ -257,18 +258,15 @@ class Checkup:
         if steps < 1:
             steps = math.ceil(options.num_train_epochs * math.ceil(num_prompts / per_rollout) * steps_each)
         rollouts, responses = math.ceil(steps / steps_each), options.rollout_size * options.world_size
-        alone = ("", "")
-        if options.n_gpu > 1:
-            alone = (
-                f"; of one process, and there are {options.n_gpu} GPUs",
-                f"；按一个进程计，而这里有 {options.n_gpu} 个 GPU",
-            )
+        count = options.n_gpu
+        words = (f"; of one process, and there are {count} GPUs", f"；按一个进程计，而这里有 {count} 个 GPU")
+        alone = say(*words) if count > 1 else ""
         self.right(
             "options",
             say(
                 f"{_several(steps, 'optimizer step')}, {_several(rollouts, 'rollout')} of "
-                f"{_several(responses, 'response')} to {_several(per_rollout, 'prompt')}{alone[0]}",
-                f"{steps} 个优化步，{rollouts} 次采样，每次对 {per_rollout} 个提示采样 {responses} 个回答{alone[1]}",
+                f"{_several(responses, 'response')} to {_several(per_rollout, 'prompt')}{alone}",
+                f"{steps} 个优化步，{rollouts} 次采样，每次对 {per_rollout} 个提示采样 {responses} 个回答{alone}",
             ),
             steps=steps,
             rollouts=rollouts,
@@ -364,7 +362,8 @@ class Checkup:
         )
         if args.value_model not in (None, "shared"):
             check_model_path(args.value_model)
-            check_has_weights(args.value_model)
+            with self.noting("model", args.value_model):
+                check_has_weights(args.value_model)
             critic = skeleton(AutoModel, load_config(args.value_model, **self.trust), training_args)
             check_contexts("the critic", critic, lengths, training_args)
 
@@ -451,6 +450,7 @@ class Checkup:
             try:
                 self._compare_memory()
             except InputError:
+                self.not_checked.append("memory")
                 raise
             except Exception as error:  # the count runs the code of any model and optimizer without numbers
                 reason = shorten(f"{type(error).__name__}: {error}", 100, placeholder=" ...")

@@ -624,9 +624,8 @@ def read_setup(options: list[str], *, reward_model: str | None, prompt_length: i
 
         adapter = PeftConfig.from_pretrained(name, revision=source["revision"])
         adapter.inference_mode = False
-    rewards = (
-        [load(name) for name in filter(is_model, args.reward_funcs)] if args.reward_funcs else [copy.deepcopy(policy)]
-    )
+    rewards = [load(name) for name in filter(is_model, args.reward_funcs)]
+    rewards = rewards if args.reward_funcs else [copy.deepcopy(policy)]
     for config in rewards:
         config.num_labels = 1  # a process reward model's second one is not counted
     quantised = "nf4" if model_args.load_in_4bit else "int8" if model_args.load_in_8bit else None

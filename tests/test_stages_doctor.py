@@ -435,6 +435,13 @@ def test_an_error_that_nobody_foresaw_is_a_finding(quick, monkeypatch):
     assert {"data", "rewards"} <= {check for check, _ in fine(found)}
 
 
+def test_a_broken_report_does_not_hide_what_the_reward_model_lacks(quick):
+    Path("reward/reward_report.json").write_text("{")
+    shorten("reward")
+    messages = [note["message"] for note in examine()["findings"]]
+    assert "cannot be read" in messages[0] and "reads at most 40 tokens" in messages[1]
+
+
 def test_memory_that_cannot_be_counted_is_not_checked(quick, monkeypatch):
     def fail(*args, **kwargs):
         raise ImportError("galore_torch is not there " + "x" * 200)

@@ -377,7 +377,8 @@ class Checkup:
             words = (f"the function {name} can be called with the data's columns", f"函数 {name} 可以用数据的列调用")
             self.right("rewards", say(*words))
             return
-        self._check_report(name)
+        with self.noting("rewards"):
+            self._check_report(name)
         if self.lengths is None:
             self.not_checked.append(say(f"what {name} reads", f"{name} 读到的文本"))
         else:

@@ -444,9 +444,13 @@ def report(*, folders: list[str], output: str | None) -> Path:
 
 def doctor(*, path: str, as_json: bool, ppo_options: list[str]) -> None:
     """Say what is wrong with a config, or went wrong in a run."""
+    if any(option.partition("=")[0] == "--config" for option in ppo_options):
+        raise InputError(f"`--config`: the config is {path}, which comes first; leave the option out.")
     if Path(path).is_file():
         imported("stages.doctor_config", "print_checkup")(config=path, options=ppo_options, as_json=as_json)
         return
+    if ppo_options and not Path(path).exists():
+        raise InputError(f"there is no file {path}. The config comes first, then options: `doctor ppo.yaml --seed 1`.")
     check_folder(path)
     if ppo_options:
         raise InputError(f"`{ppo_options[0]}` is for a config file, and {path} is a folder: leave it out.")

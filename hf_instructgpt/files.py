@@ -189,11 +189,15 @@ def check_is_there(name: str) -> None:
         raise InputError(f"there is no model at {name}: it is neither a folder nor a Hub id (user/name).")
 
 
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files of weights in a model's folder."""
+    return [path for path in sorted(Path(folder).glob("*model*")) if path.suffix in (".safetensors", ".bin")]
+
+
 def weights_sha256(folder: str | Path) -> dict[str, str]:
     """SHA-256 of each file of weights in a model's folder, by name."""
-    files = [path for path in sorted(Path(folder).glob("*model*")) if path.suffix in (".safetensors", ".bin")]
     sums = {}
-    for path in files:
+    for path in weight_files(folder):
         with path.open("rb") as file:
             sums[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return sums

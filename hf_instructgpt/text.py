@@ -196,19 +196,28 @@ def _turn(
 
     The first is what the prompt with its opened turn lacks, or None if the template changes the prompt itself.
     """
-    mark = "qzjxqzjx"  # occurs in no template
-    text = tokenizer.apply_chat_template(whole_text(prompt, mark), tokenize=False, **options)
-    opened, place = render_prompt(tokenizer, prompt, tokenize=False, **options), text.rindex(mark)
-    before = text[len(opened) : place] if text[:place].startswith(opened) else None
+    text, behind = around_answer(tokenizer, prompt, options)
+    opened = render_prompt(tokenizer, prompt, tokenize=False, **options)
+    before = text[len(opened) :] if text.startswith(opened) else None
     if before != "":
         logger.warning_once(
             f"The chat template begins the assistant's last message with {before or 'something'!r}, which the prompt "
             "of a new answer lacks. Responses without it are rendered again for the reward model, as in training."
         )
-    ids = tokenizer(text[place + len(mark) :], add_special_tokens=False)["input_ids"]
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
     special = _special_tokens(tokenizer)
     place = next((i for i, token in enumerate(ids) if token in special), None)
     return (before, None, []) if place is None else (before, ids[place], ids[place + 1 :])
+
+
+def around_answer(tokenizer: PreTrainedTokenizerBase, prompt: list[dict], options: dict) -> tuple[str, str]:
+    """What the template writes before and behind an answer to messages."""
+    mark = "qzjxqzjx"  # occurs in no template
+    text = tokenizer.apply_chat_template(whole_text(prompt, mark), tokenize=False, **options)
+    if mark not in text:
+        raise InputError(f"the chat template of {tokenizer.name_or_path} does not write the assistant's last message.")
+    before, _, behind = text.rpartition(mark)
+    return before, behind
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -11,15 +11,25 @@ import pytest
 import torch
 import yaml
 from test_report_reward import good, rankings, report_of
-from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    TrainingArguments,
+    ViTConfig,
+)
 
 from hf_instructgpt.cli import main
 from hf_instructgpt.files import weights_sha256
 from hf_instructgpt.language import choose_language
+from hf_instructgpt.models import loading
 from hf_instructgpt.scoring.reward_models import reward_model_scores
 from hf_instructgpt.stages import doctor_config
 from hf_instructgpt.stages.doctor_config import checkup, machine_memory
+from hf_instructgpt.stages.parsing import parse_stage
 from hf_instructgpt.stages.plan import PHASES, Memory
+from hf_instructgpt.stages.run_stage import kept_options
 
 END = 2  # id of </s>
 HEALTHY = {
@@ -120,7 +130,7 @@ def fine(found):
 
 def test_a_healthy_config_has_no_finding(here):
     found = examine()
-    assert found["findings"] == found["not_checked"] == []
+    assert (found["findings"], found["not_checked"]) == ([], ["weights"])
     numbers = {}
     for note in found["fine"]:
         numbers |= note["numbers"]
@@ -189,6 +199,25 @@ def foreign_reward():
     write_report()
 
 
+RAISING = "{{ raise_exception('no system message') }}"
+SILENT = ENDLESS.replace("}}\n", "}}")
+
+
+def save_bart():
+    shutil.copytree("policy", "bart")
+    BartConfig().save_pretrained("bart")
+
+
+def save_adapter(task_type="CAUSAL_LM", *, with_weights=False):
+    shutil.copytree("policy", "adapter")
+    Path("adapter/config.json").unlink()
+    Path("adapter/model.safetensors").unlink()
+    adapter = {"peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": "policy"}
+    Path("adapter/adapter_config.json").write_text(json.dumps({**adapter, "target_modules": ["q_proj"]}))
+    if with_weights:
+        Path("adapter/adapter_model.safetensors").touch()
+
+
 # Of each: what is done to the folder, what changes in the config, the checks that find it, and words of the first.
 SICK = {
     "weights": (None, {"reward_weights": [1.0]}, ["options"], "`reward_weights` has 1 entries for 2"),
@@ -198,6 +227,76 @@ SICK = {
     "LoRA": (None, {"use_peft": True}, ["options"], "`learning_rate` = 3e-06 .* 5e-5 and 5e-4"),
     "no model": (None, {"model_name_or_path": "./nowhere"}, ["model"], "there is no model at ./nowhere"),
     "no end": (forget_end, {}, ["model"], "the tokenizer of policy has no end-of-text token"),
+    "no weights": (lambda: Path("policy/model.safetensors").unlink(), {}, ["model"], "policy has no weights"),
+    "other head": (
+        None,
+        {"model_name_or_path": "reward"},
+        ["model"],
+        "no causal language model: it was saved as LlamaForSequenceClassification",
+    ),
+    "encoder": (save_bart, {"model_name_or_path": "bart"}, ["model"], "bart is an encoder-decoder"),
+    "adapter's rate": (
+        lambda: save_adapter(with_weights=True),
+        {"model_name_or_path": "adapter"},
+        ["options"],
+        "`learning_rate` = 3e-06 .* LoRA",
+    ),
+    "adapter's task": (
+        lambda: save_adapter("SEQ_CLS", with_weights=True),
+        {"model_name_or_path": "adapter"},
+        ["model"],
+        "`task_type` = SEQ_CLS, and one with CAUSAL_LM",
+    ),
+    "adapter's weights": (
+        save_adapter,
+        {"model_name_or_path": "adapter", "learning_rate": 5e-5},
+        ["model"],
+        "adapter has no weights",
+    ),
+    "reward's task": (save_adapter, {"reward_funcs": ["adapter"]}, ["rewards"], "CAUSAL_LM, and one with SEQ_CLS"),
+    "images": (
+        lambda: ViTConfig(num_labels=1).save_pretrained("vit"),
+        {"reward_funcs": ["vit"]},
+        ["rewards"],
+        "the model vit cannot be loaded: Unrecognized configuration class .{,150}$",
+    ),
+    "critic's weights": (
+        lambda: Path(shutil.copytree("policy", "critic"), "model.safetensors").unlink(),
+        {"value_model": "critic"},
+        ["model"],
+        "critic has no weights",
+    ),
+    "no text": (
+        None,
+        {"dataset_name": "nowhere", "ptx_dataset_name": "./none", "ptx_coef": 1.0},
+        ["data"],
+        "`ptx_dataset_name`",
+    ),
+    "raising template": (
+        lambda: set_template("policy", "reward", template=RAISING),
+        {},
+        ["template"],
+        "^the chat template of policy: no system message$",
+    ),
+    "reward's raises": (
+        lambda: set_template("reward", template=RAISING),
+        {},
+        ["rewards"],
+        "^the chat template of reward: no system message$",
+    ),
+    "silent": (
+        lambda: set_template("policy", "reward", template=SILENT),
+        {},
+        ["template"],
+        "ends the assistant's turn with nothing, and",
+    ),
+    "unwritten": (
+        lambda: set_template("policy", "reward", template="{{ messages[0]['content'] }}"),
+        {},
+        ["template"],
+        "the chat template of policy does not write the assistant's last message",
+    ),
+    "no reward twice": (None, {"reward_funcs": ["./nowhere"] * 2}, ["rewards"], "there is no model at ./nowhere"),
     "no data": (None, {"dataset_name": "nowhere"}, ["data"], "`dataset_name`: nowhere"),
     "copies": (repeat, {}, ["data"], "train: 1 of 3 rows occur before, word for word"),
     "shared": (share, {}, ["data"], "1 of 2 prompts to evaluate on are trained on too"),
@@ -222,7 +321,7 @@ SICK = {
         lambda: set_template("policy", "reward", template=ENDLESS),
         {},
         ["template"],
-        r"ends the assistant's turn with 'x\\n', and sampling stops at '</s>' alone.*`stop_token_ids`",
+        r"ends the assistant's turn with '\\n', and sampling stops at '</s>' alone.*`stop_token_ids`",
     ),
     "other template": (
         lambda: set_template("reward", template=OTHER),
@@ -241,7 +340,7 @@ SICK = {
     "reward's context": (
         lambda: shorten("reward"),
         {},
-        ["rewards", "memory"],
+        ["rewards"],
         "the reward model reward reads at most 40 tokens",
     ),
     "no function": (None, {"reward_funcs": ["my_rewards.none"]}, ["rewards"], "my_rewards.py:none cannot be imported"),
@@ -319,6 +418,93 @@ def test_the_ways_out_lead_out(quick):
     assert examine(missing_eos_penalty=1.0, use_peft=True, learning_rate=5e-5)["findings"] == []
 
 
+def test_a_prompt_that_opens_a_thought_has_an_end(quick):
+    thinking = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
+    thinking += "{% if add_generation_prompt %}assistant: <think>{% endif %}"
+    set_template("policy", "reward", template=thinking)
+    assert examine()["findings"] == []
+
+
+def test_an_error_that_nobody_foresaw_is_a_finding(quick, monkeypatch):
+    def fail(*args):
+        raise KeyError("size")
+
+    monkeypatch.setattr(doctor_config, "check_vocabulary", fail)
+    found = examine(reward_weights=[1.0])
+    assert [(note["check"], note["message"]) for note in found["findings"]][1:] == [("model", "KeyError: 'size'")]
+    assert {"data", "rewards"} <= {check for check, _ in fine(found)}
+
+
+def test_a_broken_report_does_not_hide_what_the_reward_model_lacks(quick):
+    Path("reward/reward_report.json").write_text("{")
+    shorten("reward")
+    messages = [note["message"] for note in examine()["findings"]]
+    assert "cannot be read" in messages[0] and "reads at most 40 tokens" in messages[1]
+
+
+def test_memory_that_cannot_be_counted_is_not_checked(quick, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ImportError("galore_torch is not there " + "x" * 200)
+
+    monkeypatch.setattr(doctor_config, "counted", fail)
+    found = examine(generator={"url": "http://127.0.0.1:9"})
+    assert found["findings"] == []
+    assert found["not_checked"] == ["memory (ImportError: galore_torch is not there ...)", "weights", "`generator`"]
+
+
+def test_packages_that_are_missing_are_found(quick, monkeypatch):
+    monkeypatch.setattr(loading, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(doctor_config, "is_vllm_available", lambda: False)
+    adapter = {"use_peft": True, "learning_rate": 5e-5}
+    for changes, words in (
+        ({"load_in_4bit": True, **adapter}, "`load_in_4bit` needs bitsandbytes"),
+        ({"frozen_dtype": "nf4"}, "`nf4` needs bitsandbytes"),
+        ({"use_vllm": True}, "`use_vllm` needs vLLM"),
+    ):
+        (finding,) = examine(**changes)["findings"]
+        assert finding["check"] == "options" and finding["message"].startswith(words)
+
+
+def test_other_options_than_those_of_a_run_to_resume_are_found(quick, monkeypatch):
+    config = Path("ppo.yaml")
+    config.write_text(yaml.safe_dump(HEALTHY))
+    args = parse_stage("ppo", ["--config", "ppo.yaml"])
+    Path("ppo").mkdir()
+    Path("ppo/stage.json").write_text(json.dumps({"options": kept_options(*args), "finished": False}))
+    assert checkup("ppo.yaml", ["--resume", "true"])["findings"] == []
+    (finding,) = checkup("ppo.yaml", ["--resume", "true", "--max_steps", "16"])["findings"]
+    assert "`max_steps` differs" in finding["message"]
+
+
+def test_several_gpus_are_no_finding(quick, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 2))
+    found = examine(max_steps=4, per_device_train_batch_size=1, num_mini_batches=1, num_ppo_epochs=4)
+    assert found["findings"] == []
+    steps = "4 optimizer steps, 1 rollout of 1 response to 1 prompt; of one process, and there are 2 GPUs"
+    assert ("options", steps) in fine(found)
+
+
+def test_of_many_prompts_a_sample_is_tokenized(quick, monkeypatch):
+    write_rows("train", [user("x" * (10 + i)) for i in range(20)])
+    write_rows("test", [user("y")])
+    counts = []
+    encode = doctor_config.encode_rows
+    monkeypatch.setattr(
+        doctor_config, "encode_rows", lambda tokenizer, rows: counts.append(len(rows)) or encode(tokenizer, rows)
+    )
+    monkeypatch.setattr(doctor_config, "SAMPLE", 3)
+    (text,) = [message for check, message in fine(examine()) if check == "lengths"]
+    # "user: ", "</s>" and "assistant: " are 18 tokens more; rows 0, 7 and 14, and y.
+    assert text.startswith("prompts have about 31.5 tokens (median) and at most about 47;") and sum(counts) < 10
+
+
+def test_languages_are_not_mixed(quick):
+    repeat()
+    choose_language("zh")
+    (finding,) = examine()["findings"]
+    assert not re.search(r"[\u4e00-\u9fff]", finding["message"])
+
+
 def test_a_reward_model_that_pads_with_the_end_does_not_see_it(here):
     model = LlamaForSequenceClassification.from_pretrained("reward").eval()
     for pad_token_id, sees_it in ((0, True), (END, False)):
@@ -345,11 +531,11 @@ def test_each_check_runs_whatever_the_others_refuse(quick):
     )
     checks = [note["check"] for note in found["findings"]]
     assert checks == ["options", "options", "model", "options", "rewards"]
-    assert found["not_checked"] == ["template", "lengths", "what reward reads", "memory"]
+    assert found["not_checked"] == ["template", "lengths", "what reward reads", "memory", "weights"]
     assert {check for check, _ in fine(found)} == {"data", "options", "rewards"}
     found = examine(dataset_name="nowhere")
     assert [note["check"] for note in found["findings"]] == ["data"]
-    assert found["not_checked"] == ["template", "lengths", "what reward reads"]
+    assert found["not_checked"] == ["template", "lengths", "what reward reads", "weights"]
 
 
 def test_memory_is_that_of_the_machine(monkeypatch):
@@ -371,13 +557,20 @@ def test_a_run_that_does_not_fit_gets_ways_out(quick, monkeypatch):
     )
     assert finding["message"].startswith(begins) and "(0.10 GiB)" in finding["message"]
     assert examine(per_device_train_batch_size=10)["findings"] == []
+    monkeypatch.setattr(doctor_config, "machine_memory", lambda device: int(0.96 * 2**30))
+    (finding,) = examine(per_device_train_batch_size=10)["findings"]
+    assert "do not fit in 0.96 GiB" in finding["message"]
     monkeypatch.setattr(doctor_config, "machine_memory", lambda device: None)
     assert ("memory", "These options (full) take 0.20 GiB per device.") in fine(examine())
 
 
 def test_a_setup_that_cannot_be_planned_is_a_finding(here):
     (finding,) = examine(dtype="bfloat16")["findings"]
-    assert finding["check"] == "memory" and "the policy has weights in bfloat16" in finding["message"]
+    assert finding["check"] == "options" and finding["message"].startswith("the policy has weights in bfloat16")
+    found = examine(value_model="shared", advantage_estimator="rloo", num_generations=2)
+    (finding,) = found["findings"]
+    assert found["not_checked"] == ["memory", "weights"]
+    assert finding["check"] == "options" and "rloo" in finding["message"]
 
 
 # ---- The verb ------------------------------------------------------------------------------------------------------
@@ -388,7 +581,8 @@ def test_the_verb_prints_findings_first_and_exits_with_0(quick, capsys):
     assert main(["doctor", "ppo.yaml", "--lang", "en"]) == 0
     first, *others, last = capsys.readouterr().out.splitlines()
     assert first == "ppo.yaml: checked before training; no weights were loaded"
-    assert not any(line.startswith("!") for line in others) and last == "Nothing found: no check failed."
+    assert not any(line.startswith("!") for line in others) and last == "Not checked: weights"
+    assert others[-1] == "Nothing found: no check failed."
     assert main(["doctor", "ppo.yaml", "--reward_weights", "1", "--dataset_name", "nowhere", "--lang", "zh"]) == 0
     first, *others, last = capsys.readouterr().out.splitlines()
     assert first == "ppo.yaml：训练前的检查，没有加载权重" and last.startswith("未检查：template, lengths")
@@ -403,8 +597,10 @@ def test_what_is_no_config_of_ppo_is_refused(here, capsys):
     Path("run.yaml").write_text("output_dir: runs\nsft: {}\nreward: {}\nppo: {}\n")
     Path("broken.yaml").write_text("max_steps: many\n")
     assert main(["doctor", "run.yaml"]) == main(["doctor", "broken.yaml"]) == main(["doctor", "none.yaml"]) == 2
-    assert main(["doctor", "data", "--max_steps", "3"]) == 2
-    pipeline, broken, missing, folder = capsys.readouterr().err.splitlines()
+    assert main(["doctor", "data", "--max_steps", "3"]) == main(["doctor", "--max_steps", "3", "ppo.yaml"]) == 2
+    assert main(["doctor", "run.yaml", "--config", "broken.yaml"]) == 2
+    pipeline, broken, missing, folder, late, second = capsys.readouterr().err.splitlines()
     assert "run.yaml: unknown key `sft`. This looks like a config for `hf-instructgpt run`" in pipeline
     assert "`max_steps`" in broken and "there is no folder" in missing
     assert "`--max_steps` is for a config file, and data is a folder" in folder
+    assert "there is no file 3. The config comes first" in late and "the config is run.yaml" in second

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, RobertaConfig
 from trl import ModelConfig
 
 from hf_instructgpt.char_gpt import CharGPTConfig
@@ -55,6 +55,18 @@ def test_weights_gradients_and_optimizer_by_hand(tmp_path):
     assert parts["optimizer"] == 8 * trained + 4 * tensors  # two moments, and each tensor's number of steps
     assert parts["of them logits"] == 4 * 2 * 6 * 10  # one column more than the response has
     assert parts["cache"] >= 4 * 4 * 7 * 2 * 2  # four responses, all columns but the last, keys and values, one head
+
+
+def test_trained_models_are_planned_which_trainer_saves_without_a_cache(tmp_path):
+    trained = LlamaConfig(**LLAMA.to_dict() | {"use_cache": False})
+    with_critic = {"rewards": (trained,), "critic": trained}
+    assert count(make_setup(tmp_path, trained, **with_critic)) == count(make_setup(tmp_path, critic=LLAMA))
+
+
+def test_positions_that_count_from_the_padding_are_planned(tmp_path):
+    roberta = RobertaConfig(**SIZES, num_labels=1, max_position_embeddings=40)
+    assert roberta.pad_token_id == 1
+    assert count(make_setup(tmp_path, rewards=(roberta,))).phases["scoring"] > 0
 
 
 def test_what_is_not_trained_is_not_counted(tmp_path):

@@ -84,7 +84,8 @@ def loading(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         what = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise InputError(f"the model {name} cannot be loaded: {what}{' '.join(str(error).split())}") from error
+        words = " ".join(str(error).split()).partition(" Model type should be one of")[0]  # hundreds of them
+        raise InputError(f"the model {name} cannot be loaded: {what}{words}") from error
 
 
 def load_policy(

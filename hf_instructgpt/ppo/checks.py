@@ -45,13 +45,18 @@ def check_kinds(args: TrainingArguments, processing_class: PreTrainedTokenizerBa
 
 
 def check_processes(args: PPOConfig) -> None:
-    """Refuse options that PPO, or this way of launching it, does not support."""
+    """Refuse a way of launching PPO, and options, that it does not support."""
     check_launch(args)
     if args.n_gpu > 1:
         raise InputError(
             f"one process sees {args.n_gpu} GPUs: start with `accelerate launch` or `torchrun`, one process "
             "per GPU, or let CUDA_VISIBLE_DEVICES name a single one."
         )
+    check_supported(args)
+
+
+def check_supported(args: PPOConfig) -> None:
+    """Refuse options that PPO does not support."""
     unsupported = [name for name, unused in UNUSED_OPTIONS.items() if getattr(args, name) != unused]
     # These would deal a rollout's prompts out twice.
     unsupported += [name for name in ("split_batches", "dispatch_batches") if getattr(args.accelerator_config, name)]

@@ -122,7 +122,7 @@ def check_num_labels(name: str, num_labels: int, *, of_tokens: bool) -> None:
 
 def check_padding_id(name: str, config: PreTrainedConfig) -> None:
     """Refuse a reward model that cannot tell padding from text."""
-    if config.get_text_config().pad_token_id is None:
+    if getattr(config.get_text_config(), "pad_token_id", None) is None:  # a model of images has no such field
         raise InputError(
             f"{name} has no `pad_token_id` in its config and cannot score texts of unequal length. Set the one it was "
             "trained with."

@@ -150,11 +150,16 @@ def check_reward_model(name: str, *, option: str, trust_remote_code: bool) -> No
         )
 
 
+def is_model(name: str) -> bool:
+    """Whether a name of a reward is a model's, not a function's."""
+    return not is_function(name) and (Path(name).is_dir() or "/" in name)
+
+
 def resolve_reward(name: str, *, trust_remote_code: bool = False, option: str = "reward_funcs") -> str | Callable:
     """The name itself, given by `option`, if it is a reward model's, else the Python function of that name."""
     if is_function(name):
         return load_function(name, option=option)
-    if Path(name).is_dir() or "/" in name:
+    if is_model(name):
         check_reward_model(name, option=option, trust_remote_code=trust_remote_code)
         return name
     if "." not in name:

@@ -72,9 +72,8 @@ from ..ppo.speed import choose_precision, computes_in_bfloat16, speed_up
 from ..sampling.policy_sampler import draw_tokens
 from ..scoring.reward_models import reward_model_scores
 from .adapters import lora_config
-from .load_models import load_config, model_source
+from .load_models import is_model, load_config, model_source
 from .parsing import parse_stage
-from .user_functions import is_function
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -381,11 +380,15 @@ def _policy(setup: Setup) -> PreTrainedModel:
 
 
 def model_of(kind: type, config: PreTrainedConfig, args: PPOConfig, **options: Any) -> PreTrainedModel:
+    """A model of random weights, whose forward passes look at no numbers."""
     config, options = copy.deepcopy(config), {name: x for name, x in options.items() if x is not None}
-    config.get_text_config().pad_token_id = None  # GPT-2 would look for it among ids that are not there
+    config.get_text_config().use_cache = True  # Trainer writes False; without, models look at the values of positions
     options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code, **options}
     with loading(config.name_or_path or f"of the type {config.model_type}"):
-        return kind.from_config(config, **options)
+        model = kind.from_config(config, **options)
+    # GPT-2 would look for it among ids that are not there; RoBERTa's embeddings have taken it for their positions.
+    model.config.get_text_config().pad_token_id = None
+    return model
 
 
 @torch.no_grad()
@@ -621,9 +624,8 @@ def read_setup(options: list[str], *, reward_model: str | None, prompt_length: i
 
         adapter = PeftConfig.from_pretrained(name, revision=source["revision"])
         adapter.inference_mode = False
-    others = [name for name in args.reward_funcs if not is_function(name)]
-    models = [name for name in others if Path(name).is_dir() or "/" in name]
-    rewards = [load(name) for name in models] if args.reward_funcs else [copy.deepcopy(policy)]
+    rewards = [load(name) for name in filter(is_model, args.reward_funcs)]
+    rewards = rewards if args.reward_funcs else [copy.deepcopy(policy)]
     for config in rewards:
         config.num_labels = 1  # a process reward model's second one is not counted
     quantised = "nf4" if model_args.load_in_4bit else "int8" if model_args.load_in_8bit else None
@@ -746,9 +748,9 @@ def verdict(found: dict[str, Memory], ways_out: dict[str, Memory], *, yours: str
     if memory is None:
         return [*lines, f"These options ({yours}) take {_gib(plan.maximum)} GiB per device."]
     if fits(plan, memory):
-        return [*lines, f"These options ({yours}) fit in {memory:g} GiB: {_gib(plan.maximum)} GiB at most."]
+        return [*lines, f"These options ({yours}) fit in {memory:.4g} GiB: {_gib(plan.maximum)} GiB at most."]
     phase = max(plan.phases, key=plan.phases.get)
-    lines += [f"These options ({yours}) do not fit in {memory:g} GiB: {phase} takes {_gib(plan.maximum)} GiB."]
+    lines += [f"These options ({yours}) do not fit in {memory:.4g} GiB: {phase} takes {_gib(plan.maximum)} GiB."]
     others = [f"{name} ({_gib(one.maximum)} GiB)" for name, one in {**found, **ways_out}.items() if fits(one, memory)]
     lines.append(f"What fits: {'; '.join(others)}." if others else "Nothing here fits: use a smaller model.")
     return lines

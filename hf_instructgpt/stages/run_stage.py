@@ -41,10 +41,7 @@ def run_stage(
     With `push_to_hub` the finished result is pushed; if that fails, the same command with `--resume` pushes it.
     """
     check_launch(training_args)
-    output_dir = Path(training_args.output_dir)
-    options = {**vars(args), **training_args.to_dict(), **vars(model_args)}
-    options = {name: value for name, value in options.items() if name not in ELSEWHERE}
-    options = json.loads(json.dumps(options, default=str))
+    output_dir, options = Path(training_args.output_dir), kept_options(args, training_args, model_args)
     check_sources({**vars(args), **vars(model_args)}, output_dir)
     repo = training_args.hub_model_id or output_dir.absolute().name
     with stage_folder(output_dir, options=options, overwrite=args.overwrite_output_dir, resume=args.resume) as folder:
@@ -61,6 +58,13 @@ def run_stage(
         push_stage(output_dir, repo, private=training_args.hub_private_repo)
     state.wait_for_everyone()
     return output_dir
+
+
+def kept_options(args: StageArguments, training_args: TrainerConfig, model_args: ModelConfig) -> dict:
+    """The options that `stage.json` holds: those that affect the result."""
+    options = {**vars(args), **training_args.to_dict(), **vars(model_args)}
+    options = {name: value for name, value in options.items() if name not in ELSEWHERE}
+    return json.loads(json.dumps(options, default=str))
 
 
 def check_sources(options: dict, output_dir: Path) -> None:

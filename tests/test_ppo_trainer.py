@@ -1005,12 +1005,12 @@ class Processor:
         ("`ref_model` knows 67 tokens and the policy 68: it must know", {"ref_model": policy(vocab_size=67)}),
     ],
 )
-def test_arguments_of_another_kind(message, arguments):
+def test_arguments_of_another_kind(tmp_path, message, arguments):
     arguments = {"model": policy(), "processing_class": TOKENIZER, "reward_funcs": lengths, **arguments}
     with pytest.raises(InputError, match=message):
         PPOTrainer(
             train_dataset=PROMPTS,
-            **{"args": PPOConfig(output_dir="unused", use_cpu=True, max_completion_length=8), **arguments},
+            **{"args": PPOConfig(output_dir=str(tmp_path), use_cpu=True, max_completion_length=8), **arguments},
         )
 
 

@@ -126,6 +126,7 @@ def test_what_the_last_release_pushed_generates_the_same_text_where_this_package
         assert tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :]) == text
 
 
+@pytest.mark.slow
 def test_loads_where_the_package_cannot_be_imported(folder, tmp_path):
     root, models = folder
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}

@@ -484,6 +484,7 @@ def write(folder, **changes):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_whole_run_goes_on_where_it_was_stopped(here, tmp_path, capsys):
     out, config = tmp_path / "out", write(tmp_path)
     argv = ["arena", "--config", config, "--output_dir", str(out)]

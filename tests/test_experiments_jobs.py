@@ -25,6 +25,7 @@ def work(folder, x, fail=False):
     return {"square": x * x}
 
 
+@pytest.mark.slow
 def test_cells_are_run_once_and_their_output_is_kept(tmp_path, capfd):
     cells = {name: {"x": x} for name, x in (("a", 2), ("b", 3))}
     assert run_cells(work, cells, tmp_path / "cells") == {"a": {"square": 4}, "b": {"square": 9}}

@@ -45,6 +45,8 @@ def scenario(server, tmp_path):
     return run
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 def test_a_run_is_pushed_and_pulled_back(document_run, scenario):
     output = scenario("a_run_is_pushed_and_pulled_back", document_run)
     assert len(re.findall(r"Pushed: http://127\.0\.0\.1:\d+/(?:datasets/)?user/doc-", output)) == 4
@@ -62,11 +64,13 @@ def test_stages_push_by_themselves(scenario):
     assert "the Hub answered 403" in output and "`hub_token` would be written to files" in output
 
 
+@pytest.mark.slow
 def test_adapters_name_their_base(llama, scenario):
     output = scenario("adapters_name_their_base", llama)
     assert "the adapter's base model base is not on the Hub" in output
 
 
+@pytest.mark.slow
 def test_old_code_is_replaced(scenario):
     output = scenario("old_code_is_replaced", TESTS / "pushed" / "0.1.0")
     assert "user/old has this version's code already." in output

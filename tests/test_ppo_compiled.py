@@ -80,6 +80,7 @@ def test_a_router_loss_is_that_without(tmp_path):
     assert largest_difference(compiled, plain) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_layers_are_plain_while_sampling_and_afterwards(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         trainer = make(tmp_path, policy(**LAYERS), reward_model(**LAYERS), max_steps=4, **COMPILED)

@@ -20,6 +20,8 @@ from hf_instructgpt.ppo import trainer as trainer_module
 from hf_instructgpt.ppo.config import PPOConfig
 from hf_instructgpt.ppo.trainer import PPOTrainer
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
+
 EOS = 66
 HAS_DEEPSPEED = is_deepspeed_available()
 TOKENIZER = CharGPTTokenizer.from_document()

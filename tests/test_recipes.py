@@ -186,6 +186,7 @@ def tiny_run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_alignment_tax_is_measured(tiny_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(RECIPES.parent)
     monkeypatch.syspath_prepend(str(RECIPES.parent))

@@ -162,6 +162,7 @@ def test_the_reward_model_has_a_reward_report_and_the_run_shows_it(done):
     assert shown in (done / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_broken_run_goes_on_where_it_stopped_and_ends_the_same(done, here, monkeypatch):
     """Broken in PPO's training, then in the report; seconds apart, its numbers are those of a run in one go."""
     config = write(here)

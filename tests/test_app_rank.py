@@ -202,6 +202,8 @@ def test_the_mark_follows_keyboard_and_mouse_and_starts_anew(served, open_page):
     assert by_shown(file.rows()[-1]) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("rank page")
 def test_held_keys_act_once(served, open_page):
     address, file = served()
     tab = open_page(address)

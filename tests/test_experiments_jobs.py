@@ -94,6 +94,7 @@ def stay(folder, pid_file):
     time.sleep(600)
 
 
+@pytest.mark.slow
 def test_workers_end_with_the_process_that_started_them(tmp_path):
     """Also where that is killed and can tell them nothing."""
     pid_file = tmp_path / "pid"

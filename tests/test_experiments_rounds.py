@@ -430,6 +430,7 @@ def test_a_judge_that_only_compares(done, tmp_path, monkeypatch):
     assert report["measure"] == "wins" and report["rows"][1]["numbers"]["wins"]["mean"] is not None
 
 
+@pytest.mark.slow
 def test_an_llm_ranks_and_is_not_asked_twice(tmp_path, monkeypatch):
     """It says A if the first answer's code is higher, and nothing useful about colours."""
 

@@ -84,6 +84,8 @@ def test_trainers_push(llama, scenario):
     scenario("trainers_push", llama)
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("hub")
 def test_what_is_pushed_is_what_is_meant(document_run, scenario):
     output = scenario("what_is_pushed_is_what_is_meant", document_run)
     assert "doc/sft/README.md was edited by hand and is pushed as it is" in output
@@ -95,6 +97,7 @@ def test_a_run_on_ones_own_rows(scenario):
     scenario("a_run_on_ones_own_rows")
 
 
+@pytest.mark.slow
 def test_sample_data_are_pushed(scenario):
     scenario("sample_data_are_pushed")
 

@@ -183,6 +183,7 @@ def test_a_folder_is_free_again_after_a_run_that_failed(tmp_path):
             trainer.train()
 
 
+@pytest.mark.slow
 def test_a_block_within_a_block_is_the_same_run(tmp_path, other_run):
     with alone_in(tmp_path):
         with alone_in(tmp_path / "."):

@@ -76,6 +76,7 @@ def relied_on() -> set[str]:
     return set(filter(is_private, found | (used - defined_in(nodes))))
 
 
+@pytest.mark.slow
 def test_the_list_in_the_documentation_is_what_the_code_uses():
     section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Private names")[1].split("\n## ")[0]
     listed = set(filter(is_private, re.findall(r"`(\w+)`", section)))

@@ -282,6 +282,7 @@ def test_keys_go_on_after_the_mouse_and_press_what_is_focused(served, open_page)
     told(tab, "All done")
     assert [row["all_bad"] for row in file.rows()] == [False, True, False]
     press(tab, "u")
+    tab.wait_for_selector(".answer:visible")  # in the place of the end
     seen(tab)
     tab.focus("#skip")
     press(tab, "Enter")
@@ -537,6 +538,7 @@ def test_pairs(served, open_page, flags):
     assert [by_shown(row) for row in rows] == [[1, 2], [2, 1], [1, 1], [1, 2], [2, 1]]
     assert {row["mode"] for row in rows} == {"pairs"}
     press(tab, "u")
+    tab.wait_for_selector(".answer:visible")
     seen(tab)
     assert tab.is_checked("#pair input[value='2']") and tab.locator(".better").get_attribute("id") == "card-B"
 
